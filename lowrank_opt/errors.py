@@ -1,0 +1,66 @@
+"""Errors and warnings of the package: one root, built-in second parents.
+
+Every message states the rule, what came, and what to do. Matrices are never printed.
+"""
+
+
+class LowRankError(Exception):
+    """Root of every error raised on purpose by this package."""
+
+
+class ShapeError(LowRankError, ValueError):
+    """Shapes, dtypes or devices that do not fit together."""
+
+
+class RankError(LowRankError, ValueError):
+    """A rank outside ``1..min(m, n)``."""
+
+
+class RadiusError(LowRankError, ValueError):
+    """A norm bound, norm order or weight outside its domain."""
+
+
+class ObservationError(LowRankError, ValueError):
+    """Observed entries that are duplicate, out of range, not finite or absent."""
+
+
+class TargetError(LowRankError, ValueError):
+    """A target matrix that cannot be assigned: not finite, or of another shape."""
+
+
+class NotInSetError(LowRankError, ValueError):
+    """A target outside the declared feasible set.
+
+    Attributes
+    ----------
+    excess : float
+        By how much the target exceeds the set, in the unit of the set's norm.
+    """
+
+    def __init__(self, message: str, *, excess: float) -> None:
+        super().__init__(message)
+        self.excess = excess
+
+
+class NoRightInverseError(LowRankError, NotImplementedError):
+    """The parameterization offers no map from matrices back to parameters."""
+
+
+class ConvergenceError(LowRankError, RuntimeError):
+    """Raised only by ``result.raise_if_failed()``; solvers return a status instead."""
+
+
+class DenseMaterializationError(LowRankError, RuntimeError):
+    """An m x n tensor was allocated where only factors are allowed."""
+
+
+class DataError(LowRankError, OSError):
+    """A data or results file that cannot be read, downloaded, verified or written."""
+
+
+class ConvergenceWarning(UserWarning):
+    """The iteration stopped before its tolerance was reached."""
+
+
+class PrecisionWarning(UserWarning):
+    """A guarantee holds only to a looser tolerance in this arithmetic."""
