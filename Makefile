@@ -1,0 +1,78 @@
+# Every target works from a fresh clone: the first one run makes .venv.
+# Variables: PYTHON (3.11 or newer), WORKERS (test processes), PYTEST_ARGS.
+
+PYTHON ?= python3
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# One thread for each test process: two processes with two threads each are slower on two cores.
+THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+SOURCES := lowrank_opt problems experiments tests docs conftest.py noxfile.py
+PRESENT = $(wildcard $(SOURCES))
+
+.DEFAULT_GOAL := help
+.PHONY: help venv movielens test format format-check lint types docs wheel clean
+
+help: ## Show this help
+	@echo "Targets (each one installs what it needs into $(VENV) first):"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+	@echo "Use another interpreter with: make PYTHON=python3.12 TARGET"
+
+venv: $(STAMP) ## Make the virtual environment and install the pinned versions
+
+movielens: $(STAMP) ## Complete MovieLens-100K: a table, figures and a JSON record
+	@$(BIN)/python -m experiments.movielens
+
+test: $(STAMP) ## Run the whole test suite, property-based tests included
+	@$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+format: $(STAMP) ## Format the code and sort the imports
+	@$(BIN)/ruff check --quiet --select I --fix $(PRESENT)
+	@$(BIN)/ruff format $(PRESENT)
+
+format-check: $(STAMP) ## Fail if the formatter would change a file
+	@$(BIN)/ruff format --check $(PRESENT)
+
+lint: $(STAMP) ## Lint
+	@$(BIN)/ruff check $(PRESENT)
+
+types: $(STAMP) ## Check the types (strict)
+	@$(BIN)/basedpyright $(wildcard lowrank_opt problems experiments)
+
+docs: $(STAMP) ## Build the documentation into docs/_build/html, warnings are errors
+	@rm -rf docs/_build docs/reference/generated
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "built docs/_build/html/index.html"
+
+wheel: $(STAMP) ## Build the wheel into dist/ and check what is in it
+	@rm -rf build dist
+	@$(BIN)/python -m build --wheel --no-isolation --outdir dist > /dev/null
+	@LOWRANK_OPT_WHEEL="$$(echo dist/*.whl)" $(BIN)/python -m pytest -q tests/test_packaging.py
+	@ls dist
+
+clean: ## Remove the virtual environment and everything that was built
+	rm -rf $(VENV) build dist docs/_build docs/reference/generated *.egg-info
+	rm -rf .pytest_cache .ruff_cache .hypothesis
+	find lowrank_opt problems experiments tests docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# The stamp is written last, and removed before anything else. A .venv without it was interrupted
+# half-way and is made anew; one with an older stamp is brought up to date.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) > /dev/null || { \
+	  echo "error: needs Python 3.11 or newer; $(PYTHON) was not found; install it or run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1); run: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2> /dev/null || { \
+	  echo "error: needs the modules venv and ensurepip; $(PYTHON) has not both; on Debian and Ubuntu run: apt install python3-venv" >&2; exit 1; }
+	@if [ -f $@ ] && $(BIN)/python -m pip --version > /dev/null 2>&1; then \
+	  echo "bringing $(VENV) up to date"; rm -f $@; \
+	else \
+	  echo "making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); \
+	fi
+	@$(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check \
+	  --progress-bar off -c constraints.txt -e ".[dev,docs]"
+	@touch $@
