@@ -1,0 +1,200 @@
+r"""The Cayley transform of tall matrices, one-sided so that it cannot leave the unit ball.
+
+For free :math:`X` (r x r) and :math:`Y` (k x r) put :math:`Z = X - X^T + Y^T Y` and
+
+.. math:: G = \begin{bmatrix} (I - Z)(I + Z)^{-1} \\ -2 Y (I + Z)^{-1} \end{bmatrix},
+          \qquad G^T G = I .
+
+With an inexact Gram matrix :math:`\hat P \approx Y^T Y` and a shift :math:`\tau`,
+:math:`G^T G = I - 4 M^T (\hat P + \tau I - Y^T Y) M`: a positive shift of the size of the rounding
+error of the Gram matrix turns *approximately orthonormal* into *never above one*.
+"""
+
+import torch
+from torch import Tensor
+
+from lowrank_opt.linalg.scaling import working_dtype
+
+
+def tall_cayley(skew: Tensor | None, rows: Tensor) -> Tensor:
+    r"""Return the tall Cayley transform of ``[skew; rows]``, a matrix with G^T G <= I.
+
+    Parameters
+    ----------
+    skew : Tensor, shape (..., r, r), or None
+        Only its skew part matters; None stands for zero.
+    rows : Tensor, shape (..., k, r)
+        Any finite values.
+
+    Returns
+    -------
+    Tensor, shape (..., r + k, r)
+        In the working dtype; singular values at most 1 up to a few units of rounding, whatever
+        the arguments, and equal to 1 to that accuracy while arguments stay below 1e4 (float64).
+
+    Notes
+    -----
+    Everything is divided by :math:`c^2`, c the largest entry of ``rows`` or the root of that of
+    ``skew`` (at least 1): no finite argument overflows. The r x r system is solved by LU with
+    partial pivoting; without pivoting a large skew part costs 10 to 100 times the accuracy.
+
+    References
+    ----------
+    Trockman and Kolter (ICLR 2021); Wang and Manchester (arXiv 2301.11526) for the tall form.
+
+    Examples
+    --------
+    >>> G = tall_cayley(None, torch.tensor([[1.0]]))
+    >>> torch.allclose(G, torch.tensor([[0.0], [-1.0]], dtype=G.dtype))
+    True
+    """
+    Y = rows.to(working_dtype(rows))
+    r = Y.shape[-1]
+    eye = torch.eye(r, dtype=Y.dtype, device=Y.device)
+    X = torch.zeros_like(eye) if skew is None else skew.to(Y.dtype)
+    c = _common_scale(X, Y)
+    Yc, Xc = Y / c, X / c / c
+    K, P = Xc - Xc.mT, Yc.mT @ Yc
+    # (I + Z) / c^2: never singular, because its symmetric part is at least shift > 0.
+    N = c**-2 * eye + K + P + _shift(c, K, P) * eye
+    N_inverse = torch.linalg.inv_ex(N).inverse
+    G = torch.cat((2 * (N_inverse / c / c) - eye, -2 * (Yc @ (N_inverse / c))), dim=-2)
+    return _polish(G)
+
+
+def _polish(G: Tensor) -> Tensor:
+    """Take one Newton-Schulz step, G (3 I - G^T G) / 2.
+
+    Singular values g become g (3 - g^2) / 2 <= 1: what the shift took is given back, and what LU
+    left above one (4e-12 at parameters of size 1e6 in float64, without this step) is removed.
+    """
+    return 1.5 * G - 0.5 * (G @ (G.mT @ G))
+
+
+def _common_scale(X: Tensor, Y: Tensor) -> Tensor:
+    """Return c >= 1 with |Y| <= c and |X| <= c^2, a constant to autograd, shape (..., 1, 1)."""
+    with torch.no_grad():
+        c = X.abs().amax(dim=(-2, -1), keepdim=True).sqrt().clamp_min(1.0)
+        if Y.shape[-2] == 0:
+            return c
+        return torch.maximum(c, Y.abs().amax(dim=(-2, -1), keepdim=True))
+
+
+def _shift(c: Tensor, K: Tensor, P: Tensor) -> Tensor:
+    """Return the one-sided shift: 8 units of rounding of the summands, a constant to autograd."""
+    with torch.no_grad():
+        trace = P.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+        size = c**-2 + trace + K.square().sum((-2, -1), keepdim=True).sqrt()
+        return 4 * torch.finfo(P.dtype).eps * size
+
+
+def cayley_signs(top: Tensor) -> Tensor:
+    r"""Return signs d for which ``I + top diag(d)`` is well conditioned.
+
+    Parameters
+    ----------
+    top : Tensor, shape (r, r)
+        Any matrix of norm at most one: the top block of a matrix with orthonormal columns.
+
+    Returns
+    -------
+    Tensor, shape (r,)
+        Entries +1 or -1. Such signs always exist, since
+        :math:`\sum_d (\prod_i d_i) \det(\mathrm{diag}(d) + G_1) = 2^r`.
+
+    Notes
+    -----
+    Greedy elimination of ``diag(d) + top``: each pivot takes the sign that moves it away from
+    zero, so that every pivot is at least one in modulus (LAPACK's ``xORHR_COL`` does the same).
+    Then single columns are flipped while that enlarges the determinant; flipping column j
+    multiplies it by ``Z_jj``.
+
+    References
+    ----------
+    O'Dorney, *Minimizing the Cayley transform of an orthogonal matrix* (LAA 2014).
+
+    Examples
+    --------
+    >>> cayley_signs(-torch.eye(2))
+    tensor([-1., -1.])
+    """
+    A, signs = top.clone(), torch.ones_like(top[0])
+    for k in range(A.shape[0]):
+        signs[k] = -1.0 if A[k, k] < 0 else 1.0
+        A[k, k] += signs[k]
+        A[k + 1 :, k + 1 :] -= torch.outer(A[k + 1 :, k], A[k, k + 1 :]) / A[k, k]
+    return _flip_while_larger(top, signs)
+
+
+def _flip_while_larger(top: Tensor, signs: Tensor) -> Tensor:
+    eye = torch.eye(top.shape[0], dtype=top.dtype, device=top.device)
+    # The determinant grows by more than 1 % each time, so few flips suffice; r is a safe cap.
+    for _ in range(top.shape[0]):
+        gain = (2 * torch.linalg.inv(eye + top * signs) - eye).diagonal()
+        best = int(gain.argmax())
+        if gain[best] <= 1.01:
+            break
+        signs[best] *= -1
+    return signs
+
+
+def inverse_cayley(frame: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Return (skew, rows) whose tall Cayley transform is `frame` up to column signs.
+
+    Parameters
+    ----------
+    frame : Tensor, shape (r + k, r)
+        Orthonormal columns.
+
+    Returns
+    -------
+    skew : Tensor, shape (r, r)
+        Half of the skew part, so that ``skew - skew^T`` is the one used.
+    rows : Tensor, shape (k, r)
+        Columns of norm at most about 1: the parameters stay in a bounded box.
+
+    Examples
+    --------
+    >>> G = torch.linalg.qr(torch.randn(5, 2, dtype=torch.float64)).Q
+    >>> torch.allclose(tall_cayley(*inverse_cayley(G)).abs(), G.abs())
+    True
+    """
+    r = frame.shape[1]
+    G = frame * cayley_signs(frame[:r])
+    eye = torch.eye(r, dtype=G.dtype, device=G.device)
+    M = torch.linalg.inv(eye + G[:r])
+    # (I + G_1)^{-1} = (I + Z) / 2
+    Z = 2 * M - eye
+    return (Z - Z.mT) / 4, -(G[r:] @ M)
+
+
+def symmetric_inverse_cayley(frame: Tensor) -> Tensor:
+    r"""Return rows whose tall Cayley transform is `frame` up to a rotation of its columns.
+
+    Parameters
+    ----------
+    frame : Tensor, shape (r + k, r)
+        Orthonormal columns.
+
+    Returns
+    -------
+    Tensor, shape (k, r)
+        Of spectral norm at most 1.
+
+    Notes
+    -----
+    Polar decomposition :math:`G_1 = H R` of the top block; then :math:`G R^T` has the symmetric
+    top block H >= 0 and :math:`Y = -G_2 R^T (I + H)^{-1}`. Enough where the columns of the frame
+    may be rotated freely, that is for equal singular-value bounds.
+
+    Examples
+    --------
+    >>> G = torch.linalg.qr(torch.randn(5, 2, dtype=torch.float64)).Q
+    >>> F = tall_cayley(None, symmetric_inverse_cayley(G))
+    >>> torch.allclose(F @ F.mT, G @ G.mT)
+    True
+    """
+    r = frame.shape[1]
+    P, sigma, Qh = torch.linalg.svd(frame[:r])
+    # G_1 = (P sigma P^T)(P Q^T), hence R^T = Q P^T and (I + H)^{-1} = P (I + sigma)^{-1} P^T
+    return -(frame[r:] @ Qh.mT) / (1 + sigma) @ P.mT

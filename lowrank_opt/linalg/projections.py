@@ -1,0 +1,176 @@
+r"""Euclidean projections of nonnegative vectors onto the unit balls of symmetric gauges.
+
+Arguments are vectors of singular values: nonnegative, in any order. Each function opens with the
+set it projects onto and is exact up to rounding; none is differentiable by design.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from lowrank_opt.linalg.scaling import lp_norm, top_k_sum
+
+
+def project_l1_ball(values: Tensor, radius: float) -> Tensor:
+    r"""Project onto :math:`\{x \ge 0 : \sum_i x_i \le \text{radius}\}`.
+
+    Parameters
+    ----------
+    values : Tensor, shape (r,)
+        Nonnegative, in any order.
+    radius : float
+        Positive.
+
+    Returns
+    -------
+    Tensor, shape (r,)
+        Same dtype and device; `values` itself if already inside.
+
+    References
+    ----------
+    Duchi et al. (ICML 2008), Figure 1.
+
+    Examples
+    --------
+    >>> project_l1_ball(torch.tensor([3.0, 1.0]), radius=2.0)
+    tensor([2., 0.])
+    """
+    if values.sum() <= radius:
+        return values
+    ordered = values.sort(descending=True).values
+    counts = torch.arange(1, len(values) + 1, dtype=values.dtype, device=values.device)
+    thresholds = (ordered.cumsum(0) - radius) / counts
+    active = int((ordered > thresholds).sum())
+    x = (values - thresholds[max(active, 1) - 1]).clamp_min(0.0)
+    return _shrink(x, x.sum(), radius)
+
+
+def project_lp_ball(values: Tensor, radius: float, p: float) -> Tensor:
+    r"""Project onto :math:`\{x \ge 0 : \|x\|_p \le \text{radius}\}`, p in [1, inf].
+
+    Parameters
+    ----------
+    values : Tensor, shape (r,)
+        Nonnegative, in any order.
+    radius, p : float
+        Positive; p = 1, 2 and inf in closed form, other p by two nested bisections.
+
+    Returns
+    -------
+    Tensor, shape (r,)
+        Same dtype and device; `values` itself if already inside.
+
+    Notes
+    -----
+    The optimality conditions :math:`x_i + \mu p x_i^{p-1} = v_i` have one root each in
+    :math:`[0, v_i]`, decreasing in :math:`\mu`; the multiplier is found by bisection on its
+    logarithm, then the result is scaled onto the sphere to remove what the bisection left.
+
+    Examples
+    --------
+    >>> project_lp_ball(torch.tensor([3.0, 4.0]), 1.0, 2)
+    tensor([0.6000, 0.8000])
+    """
+    norm = lp_norm(values, p)
+    if norm <= radius:
+        return values
+    if math.isinf(p):
+        return values.clamp_max(radius)
+    if p == 1:
+        return project_l1_ball(values, radius)
+    if p == 2:
+        return values * (radius / norm)
+    x = _lp_multiplier_search((values / radius).double(), p)
+    return (x * (radius / lp_norm(x, p))).to(values.dtype)
+
+
+def _lp_multiplier_search(v: Tensor, p: float) -> Tensor:
+    """Bisect on log(mu) until ``norm(x(mu), p) = 1``."""
+    low, high = -80.0, 80.0 + 2 * float(v.amax().log().clamp_min(0.0))
+    x = v
+    for _ in range(100):
+        middle = (low + high) / 2
+        x = _lp_roots(v, math.exp(middle) * p, p)
+        low, high = (middle, high) if lp_norm(x, p) > 1 else (low, middle)
+    return x
+
+
+def _lp_roots(v: Tensor, weight: float, p: float) -> Tensor:
+    """Solve ``x + weight x^(p-1) = v`` entry by entry on [0, v] by bisection."""
+    low, high = torch.zeros_like(v), v.clone()
+    for _ in range(60):
+        middle = (low + high) / 2
+        above = middle + weight * middle.pow(p - 1) > v
+        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+    return (low + high) / 2
+
+
+def project_top_k_sum(values: Tensor, radius: float, k: int) -> Tensor:
+    r"""Project onto the nonnegative x whose `k` largest entries sum to at most `radius`.
+
+    Parameters
+    ----------
+    values : Tensor, shape (r,)
+        Nonnegative, in any order.
+    radius : float
+        Positive.
+    k : int
+        At least 1; the whole vector counts if it is shorter.
+
+    Returns
+    -------
+    Tensor, shape (r,)
+        Same dtype and device; `values` itself if already inside.
+
+    Notes
+    -----
+    For decreasing v the solution is ``(v_1 - mu, .., v_a - mu, t, .., t, v_{b+1}, ..)``: some
+    values shifted, a block that straddles k tied, the rest kept; or, when the tail vanishes, the
+    l1 projection of the first k. All splits (a, b) are evaluated at once and the one that meets
+    the optimality conditions is taken.
+
+    Examples
+    --------
+    >>> project_top_k_sum(torch.tensor([3.0, 3.0, 0.0]), 2.0, 1)
+    tensor([2., 2., 0.])
+    """
+    k = min(k, len(values))
+    if top_k_sum(values, k) <= radius:
+        return values
+    v, order = values.double().sort(descending=True)
+    x = torch.empty_like(v)
+    x[order] = _project_sorted_top_k(v, radius, k)
+    return _shrink(x, top_k_sum(x, k), radius).to(values.dtype)
+
+
+def _shrink(x: Tensor, norm: Tensor, radius: float) -> Tensor:
+    """Take back what rounding left outside: 1e6 - (1e6 - 1) is wrong by 1e-10, not by 1e-16."""
+    return x * (radius / norm) if norm > radius else x
+
+
+def _project_sorted_top_k(v: Tensor, radius: float, k: int) -> Tensor:
+    head = project_l1_ball(v[:k], radius)
+    untied = torch.cat((head, torch.minimum(v[k:], head.amin())))
+    tied = _best_tied_split(v, radius, k)
+    tied = _shrink(tied, top_k_sum(tied, k), radius)
+    return min(untied, tied, key=lambda x: float((x - v).square().sum()))
+
+
+def _best_tied_split(v: Tensor, radius: float, k: int) -> Tensor:
+    """Return the vector of the split (a shifted, then tied up to b) that is optimal."""
+    r = len(v)
+    prefix = torch.cat((v.new_zeros(1), v.cumsum(0)))
+    a = torch.arange(k, device=v.device).unsqueeze(1)
+    b = torch.arange(k, r + 1, device=v.device).unsqueeze(0)
+    # Stationarity: the tie's v_i - t sum to (k - a) mu; sphere: the first v_i - mu and (k - a) t.
+    tied, weight, width = prefix[b] - prefix[a], k - a, b - a
+    mu = ((prefix[a] - radius) * width + weight * tied) / (a * width + weight**2)
+    t = (tied - weight * mu) / width
+    below, above = torch.cat((v, v.new_zeros(1))), torch.cat((v[:1] + mu.abs().max() + 1, v))
+    violation = torch.stack(
+        (t - (above[a] - mu), below[a] - mu - t, t - above[b], below[b] - t, -t)
+    )
+    a_best, b_best = divmod(int(violation.amax(0).argmin()), b.shape[1])
+    level = t[a_best, b_best].clamp_min(0.0).expand(k + b_best - a_best)
+    return torch.cat(((v[:a_best] - mu[a_best, b_best]).clamp_min(0.0), level, v[k + b_best :]))

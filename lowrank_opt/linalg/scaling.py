@@ -1,0 +1,152 @@
+"""Norms and normalisations that neither overflow nor underflow.
+
+One rule for what counts as zero serves the whole package: a vector whose largest entry is below
+`negligible(dtype)` is treated as the zero vector, with gradient zero. Above it, a map such as
+``x / norm(x)`` has a gradient of at most ``1 / negligible(dtype)``, which the dtype can hold.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def working_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the dtype in which small systems and norms of `tensor` are computed.
+
+    float64 wherever the device has it, float32 on devices that do not (Apple's MPS). Autocast and
+    TF32 leave float64 alone, so a map evaluated in it keeps its guarantee under both.
+
+    Examples
+    --------
+    >>> working_dtype(torch.zeros(2, dtype=torch.bfloat16))
+    torch.float64
+    """
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def negligible(dtype: torch.dtype) -> float:
+    """Return the size below which a parameter vector counts as zero.
+
+    ``tiny / eps`` (1e-292 in float64, 1e-31 in float32 and 1.5e-36 in bfloat16), and ``tiny`` in
+    float16, whose range is too short for more.
+
+    Examples
+    --------
+    >>> negligible(torch.float32) < 1e-30
+    True
+    """
+    info = torch.finfo(dtype)
+    return info.tiny if dtype == torch.float16 else info.tiny / info.eps
+
+
+def scale_to_unit_peak(*tensors: Tensor) -> tuple[Tensor, ...]:
+    r"""Divide tensors by one power of two so that the largest entry lies in [0.5, 1).
+
+    The division is exact (no rounding), and its factor is a constant to autograd: callers use it
+    in maps that do not depend on the common scale, whose gradient therefore stays right.
+
+    Parameters
+    ----------
+    *tensors : Tensor
+        Any shapes, one dtype and device.
+
+    Returns
+    -------
+    tuple of Tensor
+        Same shapes and dtype; all zero, with zero gradient, if every entry is `negligible`.
+
+    Examples
+    --------
+    >>> scale_to_unit_peak(torch.tensor([3e-30]), torch.tensor([1e-30]))[0] > 0.5
+    tensor([True])
+    """
+    with torch.no_grad():
+        peaks = [x.detach().abs().amax() for x in tensors if x.numel() > 0]
+        peak = torch.stack(peaks).amax() if peaks else tensors[0].new_zeros(())
+        keep = peak >= negligible(tensors[0].dtype)
+        _, exponent = torch.frexp(torch.where(keep, peak, torch.ones_like(peak)))
+        # Two exact steps: 2**1022 is the largest power of two, and a peak of 1e-300 needs more.
+        half = exponent // 2
+        first = torch.ldexp(torch.ones_like(peak), -half)
+        second = torch.ldexp(torch.ones_like(peak), half - exponent)
+    return tuple(torch.where(keep, x * first * second, 0.0) for x in tensors)
+
+
+def normalize_columns(x: Tensor) -> Tensor:
+    r"""Divide every column by its Euclidean norm; a negligible column becomes zero.
+
+    Parameters
+    ----------
+    x : Tensor, shape (..., m, r)
+        Finite, of any magnitude.
+
+    Returns
+    -------
+    Tensor, shape (..., m, r)
+        Columns of norm 1 to a few units of rounding, or exactly zero.
+
+    Notes
+    -----
+    Entries near 1e-160 square to zero in float64, so the column is divided by its largest entry
+    first. A column below `negligible` counts as zero and passes no gradient.
+
+    Examples
+    --------
+    >>> normalize_columns(torch.tensor([[3e-30, 0.0], [4e-30, 0.0]]))
+    tensor([[0.6000, 0.0000],
+            [0.8000, 0.0000]])
+    """
+    if x.shape[-2] == 0:
+        return x
+    peak = x.detach().abs().amax(dim=-2, keepdim=True)
+    keep = peak >= negligible(x.dtype)
+    # Ones in place of negligible columns keep the discarded branch, and its gradient, finite.
+    unit_peak = torch.where(keep, x, torch.ones_like(x)) / torch.where(keep, peak, 1.0)
+    norm = unit_peak.square().sum(dim=-2, keepdim=True).sqrt()
+    return torch.where(keep, unit_peak / norm, 0.0)
+
+
+def lp_norm(values: Tensor, p: float) -> Tensor:
+    r"""Return :math:`(\sum_i |x_i|^p)^{1/p}` over the last axis, for any p in [1, inf].
+
+    Parameters
+    ----------
+    values : Tensor, shape (..., r)
+    p : float
+        In [1, inf].
+
+    Returns
+    -------
+    Tensor, shape (...)
+        Zero for negligible values. Differentiable; at a zero vector the gradient is zero.
+
+    Examples
+    --------
+    >>> lp_norm(torch.tensor([3e-200, 4e-200], dtype=torch.float64), 2)
+    tensor(5.0000e-200, dtype=torch.float64)
+    """
+    size = values.abs()
+    if values.shape[-1] == 0:
+        return size.sum(dim=-1)
+    if math.isinf(p):
+        return size.amax(dim=-1)
+    if p == 1:
+        return size.sum(dim=-1)
+    peak = size.detach().amax(dim=-1, keepdim=True)
+    keep = peak >= torch.finfo(values.dtype).tiny
+    ratio = torch.where(keep, size, 1.0) / torch.where(keep, peak, 1.0)
+    norm = ratio.pow(p).sum(dim=-1, keepdim=True).pow(1.0 / p)
+    return torch.where(keep, norm * peak, 0.0).squeeze(-1)
+
+
+def top_k_sum(values: Tensor, k: int) -> Tensor:
+    """Return the sum of the `k` largest magnitudes over the last axis (the Ky Fan gauge).
+
+    Examples
+    --------
+    >>> top_k_sum(torch.tensor([1.0, -3.0, 2.0]), 2)
+    tensor(5.)
+    """
+    size = values.abs()
+    return size.topk(min(k, size.shape[-1]), dim=-1).values.sum(dim=-1)

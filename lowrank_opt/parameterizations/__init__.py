@@ -1,0 +1,17 @@
+"""Maps from free parameters to factor triples, one family per file."""
+
+from lowrank_opt.parameterizations.base import Parameterization as Parameterization
+from lowrank_opt.parameterizations.certificate import Certificate as Certificate
+from lowrank_opt.parameterizations.compose import Offset as Offset
+from lowrank_opt.parameterizations.compose import Weighted as Weighted
+from lowrank_opt.parameterizations.delora import DeLoRA as DeLoRA
+from lowrank_opt.parameterizations.dense_core import DenseCore as DenseCore
+from lowrank_opt.parameterizations.factored import Factored as Factored
+from lowrank_opt.parameterizations.homogeneous import HomogeneousBall as HomogeneousBall
+from lowrank_opt.parameterizations.nb_lora import NBLoRA as NBLoRA
+from lowrank_opt.parameterizations.nested_svd import NestedSVD as NestedSVD
+from lowrank_opt.parameterizations.presets import (
+    activation_weighted_frames as activation_weighted_frames,
+)
+from lowrank_opt.parameterizations.presets import lora_xs as lora_xs
+from lowrank_opt.parameterizations.presets import nora as nora

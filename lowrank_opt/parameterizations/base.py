@@ -1,0 +1,211 @@
+"""The contract of a parameterization: free parameters in, a factor triple out."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_opt.errors import (
+    NoRightInverseError,
+    NotInSetError,
+    RadiusError,
+    RankError,
+    ShapeError,
+    TargetError,
+)
+from lowrank_opt.linalg import orthonormal_columns
+from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations.certificate import Certificate, certify, export
+from lowrank_opt.sets import FeasibleSet, RankAtMost
+
+
+class Parameterization(nn.Module, ABC):
+    r"""A map from unconstrained parameters to ``left diag(scale) right^T``.
+
+    The map never leaves `feasible_set`, whatever the parameters; if `complete`, it reaches every
+    member of that set. A subclass writes `factors`; `right_inverse` and `zero_` are optional.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        ``(m, n)``, rows by columns.
+    rank : int
+        Upper bound on the rank, in 1..min(m, n).
+
+    Raises
+    ------
+    ShapeError, RankError
+        If `shape` is not two positive integers, or `rank` does not fit.
+
+    Examples
+    --------
+    >>> class Product(Parameterization):
+    ...     def __init__(self, shape, rank):
+    ...         super().__init__(shape, rank)
+    ...         self.left = nn.Parameter(torch.zeros(shape[0], rank))
+    ...         self.right = nn.Parameter(torch.randn(shape[1], rank))
+    ...
+    ...     def factors(self):
+    ...         return LowRankOperator(self.left, torch.ones(self.rank), self.right)
+    >>> Product((5, 3), 2).feasible_set
+    RankAtMost(rank=2)
+    """
+
+    complete: bool = False
+
+    def __init__(self, shape: tuple[int, int], rank: int) -> None:
+        super().__init__()
+        self.shape = check_shape(shape)
+        self.rank = check_rank(rank, self.shape)
+
+    @abstractmethod
+    def factors(self) -> LowRankOperator:
+        """Return the factor triple at the present parameters, differentiable in them."""
+
+    def forward(self) -> LowRankOperator:
+        """Return `factors`, so that hooks and ``functional_call`` work."""
+        return self.factors()
+
+    @property
+    def feasible_set(self) -> FeasibleSet:
+        """The set that `factors` cannot leave; here, the matrices of rank at most `rank`."""
+        return RankAtMost(self.rank)
+
+    def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
+        """Return parameter values that `factors` maps to `target`; changes nothing.
+
+        Raises
+        ------
+        NoRightInverseError
+            If the parameterization offers none.
+        """
+        raise NoRightInverseError(
+            f"{type(self).__name__} has no right inverse; got a target to invert: "
+            "override right_inverse(target), or optimise the parameters towards the target"
+        )
+
+    def assign(self, target: LowRankOperator | Tensor, project: bool = False) -> Self:
+        """Set the parameters so that the map equals `target`; all of them or none.
+
+        Parameters
+        ----------
+        target : LowRankOperator or Tensor, shape (m, n)
+        project : bool
+            Take the nearest member of the feasible set instead of refusing a target outside.
+
+        Raises
+        ------
+        NotInSetError
+            If `target` is outside the set and `project` is false.
+        TargetError
+            If `target` is not finite or of another shape.
+        """
+        op = self._as_operator(target)
+        values = self.right_inverse(self.feasible_set.project(op) if project else op)
+        own = dict(self.named_parameters()) | dict(self.named_buffers())
+        wrong = [k for k, v in values.items() if k not in own or own[k].shape != v.shape]
+        if wrong:
+            raise ShapeError(f"right_inverse must return tensors of this module; got {wrong}")
+        with torch.no_grad():
+            for name, value in values.items():
+                own[name].copy_(value)
+        return self
+
+    def zero_(self, *, generator: torch.Generator | None = None) -> Self:
+        """Set the parameters to a start with W = 0 exactly and a gradient that does not vanish.
+
+        Raises
+        ------
+        NotImplementedError
+            If the parameterization has no such start.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no exact zero start; wrap it in Offset(...) to get one"
+        )
+
+    def certify(self) -> Certificate:
+        """Return what the stored factors satisfy, with rounding errors bounded from above."""
+        return certify(self.factors().detach(), self.feasible_set)
+
+    def export(self, dtype: torch.dtype) -> LowRankOperator:
+        """Return factors rounded to `dtype` whose product, in exact arithmetic, is in the set."""
+        return export(self.factors().detach(), self.feasible_set, dtype)
+
+    def extra_repr(self) -> str:
+        return f"shape={self.shape}, rank={self.rank}"
+
+    def _as_operator(self, target: LowRankOperator | Tensor) -> LowRankOperator:
+        if tuple(target.shape) != self.shape:
+            raise TargetError(f"the target must have shape {self.shape}; got {tuple(target.shape)}")
+        parts = (target,) if isinstance(target, Tensor) else tuple(target)
+        if not all(bool(torch.isfinite(x).all()) for x in parts):
+            raise TargetError("the target must be finite; got NaN or infinite entries: remove them")
+        op = LowRankOperator.from_dense(target) if isinstance(target, Tensor) else target
+        return op.detach()
+
+    def _aligned(self, target: LowRankOperator | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return U, sigma, V of a member of the set: `rank` orthonormal columns, float64."""
+        return self._aligned_in(self._as_operator(target), self.feasible_set)
+
+    def _aligned_in(
+        self, op: LowRankOperator, feasible_set: FeasibleSet
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        check_member(op, feasible_set)
+        U, sigma, V = op.to(dtype=torch.float64).thin_svd()
+        k = min(self.rank, len(sigma))
+        values = nn.functional.pad(sigma[:k], (0, self.rank - k))
+        left = orthonormal_like(U[:, :k], self.rank)
+        return left, values, orthonormal_like(V[:, :k], self.rank)
+
+
+def orthonormal_like(frame: Tensor, count: int) -> Tensor:
+    """Complete orthonormal columns to `count` of them, keeping the given ones and their signs."""
+    completed = orthonormal_columns(frame, count)
+    return torch.cat((frame, completed[:, frame.shape[1] :]), dim=1)
+
+
+def check_member(op: LowRankOperator, feasible_set: FeasibleSet) -> None:
+    """Raise NotInSetError unless `op` is in the set to the package's tolerance."""
+    if not feasible_set.contains(op):
+        excess = feasible_set.excess(op)
+        raise NotInSetError(
+            f"the target must be in {feasible_set}; it exceeds it by {excess:.2e}: "
+            "pass project=True to use the nearest member",
+            excess=excess,
+        )
+
+
+def check_shape(shape: tuple[int, int]) -> tuple[int, int]:
+    """Return `shape` as two positive integers, or raise ShapeError."""
+    m, n = (int(x) for x in shape) if len(shape) == 2 else (0, 0)
+    if m < 1 or n < 1:
+        raise ShapeError(f"shape must be two positive integers (rows, columns); got {shape!r}")
+    return m, n
+
+
+def check_rank(rank: int, shape: tuple[int, int]) -> int:
+    """Return `rank` if it is in 1..min(m, n), or raise RankError."""
+    m, n = shape
+    if not 1 <= rank <= min(m, n) or int(rank) != rank:
+        raise RankError(f"rank must be in 1..{min(m, n)} for a {m} x {n} matrix; got rank={rank!r}")
+    return int(rank)
+
+
+def check_radius(radius: float, name: str = "radius") -> float:
+    """Return `radius` as a positive finite float, or raise RadiusError."""
+    if not (math.isfinite(radius) and radius > 0):
+        raise RadiusError(f"{name} must be positive and finite; got {name}={radius!r}")
+    return float(radius)
+
+
+def random_frame(
+    rows: int, cols: int, *, like: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """Return random orthonormal columns, rounded to the dtype and device of `like`."""
+    device = generator.device if generator is not None else torch.device("cpu")
+    normal = torch.randn(rows, cols, dtype=torch.float64, device=device, generator=generator)
+    return torch.linalg.qr(normal).Q.to(like)

@@ -1,0 +1,192 @@
+"""Compositions that keep the inner guarantee: weighted rows and columns, and offsets."""
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_opt.errors import ShapeError, TargetError
+from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations.base import Parameterization, check_member
+from lowrank_opt.sets import ShiftedSet, WeightedSet
+
+
+class Weighted(Parameterization):
+    r""":math:`W = \mathrm{diag}(a)\, C\, \mathrm{diag}(b)`, C any inner parameterization.
+
+    Set: the weighted inner set; complete if the inner map is. With an inner nuclear-norm ball and
+    ``a, b = count^(-1/4)`` this is the smoothed weighted trace norm of matrix completion.
+
+    Parameters
+    ----------
+    inner : Parameterization
+    row_weights : Tensor, shape (m,), optional
+        Positive; multiply the rows of C.
+    col_weights : Tensor, shape (n,), optional
+        Positive; multiply the columns of C.
+
+    Raises
+    ------
+    ShapeError, RadiusError
+        If the weights have another length, or are not positive and finite.
+
+    References
+    ----------
+    Salakhutdinov and Srebro (NIPS 2010), equation 3; Foygel et al. (NIPS 2011) for smoothing.
+
+    Examples
+    --------
+    >>> from lowrank_opt import HomogeneousBall
+    >>> Weighted(HomogeneousBall((3, 2), 1, radius=2.0), torch.tensor([1.0, 0.5, 0.1])).shape
+    (3, 2)
+    """
+
+    def __init__(
+        self,
+        inner: Parameterization,
+        row_weights: Tensor | None = None,
+        col_weights: Tensor | None = None,
+    ) -> None:
+        super().__init__(inner.shape, inner.rank)
+        self.inner = inner
+        self.complete = inner.complete
+        like = _reference(inner)
+        for name, weights, size in (
+            ("row_weights", row_weights, self.shape[0]),
+            ("col_weights", col_weights, self.shape[1]),
+        ):
+            if weights is not None and tuple(weights.shape) != (size,):
+                raise ShapeError(f"{name} must have shape ({size},); got {tuple(weights.shape)}")
+            self.register_buffer(name, None if weights is None else weights.detach().to(like))
+        self.row_weights: Tensor | None
+        self.col_weights: Tensor | None
+        _ = self.feasible_set
+
+    @property
+    def feasible_set(self) -> WeightedSet:
+        return WeightedSet(self.inner.feasible_set, self.row_weights, self.col_weights)
+
+    def factors(self) -> LowRankOperator:
+        left, scale, right = self.inner.factors()
+        return LowRankOperator(
+            _rows_times(left, self.row_weights), scale, _rows_times(right, self.col_weights)
+        )
+
+    def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
+        """Return the inner right inverse of ``diag(1/a) W diag(1/b)``."""
+        op = self._as_operator(target)
+        left = _rows_times(op.left, self.row_weights, inverse=True)
+        right = _rows_times(op.right, self.col_weights, inverse=True)
+        return _inside(self.inner.right_inverse(LowRankOperator(left, op.scale, right)))
+
+    def zero_(self, *, generator: torch.Generator | None = None) -> Self:
+        """Set the inner parameterization to its zero start."""
+        self.inner.zero_(generator=generator)
+        return self
+
+
+class Offset(Parameterization):
+    r""":math:`W = C - C_0`, C any inner parameterization and :math:`C_0` its initial value.
+
+    Set: the inner set shifted by :math:`-C_0`; rank at most the sum of both ranks, complete if the
+    inner map is. The start is W = 0 *exactly*, in any arithmetic: with
+    :math:`C = L R^T`, :math:`W = (L - L_0) R^T + L_0 (R - R_0)^T`, whose terms vanish one by one.
+
+    Parameters
+    ----------
+    inner : Parameterization
+    minus_initial : bool
+        Take the present value of `inner` as the offset.
+    offset : LowRankOperator, optional
+        The matrix subtracted instead, with ``minus_initial=False``.
+
+    Raises
+    ------
+    TargetError
+        If neither or both offsets are asked for.
+
+    References
+    ----------
+    PiSSA (arXiv 2404.02948) and DeLoRA (arXiv 2503.18225) subtract their initial product from the
+    base weight; here the base weight is never touched.
+
+    Examples
+    --------
+    >>> from lowrank_opt import Factored
+    >>> inner = Factored((3, 2), 1).assign(torch.ones(3, 2))
+    >>> Offset(inner)().to_dense().abs().max().item()
+    0.0
+    """
+
+    def __init__(
+        self,
+        inner: Parameterization,
+        minus_initial: bool = True,
+        *,
+        offset: LowRankOperator | None = None,
+    ) -> None:
+        if minus_initial is not (offset is None):
+            raise TargetError(
+                "Offset subtracts the initial value or a given offset; got "
+                f"minus_initial={minus_initial} and offset={offset!r}: choose one"
+            )
+        start = (inner.factors() if offset is None else offset).detach().clone()
+        super().__init__(inner.shape, min(inner.rank + start.rank, *inner.shape))
+        if start.shape != inner.shape:
+            raise ShapeError(f"the offset must have shape {inner.shape}; got {start.shape}")
+        self.inner = inner
+        self.complete = inner.complete
+        self.register_buffer("offset_left", start.left * start.scale)
+        self.register_buffer("offset_right", start.right)
+        self.offset_left: Tensor
+        self.offset_right: Tensor
+
+    @property
+    def offset(self) -> LowRankOperator:
+        """The matrix that is subtracted."""
+        one = self.offset_left.new_ones(self.offset_left.shape[1])
+        return LowRankOperator(self.offset_left, one, self.offset_right)
+
+    @property
+    def feasible_set(self) -> ShiftedSet:
+        return ShiftedSet(self.inner.feasible_set, self.offset)
+
+    def factors(self) -> LowRankOperator:
+        inner = self.inner.factors()
+        if inner.rank != self.offset_left.shape[1]:
+            return inner - self.offset
+        L, L0, R, R0 = inner.left * inner.scale, self.offset_left, inner.right, self.offset_right
+        left, right = torch.cat((L - L0, L0), dim=1), torch.cat((R, R - R0), dim=1)
+        return LowRankOperator(left, left.new_ones(left.shape[1]), right)
+
+    def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
+        """Return the inner right inverse of ``W + C_0``."""
+        op = self._as_operator(target)
+        check_member(op, self.feasible_set)
+        moved = op + self.offset.to(dtype=op.dtype)
+        nearest = self.inner.feasible_set.project(moved)
+        return _inside(self.inner.right_inverse(nearest))
+
+    @torch.no_grad()
+    def zero_(self, *, generator: torch.Generator | None = None) -> Self:
+        """Take the present inner value as the offset: W = 0 exactly, wherever the inner map is."""
+        start = self.inner.factors()
+        self.offset_left.copy_(start.left * start.scale)
+        self.offset_right.copy_(start.right)
+        return self
+
+
+def _reference(module: nn.Module) -> Tensor:
+    """Return a tensor that tells the dtype and device of a module's parameters."""
+    return next(module.parameters()).detach().new_empty(0)
+
+
+def _rows_times(x: Tensor, weights: Tensor | None, *, inverse: bool = False) -> Tensor:
+    if weights is None:
+        return x
+    column = weights.to(x.dtype).unsqueeze(-1)
+    return x / column if inverse else x * column
+
+
+def _inside(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"inner.{name}": value for name, value in values.items()}

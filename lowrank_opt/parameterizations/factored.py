@@ -1,0 +1,81 @@
+"""Plain LoRA: every matrix of rank at most r, no norm bound."""
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations.base import Parameterization, check_radius, random_frame
+
+
+class Factored(Parameterization):
+    r""":math:`W = \text{scaling} \cdot \text{left}\, \text{right}^T`, the LoRA factorization.
+
+    Set: all m x n matrices of rank at most `rank`, complete. Its norm has no bound, but weight
+    decay on the factors is nuclear-norm decay:
+    :math:`\|BA\|_* \le (\|A\|_F^2 + \|B\|_F^2)/2`.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        ``(m, n)``.
+    rank : int
+    scaling : float
+        LoRA's alpha / r. Positive.
+    dtype, device, generator
+        Of the parameters, and of their random start.
+
+    References
+    ----------
+    Hu et al., LoRA (arXiv 2106.09685), section 4.1.
+
+    Examples
+    --------
+    >>> op = Factored((4, 3), rank=2)()
+    >>> op.shape, float(op.schatten_norm(2))
+    ((4, 3), 0.0)
+    """
+
+    complete: bool = True
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        rank: int,
+        *,
+        scaling: float = 1.0,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(shape, rank)
+        m, n = self.shape
+        self.scaling = check_radius(scaling, "scaling")
+        self.left = nn.Parameter(torch.empty(m, rank, dtype=dtype, device=device))
+        self.right = nn.Parameter(torch.empty(n, rank, dtype=dtype, device=device))
+        self.zero_(generator=generator)
+
+    def factors(self) -> LowRankOperator:
+        return LowRankOperator(
+            self.left, self.left.new_full((self.rank,), self.scaling), self.right
+        )
+
+    def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
+        r"""Return the balanced factors :math:`U \Sigma^{1/2}`, :math:`V \Sigma^{1/2}`.
+
+        For W = 0 the right factor is an orthonormal frame, so that the gradient does not vanish.
+        """
+        U, sigma, V = self._aligned(target)
+        if not bool(sigma.any()):
+            return {"left": torch.zeros_like(U), "right": V}
+        root = (sigma / self.scaling).sqrt()
+        return {"left": U * root, "right": V * root}
+
+    @torch.no_grad()
+    def zero_(self, *, generator: torch.Generator | None = None) -> Self:
+        """Set left = 0 and right to a random orthonormal frame."""
+        n, rank = self.right.shape
+        self.left.zero_()
+        self.right.copy_(random_frame(n, rank, like=self.right, generator=generator))
+        return self

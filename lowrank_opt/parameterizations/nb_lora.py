@@ -1,0 +1,222 @@
+"""Norm-bounded LoRA: individual singular values bounded through one Cayley transform."""
+
+import math
+from collections.abc import Iterable
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_opt.errors import RadiusError
+from lowrank_opt.linalg import (
+    inverse_cayley,
+    scale_to_unit_peak,
+    symmetric_inverse_cayley,
+    tall_cayley,
+)
+from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations.base import Parameterization, check_radius
+from lowrank_opt.sets import KyFanBall, SchattenBall, SingularValueBox
+
+
+class NBLoRA(Parameterization):
+    r""":math:`W = 2\, G_U\, \mathrm{diag}(s)\, G_V^T` with :math:`G_U^T G_U + G_V^T G_V = I`.
+
+    The frame ``G = [G_V; G_U]`` is the tall Cayley transform of free parameters, and s >= 0 lies
+    on the sphere of the chosen norm. Sets, all complete (not only dense):
+
+    * ``radius, p``: the Schatten-p ball, p in [1, inf];
+    * ``radius, ky_fan=k``: the ball of the sum of the k largest singular values;
+    * ``bounds``: ``sigma_i(W) <= bounds_i`` for decreasing bounds, one by one.
+
+    *Into*: :math:`2 \sigma_i(P Q^T) \le \lambda_i(P^T P + Q^T Q)` (Bhatia and Kittaneh) with
+    :math:`P = G_U S^{1/2}`, :math:`Q = G_V S^{1/2}`; it needs s >= 0. *Onto*: an SVD-aligned frame
+    whose columns may change sign, so that the Cayley transform misses nothing.
+
+    For p < inf the values s are learned, :math:`s = \delta |z| / \|z\|`; with fixed equal s one
+    would only get a small spectral ball. For nuclear-norm problems `HomogeneousBall` trains
+    better: a component whose z reaches 0 exactly gets no gradient any more.
+
+    The map is computed in float64 and rounded once to the parameters' dtype: for every finite
+    parameter the bounds hold to a few units of rounding of that dtype.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        ``(m, n)``.
+    rank : int
+    radius : float, optional
+        Bound on the norm. Positive; 1 if neither `radius` nor `bounds` is given.
+    p : float
+        Schatten order in [1, inf].
+    ky_fan : int, optional
+        Use the Ky Fan norm of this order instead of a Schatten norm.
+    bounds : iterable of float, optional
+        `rank` bounds on individual singular values instead of a norm.
+    skew : bool, optional
+        Whether the top r x r block is free. By default only where it is needed: for equal bounds
+        (the spectral ball) its absence costs nothing and conditions the map perfectly.
+    dtype, device, generator
+        Of the parameters, and of their random start.
+
+    Raises
+    ------
+    RadiusError
+        If a bound or norm order is outside its domain, or `skew=False` where it is needed.
+
+    References
+    ----------
+    Wang, Dvijotham and Manchester, Norm-Bounded Low-Rank Adaptation (arXiv 2501.19050); Bhatia
+    and Kittaneh (SIAM J. Matrix Anal. Appl. 1990) for the inequality.
+
+    Examples
+    --------
+    >>> layer = NBLoRA((6, 4), rank=2, radius=0.5)
+    >>> _ = layer.assign(10 * torch.randn(6, 4), project=True)
+    >>> round(layer().schatten_norm(float("inf")).item(), 5)
+    0.5
+    """
+
+    complete: bool = True
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        rank: int,
+        *,
+        radius: float | None = None,
+        p: float = math.inf,
+        ky_fan: int | None = None,
+        bounds: Iterable[float] | Tensor | None = None,
+        skew: bool | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(shape, rank)
+        m, n = self.shape
+        self._set = _declared_set(self.rank, radius, p, ky_fan, bounds)
+        spectral = isinstance(self._set, SchattenBall) and math.isinf(self._set.p)
+        if skew is False and not spectral:
+            raise RadiusError(
+                f"skew=False reaches all members only for the spectral ball; got {self._set}: "
+                "leave skew out"
+            )
+        empty = torch.empty(0, dtype=dtype, device=device)
+        self.left_rows = nn.Parameter(empty.new_empty(m, rank))
+        self.right_rows = nn.Parameter(empty.new_empty(n - rank, rank))
+        free_top = (not spectral) if skew is None else skew
+        self.skew = nn.Parameter(empty.new_empty(rank, rank)) if free_top else None
+        learned = not spectral and not isinstance(self._set, SingularValueBox)
+        self.spread = nn.Parameter(empty.new_empty(rank)) if learned else None
+        self.zero_(generator=generator)
+
+    @property
+    def feasible_set(self) -> SchattenBall | KyFanBall | SingularValueBox:
+        return self._set
+
+    def frame(self) -> Tensor:
+        """Return ``G = [G_V; G_U]``, shape (n + m, rank), in the working dtype."""
+        return tall_cayley(self.skew, torch.cat((self.right_rows, self.left_rows)))
+
+    def singular_value_bounds(self) -> Tensor:
+        """Return s, shape (rank,): what each singular value cannot exceed at these parameters."""
+        work = torch.zeros((), dtype=torch.float64, device=self.left_rows.device)
+        if isinstance(self._set, SingularValueBox):
+            return work.new_tensor(self._set.bounds)
+        if self.spread is None:
+            return work.new_full((self.rank,), self._set.radius)
+        z = scale_to_unit_peak(self.spread)[0].to(work.dtype).abs()
+        norm = self._set.gauge(z)
+        return torch.where(norm > 0, self._set.radius * z / torch.where(norm > 0, norm, 1.0), 0.0)
+
+    def factors(self) -> LowRankOperator:
+        n, G = self.shape[1], self.frame()
+        triple = G[n:], 2 * self.singular_value_bounds(), G[:n]
+        return LowRankOperator(*(x.to(self.left_rows.dtype) for x in triple))
+
+    def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
+        r"""Return the parameters of ``[V cos(theta); U sin(theta)]``, sin(2 theta_i) = sigma_i/s_i.
+
+        For a norm ball the slack is spread over all s_i, so that s_i > sigma_i inside the ball.
+        """
+        U, sigma, V = self._aligned(target)
+        s = self._bounds_for(sigma)
+        ratio = (sigma / torch.where(s > 0, s, 1.0)).clamp(0.0, 1.0)
+        theta = torch.asin(ratio) / 2
+        values = self._invert_frame(torch.cat((V * theta.cos(), U * theta.sin())))
+        if self.spread is not None:
+            # Largest entry 1: |z| / norm(z) depends on ratios only.
+            values["spread"] = s / s.amax()
+        return values
+
+    @torch.no_grad()
+    def rebase(self) -> Self:
+        """Replace the parameters by bounded ones with the same W.
+
+        Long training may drive the parameters to large values, where gradients shrink like their
+        inverse square. Reset the optimizer's moments after a rebase.
+        """
+        for name, value in self._invert_frame(self.frame()).items():
+            self.get_parameter(name).copy_(value)
+        return self
+
+    @torch.no_grad()
+    def zero_(self, *, generator: torch.Generator | None = None) -> Self:
+        """Set the left rows to 0 and the right rows as LoRA's A: uniform in +-1/sqrt(n)."""
+        n, r = self.shape[1], self.rank
+        device = generator.device if generator is not None else torch.device("cpu")
+        uniform = torch.rand(n - r, r, dtype=torch.float64, device=device, generator=generator)
+        self.left_rows.zero_()
+        self.right_rows.copy_((2 * uniform - 1) / math.sqrt(n))
+        if self.skew is not None:
+            self.skew.zero_()
+        if self.spread is not None:
+            self.spread.fill_(1.0)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {self._set}"
+
+    def _invert_frame(self, G: Tensor) -> dict[str, Tensor]:
+        n, r = self.shape[1], self.rank
+        if self.skew is None:
+            rows = symmetric_inverse_cayley(G)
+            return {"right_rows": rows[: n - r], "left_rows": rows[n - r :]}
+        skew, rows = inverse_cayley(G)
+        return {"skew": skew, "right_rows": rows[: n - r], "left_rows": rows[n - r :]}
+
+    def _bounds_for(self, sigma: Tensor) -> Tensor:
+        """Return s >= sigma on the sphere of the norm, with the slack spread evenly."""
+        if isinstance(self._set, SingularValueBox):
+            return sigma.new_tensor(self._set.bounds)
+        if isinstance(self._set, KyFanBall):
+            slack = (self._set.radius - self._set.gauge(sigma)) / min(self._set.k, self.rank)
+            return sigma + slack.clamp_min(0.0)
+        radius, p = self._set.radius, self._set.p
+        if math.isinf(p):
+            return torch.full_like(sigma, radius)
+        powers = (sigma / radius).pow(p)
+        slack = (1 - powers.sum()).clamp_min(0.0) / self.rank
+        return radius * (powers + slack).pow(1 / p)
+
+
+def _declared_set(
+    rank: int,
+    radius: float | None,
+    p: float,
+    ky_fan: int | None,
+    bounds: Iterable[float] | Tensor | None,
+) -> SchattenBall | KyFanBall | SingularValueBox:
+    if bounds is not None:
+        box = SingularValueBox(bounds)
+        if radius is not None or ky_fan is not None or box.rank != rank:
+            raise RadiusError(
+                f"bounds replaces radius and ky_fan and needs rank={rank} values; "
+                f"got {box.rank} values, radius={radius!r}, ky_fan={ky_fan!r}"
+            )
+        return box
+    radius = check_radius(1.0 if radius is None else radius)
+    if ky_fan is not None:
+        return KyFanBall(ky_fan, radius, rank)
+    return SchattenBall(float(p), radius, rank)

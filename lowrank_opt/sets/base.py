@@ -1,0 +1,204 @@
+r"""What a set can do, and how a set of singular values inherits all of it.
+
+The tolerance rule of the package: `contains` accepts an excess of
+``16 * eps(dtype) * sqrt(rank) * unit``, where ``unit`` is the set's own size (its radius, its
+largest bound) and ``eps`` belongs to the dtype of the factors. It covers the rounding of the
+stored factors and of their singular values, and nothing else. Every check uses this one rule.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lowrank_opt.errors import ShapeError
+from lowrank_opt.linalg import leading_svd, orthonormal_columns, product_svd
+from lowrank_opt.operator import LowRankOperator
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
+
+    Gradient = LowRankOperator | Tensor | sp.spmatrix | sp.sparray
+
+
+def relative_tolerance(dtype: torch.dtype, rank: int) -> float:
+    """Return ``16 eps sqrt(rank)``, the relative excess that rounding explains.
+
+    Examples
+    --------
+    >>> relative_tolerance(torch.float64, 1) < 4e-15
+    True
+    """
+    return 16 * torch.finfo(dtype).eps * math.sqrt(max(rank, 1))
+
+
+class FeasibleSet(ABC):
+    """A closed set of m x n matrices of bounded rank.
+
+    Attributes
+    ----------
+    rank : int
+        Largest rank of a member.
+    """
+
+    rank: int
+
+    @abstractmethod
+    def excess(self, op: LowRankOperator) -> float:
+        """Return by how much `op` leaves the set, in the unit of the set's norm; 0 inside."""
+
+    @abstractmethod
+    def unit(self, op: LowRankOperator) -> float:
+        """Return the size to which the excess of `op` is compared."""
+
+    @abstractmethod
+    def project(self, op: LowRankOperator) -> LowRankOperator:
+        """Return a nearest member of the set, in the norm the class names."""
+
+    @abstractmethod
+    def sample(
+        self,
+        shape: tuple[int, int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> LowRankOperator:
+        """Return a random member of the given shape: interior, boundary and low-rank ones occur."""
+
+    @abstractmethod
+    def lmo(self, gradient: Gradient) -> LowRankOperator:
+        """Return the member W with the smallest inner product ``<gradient, W>``.
+
+        The linear minimisation oracle of Frank-Wolfe steps and of optimality certificates.
+        `gradient` is an operator, a dense or sparse tensor, or a scipy sparse matrix.
+        """
+
+    def contains(self, op: LowRankOperator, *, rtol: float | None = None) -> bool:
+        """Return whether `op` is a member, to the tolerance rule of this module.
+
+        Parameters
+        ----------
+        op : LowRankOperator
+        rtol : float, optional
+            Relative tolerance instead of ``16 eps sqrt(rank)``.
+        """
+        if not all(bool(torch.isfinite(x).all()) for x in op):
+            return False
+        rtol = relative_tolerance(op.dtype, self.rank) if rtol is None else rtol
+        return self.excess(op) <= rtol * self.unit(op)
+
+
+class SpectralSet(FeasibleSet):
+    r""":math:`\{W : \mathrm{rank}\, W \le r,\ \sigma(W) \in K\}`, K a set of vectors.
+
+    A subclass writes `singular_value_excess` and `project_singular_values`, sets `rank`, and
+    inherits everything else. K must be symmetric (order does not matter) and contain 0 with every
+    ``t x``, 0 <= t <= 1, of its members x; `lmo` also needs it convex and bounded.
+
+    Examples
+    --------
+    >>> class Capped(SpectralSet):
+    ...     rank = 2
+    ...
+    ...     def singular_value_excess(self, values):
+    ...         return (values - 1).amax()
+    ...
+    ...     def project_singular_values(self, values):
+    ...         return values.clamp_max(1.0)
+    >>> Capped().contains(LowRankOperator.from_dense(torch.diag(torch.tensor([1.0, 0.5, 0.0]))))
+    True
+    """
+
+    @abstractmethod
+    def singular_value_excess(self, values: Tensor) -> Tensor:
+        """Return the excess of a decreasing vector of singular values, a scalar (<= 0 inside)."""
+
+    @abstractmethod
+    def project_singular_values(self, values: Tensor) -> Tensor:
+        """Return the nearest vector of K in the Euclidean norm, for decreasing `values`."""
+
+    def support_singular_values(self, values: Tensor) -> Tensor:
+        r"""Return the x in K that maximises :math:`\langle x, \text{values}\rangle`.
+
+        This default projects longer and longer steps along `values` until the inner product stops
+        growing; the sets of this package have closed forms instead.
+        """
+        peak = values.amax().clamp_min(torch.finfo(values.dtype).tiny)
+        best = self.project_singular_values(values / peak)
+        for step in range(1, 200):
+            x = self.project_singular_values(best + 2.0 ** min(step, 30) * values / peak)
+            if float((x - best) @ values) <= 1e-14 * float(best @ values):
+                return best
+            best = x
+        raise ShapeError(f"a linear function has no minimum over the unbounded set {self}")
+
+    def unit(self, op: LowRankOperator) -> float:
+        return float(_values(op).amax())
+
+    def excess(self, op: LowRankOperator) -> float:
+        """Return the larger of the excess of the values and the value after position `rank`."""
+        values = _values(op)
+        tail = float(values[self.rank]) if len(values) > self.rank else 0.0
+        return max(0.0, tail, float(self.singular_value_excess(values[: self.rank])))
+
+    def project(self, op: LowRankOperator) -> LowRankOperator:
+        """Return the nearest member in the Frobenius norm.
+
+        Truncates to `rank` and projects the singular values: exact for symmetric K.
+        """
+        U, sigma, V = product_svd(*op.detach())
+        k = min(self.rank, len(sigma))
+        values = self.project_singular_values(sigma[:k])
+        return LowRankOperator(U[:, :k], values, V[:, :k]).to(dtype=op.dtype)
+
+    def sample(
+        self,
+        shape: tuple[int, int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> LowRankOperator:
+        m, n = shape
+        k = min(self.rank, m, n)
+        normal = torch.randn(k, dtype=torch.float64, generator=generator).abs()
+        log_size = 2 * torch.randn((), dtype=torch.float64, generator=generator)
+        values = self.project_singular_values(
+            (normal * log_size.exp() * self.typical_size).sort(descending=True).values
+        )
+        return LowRankOperator(
+            _random_frame(m, k, generator), values, _random_frame(n, k, generator)
+        ).to(dtype=torch.get_default_dtype() if dtype is None else dtype)
+
+    @property
+    def typical_size(self) -> float:
+        """Size of the singular values that `sample` starts from."""
+        return 1.0
+
+    @property
+    def lmo_rank(self) -> int:
+        """Number of leading singular triples of the gradient that `lmo` needs."""
+        return self.rank
+
+    def lmo(self, gradient: Gradient) -> LowRankOperator:
+        if isinstance(gradient, LowRankOperator):
+            U, sigma, V = product_svd(*gradient.detach())
+        else:
+            U, sigma, V = leading_svd(gradient, self.lmo_rank)
+        k = min(self.lmo_rank, len(sigma))
+        values = self.support_singular_values(sigma[:k])
+        dtype = gradient.dtype if isinstance(gradient, LowRankOperator | Tensor) else torch.float64
+        return LowRankOperator(-U[:, :k], values, V[:, :k]).to(dtype=dtype)
+
+
+def _values(op: LowRankOperator) -> Tensor:
+    """Return the singular values in the working dtype, unrounded."""
+    return product_svd(*op.detach())[1]
+
+
+def _random_frame(rows: int, cols: int, generator: torch.Generator | None) -> Tensor:
+    normal = torch.randn(rows, cols, dtype=torch.float64, generator=generator)
+    return orthonormal_columns(normal, cols)
