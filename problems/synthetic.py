@@ -1,0 +1,144 @@
+"""Planted problems: a known low-rank matrix, seen at random entries, with noise."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from lowrank_opt.errors import ObservationError, RadiusError, RankError
+from lowrank_opt.observations import Observations
+from lowrank_opt.operator import LowRankOperator
+
+
+class PlantedProblem(NamedTuple):
+    """What is seen, and the truth behind it.
+
+    Attributes
+    ----------
+    observations : Observations
+        Entries of `truth`, plus noise.
+    truth : LowRankOperator
+        With orthonormal factors; its entries have root mean square 1.
+    """
+
+    observations: Observations
+    truth: LowRankOperator
+
+
+def planted_low_rank(
+    shape: tuple[int, int],
+    rank: int,
+    *,
+    oversampling: float = 5.0,
+    condition_number: float = 1.0,
+    noise: float = 0.0,
+    generator: Generator | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> PlantedProblem:
+    r"""Plant a random matrix of exact rank and observe some of its entries.
+
+    The truth is :math:`W = U \,\mathrm{diag}(s)\, V^T` with `U`, `V` uniform among the matrices
+    with orthonormal columns, `s` geometric from the largest to the smallest with ratio
+    `condition_number` between them, and :math:`\|W\|_F^2 = mn`. The observed places are uniform
+    among all sets of their number; no m x n array is made unless half of the matrix is observed.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (m, n).
+    rank : int
+        In 1..min(m, n).
+    oversampling : float
+        Observed entries divided by the degrees of freedom, r (m + n - r); positive.
+    condition_number : float
+        Largest over smallest singular value; at least 1, and 1 if the rank is.
+    noise : float
+        Standard deviation of the Gaussian noise, so its ratio to a typical entry; not negative.
+    generator : torch.Generator, optional
+        On the CPU. Seed it to repeat the problem; left out, torch's global generator is used.
+    dtype : torch.dtype
+        Of factors and values; both are drawn in float64 and rounded.
+
+    Returns
+    -------
+    PlantedProblem
+        The pair `observations`, `truth`.
+
+    Raises
+    ------
+    RankError
+        If the rank is not in 1..min(m, n).
+    RadiusError
+        If the condition number or the noise is outside its domain.
+    ObservationError
+        If the oversampling asks for no entry or for more than there are.
+
+    Examples
+    --------
+    >>> seed = torch.Generator().manual_seed(0)
+    >>> observations, truth = planted_low_rank((30, 20), 2, generator=seed)
+    >>> len(observations), truth.rank
+    (480, 2)
+    """
+    m, n = shape
+    _check(shape, rank, condition_number, noise)
+    count = _count(shape, rank, oversampling)
+    s = torch.logspace(0.0, -math.log10(condition_number), rank, dtype=torch.float64)
+    truth = LowRankOperator(
+        _orthonormal(m, rank, generator).to(dtype),
+        (math.sqrt(m * n) * s / s.norm()).to(dtype),
+        _orthonormal(n, rank, generator).to(dtype),
+    )
+    places = _distinct(m * n, count, generator)
+    rows, cols = places // n, places % n
+    errors = noise * torch.randn(count, dtype=torch.float64, generator=generator)
+    values = truth.entries(rows, cols) + errors.to(dtype)
+    return PlantedProblem(Observations(rows, cols, values, shape=shape), truth)
+
+
+def _check(shape: tuple[int, int], rank: int, condition_number: float, noise: float) -> None:
+    m, n = shape
+    if not 1 <= rank <= min(m, n):
+        raise RankError(f"rank must be in 1..{min(m, n)} for a {m} x {n} matrix; got rank={rank}")
+    if not 1.0 <= condition_number < math.inf or (rank == 1 and condition_number != 1.0):
+        raise RadiusError(
+            f"condition_number must be finite and at least 1, and 1 at rank 1; got "
+            f"{condition_number!r} at rank {rank}; leave it out for equal singular values"
+        )
+    if not 0.0 <= noise < math.inf:
+        raise RadiusError(f"noise must be finite and not negative; got {noise!r}; 0 means none")
+
+
+def _count(shape: tuple[int, int], rank: int, oversampling: float) -> int:
+    m, n = shape
+    freedom = rank * (m + n - rank)
+    # NaN and infinity cannot be rounded.
+    count = round(oversampling * freedom) if math.isfinite(oversampling) else 0
+    if not 1 <= count <= m * n:
+        raise ObservationError(
+            f"oversampling must ask for 1..{m * n} entries of a {m} x {n} matrix; got "
+            f"{oversampling!r} times {freedom} degrees of freedom; at most "
+            f"{math.floor(100 * m * n / freedom) / 100:g} works here"
+        )
+    return count
+
+
+def _orthonormal(rows: int, rank: int, generator: Generator | None) -> Tensor:
+    gaussian = torch.randn(rows, rank, dtype=torch.float64, generator=generator)
+    q, r = torch.linalg.qr(gaussian)
+    # With the signs of R's diagonal, Q is uniform (Mezzadri 2007); without, it is LAPACK's choice.
+    return q * torch.where(r.diagonal() < 0, -1.0, 1.0)
+
+
+def _distinct(size: int, count: int, generator: Generator | None) -> Tensor:
+    """Draw `count` distinct integers below `size`, sorted, using O(count) memory."""
+    if 2 * count >= size:
+        return torch.randperm(size, generator=generator)[:count].sort().values
+    drawn = torch.empty(0, dtype=torch.int64)
+    while len(drawn) < count:
+        more = torch.randint(size, (2 * (count - len(drawn)) + 8,), generator=generator)
+        drawn = torch.cat([drawn, more]).unique()
+    # The distinct draws are a uniform set; so is a uniform part of them.
+    kept = torch.randperm(len(drawn), generator=generator)[:count]
+    return drawn[kept].sort().values

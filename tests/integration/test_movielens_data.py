@@ -1,0 +1,89 @@
+"""The real data, where they are: counts, official splits, and the wheel's way to rebuild them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from problems import movielens
+from problems._wheel import REQUIREMENT
+
+pytestmark = pytest.mark.realdata
+
+HEADER = b"user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+
+
+@pytest.fixture(scope="module")
+def only_wheel(movielens_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the wheel gives it: the lines of u.data below a header."""
+    folder = tmp_path_factory.mktemp("wheel")
+    lines = (movielens_data / "ml-100k" / "u.data").read_bytes()
+    (folder / "ml-100k.inter").write_bytes(HEADER + lines)
+    return folder
+
+
+def test_ml_100k_has_its_published_counts(movielens_data: Path) -> None:
+    ratings = movielens.load("ml-100k", path=movielens_data)
+    assert (943, 1682) == ratings.shape
+    assert 100_000 == len(ratings)
+    assert [6110, 11370, 27145, 34174, 21201] == np.bincount(ratings.rating.astype(int))[
+        1:
+    ].tolist()
+    assert list(range(1, 1683)) == ratings.item_ids.tolist()
+
+
+def test_ml_1m_has_its_published_counts(movielens_data: Path) -> None:
+    if not (movielens_data / "ml-1m").is_dir():
+        pytest.skip("no ml-1m beside ml-100k")
+    ratings = movielens.load("ml-1m", path=movielens_data)
+    assert (6040, 3706) == ratings.shape
+    assert 1_000_209 == len(ratings)
+    items = movielens.items("ml-1m", path=movielens_data)
+    users = movielens.users("ml-1m", path=movielens_data)
+    assert (3883, 6040) == (len(items), len(users))
+    assert set(ratings.item_ids.tolist()) <= set(items.index)
+    assert ratings.user_ids.tolist() == users.index.tolist()
+
+
+@pytest.mark.parametrize("name", ["u1", "u2", "u3", "u4", "u5", "ua", "ub"])
+def test_split_holds_the_lines_of_the_official_files(movielens_data: Path, name: str) -> None:
+    train, test = movielens.split_ratings(name, path=movielens_data)
+    for part, suffix in ((train, "base"), (test, "test")):
+        # Another reader, so that this parser is not compared with itself.
+        text = (movielens_data / "ml-100k" / f"{name}.{suffix}").read_text()
+        expected = [[int(field) for field in line.split()] for line in text.splitlines()]
+        assert expected == part.to_pandas().to_numpy(dtype=int).tolist()
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_fold_rebuilt_from_the_wheel_is_the_official_one(
+    movielens_data: Path, only_wheel: Path, number: int
+) -> None:
+    official = movielens.split_ratings(f"u{number}", path=movielens_data)
+    rebuilt = movielens.split_ratings(f"u{number}", path=only_wheel)
+    assert official[0].to_pandas().equals(rebuilt[0].to_pandas())
+    assert official[1].to_pandas().equals(rebuilt[1].to_pandas())
+
+
+def test_split_has_the_common_shape(movielens_data: Path) -> None:
+    train, test = movielens.fold("ml-100k", 1, path=movielens_data)
+    assert (943, 1682) == train.shape == test.shape
+    assert (80_000, 20_000) == (len(train), len(test))
+
+
+def test_side_tables_of_ml_100k_cover_the_ratings(movielens_data: Path) -> None:
+    items = movielens.items("ml-100k", path=movielens_data)
+    users = movielens.users("ml-100k", path=movielens_data)
+    assert (1682, 943) == (len(items), len(users))
+    assert "Toy Story (1995)" == items.loc[1, "title"]
+    assert "Animation|Children's|Comedy" == items.loc[1, "genres"]
+    assert [24, "M", "technician", "85711"] == users.loc[1].tolist()
+
+
+def test_cached_file_of_the_wheel_holds_the_lines_of_u_data(movielens_data: Path) -> None:
+    from problems._download import cache_folder
+
+    cached = cache_folder() / "ml-100k" / "ml-100k.inter"
+    if not cached.is_file():
+        pytest.skip(f"{REQUIREMENT} is not in the cache; load ML-100K without GroupLens to get it")
+    assert HEADER + (movielens_data / "ml-100k" / "u.data").read_bytes() == cached.read_bytes()
