@@ -1,0 +1,55 @@
+"""Sphinx configuration."""
+
+from importlib.metadata import version as installed_version
+
+import lowrank_opt
+
+project = "lowrank_opt"
+author = "the lowrank_opt authors"
+copyright = "the lowrank_opt authors"
+version = release = installed_version("lowrank_opt")
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build"]
+templates_path = ["_templates"]
+
+html_theme = "furo"
+html_title = "lowrank_opt"
+html_show_sphinx = False
+
+# Single backticks in docstrings name parameters and attributes.
+default_role = "code"
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autosummary_generate = True
+# What `import lowrank_opt as lo` gives, by the full name under which it is documented.
+autosummary_context = {
+    "public_names": sorted(
+        f"{value.__module__}.{name}"
+        for name, value in vars(lowrank_opt).items()
+        if not name.startswith("_") and hasattr(value, "__module__")
+    )
+}
+# "Tensor, shape (m, r)" in a docstring is no reference to an attribute named shape.
+suppress_warnings = ["ref.python"]
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_inherit_docstrings = True
+autodoc_class_signature = "mixed"
+# Optional accelerators that a machine without a GPU does not have.
+autodoc_mock_imports = ["triton"]
+python_use_unqualified_type_names = True
+
+napoleon_google_docstring = False
+napoleon_numpy_docstring = True
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+napoleon_preprocess_types = False
