@@ -73,6 +73,7 @@ $(STAMP): pyproject.toml constraints.txt
 	else \
 	  echo "making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); \
 	fi
+	@echo "installing the pinned versions (some minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check \
 	  --progress-bar off -c constraints.txt -e ".[dev,docs]"
 	@touch $@
