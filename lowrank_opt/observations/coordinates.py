@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lowrank_opt.errors import ObservationError, ShapeError
-from lowrank_opt.observations.sparsity import sort_pairs
+from lowrank_opt.observations.sparsity import SortedPairs
 
 Duplicates: TypeAlias = Literal["error", "mean", "sum", "last"]
 ArrayLike: TypeAlias = Tensor | NDArray[np.generic] | Sequence[float] | Sequence[int]
@@ -56,6 +56,14 @@ def check_equal_lengths(rows: Tensor, cols: Tensor, values: Tensor, weights: Ten
         raise ShapeError(f"rows, cols, values and weights must have one length; got {text}")
     if len(rows) == 0:
         raise ObservationError("at least one entry must be observed; got none")
+
+
+def check_rule(duplicates: str) -> None:
+    """Raise unless `duplicates` is one of the four rules."""
+    if duplicates not in ("error", "mean", "sum", "last"):
+        raise ObservationError(
+            f"duplicates must be 'error', 'mean', 'sum' or 'last'; got duplicates={duplicates!r}"
+        )
 
 
 def check_range(rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> None:
@@ -106,36 +114,26 @@ def merge_duplicates(
     cols: Tensor,
     values: Tensor,
     weights: Tensor | None,
-    shape: tuple[int, int],
+    pairs: SortedPairs,
     rule: Duplicates,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return the entries with every index pair once, or raise ObservationError."""
-    if rule not in ("error", "mean", "sum", "last"):
-        raise ObservationError(
-            f"duplicates must be 'error', 'mean', 'sum' or 'last'; got duplicates={rule!r}"
-        )
-    order = sort_pairs(rows, cols, shape)
-    i, j = rows[order], cols[order]
-    repeated = (i[1:] == i[:-1]) & (j[1:] == j[:-1])
-    if not bool(repeated.any()):
-        return rows, cols, values, weights
+    """Return the entries with every repeated index pair merged, or raise ObservationError."""
+    repeated, order = pairs.repeated, pairs.order
     if rule == "error":
-        mask = torch.zeros_like(order, dtype=torch.bool)
-        mask[order[1:][repeated]] = True
+        again = torch.zeros_like(order, dtype=torch.bool)
+        again[order[1:][repeated]] = True
         raise ObservationError(
-            f"an index pair must come once; got {_count_and_first(mask, rows, cols)} again: pass "
+            f"an index pair must come once; got {_count_and_first(again, rows, cols)} again: pass "
             "duplicates='mean', 'sum' or 'last' to Observations or its from_... constructors"
         )
     first = torch.cat((repeated.new_ones(1), ~repeated))
     group = torch.empty_like(order)
     group[order] = first.cumsum(0) - 1
     last = order[torch.cat((first[1:], first.new_ones(1)))]
-    # `last` is in the order of the groups; entries keep the order in which they came.
-    kept, by_position = torch.sort(last)
-    merged = _merge(values, weights, group, last, rule)
-    v, w = (None if x is None else x[by_position] for x in merged)
-    assert v is not None, "values are never absent"
-    return rows[kept], cols[kept], v, w
+    v, w = _merge(values, weights, group, last, rule)
+    # The groups are in the order of the pairs; entries keep the order in which they came.
+    kept, position = torch.sort(last)
+    return rows[kept], cols[kept], v[position], None if w is None else w[position]
 
 
 def _merge(

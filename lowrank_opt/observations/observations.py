@@ -20,6 +20,7 @@ from lowrank_opt.observations.coordinates import (
     check_equal_lengths,
     check_finite,
     check_range,
+    check_rule,
     check_weights,
     common_device,
     merge_duplicates,
@@ -90,6 +91,7 @@ class Observations:
         duplicates: Duplicates = "error",
     ) -> None:
         m, n = _check_shape(shape)
+        check_rule(duplicates)
         device = common_device(rows=rows, cols=cols, values=values, weights=weights)
         i, j = as_indices(rows, "rows", device), as_indices(cols, "cols", device)
         v = as_reals(values, "values", device)
@@ -99,8 +101,11 @@ class Observations:
         check_finite(v, i, j)
         if w is not None:
             check_weights(w)
-        i, j, v, w = merge_duplicates(i, j, v, w, (m, n), duplicates)
-        self._store(SparsityPattern(i, j, (m, n), sort_pairs(i, j, (m, n))), v, w)
+        pairs = sort_pairs(i, j, (m, n))
+        if bool(pairs.repeated.any()):
+            i, j, v, w = merge_duplicates(i, j, v, w, pairs, duplicates)
+            pairs = sort_pairs(i, j, (m, n))
+        self._store(SparsityPattern.of_sorted(i, j, (m, n), pairs), v, w)
 
     def _store(self, pattern: SparsityPattern, values: Tensor, weights: Tensor | None) -> None:
         fields = {"rows": pattern.rows, "cols": pattern.cols, "values": values}

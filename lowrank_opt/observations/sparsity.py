@@ -45,13 +45,13 @@ class SparsityPattern:
         In range and without duplicates; any order.
     shape : tuple of int
         ``(m, n)``.
-    order : Tensor, shape (nnz,), int64
-        The permutation that sorts the pairs by row, then by column.
+    csr : CompressedAxis
+        The pairs by rows.
 
     Examples
     --------
     >>> rows, cols = torch.tensor([1, 0, 1]), torch.tensor([0, 2, 1])
-    >>> pattern = SparsityPattern(rows, cols, (2, 3), sort_pairs(rows, cols, (2, 3)))
+    >>> pattern = SparsityPattern.of_sorted(rows, cols, (2, 3), sort_pairs(rows, cols, (2, 3)))
     >>> pattern.csr.pointers.tolist(), pattern.csr.indices.tolist()
     ([0, 1, 3], [2, 0, 1])
     """
@@ -59,18 +59,21 @@ class SparsityPattern:
     rows: Tensor
     cols: Tensor
     shape: tuple[int, int]
-    order: Tensor
+    csr: CompressedAxis
 
-    @cached_property
-    def csr(self) -> CompressedAxis:
-        """The pairs by rows."""
-        m, n = self.shape
-        indices = as_short_index(self.cols[self.order], n)
-        return CompressedAxis(_pointers(self.rows, m), indices, self.order)
+    @classmethod
+    def of_sorted(
+        cls, rows: Tensor, cols: Tensor, shape: tuple[int, int], pairs: SortedPairs
+    ) -> SparsityPattern:
+        """Return the pattern of distinct pairs whose sorted form is known."""
+        m, n = shape
+        pointers = _pointers(torch.bincount(rows, minlength=m))
+        csr = CompressedAxis(pointers, as_short_index(pairs.cols, n), pairs.order)
+        return cls(rows, cols, shape, csr)
 
     @cached_property
     def csr_of_csc(self) -> Tensor:
-        """Position in `csr` of each entry of `csc`, shape (nnz,)."""
+        """Position in `csr` of each entry of `csc`, shape (nnz,), int32 where it fits."""
         # A stable sort by column keeps the rows ascending within a column.
         order = torch.sort(self.csr.indices, stable=True).indices
         return as_short_index(order, len(order))
@@ -79,35 +82,58 @@ class SparsityPattern:
     def csc(self) -> CompressedAxis:
         """The pairs by columns."""
         m, n = self.shape
-        order = self.order[self.csr_of_csc]
-        return CompressedAxis(_pointers(self.cols, n), as_short_index(self.rows[order], m), order)
+        rows = torch.arange(m, device=self.rows.device).repeat_interleave(self.csr.counts)
+        indices = as_short_index(rows, m)[self.csr_of_csc]
+        pointers = _pointers(torch.bincount(self.cols, minlength=n))
+        return CompressedAxis(pointers, indices, self.csr.order[self.csr_of_csc])
 
     def to(self, device: torch.device | str) -> SparsityPattern:
-        """Return the pattern on another device, without sorting again."""
+        """Return the pattern on another device, without sorting by row again."""
         if torch.device(device) == self.rows.device:
             return self
-        rows, cols, order = (x.to(device) for x in (self.rows, self.cols, self.order))
-        return SparsityPattern(rows, cols, self.shape, order)
+        csr = (self.csr.pointers, self.csr.indices, self.csr.order)
+        rows, cols, *parts = (x.to(device) for x in (self.rows, self.cols, *csr))
+        return SparsityPattern(rows, cols, self.shape, CompressedAxis(*parts))
 
 
-def sort_pairs(rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Return the stable permutation that sorts pairs by row, then by column.
+@dataclass(frozen=True, eq=False)
+class SortedPairs:
+    """Index pairs sorted by row, then by column, and the stable permutation that does it.
+
+    Parameters
+    ----------
+    rows, cols, order : Tensor, shape (nnz,), int64
+    """
+
+    rows: Tensor
+    cols: Tensor
+    order: Tensor
+
+    @cached_property
+    def repeated(self) -> Tensor:
+        """Where a pair equals the one before it, shape (nnz - 1,), bool."""
+        i, j = self.rows, self.cols
+        return (i[1:] == i[:-1]) & (j[1:] == j[:-1])
+
+
+def sort_pairs(rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> SortedPairs:
+    """Sort index pairs by row, then by column; equal pairs keep their order.
 
     Parameters
     ----------
     rows, cols : Tensor, shape (nnz,), int64
     shape : tuple of int
         ``(m, n)``; pairs are in range.
-
-    Returns
-    -------
-    Tensor, shape (nnz,), int64
     """
     m, n = shape
-    if m * n <= torch.iinfo(torch.int64).max:
-        return torch.sort(rows * n + cols, stable=True).indices
-    by_col = torch.sort(cols, stable=True).indices
-    return by_col[torch.sort(rows[by_col], stable=True).indices]
+    if m * n > torch.iinfo(torch.int64).max:
+        by_col = torch.sort(cols, stable=True).indices
+        order = by_col[torch.sort(rows[by_col], stable=True).indices]
+        return SortedPairs(rows[order], cols[order], order)
+    # The sorted keys give the sorted pairs back, without gathers at random places.
+    keys, order = torch.sort(rows * n + cols, stable=True)
+    sorted_rows = keys // n
+    return SortedPairs(sorted_rows, keys.sub_(sorted_rows * n), order)
 
 
 def as_short_index(index: Tensor, size: int) -> Tensor:
@@ -115,6 +141,5 @@ def as_short_index(index: Tensor, size: int) -> Tensor:
     return index.to(torch.int32 if size <= _INT32_MAX else torch.int64)
 
 
-def _pointers(index: Tensor, size: int) -> Tensor:
-    counts = torch.bincount(index, minlength=size)
+def _pointers(counts: Tensor) -> Tensor:
     return torch.cat((counts.new_zeros(1), counts.cumsum(0)))
