@@ -1,6 +1,7 @@
 """Unconstrained but complete low-rank parameterizations, and what is built on them."""
 
 from lowrank_opt.operator import LowRankOperator as LowRankOperator
+from lowrank_opt.parameterizations import BatchedParameterization as BatchedParameterization
 from lowrank_opt.parameterizations import DeLoRA as DeLoRA
 from lowrank_opt.parameterizations import DenseCore as DenseCore
 from lowrank_opt.parameterizations import Factored as Factored

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from lowrank_opt.errors import RankError, ShapeError
 from lowrank_opt.linalg import leading_svd, lp_norm, product_svd, top_k_sum
@@ -70,6 +71,14 @@ class LowRankOperator:
         """
         U, sigma, V = leading_svd(matrix, min(matrix.shape) if rank is None else rank)
         return cls(U.to(matrix.dtype), sigma.to(matrix.dtype), V.to(matrix.dtype))
+
+    @classmethod
+    def from_leaves(cls, leaves: Iterable[object], _context: object) -> LowRankOperator:
+        """Rebuild from pytree leaves, unchecked: vmap and tracing put other things than tensors in."""
+        op = object.__new__(cls)
+        for name, leaf in zip(("left", "scale", "right"), leaves, strict=True):
+            object.__setattr__(op, name, leaf)
+        return op
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter((self.left, self.scale, self.right))
@@ -226,6 +235,15 @@ class LowRankOperator:
     def __repr__(self) -> str:
         m, n = self.shape
         return f"LowRankOperator({m} x {n}, rank <= {self.rank}, {self.dtype}, {self.device})"
+
+
+# Functions of torch.func then take and return operators: one with a batch of triples under vmap.
+pytree.register_pytree_node(
+    LowRankOperator,
+    lambda op: (list(op), None),
+    LowRankOperator.from_leaves,
+    serialized_type_name="lowrank_opt.LowRankOperator",
+)
 
 
 def _check_triple(left: Tensor, scale: Tensor, right: Tensor) -> None:

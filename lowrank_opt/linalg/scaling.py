@@ -129,7 +129,7 @@ def lp_norm(values: Tensor, p: float) -> Tensor:
     size = values.abs()
     if values.shape[-1] == 0:
         return size.sum(dim=-1)
-    if math.isinf(p):
+    if p == math.inf:
         return size.amax(dim=-1)
     if p == 1:
         return size.sum(dim=-1)

@@ -1,6 +1,9 @@
 """Maps from free parameters to factor triples, one family per file."""
 
 from lowrank_opt.parameterizations.base import Parameterization as Parameterization
+from lowrank_opt.parameterizations.batched import (
+    BatchedParameterization as BatchedParameterization,
+)
 from lowrank_opt.parameterizations.certificate import Certificate as Certificate
 from lowrank_opt.parameterizations.compose import Offset as Offset
 from lowrank_opt.parameterizations.compose import Weighted as Weighted

@@ -79,3 +79,6 @@ class Factored(Parameterization):
         self.left.zero_()
         self.right.copy_(random_frame(n, rank, like=self.right, generator=generator))
         return self
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, scaling={self.scaling}"
