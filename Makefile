@@ -31,17 +31,17 @@ test: $(STAMP) ## Run the whole test suite, property-based tests included
 	@$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 format: $(STAMP) ## Format the code and sort the imports
-	@$(BIN)/ruff check --quiet --select I --fix $(PRESENT)
-	@$(BIN)/ruff format $(PRESENT)
+	@$(BIN)/python -m ruff check --quiet --select I --fix $(PRESENT)
+	@$(BIN)/python -m ruff format $(PRESENT)
 
 format-check: $(STAMP) ## Fail if the formatter would change a file
-	@$(BIN)/ruff format --check $(PRESENT)
+	@$(BIN)/python -m ruff format --check $(PRESENT)
 
 lint: $(STAMP) ## Lint
-	@$(BIN)/ruff check $(PRESENT)
+	@$(BIN)/python -m ruff check $(PRESENT)
 
 types: $(STAMP) ## Check the types (strict)
-	@$(BIN)/basedpyright $(wildcard lowrank_opt problems experiments)
+	@$(BIN)/python -m basedpyright $(wildcard lowrank_opt problems experiments)
 
 docs: $(STAMP) ## Build the documentation into docs/_build/html, warnings are errors
 	@rm -rf docs/_build docs/reference/generated
