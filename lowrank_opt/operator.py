@@ -74,7 +74,7 @@ class LowRankOperator:
 
     @classmethod
     def from_leaves(cls, leaves: Iterable[object], _context: object) -> LowRankOperator:
-        """Rebuild from pytree leaves, unchecked: vmap and tracing put other things than tensors in."""
+        """Rebuild from pytree leaves, which tracing may replace by things that are no tensors."""
         op = object.__new__(cls)
         for name, leaf in zip(("left", "scale", "right"), leaves, strict=True):
             object.__setattr__(op, name, leaf)

@@ -64,18 +64,13 @@ def singular_value_bounds(op: LowRankOperator) -> Tensor:
 def certify(op: LowRankOperator, feasible_set: FeasibleSet) -> Certificate:
     """Return the certificate of `op` for `feasible_set`.
 
-    For a spectral set the excess is an upper bound; for other sets it is the computed excess plus
-    the same relative margin.
+    The excess is an upper bound for every set with a spectral form (weighted ones too; for nested
+    sets it covers norm and rank), and the computed excess for shifted ones.
     """
-    values = singular_value_bounds(op)
+    view = feasible_set.as_spectral(op)
+    values = singular_value_bounds(op if view is None else view[0])
+    excess = feasible_set.excess(op) if view is None else _value_excess(values, view[1])
     unit = feasible_set.unit(op)
-    if isinstance(feasible_set, SpectralSet):
-        # The triple has at most `rank` columns, so no value lies beyond the rank of the set.
-        beyond = float(values[feasible_set.rank]) if len(values) > feasible_set.rank else 0.0
-        value_excess = float(feasible_set.singular_value_excess(values[: feasible_set.rank]))
-        excess = max(beyond, value_excess) if beyond else value_excess
-    else:
-        excess = feasible_set.excess(op)
     return Certificate(
         feasible_set=feasible_set,
         rank=op.rank,
@@ -85,14 +80,20 @@ def certify(op: LowRankOperator, feasible_set: FeasibleSet) -> Certificate:
     )
 
 
+def _value_excess(values: Tensor, spectral: SpectralSet) -> float:
+    """Return the excess of bounds on the values; a value after the set's rank counts in full."""
+    excess = float(spectral.singular_value_excess(values[: spectral.rank]))
+    return max(excess, float(values[spectral.rank])) if len(values) > spectral.rank else excess
+
+
 def export(op: LowRankOperator, feasible_set: FeasibleSet, dtype: torch.dtype) -> LowRankOperator:
-    r"""Round the factors to `dtype` and shrink the scale until the set holds exactly.
+    r"""Round the factors to `dtype` and shrink the scale until norm and rank hold exactly.
 
     Parameters
     ----------
     op : LowRankOperator
     feasible_set : FeasibleSet
-        A spectral set: star-shaped about zero, so that shrinking leads inside.
+        Star-shaped about zero, so that shrinking leads inside: spectral, weighted and nested sets.
     dtype : torch.dtype
         Of the returned factors; the scale stays in float32 or better and is never folded into
         them, since that would round once more and void the bound.
@@ -100,31 +101,28 @@ def export(op: LowRankOperator, feasible_set: FeasibleSet, dtype: torch.dtype) -
     Returns
     -------
     LowRankOperator
-        Its product in exact arithmetic is a member of `feasible_set`.
+        Its product in exact arithmetic keeps the norm and rank bounds of `feasible_set`.
 
     Raises
     ------
     NotInSetError
-        If no shrinking by less than 10 % leads inside (the operator was no member).
+        If no shrinking by less than an eighth leads inside (the operator was no member), or the
+        set has no spectral form.
     """
-    if not isinstance(feasible_set, SpectralSet):
-        raise NotInSetError(
-            f"export proves membership for spectral sets only; got {feasible_set}: "
-            "export the inner parameterization instead",
-            excess=math.nan,
-        )
     U, sigma, V = op.to(dtype=torch.float64).thin_svd()
-    root = sigma.sqrt() / sigma.amax().sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+    peak = sigma.amax().clamp_min(torch.finfo(torch.float64).tiny)
+    root = (sigma / peak).sqrt()
     left, right = (U * root).to(dtype), (V * root).to(dtype)
-    scale_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    factor = float(sigma.amax())
-    for shrink in (2.0**-k for k in range(40, 3, -1)):
-        scale = torch.full_like(sigma, factor * (1 - shrink)).to(scale_dtype)
+    scale_dtype = torch.promote_types(dtype, torch.float32)
+    for shrink in (2.0**-k for k in range(50, 2, -1)):
+        scale = torch.full_like(sigma, float(peak) * (1 - shrink)).to(scale_dtype)
         rounded = LowRankOperator(left, scale, right)
-        values = singular_value_bounds(rounded)
-        if float(feasible_set.singular_value_excess(values)) <= 0:
+        view = feasible_set.as_spectral(rounded)
+        if view is not None and _value_excess(singular_value_bounds(view[0]), view[1]) <= 0:
             return rounded
+    excess = feasible_set.excess(op)
     raise NotInSetError(
-        f"the operator exceeds {feasible_set} by {feasible_set.excess(op):.2e}; project it first",
-        excess=feasible_set.excess(op),
+        f"export needs a member of a set with a spectral form; got an excess of {excess:.2e} over "
+        f"{feasible_set}: project the operator, or export the inner parameterization",
+        excess=excess,
     )

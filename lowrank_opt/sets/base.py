@@ -77,6 +77,14 @@ class FeasibleSet(ABC):
         `gradient` is an operator, a dense or sparse tensor, or a scipy sparse matrix.
         """
 
+    def as_spectral(self, op: LowRankOperator) -> tuple[LowRankOperator, SpectralSet] | None:
+        """Return an operator and a spectral set that ask the same question about norm and rank.
+
+        None if there are none. Certificates and exact export are written for spectral sets only
+        and reach all others through this.
+        """
+        return None
+
     def contains(self, op: LowRankOperator, *, rtol: float | None = None) -> bool:
         """Return whether `op` is a member, to the tolerance rule of this module.
 
@@ -135,6 +143,10 @@ class SpectralSet(FeasibleSet):
                 return best
             best = x
         raise ShapeError(f"a linear function has no minimum over the unbounded set {self}")
+
+    def as_spectral(self, op: LowRankOperator) -> tuple[LowRankOperator, SpectralSet]:
+        """Return the operator and the set themselves."""
+        return op, self
 
     def unit(self, op: LowRankOperator) -> float:
         return float(_values(op).amax())

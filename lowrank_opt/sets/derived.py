@@ -11,7 +11,7 @@ from torch import Tensor
 from lowrank_opt.errors import RadiusError
 from lowrank_opt.linalg import lp_norm, product_svd
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.sets.base import FeasibleSet
+from lowrank_opt.sets.base import FeasibleSet, SpectralSet
 from lowrank_opt.sets.spectral import SchattenBall
 
 if TYPE_CHECKING:
@@ -65,6 +65,10 @@ class WeightedSet(FeasibleSet):
         left, scale, right = (x.double() for x in op)
         left = _scale_rows(left, self.row_weights, inverse=inverse)
         return LowRankOperator(left, scale, _scale_rows(right, self.col_weights, inverse=inverse))
+
+    def as_spectral(self, op: LowRankOperator) -> tuple[LowRankOperator, SpectralSet] | None:
+        """Return C and what the inner set makes of it."""
+        return self.inner.as_spectral(self._weigh(op, inverse=True))
 
     def excess(self, op: LowRankOperator) -> float:
         return self.inner.excess(self._weigh(op, inverse=True))
@@ -143,6 +147,10 @@ class NestedSet(FeasibleSet):
         """Return ``U C V^T`` in float64."""
         left, scale, right = (x.double() for x in core)
         return LowRankOperator(self.left.double() @ left, scale, self.right.double() @ right)
+
+    def as_spectral(self, op: LowRankOperator) -> tuple[LowRankOperator, SpectralSet] | None:
+        """Return W and the inner set if that is spectral: norm and rank, not the spaces."""
+        return (op, self.inner) if isinstance(self.inner, SpectralSet) else None
 
     def excess(self, op: LowRankOperator) -> float:
         core = self.core(op)
