@@ -1,6 +1,12 @@
 """Sphinx configuration."""
 
+import sys
 from importlib.metadata import version as installed_version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import reference_pages
 
 import lowrank_opt
 
@@ -12,13 +18,11 @@ version = release = installed_version("lowrank_opt")
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
 exclude_patterns = ["_build"]
-templates_path = ["_templates"]
 
 html_theme = "furo"
 html_title = "lowrank_opt"
@@ -29,17 +33,6 @@ default_role = "code"
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
-autosummary_generate = True
-# What `import lowrank_opt as lo` gives, by the full name under which it is documented.
-autosummary_context = {
-    "public_names": sorted(
-        f"{value.__module__}.{name}"
-        for name, value in vars(lowrank_opt).items()
-        if not name.startswith("_") and hasattr(value, "__module__")
-    )
-}
-# "Tensor, shape (m, r)" in a docstring is no reference to an attribute named shape.
-suppress_warnings = ["ref.python"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_inherit_docstrings = True
@@ -53,3 +46,8 @@ napoleon_numpy_docstring = True
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 napoleon_preprocess_types = False
+
+# "Tensor, shape (m, r)" in a docstring is no reference to an attribute named shape.
+suppress_warnings = ["ref.python"]
+
+reference_pages.write(lowrank_opt, Path(__file__).parent / "reference" / "generated")
