@@ -1,5 +1,6 @@
 """Unconstrained but complete low-rank parameterizations, and what is built on them."""
 
+from lowrank_opt.observations import Observations as Observations
 from lowrank_opt.operator import LowRankOperator as LowRankOperator
 from lowrank_opt.parameterizations import BatchedParameterization as BatchedParameterization
 from lowrank_opt.parameterizations import DeLoRA as DeLoRA
