@@ -1,0 +1,4 @@
+"""Loss and predictions on the observed entries, without entries x rank temporaries."""
+
+from lowrank_opt.kernels.dispatch import observed_entries as observed_entries
+from lowrank_opt.kernels.dispatch import observed_squared_loss as observed_squared_loss
