@@ -1,0 +1,224 @@
+"""Fit a parameterization, and biases, to observed entries."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+
+from lowrank_opt.completion.bias import fit_additive_bias, no_bias
+from lowrank_opt.completion.checks import check_parameterization_fits, check_settings
+from lowrank_opt.completion.history import History, Iteration
+from lowrank_opt.completion.minimizers import FirstOrder, Minimizer, QuasiNewton
+from lowrank_opt.completion.objective import Loss, Objective
+from lowrank_opt.completion.progress import Progress, reporting
+from lowrank_opt.completion.result import CompletionResult
+from lowrank_opt.completion.status import CompletionStatus
+from lowrank_opt.completion.stopping import Stopping
+from lowrank_opt.errors import ShapeError
+from lowrank_opt.observations import Observations
+from lowrank_opt.parameterizations import Parameterization
+
+OptimizerChoice: TypeAlias = Literal["lbfgs", "adam"] | Callable[[Sequence[Tensor]], Optimizer]
+
+_ADAM_STEP = 0.01
+
+
+def complete(
+    observations: Observations,
+    parameterization: Parameterization,
+    *,
+    loss: Loss = "squared",
+    bias: Literal["additive"] | None = "additive",
+    bias_penalty: float = 1.0,
+    penalty: float = 0.0,
+    optimizer: OptimizerChoice = "lbfgs",
+    tolerance: float = 1e-5,
+    max_iterations: int = 500,
+    validation: float | Observations | None = None,
+    patience: int = 20,
+    generator: torch.Generator | None = None,
+    progress: Progress = False,
+) -> CompletionResult:
+    r"""Complete a matrix: fit ``W + mean + row bias + column bias`` to the observed entries.
+
+    Minimises :math:`\sum_k w_k\, \rho(W_{ij} + \mu + a_i + b_j - v_k)
+    + \tfrac12 \lambda \|\theta\|^2 + \tfrac12 \lambda_b (\|a\|^2 + \|b\|^2)`
+    over the free parameters :math:`\theta` of the parameterization and over the biases, so that W
+    stays in the feasible set at every iterate. W is never formed.
+
+    Parameters
+    ----------
+    observations : Observations, shape (m, n)
+        Converted to the dtype of the parameterization.
+    parameterization : Parameterization, shape (m, n)
+        Trained in place, from where it is: in float32 or float64, with trainable parameters.
+    loss : {"squared", "absolute", "huber"} or callable
+        :math:`\rho(e) = e^2/2`, :math:`|e|`, or :math:`e^2/2` up to 1 and :math:`|e| - 1/2`
+        beyond. A callable maps a tensor of residuals to losses, entry by entry.
+    bias : {"additive"} or None
+        Fit a constant for each row and column besides the weighted mean of the values; or none.
+    bias_penalty : float
+        :math:`\lambda_b \ge 0`, in units of entries: a row with that many entries gets about half
+        of its mean deviation.
+    penalty : float
+        :math:`\lambda \ge 0`, for parameterizations without a norm bound.
+    optimizer : {"lbfgs", "adam"} or callable
+        L-BFGS with a strong-Wolfe line search; full-batch Adam with step 0.01; or a function from
+        a list of tensors to a `torch.optim.Optimizer`. Prefer Adam for the absolute loss, which
+        is not smooth.
+    tolerance : float
+        Stop when the objective fell by less than this share over the last 10 iterations.
+    max_iterations : int
+    validation : float, Observations or None
+        Entries for early stopping: a share in (0, 1) of the observations, held out at random and
+        not fitted; or other entries of the same matrix. The iterate with the smallest (weighted)
+        root mean squared error on them is returned.
+    patience : int
+        Iterations without a smaller validation error before stopping.
+    generator : torch.Generator, optional
+        For the random share.
+    progress : bool or callable
+        Show a bar, or call a function with each `Iteration`.
+
+    Returns
+    -------
+    CompletionResult
+        The best iterate, detached. Rows and columns without an entry are zero in its operator,
+        which increases no norm: their predictions are the biases. A bad end is a status, not an
+        error; see `CompletionResult.raise_if_failed`.
+
+    Raises
+    ------
+    ShapeError
+        If shapes, dtypes or devices do not fit, or there is nothing to train.
+    ObservationError
+        If values overflow in the dtype of the parameterization, or a share cannot be held out.
+    RadiusError
+        If another setting is outside its domain.
+
+    References
+    ----------
+    L-BFGS: Nocedal and Wright, Numerical Optimization (2006), algorithm 7.5.
+
+    Examples
+    --------
+    >>> from lowrank_opt import HomogeneousBall
+    >>> truth = torch.outer(torch.arange(1.0, 6.0), torch.arange(1.0, 5.0))
+    >>> observed = Observations.from_dense(truth.where(torch.eye(5, 4) == 0, torch.nan))
+    >>> result = complete(observed, HomogeneousBall((5, 4), 2, radius=60.0), bias=None)
+    >>> result.status.succeeded
+    True
+    """
+    check_settings(
+        loss=loss,
+        bias=bias,
+        bias_penalty=bias_penalty,
+        penalty=penalty,
+        optimizer=optimizer,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+        patience=patience,
+        progress=progress,
+    )
+    dtype = check_parameterization_fits(parameterization, observations)
+    fitted, held_out = _training_and_validation(observations.to(dtype=dtype), validation, generator)
+    fit_bias = bias is not None
+    objective = Objective(
+        parameterization,
+        fitted,
+        fit_additive_bias(fitted, penalty=bias_penalty) if fit_bias else no_bias(fitted),
+        fit_bias=fit_bias,
+        loss=loss,
+        penalty=penalty,
+        bias_penalty=bias_penalty,
+    )
+    minimizer = _minimizer(objective, optimizer)
+    stopping = Stopping(objective.variables, tolerance=tolerance, patience=patience)
+    fit = _Fit(objective, minimizer, stopping, held_out)
+    with reporting(progress, max_iterations) as report:
+        status = fit.run(max_iterations, report)
+    return CompletionResult(objective.operator(), objective.bias(), status, fit.history)
+
+
+class _Fit:
+    """The iteration: evaluate, take note, stop or advance."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        minimizer: Minimizer,
+        stopping: Stopping,
+        held_out: Observations | None,
+    ) -> None:
+        self.objective, self.minimizer, self.stopping = objective, minimizer, stopping
+        self.held_out = held_out
+        self.history = History()
+        self.start = time.perf_counter()
+
+    def run(self, max_iterations: int, report: Callable[[Iteration], None]) -> CompletionStatus:
+        """Iterate, and leave the variables at the best iterate, whatever happens."""
+        try:
+            return self._iterate(max_iterations, report)
+        except KeyboardInterrupt:
+            return CompletionStatus.INTERRUPTED
+        finally:
+            self.stopping.restore_best()
+            for x in self.objective.variables:
+                x.grad = None
+
+    def _iterate(
+        self, max_iterations: int, report: Callable[[Iteration], None]
+    ) -> CompletionStatus:
+        for _ in range(max_iterations):
+            status = self._look(report) or self._advance()
+            if status is not None:
+                return status
+        return self._look(report) or CompletionStatus.MAX_ITERATIONS
+
+    def _look(self, report: Callable[[Iteration], None]) -> CompletionStatus | None:
+        value, gradient_norm = self.minimizer.evaluate()
+        if not (math.isfinite(value) and math.isfinite(gradient_norm)):
+            return CompletionStatus.NUMERICAL_TROUBLE
+        rmse = math.nan if self.held_out is None else self.objective.rmse(self.held_out)
+        unit, seconds = self.objective.unit, time.perf_counter() - self.start
+        iteration = Iteration(value * unit, gradient_norm * unit, rmse, seconds)
+        self.history.append(iteration)
+        report(iteration)
+        return self.stopping.judge(value, rmse)
+
+    def _advance(self) -> CompletionStatus | None:
+        if self.minimizer.advance():
+            return None
+        # A line search can fail because of an old curvature estimate: try once along the gradient.
+        self.minimizer.restart()
+        return None if self.minimizer.advance() else CompletionStatus.STALLED
+
+
+def _training_and_validation(
+    observations: Observations,
+    validation: float | Observations | None,
+    generator: torch.Generator | None,
+) -> tuple[Observations, Observations | None]:
+    if validation is None:
+        return observations, None
+    if not isinstance(validation, Observations):
+        return observations.split(validation, generator=generator)
+    if (validation.shape, validation.device) != (observations.shape, observations.device):
+        raise ShapeError(
+            "validation entries must be of the same matrix, on the same device; got "
+            f"{validation.shape} on {validation.device} for {observations.shape} on "
+            f"{observations.device}"
+        )
+    return observations, validation.to(dtype=observations.dtype)
+
+
+def _minimizer(objective: Objective, optimizer: OptimizerChoice) -> Minimizer:
+    if optimizer == "lbfgs":
+        return QuasiNewton(objective)
+    if callable(optimizer):
+        return FirstOrder(objective, optimizer)
+    return FirstOrder(objective, lambda variables: Adam(variables, lr=_ADAM_STEP))

@@ -1,0 +1,27 @@
+"""Why an iteration stopped."""
+
+from enum import Enum
+
+
+class CompletionStatus(Enum):
+    """Why `complete` stopped; the value is a sentence.
+
+    Examples
+    --------
+    >>> CompletionStatus.CONVERGED.succeeded, CompletionStatus.MAX_ITERATIONS.succeeded
+    (True, False)
+    """
+
+    CONVERGED = "Converged: the objective no longer decreases by more than the tolerance."
+    EXACT_FIT = "Converged: the observed entries are fitted to the precision of the arithmetic."
+    STALLED = "Converged: no step decreases the objective any further in this arithmetic."
+    STOPPED_BY_VALIDATION = "Stopped early: the validation error no longer improved."
+    MAX_ITERATIONS = "Not converged: the largest number of iterations was reached."
+    INTERRUPTED = "Not converged: interrupted from the keyboard; the best iterate was kept."
+    NUMERICAL_TROUBLE = "Failed: the objective was not finite; the best iterate was kept."
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the iteration ended by one of its own criteria."""
+        failures = (self.MAX_ITERATIONS, self.INTERRUPTED, self.NUMERICAL_TROUBLE)
+        return self not in failures
