@@ -38,11 +38,14 @@ def project_l1_ball(values: Tensor, radius: float) -> Tensor:
     """
     if values.sum() <= radius:
         return values
-    ordered = values.sort(descending=True).values
+    # Only gaps to the largest value matter, and gaps above the radius are all alike: values 1e20
+    # times the radius are projected as exactly as small ones.
+    gaps = (values.amax() - values).clamp_max(radius)
+    ordered = gaps.sort().values
     counts = torch.arange(1, len(values) + 1, dtype=values.dtype, device=values.device)
-    thresholds = (ordered.cumsum(0) - radius) / counts
-    active = int((ordered > thresholds).sum())
-    x = (values - thresholds[max(active, 1) - 1]).clamp_min(0.0)
+    levels = (radius + ordered.cumsum(0)) / counts
+    active = int((ordered < levels).sum())
+    x = (levels[active - 1] - gaps).clamp_min(0.0)
     return _shrink(x, x.sum(), radius)
 
 
@@ -97,8 +100,10 @@ def _lp_multiplier_search(v: Tensor, p: float) -> Tensor:
 
 
 def _lp_roots(v: Tensor, weight: float, p: float) -> Tensor:
-    """Solve ``x + weight x^(p-1) = v`` entry by entry on [0, v] by bisection."""
-    low, high = torch.zeros_like(v), v.clone()
+    """Solve ``x + weight x^(p-1) = v`` entry by entry by bisection."""
+    # Both summands are at most v and one is at least v / 2: the bracket is as narrow as x is small.
+    low = torch.minimum(v / 2, (v / (2 * weight)).pow(1 / (p - 1)))
+    high = torch.minimum(v, (v / weight).pow(1 / (p - 1)))
     for _ in range(60):
         middle = (low + high) / 2
         above = middle + weight * middle.pow(p - 1) > v

@@ -40,25 +40,28 @@ def product_svd(left: Tensor, scale: Tensor, right: Tensor) -> tuple[Tensor, Ten
     6.928203
     """
     dtype = working_dtype(left)
-    Q_left, R_left = torch.linalg.qr(left.to(dtype))
-    Q_right, R_right = torch.linalg.qr(right.to(dtype))
-    (R_left, a), (R_right, b), (s, c) = _unit(R_left), _unit(R_right), _unit(scale.to(dtype))
-    U, sigma, Vh = torch.linalg.svd((R_left * s.unsqueeze(-2)) @ R_right.mT, full_matrices=False)
-    return Q_left @ U, sigma * _product(a, b, c), Q_right @ Vh.mT
+    (left, a), (right, b) = _unit(left.to(dtype), dim=-2), _unit(right.to(dtype), dim=-2)
+    size = _product(scale.to(dtype).abs(), a.squeeze(-2), b.squeeze(-2))
+    size, peak = _unit(size, dim=-1)
+    Q_left, R_left = torch.linalg.qr(left)
+    Q_right, R_right = torch.linalg.qr(right)
+    core = (R_left * (size * scale.sign()).unsqueeze(-2)) @ R_right.mT
+    U, sigma, Vh = torch.linalg.svd(core, full_matrices=False)
+    return Q_left @ U, sigma * peak, Q_right @ Vh.mT
 
 
-def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Divide by the largest entry, so that the core neither overflows nor underflows."""
-    if x.numel() == 0:
+def _unit(x: Tensor, *, dim: int) -> tuple[Tensor, Tensor]:
+    """Divide by the largest entry along `dim`, which neither overflows nor underflows."""
+    if x.shape[dim] == 0:
         return x, x.new_ones(())
-    peak = x.abs().amax()
-    peak = torch.where(peak > 0, peak, torch.ones_like(peak))
+    peak = x.abs().amax(dim=dim, keepdim=True)
+    peak = torch.where(peak > 0, peak, 1.0)
     return x / peak, peak
 
 
-def _product(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """Multiply three positive scalars, largest by smallest first."""
-    low, middle, high = torch.stack((a, b, c)).sort().values.unbind()
+def _product(*factors: Tensor) -> Tensor:
+    """Multiply three nonnegative tensors entry by entry, largest by smallest first."""
+    low, middle, high = torch.stack(factors).sort(dim=0).values.unbind()
     return (low * high) * middle
 
 

@@ -1,0 +1,369 @@
+"""Projections, norms, Cayley transforms and small SVDs against independent solvers."""
+
+import itertools
+import math
+
+import mpmath
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.sparse
+import torch
+
+from lowrank_opt.linalg import (
+    cayley_signs,
+    inverse_cayley,
+    leading_svd,
+    lp_norm,
+    negligible,
+    normalize_columns,
+    orthonormal_columns,
+    product_svd,
+    project_l1_ball,
+    project_lp_ball,
+    project_top_k_sum,
+    scale_to_unit_peak,
+    symmetric_inverse_cayley,
+    tall_cayley,
+    top_k_sum,
+)
+
+D = torch.float64
+
+
+def normal(*size, seed=0, dtype=D):
+    return torch.randn(*size, dtype=D, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def frame(rows, cols, seed=0):
+    return torch.from_numpy(np.linalg.qr(normal(rows, cols, seed=seed).numpy())[0])
+
+
+def nearest_in_polytope(v, A, b):
+    """Least-distance programming by nonnegative least squares (Lawson and Hanson, ch. 23)."""
+    E = np.vstack((-A.T, A @ v - b))
+    f = np.zeros(len(v) + 1)
+    f[-1] = 1.0
+    u, _ = scipy.optimize.nnls(E, f)
+    residual = E @ u - f
+    return v - residual[:-1] / residual[-1]
+
+
+def top_k_polytope(r, k, radius):
+    subsets = itertools.combinations(range(r), min(k, r))
+    rows = [[1.0 if i in subset else 0.0 for i in range(r)] for subset in subsets]
+    A = np.vstack((rows, -np.eye(r)))
+    return A, np.concatenate((np.full(len(rows), radius), np.zeros(r)))
+
+
+VECTORS = {
+    "one": [3.0],
+    "spread": [5.0, 2.0, 1.0, 0.5],
+    "tied": [2.0, 2.0, 2.0, 2.0],
+    "two ties": [3.0, 3.0, 1.0, 1.0, 0.0],
+    "zeros": [1.5, 0.0, 0.0],
+    "close": [1.0, 1.0 - 1e-9, 0.7],
+    "unsorted": [0.3, 4.0, 1.0, 2.0],
+    "tail matters": [1.0, 0.9, 0.9, 0.9, 0.9],
+}
+
+
+@pytest.mark.parametrize("values", VECTORS.values(), ids=VECTORS)
+@pytest.mark.parametrize("radius", [0.01, 1.0, 1.4, 2.5])
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_top_k_projection_is_that_of_quadratic_program(values, radius, k):
+    v = torch.tensor(values, dtype=D)
+    expected = v.numpy()
+    if top_k_sum(v, k) > radius:
+        expected = nearest_in_polytope(expected, *top_k_polytope(len(values), k, radius))
+    x = project_top_k_sum(v, radius, k)
+    np.testing.assert_allclose(x, expected, atol=2e-9)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_top_k_projection_random(seed):
+    g = np.random.default_rng(seed)
+    r, k = int(g.integers(2, 7)), int(g.integers(1, 5))
+    v = np.abs(g.standard_normal(r)) * g.choice([0.1, 1.0, 3.0])
+    v[g.random(r) < 0.3] = v[0]
+    radius = float(np.sort(v)[::-1][:k].sum() * g.uniform(0.05, 0.99))
+    expected = nearest_in_polytope(v, *top_k_polytope(r, k, radius))
+    np.testing.assert_allclose(project_top_k_sum(torch.tensor(v), radius, k), expected, atol=2e-9)
+
+
+@pytest.mark.parametrize("values", VECTORS.values(), ids=VECTORS)
+@pytest.mark.parametrize("radius", [0.01, 1.0, 2.5])
+def test_l1_projection_is_that_of_quadratic_program(values, radius):
+    v = np.array(values)
+    inside = v.sum() <= radius
+    polytope = top_k_polytope(len(v), len(v), radius)
+    expected = v if inside else nearest_in_polytope(v, *polytope)
+    np.testing.assert_allclose(project_l1_ball(torch.tensor(v), radius), expected, atol=2e-9)
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [(1.0, torch.float32), (1e8, torch.float32), (3e38, torch.float32)]
+    + [(1.0, D), (1e20, D), (1.7e308, D)],
+)
+def test_l1_projection_of_far_tie_is_shared(size, dtype):
+    x = project_l1_ball(torch.tensor([size, size, size / 2], dtype=dtype), 0.5)
+    torch.testing.assert_close(x, torch.tensor([0.25, 0.25, 0.0], dtype=dtype))
+
+
+@pytest.mark.parametrize("p", [1.01, 1.2, 1.5, 2.0, 2.5, 3.0, 7.0, 50.0])
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e10, 1e20])
+def test_lp_projection_is_stationary(p, size):
+    # (v_i - x_i) / x_i^(p-1) is the same for all i, and x lies on the sphere: the problem is
+    # convex, so that this is enough.
+    v = size * torch.tensor([2.0, 1.9, 1.2, 0.7], dtype=D)
+    x = project_lp_ball(v, 1.0, p).numpy()
+    kept = x > 1e-3
+    multipliers = ((v.numpy() - x) / x ** (p - 1))[kept]
+    assert np.sum(x**p) == pytest.approx(1.0, rel=1e-12)
+    np.testing.assert_allclose(multipliers, multipliers[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("p", [1.3, 3.0])
+def test_lp_projection_is_that_of_sequential_quadratic_programming(p):
+    v = np.array([2.0, 0.1, 1.0])
+    solution = scipy.optimize.minimize(
+        lambda x: np.sum((x - v) ** 2),
+        v / 4,
+        bounds=[(0, None)] * 3,
+        constraints={"type": "ineq", "fun": lambda x: 1 - np.sum(x**p)},
+        method="SLSQP",
+        options={"ftol": 1e-14},
+    )
+    np.testing.assert_allclose(project_lp_ball(torch.tensor(v), 1.0, p), solution.x, atol=1e-6)
+
+
+def test_projection_onto_spectral_ball_clips():
+    x = project_lp_ball(torch.tensor([3.0, 0.5]), 1.0, math.inf)
+    torch.testing.assert_close(x, torch.tensor([1.0, 0.5]))
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, 3, math.inf])
+def test_projection_keeps_members_bitwise(p):
+    v = torch.tensor([0.1, 0.2, 0.0])
+    assert torch.equal(v, project_lp_ball(v, 1.0, p))
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, 3.7, math.inf])
+@pytest.mark.parametrize("size", [1e-300, 1e-160, 1.0, 1e160, 1e300])
+def test_lp_norm_scales(p, size):
+    x = np.array([3.0, -4.0, 0.5])
+    expected = float(np.linalg.norm(x, p)) * size
+    assert float(lp_norm(size * torch.tensor(x), p)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
+def test_lp_norm_gradient_at_zero_is_finite(p):
+    x = torch.zeros(3, dtype=D, requires_grad=True)
+    lp_norm(x, p).backward()
+    assert bool(torch.isfinite(x.grad).all())
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_lp_norm_of_nothing_is_zero(p):
+    assert 0.0 == float(lp_norm(torch.zeros(0), p))
+
+
+def test_top_k_sum_counts_magnitudes():
+    assert 7.0 == float(top_k_sum(torch.tensor([1.0, -4.0, 3.0]), 2))
+
+
+@pytest.mark.parametrize("size", [1e-290, 1e-160, 1e-30, 1.0, 1e4, 1e300])
+def test_normalized_columns_have_norm_one(size):
+    x = normalize_columns(size * normal(6, 4)).numpy()
+    np.testing.assert_allclose(np.linalg.norm(x, axis=0), 1.0, rtol=4e-16)
+
+
+def test_plain_normalisation_underflows():
+    # The trap that normalize_columns avoids: squares of 1e-160 are denormal, those of 1e-170 zero.
+    b = 1e-170 * normal(3, 1)
+    assert 0.0 == float(b.square().sum().sqrt())
+    assert pytest.approx(1.0) == float(normalize_columns(b).square().sum())
+
+
+def test_normalized_columns_have_the_gradient_of_the_projection():
+    x = normal(5, 1).requires_grad_()
+    direction = normal(5, 1, seed=1)
+    (normalize_columns(x) * direction).sum().backward()
+    u = (x / x.norm()).detach()
+    expected = (direction - u * (u * direction).sum()) / x.detach().norm()
+    torch.testing.assert_close(x.grad, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, D], ids=str)
+def test_negligible_columns_are_zero_with_zero_gradient(dtype):
+    x = torch.full((3, 1), negligible(dtype) / 2, dtype=dtype, requires_grad=True)
+    unit = normalize_columns(x)
+    unit.sum().backward()
+    assert 0.0 == float(unit.detach().abs().sum())
+    assert 0.0 == float(x.grad.abs().sum())
+
+
+@pytest.mark.parametrize("size", [1e-290, 1e-30, 0.7, 1.0, 1e4, 1e307])
+def test_unit_peak_is_an_exact_power_of_two(size):
+    x = size * normal(4, 3)
+    (y,) = scale_to_unit_peak(x)
+    assert 0.5 <= float(y.abs().max()) < 1.0
+    assert torch.equal(torch.frexp(x).mantissa, torch.frexp(y).mantissa)
+
+
+def plain_cayley(X, Y):
+    Z = X - X.mT + Y.mT @ Y
+    eye = torch.eye(len(Z), dtype=Z.dtype)
+    M = torch.linalg.inv(eye + Z)
+    return torch.cat(((eye - Z) @ M, -2 * Y @ M))
+
+
+@pytest.mark.parametrize("shape", [(0, 1), (1, 1), (5, 1), (0, 4), (7, 4)], ids=str)
+def test_tall_cayley_is_the_formula(shape):
+    k, r = shape
+    X, Y = normal(r, r), normal(k, r, seed=1)
+    G = tall_cayley(X, Y)
+    torch.testing.assert_close(G, plain_cayley(X, Y), rtol=0, atol=1e-13)
+    torch.testing.assert_close(G.mT @ G, torch.eye(r, dtype=D), rtol=0, atol=1e-13)
+
+
+def nearly_parallel(size, dtype):
+    a = normal(12, 1)
+    return (size * torch.cat((a, a + 1e-2 / size * normal(12, 1, seed=1)), dim=1)).to(dtype)
+
+
+@pytest.mark.parametrize("size", [100.0, 1000.0])
+def test_plain_cayley_leaves_unit_ball_in_float32(size):
+    # What the shift, float64 and the polish are for; this one must fail to be bounded.
+    Y = nearly_parallel(size, torch.float32)
+    G = plain_cayley(torch.zeros(2, 2), Y).double()
+    assert not np.linalg.norm(G, 2) <= 1 + 1e-4
+
+
+@pytest.mark.parametrize("size", [1.0, 100.0, 1e3, 1e4, 1e6, 1e10, 1e100, 1e300])
+@pytest.mark.parametrize("dtype", [torch.float32, D], ids=str)
+@pytest.mark.parametrize("skew", [None, "same size"])
+def test_tall_cayley_never_leaves_unit_ball(size, dtype, skew):
+    size = min(size, 1e38 if dtype == torch.float32 else size)
+    Y = nearly_parallel(min(size, 1e37), dtype) if size < 1e100 else size * normal(12, 2)
+    X = None if skew is None else (size * normal(2, 2, seed=3)).to(dtype)
+    norm = np.linalg.norm(tall_cayley(X, Y).numpy(), 2)
+    assert norm <= 1 + 1e-14
+
+
+def test_tall_cayley_ignores_the_symmetric_part():
+    S = normal(3, 3)
+    X, Y = (S + S.mT).requires_grad_(), normal(5, 3, seed=1)
+    G = tall_cayley(X, Y)
+    (G * normal(8, 3, seed=2)).sum().backward()
+    torch.testing.assert_close(G.detach(), tall_cayley(None, Y), rtol=0, atol=1e-15)
+    torch.testing.assert_close(X.grad + X.grad.mT, torch.zeros(3, 3, dtype=D), rtol=0, atol=1e-15)
+
+
+def test_tall_cayley_gradcheck():
+    X, Y = normal(3, 3).requires_grad_(), normal(4, 3, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(tall_cayley, (X, Y))
+
+
+@pytest.mark.parametrize("r", [1, 2, 5])
+def test_cayley_signs_of_minus_identity_flip_all(r):
+    assert torch.equal(-torch.ones(r), cayley_signs(-torch.eye(r)))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_cayley_signs_enlarge_the_determinant(seed):
+    top = frame(9, 6, seed=seed)[:6]
+    chosen = np.linalg.det(np.eye(6) + top.numpy() * cayley_signs(top).numpy())
+    patterns = itertools.product((-1.0, 1.0), repeat=6)
+    all_of_them = [np.linalg.det(np.eye(6) + top.numpy() * np.array(d)) for d in patterns]
+    # The signed determinants sum to 2^r (the proof that good signs exist).
+    signs = [np.prod(d) for d in itertools.product((-1.0, 1.0), repeat=6)]
+    diagonal = [
+        np.linalg.det(np.diag(d) + top.numpy()) for d in itertools.product((-1.0, 1.0), repeat=6)
+    ]
+    assert np.dot(signs, diagonal) == pytest.approx(2.0**6)
+    assert abs(chosen) >= 1 - 1e-12
+    assert abs(chosen) >= max(np.abs(all_of_them)) / 4
+
+
+FRAMES = {
+    "random": frame(9, 4),
+    "square": frame(5, 5, seed=1),
+    "minus identity": torch.cat((-torch.eye(3, dtype=D), torch.zeros(2, 3, dtype=D))),
+    "zero top": torch.cat((torch.zeros(3, 3, dtype=D), frame(6, 3))),
+    "one column": frame(4, 1, seed=2),
+    "one by one": -torch.ones(1, 1, dtype=D),
+}
+
+
+@pytest.mark.parametrize("G", FRAMES.values(), ids=FRAMES)
+def test_inverse_cayley_restores_columns_up_to_sign(G):
+    skew, rows = inverse_cayley(G)
+    torch.testing.assert_close(tall_cayley(skew, rows).abs(), G.abs(), rtol=0, atol=1e-13)
+    assert float(rows.norm(dim=0).max()) <= 1.01
+    assert float(skew.abs().max()) <= 1.01
+
+
+@pytest.mark.parametrize("G", FRAMES.values(), ids=FRAMES)
+def test_symmetric_inverse_cayley_restores_the_span(G):
+    rows = symmetric_inverse_cayley(G)
+    H = tall_cayley(None, rows)
+    torch.testing.assert_close(H @ H.mT, G @ G.mT, rtol=0, atol=1e-13)
+    assert np.linalg.norm(rows.numpy(), 2) <= 1 + 1e-14
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 1, 1), (1, 6, 1), (5, 4, 3), (3, 4, 6)], ids=str)
+def test_product_svd_is_that_of_the_product(shape):
+    m, n, r = shape
+    L, s, R = normal(m, r), normal(r, seed=1), normal(n, r, seed=2)
+    W = (L * s @ R.mT).numpy()
+    U, sigma, V = product_svd(L, s, R)
+    k = min(m, n, r)
+    np.testing.assert_allclose(sigma, np.linalg.svd(W, compute_uv=False)[:k], atol=1e-14)
+    np.testing.assert_allclose((U[:, :k] * sigma) @ V[:, :k].mT, W, atol=1e-14)
+    np.testing.assert_allclose(U.mT @ U, np.eye(U.shape[1]), atol=1e-14)
+
+
+def test_product_svd_survives_opposite_magnitudes():
+    big = torch.diag(torch.tensor([1e200, 1e-200], dtype=D))
+    small = torch.diag(torch.tensor([1e-200, 1e200], dtype=D))
+    torch.testing.assert_close(
+        product_svd(big, torch.ones(2, dtype=D), small)[1], torch.ones(2).double()
+    )
+
+
+@pytest.mark.parametrize("size", [1e-150, 1e150])
+def test_product_svd_agrees_with_high_precision(size):
+    L, R = normal(4, 2) * size, normal(3, 2, seed=1) / size * 1e3
+    with mpmath.workdps(50):
+        W = mpmath.matrix(L.tolist()) * mpmath.matrix(R.tolist()).T
+        expected = [float(x) for x in mpmath.svd_r(W, compute_uv=False)][:2]
+    np.testing.assert_allclose(product_svd(L, torch.ones(2, dtype=D), R)[1], expected, rtol=1e-13)
+
+
+def test_leading_svd_of_sparse_is_that_of_dense():
+    A = scipy.sparse.random_array((40, 25), density=0.2, rng=np.random.default_rng(0)).tocsr()
+    U, sigma, V = leading_svd(A, 4)
+    np.testing.assert_allclose(sigma, np.linalg.svd(A.toarray(), compute_uv=False)[:4], rtol=1e-10)
+    np.testing.assert_allclose(U.mT @ torch.from_numpy(A @ V.numpy()), np.diag(sigma), atol=1e-10)
+
+
+@pytest.mark.parametrize("k", [1, 3, 9])
+def test_leading_svd_of_short_sparse(k):
+    A = scipy.sparse.csr_array(normal(9, 3).numpy())
+    expected = np.linalg.svd(A.toarray(), compute_uv=False)[:k]
+    np.testing.assert_allclose(leading_svd(A, k)[1], expected, rtol=1e-13)
+
+
+def test_leading_svd_of_empty_sparse_is_zero():
+    U, sigma, V = leading_svd(scipy.sparse.csr_array((5, 4)), 2)
+    assert [(5, 2), (2,), (4, 2)] == [tuple(x.shape) for x in (U, sigma, V)]
+    assert 0.0 == float(sigma.sum())
+
+
+def test_orthonormal_columns_keep_the_span():
+    x = normal(6, 2)
+    Q = orthonormal_columns(torch.cat((x, x), dim=1)[:, :3], 5)
+    torch.testing.assert_close(Q.mT @ Q, torch.eye(5, dtype=D), rtol=0, atol=1e-14)
+    torch.testing.assert_close(Q @ (Q.mT @ x), x)
