@@ -62,13 +62,20 @@ class LowRankOperator:
         ----------
         matrix : Tensor, shape (m, n)
         rank : int, optional
-            Number of singular triples kept; all of them by default.
+            Number of singular triples kept, at least 1; all of them by default.
+
+        Raises
+        ------
+        RankError
+            If `rank` is less than 1.
 
         Examples
         --------
         >>> LowRankOperator.from_dense(torch.eye(3), rank=2).rank
         2
         """
+        if rank is not None and rank < 1:
+            raise RankError(f"rank must be at least 1; got rank={rank}")
         U, sigma, V = leading_svd(matrix, min(matrix.shape) if rank is None else rank)
         return cls(U.to(matrix.dtype), sigma.to(matrix.dtype), V.to(matrix.dtype))
 
@@ -111,7 +118,7 @@ class LowRankOperator:
     def __matmul__(self, x: Tensor) -> Tensor:
         """Return ``W x`` for x of shape (n,) or (..., n, k)."""
         if x.ndim == 1:
-            return self.left @ (self.scale * (self.right.mT @ x)).to(x.dtype)
+            return (self @ x.unsqueeze(-1)).squeeze(-1)
         return self.left @ (self.scale.unsqueeze(-1) * (self.right.mT @ x)).to(x.dtype)
 
     def linear(self, x: Tensor) -> Tensor:
@@ -120,19 +127,22 @@ class LowRankOperator:
         return ((x @ self.right) * scale).to(x.dtype) @ self.left.mT
 
     def entries(self, rows: Tensor, cols: Tensor) -> Tensor:
-        """Return ``W[rows, cols]`` for index vectors of equal length.
+        """Return ``W[rows, cols]``, shape (..., k), for index vectors of equal length k.
 
         Works in blocks: memory is proportional to the number of entries, not to entries x rank
         (while autograd records, it keeps what it needs; for many observed entries use
         `lowrank_opt.kernels.observed_entries`).
         """
+        if rows.shape != cols.shape or rows.ndim != 1:
+            shapes = f"{tuple(rows.shape)} and {tuple(cols.shape)}"
+            raise ShapeError(f"rows and cols must be index vectors of equal length; got {shapes}")
         block = max(1, _GATHER_BLOCK // max(1, self.rank))
-        scaled = self.left * self.scale
+        scaled = self.left * self.scale.unsqueeze(-2)
         parts = [
-            (scaled[i] * self.right[j]).sum(-1)
+            (scaled[..., i, :] * self.right[..., j, :]).sum(-1)
             for i, j in zip(rows.split(block), cols.split(block), strict=True)
         ]
-        return torch.cat(parts).to(self.dtype) if parts else self.left.new_zeros(0)
+        return torch.cat(parts, dim=-1).to(self.dtype)
 
     def thin_svd(self) -> LowRankOperator:
         """Return the same matrix with orthonormal factors and decreasing scale >= 0.
@@ -148,8 +158,9 @@ class LowRankOperator:
     def singular_values(self) -> Tensor:
         r"""Return the singular values, decreasing, shape (..., min(m, n, rank)).
 
-        Computed in float64 and rounded to the dtype of the factors. Differentiable in the
-        factors: :math:`d\sigma_i = u_i^T\, dW\, v_i`, a subgradient where values repeat.
+        Computed in float64 and rounded to the dtype of the factors. Differentiable once in the
+        factors: :math:`d\sigma_i = u_i^T\, dW\, v_i`, a subgradient where values repeat. Second
+        derivatives are not provided: singular vectors count as constants.
         """
         with torch.no_grad():
             U, sigma, V = product_svd(*self)
@@ -158,9 +169,9 @@ class LowRankOperator:
         k, dtype = sigma.shape[-1], sigma.dtype
         inner_left = U[..., :k].mT @ self.left.to(dtype)
         inner_right = V[..., :k].mT @ self.right.to(dtype)
-        return (
-            (inner_left * self.scale.to(dtype).unsqueeze(-2) * inner_right).sum(-1).to(self.dtype)
-        )
+        moving = (inner_left * self.scale.to(dtype).unsqueeze(-2) * inner_right).sum(-1)
+        # The value of the SVD, the gradient of u_i^T W v_i, which may round below zero.
+        return (sigma + (moving - moving.detach())).to(self.dtype)
 
     def schatten_norm(self, p: float = 2.0) -> Tensor:
         """Return the Schatten-p norm: nuclear at p = 1, Frobenius at 2, spectral at inf."""

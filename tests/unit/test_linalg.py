@@ -103,16 +103,22 @@ def test_l1_projection_is_that_of_quadratic_program(values, radius):
 
 @pytest.mark.parametrize(
     ("size", "dtype"),
-    [(1.0, torch.float32), (1e8, torch.float32), (3e38, torch.float32)]
-    + [(1.0, D), (1e20, D), (1.7e308, D)],
+    [
+        (1.0, torch.float32),
+        (1e8, torch.float32),
+        (3e38, torch.float32),
+        (1.0, D),
+        (1e20, D),
+        (1.7e308, D),
+    ],
 )
 def test_l1_projection_of_far_tie_is_shared(size, dtype):
     x = project_l1_ball(torch.tensor([size, size, size / 2], dtype=dtype), 0.5)
     torch.testing.assert_close(x, torch.tensor([0.25, 0.25, 0.0], dtype=dtype))
 
 
-@pytest.mark.parametrize("p", [1.01, 1.2, 1.5, 2.0, 2.5, 3.0, 7.0, 50.0])
-@pytest.mark.parametrize("size", [1.0, 1e3, 1e10, 1e20])
+@pytest.mark.parametrize("p", [1.01, 1.5, 2.0, 2.5, 7.0, 50.0])
+@pytest.mark.parametrize("size", [1.0, 1e20])
 def test_lp_projection_is_stationary(p, size):
     # (v_i - x_i) / x_i^(p-1) is the same for all i, and x lies on the sphere: the problem is
     # convex, so that this is enough.
