@@ -71,7 +71,8 @@ def complete(
         a list of tensors to a `torch.optim.Optimizer`. Prefer Adam for the absolute loss, which
         is not smooth.
     tolerance : float
-        Stop when the objective fell by less than this share over the last 10 iterations.
+        Stop when the objective fell by less than this share over the last 10 iterations, or when
+        residuals are 1e-4 times that, or 64 units of rounding, relative to the spread of values.
     max_iterations : int
     validation : float, Observations or None
         Entries for early stopping: a share in (0, 1) of the observations, held out at random and

@@ -13,6 +13,10 @@ from lowrank_opt.completion.objective import Objective
 
 _HISTORY_SIZE = 20
 _REMEMBERED = 3
+_LINE_SEARCH = 25
+# torch's LBFGS forgets a step whose curvature product is below 1e-10, whatever its units; a power
+# of two moves that far below the precision of a fit, and rounds nothing.
+_MAGNIFICATION = 2.0**30
 
 
 class Evaluation(NamedTuple):
@@ -41,6 +45,8 @@ class Minimizer(Protocol):
 class FirstOrder:
     """Full-batch steps of a torch optimizer.
 
+    It sees the objective in a unit in which predicting the mean costs one for each entry.
+
     Parameters
     ----------
     objective : Objective
@@ -50,11 +56,12 @@ class FirstOrder:
 
     def __init__(self, objective: Objective, make: Callable[[Sequence[Tensor]], Optimizer]) -> None:
         self.objective, self.make = objective, make
+        self.factor = float(len(objective.centred))
         self.optimizer = make(objective.variables)
 
     def evaluate(self) -> Evaluation:
-        value, _ = _differentiate(self.objective)
-        return Evaluation(value, _gradient_norm(self.objective.variables))
+        value, _ = _differentiate(self.objective, self.factor)
+        return _evaluation(value, self.objective.variables, self.factor)
 
     def advance(self) -> bool:
         self.optimizer.step()
@@ -81,7 +88,7 @@ class QuasiNewton:
         self.restart()
 
     def evaluate(self) -> Evaluation:
-        return Evaluation(self._closure(), _gradient_norm(self.objective.variables))
+        return _evaluation(self._closure(), self.objective.variables, _MAGNIFICATION)
 
     def advance(self) -> bool:
         before = self._point()
@@ -93,6 +100,7 @@ class QuasiNewton:
         self.optimizer = LBFGS(
             self.objective.variables,
             max_iter=1,
+            max_eval=_LINE_SEARCH,
             history_size=_HISTORY_SIZE,
             tolerance_grad=0.0,
             tolerance_change=0.0,
@@ -105,7 +113,7 @@ class QuasiNewton:
             if torch.equal(known.point, point):
                 _set_gradients(self.objective.variables, known.gradients)
                 return known.value
-        value, gradients = _differentiate(self.objective)
+        value, gradients = _differentiate(self.objective, _MAGNIFICATION)
         self.memory.append(_Remembered(point, value, gradients))
         return value
 
@@ -119,9 +127,9 @@ class _Remembered(NamedTuple):
     gradients: Sequence[Tensor | None]
 
 
-def _differentiate(objective: Objective) -> tuple[float, Sequence[Tensor | None]]:
+def _differentiate(objective: Objective, factor: float) -> tuple[float, Sequence[Tensor | None]]:
     with torch.enable_grad():
-        value = objective.value()
+        value = factor * objective.value()
     gradients = torch.autograd.grad(value, objective.variables, allow_unused=True)
     _set_gradients(objective.variables, gradients)
     return float(value.detach()), gradients
@@ -132,6 +140,7 @@ def _set_gradients(variables: Sequence[Tensor], gradients: Sequence[Tensor | Non
         x.grad = g
 
 
-def _gradient_norm(variables: Sequence[Tensor]) -> float:
+def _evaluation(value: float, variables: Sequence[Tensor], factor: float) -> Evaluation:
     norms = [x.grad.double().norm() for x in variables if x.grad is not None]
-    return float(torch.stack(norms).norm()) if norms else 0.0
+    gradient_norm = float(torch.stack(norms).norm()) if norms else 0.0
+    return Evaluation(value / factor, gradient_norm / factor)

@@ -13,7 +13,7 @@ class CompletionStatus(Enum):
     """
 
     CONVERGED = "Converged: the objective no longer decreases by more than the tolerance."
-    EXACT_FIT = "Converged: the observed entries are fitted to the precision of the arithmetic."
+    EXACT_FIT = "Converged: the observed entries are fitted exactly, to the precision asked for."
     STALLED = "Converged: no step decreases the objective any further in this arithmetic."
     STOPPED_BY_VALIDATION = "Stopped early: the validation error no longer improved."
     MAX_ITERATIONS = "Not converged: the largest number of iterations was reached."

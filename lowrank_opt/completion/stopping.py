@@ -21,7 +21,8 @@ class Stopping:
     variables : sequence of Tensor
         What is optimised; the best values are kept.
     tolerance : float
-        Converged when the objective fell by less than this share over the last 10 iterations.
+        Converged when the objective fell by less than this share over the last 10 iterations, or
+        when the fit is exact: residuals of 1e-4 x tolerance, or of 64 units of rounding.
     patience : int
         Iterations without a better validation error before stopping.
     """
@@ -30,8 +31,8 @@ class Stopping:
         self.variables, self.tolerance, self.patience = variables, tolerance, patience
         self.lowest: list[float] = []
         self.best, self.best_score, self.best_index = self._copy(), math.inf, -1
-        # Squared residuals of about ten units of rounding, relative to the spread of the values.
-        self.exact = (10 * torch.finfo(variables[0].dtype).eps) ** 2
+        # Residuals relative to the spread of the values, squared as the objective is.
+        self.exact = max(64 * torch.finfo(variables[0].dtype).eps, 1e-4 * tolerance) ** 2
 
     def judge(self, value: float, validation: float) -> CompletionStatus | None:
         """Take note of an iterate; return why to stop, or None.

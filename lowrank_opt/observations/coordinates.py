@@ -37,6 +37,22 @@ def as_indices(index: ArrayLike, name: str, device: torch.device) -> Tensor:
     return x.to(device, torch.int64)
 
 
+def as_positions(index: ArrayLike, total: int, device: torch.device) -> Tensor:
+    """Return positions among `total` entries, given themselves or as a boolean mask."""
+    if isinstance(index, Tensor) and index.dtype == torch.bool:
+        if index.shape != (total,):
+            raise ShapeError(f"a mask must have shape ({total},); got {tuple(index.shape)}")
+        return index.to(device).nonzero().squeeze(1)
+    k = as_indices(index, "index", device)
+    bad = (k < 0) | (k >= total)
+    if bool(bad.any()):
+        raise ObservationError(
+            f"positions must be in 0..{total - 1}; got {int(bad.sum())} of {len(k)} outside, "
+            f"the first {int(k[bad][0])}"
+        )
+    return k
+
+
 def as_reals(values: ArrayLike, name: str, device: torch.device) -> Tensor:
     """Return a copy as a float32 or float64 vector."""
     x = _as_vector(values, name)

@@ -16,6 +16,7 @@ from lowrank_opt.errors import ObservationError, ShapeError
 from lowrank_opt.observations.coordinates import (
     Duplicates,
     as_indices,
+    as_positions,
     as_reals,
     check_equal_lengths,
     check_finite,
@@ -285,9 +286,16 @@ class Observations:
 
         Parameters
         ----------
-        index : Tensor, shape (k,) int64 or (nnz,) bool
+        index : Tensor, shape (k,) of integers or (nnz,) of bool
+
+        Raises
+        ------
+        ObservationError
+            If a position is out of range or comes twice, or nothing is taken.
+        ShapeError
+            If a mask does not have one element for each entry.
         """
-        k = torch.as_tensor(index, device=self.device)
+        k = as_positions(index, len(self), self.device)
         weights = None if self.weights is None else self.weights[k]
         return Observations(self.rows[k], self.cols[k], self.values[k], self.shape, weights)
 
@@ -338,4 +346,6 @@ def _real_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _extent(index: NDArray[np.integer]) -> int:
-    return int(index.max()) + 1 if len(index) and np.issubdtype(index.dtype, np.integer) else 1
+    return (
+        max(int(index.max()), 0) + 1 if len(index) and np.issubdtype(index.dtype, np.integer) else 1
+    )
