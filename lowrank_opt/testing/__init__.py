@@ -1,0 +1,43 @@
+"""The laws of parameterizations, as checks that look for a counter-example.
+
+Nothing else in the package imports this one; it needs the extra ``testing`` (hypothesis, pytest).
+"""
+
+from lowrank_opt.testing.case import Case as Case
+from lowrank_opt.testing.case import Factory as Factory
+from lowrank_opt.testing.case import Subject as Subject
+from lowrank_opt.testing.dense_guard import forbid_dense as forbid_dense
+from lowrank_opt.testing.law import Law as Law
+from lowrank_opt.testing.laws import check_agreement as check_agreement
+from lowrank_opt.testing.laws import check_certificate as check_certificate
+from lowrank_opt.testing.laws import check_completeness as check_completeness
+from lowrank_opt.testing.laws import check_contract as check_contract
+from lowrank_opt.testing.laws import check_copies as check_copies
+from lowrank_opt.testing.laws import check_dtype as check_dtype
+from lowrank_opt.testing.laws import check_in_place as check_in_place
+from lowrank_opt.testing.laws import check_lmo as check_lmo
+from lowrank_opt.testing.laws import check_membership as check_membership
+from lowrank_opt.testing.laws import check_merge as check_merge
+from lowrank_opt.testing.laws import check_never_dense as check_never_dense
+from lowrank_opt.testing.laws import check_projection as check_projection
+from lowrank_opt.testing.laws import check_purity as check_purity
+from lowrank_opt.testing.laws import check_rank as check_rank
+from lowrank_opt.testing.laws import check_section as check_section
+from lowrank_opt.testing.laws import check_smoothness as check_smoothness
+from lowrank_opt.testing.laws import check_zero_start as check_zero_start
+from lowrank_opt.testing.members import Member as Member
+from lowrank_opt.testing.parameters import FreeParameters as FreeParameters
+from lowrank_opt.testing.runner import LAWS as LAWS
+from lowrank_opt.testing.runner import check_parameterization as check_parameterization
+from lowrank_opt.testing.runner import parametrize_with_checks as parametrize_with_checks
+from lowrank_opt.testing.strategies import feasible_sets as feasible_sets
+from lowrank_opt.testing.strategies import free_parameters as free_parameters
+from lowrank_opt.testing.strategies import members as members
+from lowrank_opt.testing.strategies import observations as observations
+from lowrank_opt.testing.strategies import operators as operators
+from lowrank_opt.testing.strategies import shapes_and_ranks as shapes_and_ranks
+from lowrank_opt.testing.verdict import BrokenLawError as BrokenLawError
+from lowrank_opt.testing.verdict import CheckResult as CheckResult
+from lowrank_opt.testing.verdict import NotApplicable as NotApplicable
+from lowrank_opt.testing.verdict import Violation as Violation
+from lowrank_opt.testing.verdict import expect as expect

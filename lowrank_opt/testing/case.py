@@ -1,0 +1,139 @@
+"""One example of a law: what to build, with which parameters, towards which target."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations.base import Parameterization
+from lowrank_opt.testing.charts import Chart, chart_of
+from lowrank_opt.testing.members import Member
+from lowrank_opt.testing.parameters import FreeParameters
+
+Factory = Callable[..., Parameterization]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A point at which a law is tried; its `repr` is runnable code.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    rank : int
+    parameters : FreeParameters
+        Their seed is the seed of everything random in the example.
+    target : Member
+        The member of the feasible set to be reached, for laws about right inverses.
+
+    Examples
+    --------
+    >>> Case((2, 1), 1, FreeParameters("zero"))
+    Case((2, 1), 1, FreeParameters('zero', (1.0,), seed=0))
+    """
+
+    shape: tuple[int, int]
+    rank: int
+    parameters: FreeParameters = field(default_factory=FreeParameters)
+    target: Member = field(default_factory=Member)
+
+    def __repr__(self) -> str:
+        p, t = self.parameters, self.target
+        parameters = f"FreeParameters({p.structure!r}, {p.magnitudes}, seed={p.seed})"
+        target = f"Member({t.values!r}, {t.size}, {t.frames!r}, seed={t.seed})"
+        last = "" if t == Member(seed=p.seed) or t == Member() else f", {target}"
+        return f"Case({self.shape}, {self.rank}, {parameters}{last})"
+
+    def build(
+        self,
+        make: Factory,
+        *,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> Parameterization:
+        """Return what the factory makes, holding the case's parameters."""
+        return Subject(make, self, dtype, torch.device(device)).module()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the body of a law works on: the factory at one case, in one dtype on one device.
+
+    Everything random comes from the case's seed, so that a law gives one verdict on one case.
+    """
+
+    make: Factory
+    case: Case
+    dtype: torch.dtype
+    device: torch.device
+
+    def fresh(self, *, dtype: torch.dtype | None = None, salt: int = 0) -> Parameterization:
+        """Return a new module as constructed; another `salt` gives another random start."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.seed + salt)
+            return construct(self.make, self.case, dtype or self.dtype, self.device)
+
+    def module(self, *, dtype: torch.dtype | None = None) -> Parameterization:
+        """Return a new module that holds the case's parameters."""
+        module = self.fresh(dtype=dtype)
+        self.case.parameters.fill_(module)
+        return module
+
+    @property
+    def seed(self) -> int:
+        """The seed of the case."""
+        return self.case.parameters.seed
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """A new NumPy generator, the same one each time."""
+        return np.random.default_rng(self.seed)
+
+    def normal(self, *sizes: int, salt: int = 1) -> Tensor:
+        """Return normal numbers in the dtype and on the device of the case."""
+        generator = torch.Generator().manual_seed(1000 * self.seed + 500 + salt)
+        values = torch.randn(*sizes, generator=generator, dtype=torch.float64)
+        return values.to(device=self.device, dtype=self.dtype)
+
+    @property
+    def eps(self) -> float:
+        """Machine precision of the dtype."""
+        return torch.finfo(self.dtype).eps
+
+    def chart(self, module: Parameterization) -> Chart:
+        """Return the oracle's view of the feasible set."""
+        return chart_of(module.feasible_set)
+
+    def target(self, module: Parameterization) -> LowRankOperator:
+        """Return the case's member of the feasible set."""
+        return self.case.target.build(
+            module.feasible_set, self.case.shape, dtype=self.dtype, device=self.device
+        )
+
+
+def construct(
+    make: Factory, case: Case, dtype: torch.dtype, device: torch.device
+) -> Parameterization:
+    """Call a factory; pass dtype and device if it takes them, else convert afterwards."""
+    options = {"dtype": dtype, "device": device}
+    passed = {name: value for name, value in options.items() if _takes(make, name)}
+    module = make(case.shape, case.rank, **passed)
+    if "dtype" not in passed:
+        module = module.to(dtype=dtype)
+    return module if "device" in passed else module.to(device=device)
+
+
+def _takes(make: Factory, keyword: str) -> bool:
+    try:
+        parameters = inspect.signature(make).parameters
+    except (TypeError, ValueError):
+        return False
+    found = parameters.get(keyword)
+    return found is not None and found.kind is not inspect.Parameter.POSITIONAL_ONLY

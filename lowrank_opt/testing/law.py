@@ -1,0 +1,137 @@
+"""A law: a statement about every parameterization, and how to look for a counter-example."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from hypothesis import strategies as st
+
+from lowrank_opt.testing.case import Case, Factory, Subject
+from lowrank_opt.testing.describe import counter_example
+from lowrank_opt.testing.members import Member
+from lowrank_opt.testing.parameters import TAME, FreeParameters
+from lowrank_opt.testing.profiles import ProfileName, profile_of
+from lowrank_opt.testing.search import Scene, Search, cases
+from lowrank_opt.testing.strategies import free_parameters, shapes_and_ranks, targets
+from lowrank_opt.testing.verdict import BrokenLawError, CheckResult
+
+
+@dataclass(frozen=True)
+class Law:
+    """A statement about every parameterization; calling it checks one.
+
+    Parameters
+    ----------
+    name : str
+    statement : str
+        The law in one sentence.
+    body : callable
+        Takes a `Subject`, one case of a factory. Raises `Violation` where the law is broken, and
+        `NotApplicable` where it asks for an ability that is not claimed; any other exception
+        counts as a violation.
+    parameters : tuple of FreeParameters
+        Those to try, from simple to hostile.
+    members : tuple of Member
+        Members of the feasible set to try, each with the first of `parameters`.
+    free : bool
+        Whether to try parameters and members drawn at will too.
+    sides : tuple of int, optional
+        Bounds on m and n, in place of the profile's.
+    max_rank : int, optional
+
+    Examples
+    --------
+    >>> from functools import partial
+    >>> from lowrank_opt import NBLoRA
+    >>> from lowrank_opt.testing import expect
+    >>> def positive(subject):
+    ...     expect(subject.module().factors().scale.min() >= 0, "a negative scale")
+    >>> check_scale = Law("scale", "The scale is not negative.", positive)
+    >>> check_scale(partial(NBLoRA, radius=2.0)).status
+    'passed'
+    """
+
+    name: str
+    statement: str
+    body: Callable[[Subject], None]
+    parameters: tuple[FreeParameters, ...] = TAME
+    members: tuple[Member, ...] = ()
+    free: bool = False
+    sides: tuple[int, int] | None = None
+    max_rank: int | None = None
+
+    def __call__(
+        self,
+        make: Factory,
+        *,
+        profile: ProfileName = "standard",
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+        case: Case | None = None,
+    ) -> CheckResult:
+        """Look for a counter-example; return the verdict if there is none.
+
+        Parameters
+        ----------
+        make : callable
+            ``make(shape, rank)`` returns a parameterization: a class, a partial, a function. If
+            it takes ``dtype`` and ``device`` they are passed by name, else the module is
+            converted.
+        profile : {"quick", "standard", "thorough"}
+        dtype : torch.dtype
+        device : torch.device or str
+        case : Case, optional
+            Try this one only.
+
+        Returns
+        -------
+        CheckResult
+            Passed, or skipped with the reason.
+
+        Raises
+        ------
+        BrokenLawError
+            With the smallest counter-example found. The search has a fixed seed: it repeats.
+        ShapeError
+            If the factory refuses every shape that is tried.
+        """
+        start = time.perf_counter()
+        where = torch.device(device)
+        search = Search(self.body, lambda c: Subject(make, c, dtype, where))
+        if case is not None:
+            search.once(case)
+        else:
+            all(search.explore(scene, self.name) for scene in self._scenes(profile, dtype))
+        if search.failure is not None:
+            subject, found = search.failure
+            code = counter_example(subject, self.name)
+            raise BrokenLawError(self.name, found, subject.case, code)
+        return CheckResult(
+            self.name,
+            "passed" if search.tried else "skipped",
+            message="" if search.tried else search.refusal,
+            examples=search.tried,
+            seconds=time.perf_counter() - start,
+        )
+
+    def _scenes(self, profile: ProfileName, dtype: torch.dtype) -> Iterator[Scene]:
+        chosen = profile_of(profile)
+        low, high = self.sides or (1, chosen.max_side)
+        shapes = shapes_and_ranks(min_side=low, max_side=high, max_rank=self.max_rank)
+        for values, member in self._listed():
+            if values.fits(dtype):
+                strategy = cases(shapes, st.just(values), st.just(member))
+                yield Scene(f"{values} {member}", strategy, chosen.examples)
+        if self.free:
+            wide = shapes_and_ranks(min_side=low, max_side=2 * high, max_rank=self.max_rank)
+            drawn = st.just(self.parameters[0]) if self.members else free_parameters(dtype=dtype)
+            yield Scene("free", cases(wide, drawn, targets()), chosen.free_examples)
+
+    def _listed(self) -> Iterator[tuple[FreeParameters, Member]]:
+        if self.members:
+            yield from ((self.parameters[0], member) for member in self.members)
+        else:
+            yield from ((values, Member()) for values in self.parameters)

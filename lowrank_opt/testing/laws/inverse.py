@@ -1,0 +1,87 @@
+"""The right inverse: a section of the map, onto the whole set where completeness is claimed."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from lowrank_opt.errors import NoRightInverseError
+from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations.base import Parameterization
+from lowrank_opt.testing.case import Subject
+from lowrank_opt.testing.law import Law
+from lowrank_opt.testing.members import MEMBERS
+from lowrank_opt.testing.oracle import dense, magnitude, underflow
+from lowrank_opt.testing.parameters import MODERATE, FreeParameters
+from lowrank_opt.testing.verdict import NotApplicable, expect
+
+# Units of rounding, times the root of the number of parameters, that map and inverse may add.
+_ROUNDINGS = 64
+
+
+def _section(subject: Subject) -> None:
+    module = subject.module()
+    op = module.factors().detach()
+    _check_inverse(subject, op, allowed=float(np.linalg.norm(magnitude(op))))
+
+
+def _completeness(subject: Subject) -> None:
+    module = subject.fresh()
+    if not module.complete:
+        raise NotApplicable("complete is False: not every member of the set is claimed")
+    _check_inverse(subject, subject.target(module), allowed=0.0)
+
+
+def _check_inverse(subject: Subject, target: LowRankOperator, *, allowed: float) -> None:
+    """Invert a member and compare the image of the values with it."""
+    other = subject.fresh()
+    load(other, right_inverse(other, target))
+    chart, op = subject.chart(other), other.factors()
+    W, image = dense(target), dense(op)
+    error = float(np.linalg.norm(image - W))
+    size = max(chart.size(W) * chart.gain, allowed)
+    count = (sum(subject.case.shape) * subject.case.rank) ** 0.5
+    tolerance = _ROUNDINGS * subject.eps * count * size + underflow(target) + underflow(op)
+    expect(
+        error <= tolerance,
+        f"the map returns from right_inverse(W) with an error of {error:.2e}; rounding explains "
+        f"{tolerance:.1e}, |W| is {float(np.linalg.norm(W)):.2e}",
+    )
+
+
+def right_inverse(module: Parameterization, target: LowRankOperator) -> dict[str, torch.Tensor]:
+    """Return the right inverse at a target, or say that the law does not apply."""
+    try:
+        return module.right_inverse(target)
+    except NoRightInverseError as reason:
+        raise NotApplicable(f"no right inverse: {reason}") from None
+
+
+def load(module: Parameterization, values: dict[str, torch.Tensor]) -> None:
+    """Write values into the parameters and buffers of their names, as `assign` does."""
+    own = dict(module.named_parameters()) | dict(module.named_buffers())
+    unknown = sorted(set(values) - set(own))
+    expect(not unknown, f"right_inverse names {unknown}, which are no parameters of the module")
+    with torch.no_grad():
+        for name, value in values.items():
+            same = own[name].shape == value.shape
+            expect(same, f"right_inverse gives {name} the shape {tuple(value.shape)}")
+            finite = bool(torch.isfinite(value).all())
+            expect(finite, f"right_inverse gives {name} values that are not finite")
+            own[name].copy_(value)
+
+
+check_section = Law(
+    "section",
+    "F(G(F(theta))) = F(theta): the right inverse G finds parameters for what the map F makes.",
+    _section,
+    parameters=(*MODERATE, *(FreeParameters("normal", (s,)) for s in (1e-30, 1e-160, 1e8))),
+)
+check_completeness = Law(
+    "completeness",
+    "F(G(W)) = W for every member W of the set: boundary, zero, repeated values, lower rank.",
+    _completeness,
+    parameters=(FreeParameters("start"),),
+    members=MEMBERS,
+    free=True,
+)

@@ -1,0 +1,41 @@
+"""Dtypes and devices: what goes in comes out."""
+
+from __future__ import annotations
+
+import torch
+
+from lowrank_opt.parameterizations.base import Parameterization
+from lowrank_opt.testing.case import Subject
+from lowrank_opt.testing.law import Law
+from lowrank_opt.testing.laws.gradients import gradient
+from lowrank_opt.testing.oracle import is_finite
+from lowrank_opt.testing.parameters import TAME
+from lowrank_opt.testing.verdict import expect
+
+
+def _dtype(subject: Subject) -> None:
+    module = subject.module()
+    _expect_dtype(module, subject.dtype, subject.device)
+    for name, g in gradient(subject, module).items():
+        expect(g.dtype == subject.dtype, f"the gradient of {name} is of {g.dtype}")
+    other = torch.float32 if subject.dtype == torch.float64 else torch.float64
+    _expect_dtype(module.to(dtype=other), other, subject.device)
+
+
+def _expect_dtype(module: Parameterization, dtype: torch.dtype, device: torch.device) -> None:
+    op = module()
+    for name, p in module.named_parameters():
+        right = (p.dtype, p.device.type) == (dtype, device.type)
+        expect(right, f"the parameter {name} is {p.dtype} on {p.device}, asked for {dtype}")
+    for name, x in (("left", op.left), ("right", op.right), ("to_dense()", op.to_dense())):
+        right = (x.dtype, x.device.type) == (dtype, device.type)
+        expect(right, f"{name} is {x.dtype} on {x.device}, parameters are {dtype} on {device}")
+    expect(is_finite(op), f"the factors are not finite in {dtype}")
+
+
+check_dtype = Law(
+    "dtype",
+    "Factors and gradients have the dtype and device of the parameters, after conversion too.",
+    _dtype,
+    parameters=TAME,
+)

@@ -1,0 +1,176 @@
+"""All laws at once: for a program, and as parameters of a pytest test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Literal, TypeAlias
+
+import pytest
+import torch
+
+from lowrank_opt.errors import TargetError
+from lowrank_opt.testing import laws
+from lowrank_opt.testing.case import Factory
+from lowrank_opt.testing.describe import describe
+from lowrank_opt.testing.law import Law
+from lowrank_opt.testing.profiles import ProfileName, profile_of
+from lowrank_opt.testing.verdict import BrokenLawError, CheckResult
+
+OnFail: TypeAlias = Literal["raise", "collect"]
+BoundCheck: TypeAlias = Callable[[Factory], CheckResult]
+
+# In the order in which a reader wants to hear of them.
+LAWS: tuple[Law, ...] = (
+    laws.check_contract,
+    laws.check_membership,
+    laws.check_rank,
+    laws.check_agreement,
+    laws.check_dtype,
+    laws.check_smoothness,
+    laws.check_zero_start,
+    laws.check_section,
+    laws.check_completeness,
+    laws.check_purity,
+    laws.check_copies,
+    laws.check_in_place,
+    laws.check_never_dense,
+    laws.check_merge,
+    laws.check_certificate,
+    laws.check_projection,
+    laws.check_lmo,
+)
+
+
+def check_parameterization(
+    make: Factory,
+    *,
+    profile: ProfileName = "standard",
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+    expected_failures: Mapping[str, str] | None = None,
+    on_fail: OnFail = "raise",
+) -> list[CheckResult]:
+    """Check every law on a parameterization.
+
+    Parameters
+    ----------
+    make : callable
+        ``make(shape, rank)`` returns a parameterization: a class, a `functools.partial`, a
+        function. If it takes ``dtype`` and ``device`` they are passed by name, else the module is
+        converted. Shapes that it refuses with ShapeError or RankError are left out.
+    profile : {"quick", "standard", "thorough"}
+        How many cases and how large ones.
+    dtype : torch.dtype
+    device : torch.device or str
+    expected_failures : mapping from law to reason, optional
+        Laws that are known not to hold, e.g. ``{"certificate": "not proved yet"}``.
+    on_fail : {"raise", "collect"}
+        Raise at the first broken law, or return all verdicts.
+
+    Returns
+    -------
+    list of CheckResult
+        One for each law; laws about abilities that are not claimed are skipped with a reason.
+
+    Raises
+    ------
+    BrokenLawError
+        An AssertionError whose message names the law, what was found, and the smallest
+        counter-example as runnable code.
+    TargetError
+        If an option is not one of its choices, or an expected failure names no law.
+
+    Examples
+    --------
+    >>> from lowrank_opt import Factored
+    >>> verdicts = check_parameterization(Factored, profile="quick")
+    >>> [v.check for v in verdicts if v.status == "skipped"]
+    ['lmo']
+    """
+    known = dict(expected_failures or {})
+    _check_options(profile, known, on_fail)
+    results: list[CheckResult] = []
+    for law in LAWS:
+        try:
+            result = law(make, profile=profile, dtype=dtype, device=device)
+        except BrokenLawError as error:
+            if law.name not in known and on_fail == "raise":
+                raise
+            result = CheckResult(law.name, "failed", error.found, error.case, error.code)
+            if law.name in known:
+                message = f"{known[law.name]} ({error.found})"
+                result = replace(result, status="expected_failure", message=message)
+        results.append(result)
+    return results
+
+
+def parametrize_with_checks(
+    makes: Iterable[Factory],
+    *,
+    profile: ProfileName = "standard",
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+    expected_failures: Callable[[Factory], Mapping[str, str]] | None = None,
+) -> pytest.MarkDecorator:
+    """Return a decorator that gives a pytest test every pair ``(make, check)``.
+
+    A law about an ability that is not claimed skips its test with the reason.
+
+    Parameters
+    ----------
+    makes : iterable of callables
+        As for `check_parameterization`.
+    profile, dtype, device
+        As for `check_parameterization`.
+    expected_failures : callable, optional
+        From a factory to the laws that it is known to break, with reasons: marked ``xfail``.
+
+    Examples
+    --------
+    >>> from functools import partial
+    >>> from lowrank_opt import Factored, NBLoRA
+    >>> @parametrize_with_checks([Factored, partial(NBLoRA, radius=3.0)])
+    ... def test_laws(make, check):
+    ...     check(make)
+    """
+    parameters = [
+        _parameter(make, law, _Check(law, profile, dtype, device), dict(known))
+        for make in makes
+        for known in [expected_failures(make) if expected_failures else {}]
+        for law in LAWS
+    ]
+    return pytest.mark.parametrize(("make", "check"), parameters)
+
+
+class _Check:
+    """A law with its options, for pytest: skips where the law does not apply."""
+
+    def __init__(
+        self, law: Law, profile: ProfileName, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        self._law, self._profile, self._dtype, self._device = law, profile, dtype, device
+
+    def __call__(self, make: Factory) -> CheckResult:
+        result = self._law(make, profile=self._profile, dtype=self._dtype, device=self._device)
+        if result.status == "skipped":
+            pytest.skip(result.message)
+        return result
+
+    def __repr__(self) -> str:
+        return f"check_{self._law.name}"
+
+
+def _parameter(make: Factory, law: Law, check: _Check, known: Mapping[str, str]) -> object:
+    marks = [pytest.mark.xfail(reason=known[law.name], strict=False)] if law.name in known else []
+    return pytest.param(make, check, id=f"{describe(make)}-{law.name}", marks=marks)
+
+
+def _check_options(profile: ProfileName, known: Mapping[str, str], on_fail: OnFail) -> None:
+    profile_of(profile)
+    names = [law.name for law in LAWS]
+    unknown = sorted(set(known) - set(names))
+    if unknown:
+        raise TargetError(f"expected_failures must name laws, {names}; got {unknown}")
+    if on_fail not in ("raise", "collect"):
+        raise TargetError(f"on_fail must be 'raise' or 'collect'; got {on_fail!r}")

@@ -1,0 +1,138 @@
+"""The search for a counter-example: Hypothesis draws and shrinks, a fixed seed repeats."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import hypothesis
+from hypothesis import HealthCheck, Phase, Verbosity
+from hypothesis import strategies as st
+from hypothesis.errors import Flaky, Unsatisfiable
+
+from lowrank_opt.errors import RankError, ShapeError
+from lowrank_opt.testing.case import Case, Subject
+from lowrank_opt.testing.members import Member
+from lowrank_opt.testing.parameters import FreeParameters
+from lowrank_opt.testing.strategies import seeds
+from lowrank_opt.testing.verdict import NotApplicable, Violation
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Cases of one kind.
+
+    Parameters
+    ----------
+    name : str
+        Seeds the search.
+    cases : SearchStrategy
+    examples : int
+        How many are tried.
+    """
+
+    name: str
+    cases: st.SearchStrategy[Case]
+    examples: int
+
+
+@st.composite
+def cases(
+    draw: st.DrawFn,
+    shapes: st.SearchStrategy[tuple[tuple[int, int], int]],
+    parameters: st.SearchStrategy[FreeParameters],
+    members: st.SearchStrategy[Member],
+) -> Case:
+    """Return a strategy of cases; one seed serves for all that is random in a case."""
+    (shape, rank), seed = draw(shapes), draw(seeds())
+    values, member = draw(parameters), draw(members)
+    return Case(shape, rank, replace(values, seed=seed), replace(member, seed=seed))
+
+
+class Search:
+    """Try the body of a law on cases, and remember what came of it.
+
+    Attributes
+    ----------
+    tried : int
+        Cases on which the body came to its end.
+    refusal : str
+        Why the law does not apply, where it did not.
+    failure : tuple of Subject and str, or None
+        The smallest counter-example, and what was found there.
+    """
+
+    def __init__(
+        self, body: Callable[[Subject], None], subject_of: Callable[[Case], Subject]
+    ) -> None:
+        self._body, self._subject_of = body, subject_of
+        self.tried = 0
+        self.refusal = ""
+        self.failure: tuple[Subject, str] | None = None
+
+    def explore(self, scene: Scene, law: str) -> bool:
+        """Try cases of a scene until one breaks the law, and shrink it; return if all hold."""
+        runner = hypothesis.given(scene.cases)(lambda case: self._attempt(case))
+        runner = hypothesis.settings(
+            max_examples=scene.examples,
+            database=None,
+            deadline=None,
+            derandomize=False,
+            suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
+            phases=(Phase.generate, Phase.shrink),
+            report_multiple_bugs=False,
+            verbosity=Verbosity.quiet,
+            print_blob=False,
+        )(runner)
+        try:
+            hypothesis.seed(zlib.crc32(f"{law} {scene.name}".encode()))(runner)()
+        except Violation:
+            return False
+        except Flaky:
+            subject, found = self._failed()
+            self.failure = subject, f"{found} (but not each time: the outcome depends on the past)"
+            return False
+        except Unsatisfiable:
+            raise ShapeError(
+                "make(shape, rank) must accept some of the shapes that are tried; it refused all: "
+                "pass a function that maps the shapes and ranks it is given to ones that fit"
+            ) from None
+        return True
+
+    def once(self, case: Case) -> bool:
+        """Try one case; return whether the law holds there."""
+        try:
+            self._judge(self._subject_of(case))
+        except Violation:
+            return False
+        return True
+
+    def _attempt(self, case: Case) -> None:
+        subject = self._subject_of(case)
+        try:
+            subject.fresh()
+        except (ShapeError, RankError):
+            hypothesis.reject()
+        except Exception as error:
+            # The body meets it again and reports it.
+            del error
+        self._judge(subject)
+
+    def _judge(self, subject: Subject) -> None:
+        try:
+            self._body(subject)
+        except NotApplicable as reason:
+            self.refusal = str(reason)
+            return
+        except Violation as violation:
+            self.failure = subject, str(violation)
+            raise
+        except Exception as error:
+            self.failure = subject, f"{type(error).__name__}: {error}"
+            raise Violation(self.failure[1]) from error
+        self.tried += 1
+
+    def _failed(self) -> tuple[Subject, str]:
+        assert self.failure is not None, "a flaky failure was recorded when it happened"
+        return self.failure
