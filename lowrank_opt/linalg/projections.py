@@ -57,7 +57,7 @@ def project_lp_ball(values: Tensor, radius: float, p: float) -> Tensor:
     values : Tensor, shape (r,)
         Nonnegative, in any order.
     radius, p : float
-        Positive; p = 1, 2 and inf in closed form, other p by two nested bisections.
+        Positive; p = 1, 2 and inf in closed form, other p by a search for the multiplier.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def project_lp_ball(values: Tensor, radius: float, p: float) -> Tensor:
     Notes
     -----
     The optimality conditions :math:`x_i + \mu p x_i^{p-1} = v_i` have one root each in
-    :math:`[0, v_i]`, decreasing in :math:`\mu`; the multiplier is found by bisection on its
+    :math:`[0, v_i]`, decreasing in :math:`\mu`; the multiplier is searched on its
     logarithm, then the result is scaled onto the sphere to remove what the bisection left.
 
     Examples
@@ -89,17 +89,18 @@ def project_lp_ball(values: Tensor, radius: float, p: float) -> Tensor:
 
 
 def _lp_multiplier_search(v: Tensor, p: float) -> Tensor:
-    """Bisect on log(mu) until ``norm(x(mu), p) = 1``."""
-    low, high = -80.0, 80.0 + 2 * float(v.amax().log().clamp_min(0.0))
-    x = v
-    for _ in range(100):
-        middle = (low + high) / 2
-        x = _lp_roots(v, math.exp(middle) * p, p)
-        low, high = (middle, high) if lp_norm(x, p) > 1 else (low, middle)
-    return x
+    """Search log(mu) on finer and finer grids until ``norm(x(mu), p) = 1``."""
+    steps = torch.linspace(0, 1, 64, dtype=v.dtype, device=v.device)
+    low, high = v.new_tensor(-80.0), 80.0 + 2 * v.amax().log().clamp_min(0.0)
+    for _ in range(10):
+        grid = low + (high - low) * steps
+        norms = lp_norm(_lp_roots(v, grid.exp().unsqueeze(1) * p, p), p)
+        first_inside = int((norms > 1).sum())
+        low, high = grid[max(first_inside - 1, 0)], grid[min(first_inside, 63)]
+    return _lp_roots(v, high.exp() * p, p)
 
 
-def _lp_roots(v: Tensor, weight: float, p: float) -> Tensor:
+def _lp_roots(v: Tensor, weight: Tensor, p: float) -> Tensor:
     """Solve ``x + weight x^(p-1) = v`` entry by entry by bisection."""
     # Both summands are at most v and one is at least v / 2: the bracket is as narrow as x is small.
     low = torch.minimum(v / 2, (v / (2 * weight)).pow(1 / (p - 1)))

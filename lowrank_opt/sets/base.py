@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lowrank_opt.errors import ShapeError
+from lowrank_opt.errors import RadiusError
 from lowrank_opt.linalg import leading_svd, orthonormal_columns, product_svd
 from lowrank_opt.operator import LowRankOperator
 
@@ -142,7 +142,9 @@ class SpectralSet(FeasibleSet):
             if float((x - best) @ values) <= 1e-14 * float(best @ values):
                 return best
             best = x
-        raise ShapeError(f"a linear function has no minimum over the unbounded set {self}")
+        raise RadiusError(
+            f"lmo needs a bounded set; got {self}: use one with a norm bound, like SchattenBall"
+        )
 
     def as_spectral(self, op: LowRankOperator) -> tuple[LowRankOperator, SpectralSet]:
         """Return the operator and the set themselves."""
@@ -177,6 +179,8 @@ class SpectralSet(FeasibleSet):
         m, n = shape
         k = min(self.rank, m, n)
         normal = torch.randn(k, dtype=torch.float64, generator=generator).abs()
+        # One sample in two has full rank; the others have every smaller rank, 0 included.
+        normal[int(torch.randint(2 * k, (), generator=generator)) :] = 0.0
         log_size = 2 * torch.randn((), dtype=torch.float64, generator=generator)
         values = self.project_singular_values(
             (normal * log_size.exp() * self.typical_size).sort(descending=True).values

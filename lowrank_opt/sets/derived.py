@@ -149,12 +149,15 @@ class NestedSet(FeasibleSet):
         return LowRankOperator(self.left.double() @ left, scale, self.right.double() @ right)
 
     def as_spectral(self, op: LowRankOperator) -> tuple[LowRankOperator, SpectralSet] | None:
-        """Return W and the inner set if that is spectral: norm and rank, not the spaces."""
-        return (op, self.inner) if isinstance(self.inner, SpectralSet) else None
+        """Return what the inner set makes of W, or of C: norm and rank, not the spaces."""
+        if isinstance(self.inner, SpectralSet):
+            return op, self.inner
+        return self.inner.as_spectral(self.core(op))
 
     def excess(self, op: LowRankOperator) -> float:
+        op = op.detach()
         core = self.core(op)
-        outside = product_svd(*(op.to(dtype=torch.float64).detach() - self.embed(core)))[1]
+        outside = product_svd(*(op.to(dtype=torch.float64) - self.embed(core)))[1]
         return max(self.inner.excess(core), float(lp_norm(outside, 2)))
 
     def unit(self, op: LowRankOperator) -> float:
@@ -179,7 +182,8 @@ class NestedSet(FeasibleSet):
         if isinstance(gradient, LowRankOperator):
             return self.embed(self.inner.lmo(self.core(gradient))).to(dtype=gradient.dtype)
         core = self.left.double().mT @ _times(gradient, self.right.double())
-        return self.embed(self.inner.lmo(core))
+        dtype = gradient.dtype if isinstance(gradient, Tensor) else torch.float64
+        return self.embed(self.inner.lmo(core)).to(dtype=dtype)
 
 
 @dataclass(frozen=True, eq=False)

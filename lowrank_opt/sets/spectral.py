@@ -96,9 +96,11 @@ class SchattenBall(SpectralSet):
             return torch.full_like(values, self.radius)
         if self.p == 1:
             return torch.nn.functional.pad(values.new_tensor([self.radius]), (0, len(values) - 1))
-        ratio = values / values.amax().clamp_min(torch.finfo(values.dtype).tiny)
+        peak = values.amax()
+        # A zero gradient is minimised by every member.
+        ratio = values / peak if peak > 0 else torch.ones_like(values)
         x = ratio.pow(1 / (self.p - 1))
-        return x * (self.radius / self.gauge(x).clamp_min(torch.finfo(values.dtype).tiny))
+        return x * (self.radius / self.gauge(x))
 
     def unit(self, op: object) -> float:
         return self.radius
