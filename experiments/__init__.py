@@ -1,0 +1,1 @@
+"""Runnable claims: each module prints a table, writes a JSON record and figures."""

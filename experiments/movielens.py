@@ -1,0 +1,171 @@
+"""Complete MovieLens-100K: the norm bound as the regulariser, on the five official folds.
+
+``python -m experiments.movielens`` prints a table and writes a JSON record and figures. Every
+setting is chosen on a tenth of the *training* fold; each test fold is looked at once per method.
+"""
+
+import argparse
+import contextlib
+import io
+import itertools
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+
+import lowrank_opt as lo
+from experiments.movielens_figures import Curves, Spectrum, draw_figures
+from experiments.movielens_fit import (
+    BIAS_PENALTY,
+    HELD_OUT,
+    TOLERANCE,
+    Outcome,
+    clipped,
+    evaluate,
+    fit_parameterization,
+)
+from experiments.movielens_methods import CURVE_RADII, CURVE_RANKS, METHODS, PROFILE, with_profile
+from experiments.parallel import run_parallel
+from experiments.records import Json, environment, prepare_folder, write_record
+from experiments.tables import markdown_table, mean_and_spread, text_table
+from lowrank_opt.errors import LowRankError
+from problems import movielens
+from problems.metrics import rmse
+
+CURVE_FOLD = 1
+
+
+def curve_point(rank: int, radius: float, path: str | None, seed: int) -> float:
+    """Return the test RMSE of one nuclear-norm ball, for the figure; nothing is chosen by it."""
+    train, test = movielens.fold("ml-100k", CURVE_FOLD, path=path)
+    generator = torch.Generator().manual_seed(seed)
+    ball = lo.HomogeneousBall(train.shape, rank, radius=radius, generator=generator)
+    return rmse(clipped(fit_parameterization(ball, train), test), test.values)
+
+
+def profile_values(path: str | None, seed: int) -> list[float]:
+    """Return the singular values fitted under individual bounds, for the figure."""
+    train, _ = movielens.fold("ml-100k", CURVE_FOLD, path=path)
+    bounded = with_profile(train, torch.Generator().manual_seed(seed))
+    fit_parameterization(bounded, train)
+    return bounded().detach().singular_values().tolist()
+
+
+def announced() -> None:
+    """Count the licence as announced: the parent process has done it."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        movielens.announce()
+
+
+def table(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows: one line per method, mean and deviation over the folds."""
+    header = ["method", "test RMSE", "MAE", "fit s", "rank", "nuclear norm", "bound", "laws"]
+    groups = ([o for o in outcomes if o.method == method.name] for method in METHODS)
+    return header, [_row(group) for group in groups if group]
+
+
+def _row(outcomes: Sequence[Outcome]) -> list[str]:
+    bounds = sorted({o.setting["radius"] for o in outcomes if "radius" in o.setting})
+    fitted = outcomes[0].rank > 0
+    verdict = "hold" if all(o.holds for o in outcomes) else "BROKEN"
+    return [
+        outcomes[0].method,
+        mean_and_spread([o.rmse for o in outcomes]),
+        mean_and_spread([o.mae for o in outcomes]),
+        f"{sum(o.seconds for o in outcomes) / len(outcomes):.2f}",
+        str(outcomes[0].rank) if fitted else "-",
+        mean_and_spread([o.nuclear_norm for o in outcomes], digits=0) if fitted else "-",
+        " / ".join(f"{b:g}" for b in bounds) or "-",
+        verdict if fitted else "-",
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the experiment from the command line; the exit status is 0 if all bounds hold."""
+    options = _parse(arguments)
+    try:
+        folder = prepare_folder(options.out)
+        # Fetch, check and cache the data before any worker starts.
+        movielens.load("ml-100k", path=options.data)
+        return _run(options, folder)
+    except LowRankError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.movielens", description="Complete MovieLens-100K."
+    )
+    parser.add_argument("--folds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--out", type=Path, default=Path("results/movielens"))
+    parser.add_argument("--data", help="folder that holds ml-100k; by default it is looked for")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser.parse_args(arguments)
+
+
+def _run(options: argparse.Namespace, folder: Path) -> int:
+    start = time.perf_counter()
+    path, seed = options.data, options.seed
+    run = partial(run_parallel, prepare=announced, quiet=options.quiet)
+    outcomes = run(
+        [partial(evaluate, m, fold, path, seed) for m in METHODS for fold in options.folds],
+        description="methods on folds",
+    )
+    grid = list(itertools.product(CURVE_RANKS, CURVE_RADII))
+    errors = run([partial(curve_point, *x, path, seed) for x in grid], description="error curves")
+    profile = run([partial(profile_values, path, seed)], description="bounded values")[0]
+    curves: Curves = {
+        rank: [(x, e) for (r, x), e in zip(grid, errors, strict=True) if r == rank]
+        for rank in CURVE_RANKS
+    }
+    seconds = time.perf_counter() - start
+    header, rows = table(outcomes)
+    print(f"\n{text_table(header, rows)}\n")
+    print(f"mean ± standard deviation over folds {options.folds}; every setting was chosen on a")
+    print(f"tenth of the training fold; {seconds:.0f} s in all, one thread per fit.")
+    paths = draw_figures(folder, curves, _references(outcomes), _spectra(outcomes, profile))
+    write_record(folder / "record.json", _record(outcomes, curves, seed, seconds))
+    (folder / "table.md").write_text(markdown_table(header, rows) + "\n", encoding="utf-8")
+    print(f"wrote {folder}: record.json, table.md, {', '.join(path.name for path in paths)}")
+    return 0 if all(o.holds for o in outcomes) else 1
+
+
+def _record(
+    outcomes: Sequence[Outcome], curves: Curves, seed: int, seconds: float
+) -> dict[str, Json]:
+    return {
+        "experiment": "movielens",
+        "seed": seed,
+        "seconds": seconds,
+        "bias_penalty": BIAS_PENALTY,
+        "tolerance": TOLERANCE,
+        "held_out": HELD_OUT,
+        "environment": environment(),
+        "outcomes": [asdict(o) for o in outcomes],
+        "curves": {str(k): [list(point) for point in points] for k, points in curves.items()},
+    }
+
+
+def _references(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Return the horizontal line of the figure: the biases alone, on the curve's fold."""
+    return {o.method: o.rmse for o in outcomes if o.fold == CURVE_FOLD and o.method == "biases"}
+
+
+def _spectra(outcomes: Sequence[Outcome], profile: list[float]) -> list[Spectrum]:
+    shown = ("NBLoRA, p = 1", "HomogeneousBall", "DeLoRA")
+    first = [o for o in outcomes if o.method in shown and o.fold == outcomes[0].fold]
+    spectra = [Spectrum(o.method, o.singular_values, o.setting["radius"]) for o in first]
+    return [*spectra, Spectrum("NBLoRA(bounds=...)", profile, bounds=PROFILE)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

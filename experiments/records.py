@@ -1,0 +1,102 @@
+"""What makes a result repeatable: environment, revision and settings, as one JSON file."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from lowrank_opt.errors import DataError
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+_PACKAGES = ("torch", "numpy", "scipy", "numba", "lowrank_opt")
+
+
+def environment() -> dict[str, Json]:
+    """Return versions, processor, threads and the revision of the source.
+
+    Examples
+    --------
+    >>> environment()["threads"] >= 1
+    True
+    """
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "revision": _revision(),
+    }
+
+
+def prepare_folder(folder: Path) -> Path:
+    """Create `folder` and prove that it can be written, before any work starts.
+
+    Raises
+    ------
+    DataError
+        If it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise DataError(
+            f"results need a writable folder; got {folder} ({error.strerror}): "
+            "choose another one with --out"
+        ) from error
+
+
+def write_record(path: Path, record: Mapping[str, Json]) -> None:
+    """Write `record` as JSON in one step: a reader never sees half a file.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be written.
+    """
+    text = json.dumps(record, indent=1) + "\n"
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(name).replace(path)
+    except OSError as error:
+        raise DataError(f"the record must be written; got {error.strerror} for {path}") from error
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _revision() -> str:
+    """Return the commit of the source, marked if files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    here = Path(__file__).resolve().parent
+    try:
+        run = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return run.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
