@@ -29,7 +29,7 @@ from experiments.movielens_fit import (
     fit_parameterization,
 )
 from experiments.movielens_methods import CURVE_RADII, CURVE_RANKS, METHODS, PROFILE, with_profile
-from experiments.parallel import run_parallel
+from experiments.parallel import Workers
 from experiments.records import Json, environment, prepare_folder, write_record
 from experiments.tables import markdown_table, mean_and_spread, text_table
 from lowrank_opt.errors import LowRankError
@@ -115,14 +115,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _run(options: argparse.Namespace, folder: Path) -> int:
     start = time.perf_counter()
     path, seed = options.data, options.seed
-    run = partial(run_parallel, prepare=announced, quiet=options.quiet)
-    outcomes = run(
-        [partial(evaluate, m, fold, path, seed) for m in METHODS for fold in options.folds],
-        description="methods on folds",
-    )
     grid = list(itertools.product(CURVE_RANKS, CURVE_RADII))
-    errors = run([partial(curve_point, *x, path, seed) for x in grid], description="error curves")
-    profile = run([partial(profile_values, path, seed)], description="bounded values")[0]
+    with Workers(announced, quiet=options.quiet) as workers:
+        outcomes = workers.run(
+            [partial(evaluate, m, fold, path, seed) for m in METHODS for fold in options.folds],
+            "methods on folds",
+        )
+        points = [partial(curve_point, *x, path, seed) for x in grid]
+        errors = workers.run(points, "error against radius")
+        profile = workers.run([partial(profile_values, path, seed)], "individual bounds")[0]
     curves: Curves = {
         rank: [(x, e) for (r, x), e in zip(grid, errors, strict=True) if r == rank]
         for rank in CURVE_RANKS

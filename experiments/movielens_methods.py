@@ -85,7 +85,7 @@ def smoothed_weights(counts: Tensor, obs: lo.Observations) -> Tensor:
     return (counts.clamp_min(1).to(obs.values.dtype) / counts.double().mean()) ** -0.25
 
 
-RADII = _radii(300.0, 400.0, 500.0, 600.0)
+RADII = _radii(250.0, 300.0, 350.0, 400.0, 500.0)
 
 METHODS = (
     # A penalty without end leaves the mean alone.

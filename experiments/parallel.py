@@ -4,7 +4,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -12,36 +12,35 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 
-def run_parallel(
-    calls: Sequence[Callable[[], T]],
-    *,
-    description: str,
-    prepare: Callable[[], None],
-    quiet: bool = False,
-) -> list[T]:
-    """Return the results of `calls`, in order, computed in worker processes.
+class Workers:
+    """A pool of processes, one for each core, as a context manager.
 
     Parameters
     ----------
-    calls : sequence of callables
-        Picklable: partial applications of functions of modules.
-    description : str
-        Of the progress bar.
     prepare : callable
         Run once in each worker, before its first call.
     quiet : bool
         No progress bar.
     """
-    context = multiprocessing.get_context("spawn")
-    workers = min(os.cpu_count() or 1, len(calls))
-    with ProcessPoolExecutor(workers, context, _initialize, (prepare,)) as pool:
-        futures: list[Future[T]] = [pool.submit(call) for call in calls]
-        try:
-            for _ in tqdm(as_completed(futures), description, len(futures), disable=quiet):
-                pass
-            return [future.result() for future in futures]
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+
+    def __init__(self, prepare: Callable[[], None], *, quiet: bool = False) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.quiet = quiet
+        self._pool = ProcessPoolExecutor(os.cpu_count(), context, _initialize, (prepare,))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(self, calls: Sequence[Callable[[], T]], description: str) -> list[T]:
+        """Return the results of `calls`, in order; each is picklable, a partial application."""
+        futures: list[Future[T]] = [self._pool.submit(call) for call in calls]
+        done = as_completed(futures)
+        for _ in tqdm(done, description, len(futures), unit="fit", disable=self.quiet):
+            pass
+        return [future.result() for future in futures]
 
 
 def _initialize(prepare: Callable[[], None]) -> None:

@@ -1,5 +1,8 @@
 """Unconstrained but complete low-rank parameterizations, and what is built on them."""
 
+from lowrank_opt.completion import CompletionResult as CompletionResult
+from lowrank_opt.completion import CompletionStatus as CompletionStatus
+from lowrank_opt.completion import complete as complete
 from lowrank_opt.observations import Observations as Observations
 from lowrank_opt.operator import LowRankOperator as LowRankOperator
 from lowrank_opt.parameterizations import BatchedParameterization as BatchedParameterization
