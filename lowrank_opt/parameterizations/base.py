@@ -182,7 +182,7 @@ def check_member(op: LowRankOperator, feasible_set: FeasibleSet) -> None:
 def check_shape(shape: tuple[int, int]) -> tuple[int, int]:
     """Return `shape` as two positive integers, or raise ShapeError."""
     m, n = (int(x) for x in shape) if len(shape) == 2 else (0, 0)
-    if m < 1 or n < 1:
+    if m < 1 or n < 1 or (m, n) != tuple(shape):
         raise ShapeError(f"shape must be two positive integers (rows, columns); got {shape!r}")
     return m, n
 

@@ -108,12 +108,12 @@ class DeLoRA(Parameterization):
         self.variant: Variant = variant
         self.radius = check_radius(radius)
         empty = torch.empty(0, dtype=dtype, device=device)
-        self.left = nn.Parameter(empty.new_empty(m, rank))
-        self.right = nn.Parameter(empty.new_empty(n, rank))
+        self.left = nn.Parameter(empty.new_empty(m, self.rank))
+        self.right = nn.Parameter(empty.new_empty(n, self.rank))
         learned = nn.Parameter(empty.new_tensor(radius)) if learn_radius else None
         self.learned_radius = learned
         self.register_buffer("column_norms", _checked_norms(column_norms, n, empty))
-        frozen = empty.new_zeros(m + n, rank) if self._subtracts else None
+        frozen = empty.new_zeros(m + n, self.rank) if self._subtracts else None
         self.register_buffer("frozen", frozen)
         self.complete = not self._subtracts
         self.column_norms: Tensor | None

@@ -52,8 +52,8 @@ class Factored(Parameterization):
         super().__init__(shape, rank)
         m, n = self.shape
         self.scaling = check_radius(scaling, "scaling")
-        self.left = nn.Parameter(torch.empty(m, rank, dtype=dtype, device=device))
-        self.right = nn.Parameter(torch.empty(n, rank, dtype=dtype, device=device))
+        self.left = nn.Parameter(torch.empty(m, self.rank, dtype=dtype, device=device))
+        self.right = nn.Parameter(torch.empty(n, self.rank, dtype=dtype, device=device))
         self.zero_(generator=generator)
 
     def factors(self) -> LowRankOperator:

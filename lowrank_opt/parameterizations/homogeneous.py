@@ -73,8 +73,8 @@ class HomogeneousBall(Parameterization):
             )
         m, n = self.shape
         self.radius, self.p = check_radius(radius), float(p)
-        self.left = nn.Parameter(torch.empty(m, rank, dtype=dtype, device=device))
-        self.right = nn.Parameter(torch.empty(n, rank, dtype=dtype, device=device))
+        self.left = nn.Parameter(torch.empty(m, self.rank, dtype=dtype, device=device))
+        self.right = nn.Parameter(torch.empty(n, self.rank, dtype=dtype, device=device))
         self.zero_(generator=generator)
 
     @property

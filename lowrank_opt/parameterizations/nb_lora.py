@@ -13,6 +13,7 @@ from lowrank_opt.linalg import (
     scale_to_unit_peak,
     symmetric_inverse_cayley,
     tall_cayley,
+    working_dtype,
 )
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization, check_radius
@@ -103,12 +104,12 @@ class NBLoRA(Parameterization):
                 "leave skew out"
             )
         empty = torch.empty(0, dtype=dtype, device=device)
-        self.left_rows = nn.Parameter(empty.new_empty(m, rank))
-        self.right_rows = nn.Parameter(empty.new_empty(n - rank, rank))
+        self.left_rows = nn.Parameter(empty.new_empty(m, self.rank))
+        self.right_rows = nn.Parameter(empty.new_empty(n - self.rank, self.rank))
         free_top = (not spectral) if skew is None else skew
-        self.skew = nn.Parameter(empty.new_empty(rank, rank)) if free_top else None
+        self.skew = nn.Parameter(empty.new_empty(self.rank, self.rank)) if free_top else None
         learned = not spectral and not isinstance(self._set, SingularValueBox)
-        self.spread = nn.Parameter(empty.new_empty(rank)) if learned else None
+        self.spread = nn.Parameter(empty.new_empty(self.rank)) if learned else None
         self.zero_(generator=generator)
 
     @property
@@ -121,7 +122,7 @@ class NBLoRA(Parameterization):
 
     def singular_value_bounds(self) -> Tensor:
         """Return s, shape (rank,): what each singular value cannot exceed at these parameters."""
-        work = torch.zeros((), dtype=torch.float64, device=self.left_rows.device)
+        work = self.left_rows.new_zeros((), dtype=working_dtype(self.left_rows))
         if isinstance(self._set, SingularValueBox):
             return work.new_tensor(self._set.bounds)
         if self.spread is None:
@@ -198,7 +199,8 @@ class NBLoRA(Parameterization):
             return torch.full_like(sigma, radius)
         powers = (sigma / radius).pow(p)
         slack = (1 - powers.sum()).clamp_min(0.0) / self.rank
-        return radius * (powers + slack).pow(1 / p)
+        # At p = 40 the power of a value of 1e-9 underflows: without the maximum it would be lost.
+        return torch.maximum(radius * (powers + slack).pow(1 / p), sigma)
 
 
 def _declared_set(

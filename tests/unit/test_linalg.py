@@ -77,7 +77,7 @@ def test_top_k_projection_is_that_of_quadratic_program(values, radius, k):
     if top_k_sum(v, k) > radius:
         expected = nearest_in_polytope(expected, *top_k_polytope(len(values), k, radius))
     x = project_top_k_sum(v, radius, k)
-    np.testing.assert_allclose(x, expected, atol=2e-9)
+    np.testing.assert_allclose(x, expected, rtol=0, atol=2e-9)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -88,7 +88,9 @@ def test_top_k_projection_random(seed):
     v[g.random(r) < 0.3] = v[0]
     radius = float(np.sort(v)[::-1][:k].sum() * g.uniform(0.05, 0.99))
     expected = nearest_in_polytope(v, *top_k_polytope(r, k, radius))
-    np.testing.assert_allclose(project_top_k_sum(torch.tensor(v), radius, k), expected, atol=2e-9)
+    np.testing.assert_allclose(
+        project_top_k_sum(torch.tensor(v), radius, k), expected, rtol=0, atol=2e-9
+    )
 
 
 @pytest.mark.parametrize("values", VECTORS.values(), ids=VECTORS)
@@ -98,7 +100,9 @@ def test_l1_projection_is_that_of_quadratic_program(values, radius):
     inside = v.sum() <= radius
     polytope = top_k_polytope(len(v), len(v), radius)
     expected = v if inside else nearest_in_polytope(v, *polytope)
-    np.testing.assert_allclose(project_l1_ball(torch.tensor(v), radius), expected, atol=2e-9)
+    np.testing.assert_allclose(
+        project_l1_ball(torch.tensor(v), radius), expected, rtol=0, atol=2e-9
+    )
 
 
 @pytest.mark.parametrize(
@@ -140,7 +144,9 @@ def test_lp_projection_is_that_of_sequential_quadratic_programming(p):
         method="SLSQP",
         options={"ftol": 1e-14},
     )
-    np.testing.assert_allclose(project_lp_ball(torch.tensor(v), 1.0, p), solution.x, atol=1e-6)
+    np.testing.assert_allclose(
+        project_lp_ball(torch.tensor(v), 1.0, p), solution.x, rtol=0, atol=1e-6
+    )
 
 
 def test_projection_onto_spectral_ball_clips():
@@ -325,9 +331,9 @@ def test_product_svd_is_that_of_the_product(shape):
     W = (L * s @ R.mT).numpy()
     U, sigma, V = product_svd(L, s, R)
     k = min(m, n, r)
-    np.testing.assert_allclose(sigma, np.linalg.svd(W, compute_uv=False)[:k], atol=1e-14)
-    np.testing.assert_allclose((U[:, :k] * sigma) @ V[:, :k].mT, W, atol=1e-14)
-    np.testing.assert_allclose(U.mT @ U, np.eye(U.shape[1]), atol=1e-14)
+    np.testing.assert_allclose(sigma, np.linalg.svd(W, compute_uv=False)[:k], rtol=0, atol=1e-14)
+    np.testing.assert_allclose((U[:, :k] * sigma) @ V[:, :k].mT, W, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(U.mT @ U, np.eye(U.shape[1]), rtol=0, atol=1e-14)
 
 
 def test_product_svd_survives_opposite_magnitudes():
@@ -351,7 +357,9 @@ def test_leading_svd_of_sparse_is_that_of_dense():
     A = scipy.sparse.random_array((40, 25), density=0.2, rng=np.random.default_rng(0)).tocsr()
     U, sigma, V = leading_svd(A, 4)
     np.testing.assert_allclose(sigma, np.linalg.svd(A.toarray(), compute_uv=False)[:4], rtol=1e-10)
-    np.testing.assert_allclose(U.mT @ torch.from_numpy(A @ V.numpy()), np.diag(sigma), atol=1e-10)
+    np.testing.assert_allclose(
+        U.mT @ torch.from_numpy(A @ V.numpy()), np.diag(sigma), rtol=0, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("k", [1, 3, 9])
