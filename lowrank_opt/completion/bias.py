@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowrank_opt.observations import CompressedAxis, Observations
+from lowrank_opt.kernels import observed_squared_loss
+from lowrank_opt.observations import Observations
+from lowrank_opt.operator import LowRankOperator
 
-# Each sweep contracts the error by about the share of a row's entries that one column holds.
-_SWEEPS = 20
+_TOLERANCE = 1e-10
+_MAX_STEPS = 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +66,11 @@ def weighted_mean(observations: Observations) -> float:
 
 
 def fit_additive_bias(observations: Observations, *, penalty: float) -> AdditiveBias:
-    r"""Fit the biases alone by alternating ridge regressions.
+    r"""Fit the biases alone, a ridge regression solved by conjugate gradients.
 
     Minimises :math:`\sum_k w_k (v_k - \mu - a_{i_k} - b_{j_k})^2 + \text{penalty}\,
-    (\|a\|^2 + \|b\|^2)` approximately, in float64; :math:`\mu` is the weighted mean.
+    (\|a\|^2 + \|b\|^2)` in float64, to a relative residual of 1e-10; :math:`\mu` is the weighted
+    mean.
 
     Parameters
     ----------
@@ -80,6 +83,11 @@ def fit_additive_bias(observations: Observations, *, penalty: float) -> Additive
     AdditiveBias
         In the dtype of the values.
 
+    References
+    ----------
+    Jacobi-preconditioned conjugate gradients: Saad, Iterative Methods for Sparse Linear Systems
+    (2003), algorithm 9.1.
+
     Examples
     --------
     >>> obs = Observations.from_dense(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
@@ -87,31 +95,55 @@ def fit_additive_bias(observations: Observations, *, penalty: float) -> Additive
     tensor([-1.,  1.])
     """
     mean = weighted_mean(observations)
-    values = observations.values.double() - mean
-    w = observations.weights
-    weights = torch.ones_like(values) if w is None else w.double()
-    m, n = observations.shape
-    a, b = values.new_zeros(m), values.new_zeros(n)
-    by_rows = _Ridge(observations.csr, weights, penalty)
-    by_cols = _Ridge(observations.csc, weights, penalty)
-    for _ in range(_SWEEPS):
-        b = by_cols.solve(values - a[observations.rows])
-        a = by_rows.solve(values - b[observations.cols])
-    dtype = observations.dtype
-    return AdditiveBias(mean, a.to(dtype), b.to(dtype))
+    exact = observations.to(dtype=torch.float64)
+    model = _AdditiveModel(exact, penalty)
+    a, b = model.solve(exact.values - mean)
+    return AdditiveBias(mean, a.to(observations.dtype), b.to(observations.dtype))
 
 
-class _Ridge:
-    """Means over the groups of an axis, shrunk towards zero."""
+class _AdditiveModel:
+    """The normal equations of the additive model, with one unknown for each row and column."""
 
-    def __init__(self, axis: CompressedAxis, weights: Tensor, penalty: float) -> None:
-        self.axis = axis
-        self.weights = weights[axis.order]
-        mass = self._sums(self.weights) + penalty
-        self.inverse = torch.where(mass > 0, 1 / mass, 0.0)
+    def __init__(self, observations: Observations, penalty: float) -> None:
+        m, n = observations.shape
+        self.sizes, self.penalty = (m, n), penalty
+        zeros = torch.zeros_like(observations.values)
+        self.homogeneous = observations.with_values(zeros)
+        ones = zeros.new_ones(m + n)
+        mass = torch.stack([self._gradient(part) for part in _halves(ones, m)]).T
+        self.diagonal = torch.cat((mass[:m, 0], mass[m:, 1])) + penalty
 
-    def solve(self, residuals: Tensor) -> Tensor:
-        return self._sums(self.weights * residuals[self.axis.order]) * self.inverse
+    def solve(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the row and column biases that fit `values`."""
+        x = torch.zeros_like(self.diagonal)
+        r = -self._gradient(x, self.homogeneous.with_values(values))
+        inverse = torch.where(self.diagonal > 0, 1 / self.diagonal, 0.0)
+        z, target = inverse * r, _TOLERANCE * float(r.norm())
+        p, rz = z, torch.dot(r, z)
+        for _ in range(_MAX_STEPS):
+            if float(r.norm()) <= target:
+                break
+            q = self._gradient(p) + self.penalty * p
+            alpha = rz / torch.dot(p, q)
+            x, r = x + alpha * p, r - alpha * q
+            z, previous = inverse * r, rz
+            rz = torch.dot(r, z)
+            p = z + (rz / previous) * p
+        a, b = x.split(self.sizes)
+        return a, b
 
-    def _sums(self, x: Tensor) -> Tensor:
-        return torch.segment_reduce(x, "sum", lengths=self.axis.counts, unsafe=True)
+    def _gradient(self, x: Tensor, observations: Observations | None = None) -> Tensor:
+        """Return the gradient at x of half the loss without penalty."""
+        m, n = self.sizes
+        zero = LowRankOperator(x.new_zeros(m, 1), x.new_zeros(1), x.new_zeros(n, 1))
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            a, b = x.split(self.sizes)
+            loss = observed_squared_loss(zero, observations or self.homogeneous, bias=(a, b))
+        return torch.autograd.grad(loss, x)[0] / 2
+
+
+def _halves(x: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """Return `x` with its end after m zeroed, and with its beginning zeroed."""
+    first = torch.arange(len(x), device=x.device) < m
+    return x * first, x * ~first

@@ -37,7 +37,7 @@ def complete(
     penalty: float = 0.0,
     optimizer: OptimizerChoice = "lbfgs",
     tolerance: float = 1e-5,
-    max_iterations: int = 500,
+    max_iterations: int = 1000,
     validation: float | Observations | None = None,
     patience: int = 20,
     generator: torch.Generator | None = None,
@@ -72,7 +72,7 @@ def complete(
         is not smooth.
     tolerance : float
         Stop when the objective fell by less than this share over the last 10 iterations, or when
-        residuals are 1e-4 times that, or 64 units of rounding, relative to the spread of values.
+        residuals are 1e-4 times that, or 16 units of rounding, relative to the spread of values.
     max_iterations : int
     validation : float, Observations or None
         Entries for early stopping: a share in (0, 1) of the observations, held out at random and
@@ -196,7 +196,10 @@ class _Fit:
             return None
         # A line search can fail because of an old curvature estimate: try once along the gradient.
         self.minimizer.restart()
-        return None if self.minimizer.advance() else CompletionStatus.STALLED
+        if self.minimizer.advance():
+            return None
+        trouble = self.minimizer.met_not_finite
+        return CompletionStatus.NUMERICAL_TROUBLE if trouble else CompletionStatus.STALLED
 
 
 def _training_and_validation(

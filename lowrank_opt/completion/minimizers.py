@@ -1,5 +1,6 @@
 """Two ways to take a step: L-BFGS with a line search, and any first-order torch optimizer."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
@@ -27,7 +28,15 @@ class Evaluation(NamedTuple):
 
 
 class Minimizer(Protocol):
-    """Evaluates the objective where it stands, and advances by one iteration."""
+    """Evaluates the objective where it stands, and advances by one iteration.
+
+    Attributes
+    ----------
+    met_not_finite : bool
+        Whether the last `advance` met a point where the objective is not finite.
+    """
+
+    met_not_finite: bool
 
     def evaluate(self) -> Evaluation:
         """Return the objective at the present variables."""
@@ -56,12 +65,16 @@ class FirstOrder:
 
     def __init__(self, objective: Objective, make: Callable[[Sequence[Tensor]], Optimizer]) -> None:
         self.objective, self.make = objective, make
+        self.met_not_finite = False
         self.factor = float(len(objective.centred))
         self.optimizer = make(objective.variables)
 
     def evaluate(self) -> Evaluation:
-        value, _ = _differentiate(self.objective, self.factor)
-        return _evaluation(value, self.objective.variables, self.factor)
+        value, gradients = _differentiate(self.objective, self.factor)
+        for x, g in zip(self.objective.variables, gradients, strict=True):
+            x.grad = g
+        gradient_norm = float(torch.stack([g.double().norm() for g in gradients]).norm())
+        return Evaluation(value / self.factor, gradient_norm / self.factor)
 
     def advance(self) -> bool:
         self.optimizer.step()
@@ -74,8 +87,9 @@ class FirstOrder:
 class QuasiNewton:
     """`torch.optim.LBFGS` with a strong-Wolfe line search, one iteration at a time.
 
-    The optimizer asks again for the objective at the point where its last line search ended; the
-    last evaluations are remembered, so that this costs nothing.
+    It works on one float64 vector, which is rounded to the variables: sums and line search do not
+    lose what the variables' dtype can still tell. It asks again for the objective at the point
+    where its last line search ended; the last evaluations are remembered, so that this is free.
 
     Parameters
     ----------
@@ -85,20 +99,26 @@ class QuasiNewton:
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
         self.memory: deque[_Remembered] = deque(maxlen=_REMEMBERED)
+        self.met_not_finite = False
         self.restart()
 
     def evaluate(self) -> Evaluation:
-        return _evaluation(self._closure(), self.objective.variables, _MAGNIFICATION)
+        point = self._evaluate_at(self.vector.detach().clone())
+        gradient_norm = float(point.gradient.norm())
+        return Evaluation(point.value / _MAGNIFICATION, gradient_norm / _MAGNIFICATION)
 
     def advance(self) -> bool:
-        before = self._point()
+        before = self.vector.detach().clone()
+        self.met_not_finite = False
         self.optimizer.step(self._closure)
-        return not torch.equal(before, self._point())
+        return not torch.equal(before, self.vector)
 
     def restart(self) -> None:
+        variables = self.objective.variables
+        self.vector = parameters_to_vector(x.detach().double() for x in variables)
         # Stopping is decided by the caller: the tolerances here never act.
         self.optimizer = LBFGS(
-            self.objective.variables,
+            [self.vector.requires_grad_()],
             max_iter=1,
             max_eval=_LINE_SEARCH,
             history_size=_HISTORY_SIZE,
@@ -108,39 +128,41 @@ class QuasiNewton:
         )
 
     def _closure(self) -> float:
-        point = self._point()
-        for known in self.memory:
-            if torch.equal(known.point, point):
-                _set_gradients(self.objective.variables, known.gradients)
-                return known.value
-        value, gradients = _differentiate(self.objective, _MAGNIFICATION)
-        self.memory.append(_Remembered(point, value, gradients))
-        return value
+        point = self._evaluate_at(self.vector.detach().clone())
+        self.vector.grad = point.gradient.clone()
+        return point.value
 
-    def _point(self) -> Tensor:
-        return parameters_to_vector(x.detach() for x in self.objective.variables)
+    def _evaluate_at(self, x: Tensor) -> "_Remembered":
+        variables = self.objective.variables
+        for known in self.memory:
+            if torch.equal(known.x, x):
+                return known
+        with torch.no_grad():
+            for v, part in zip(variables, x.split([v.numel() for v in variables]), strict=True):
+                v.copy_(part.view_as(v))
+        value, gradients = _differentiate(self.objective, _MAGNIFICATION)
+        return self._remember(x, value, torch.cat([g.double().reshape(-1) for g in gradients]))
+
+    def _remember(self, x: Tensor, value: float, gradient: Tensor) -> "_Remembered":
+        if not (math.isfinite(value) and bool(torch.isfinite(gradient).all())):
+            # With infinity and NaN the line search halves its interval.
+            self.met_not_finite = True
+            value, gradient = math.inf, torch.full_like(gradient, math.nan)
+        self.memory.append(_Remembered(x, value, gradient))
+        return self.memory[-1]
 
 
 class _Remembered(NamedTuple):
-    point: Tensor
+    x: Tensor
     value: float
-    gradients: Sequence[Tensor | None]
+    gradient: Tensor
 
 
-def _differentiate(objective: Objective, factor: float) -> tuple[float, Sequence[Tensor | None]]:
+def _differentiate(objective: Objective, factor: float) -> tuple[float, list[Tensor]]:
     with torch.enable_grad():
         value = factor * objective.value()
-    gradients = torch.autograd.grad(value, objective.variables, allow_unused=True)
-    _set_gradients(objective.variables, gradients)
-    return float(value.detach()), gradients
-
-
-def _set_gradients(variables: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
-    for x, g in zip(variables, gradients, strict=True):
-        x.grad = g
-
-
-def _evaluation(value: float, variables: Sequence[Tensor], factor: float) -> Evaluation:
-    norms = [x.grad.double().norm() for x in variables if x.grad is not None]
-    gradient_norm = float(torch.stack(norms).norm()) if norms else 0.0
-    return Evaluation(value / factor, gradient_norm / factor)
+    variables = objective.variables
+    gradients = torch.autograd.grad(value, variables, allow_unused=True)
+    return float(value.detach()), [
+        torch.zeros_like(x) if g is None else g for x, g in zip(variables, gradients, strict=True)
+    ]

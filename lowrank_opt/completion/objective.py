@@ -1,5 +1,6 @@
 """What `complete` minimises, as a function of the free parameters and the biases."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
@@ -22,7 +23,8 @@ class Objective:
     :math:`\sum_k w_k\, \rho(W_{i_k j_k} + a_{i_k} + b_{j_k} + \mu - v_k)
     + \tfrac12 \lambda \|\theta\|^2 + \tfrac12 \lambda_b (\|a\|^2 + \|b\|^2)`
     with :math:`\rho(e) = e^2/2`, :math:`|e|` or Huber's function. The division makes step lengths
-    and tolerances independent of the number and the unit of the values.
+    and tolerances independent of the number and the unit of the values; inside, values and biases
+    are in units of the root mean square of the centred values.
 
     Parameters
     ----------
@@ -50,11 +52,12 @@ class Objective:
     ) -> None:
         self.parameterization = parameterization
         self.mean = bias.mean
-        self.centred = observations.with_values(observations.values - bias.mean)
+        self.spread = _root_mean_square(observations, bias.mean)
+        self.centred = self._centred(observations)
         self.loss: Loss = loss
         self.penalty, self.bias_penalty = penalty, bias_penalty
         self.free = [p for p in parameterization.parameters() if p.requires_grad]
-        self.biases = (bias.rows.clone(), bias.cols.clone())
+        self.biases = (bias.rows / self.spread, bias.cols / self.spread)
         self.fit_bias = fit_bias
         for b in self.biases:
             b.requires_grad_(fit_bias)
@@ -68,12 +71,13 @@ class Objective:
 
     def value(self) -> Tensor:
         """Return the objective in its own unit, a float64 scalar."""
-        total = self._data_term(self.parameterization(), self.centred)
+        total = self._data_term() / self.unit
         if self.penalty > 0:
-            total = total + 0.5 * self.penalty * _squares(self.free)
+            total = total + (0.5 * self.penalty / self.unit) * _squares(self.free)
         if self.fit_bias and self.bias_penalty > 0:
-            total = total + 0.5 * self.bias_penalty * _squares(self.biases)
-        return total / self.unit
+            share = 0.5 * self.bias_penalty * (self.spread / self.unit) * self.spread
+            total = total + share * _squares(self.biases)
+        return total
 
     @torch.no_grad()
     def operator(self) -> LowRankOperator:
@@ -85,24 +89,27 @@ class Objective:
 
     def bias(self) -> AdditiveBias:
         """Return the present biases, detached."""
-        return AdditiveBias(self.mean, *(b.detach().clone() for b in self.biases))
+        return AdditiveBias(self.mean, *(self.spread * b.detach() for b in self.biases))
 
     @torch.no_grad()
     def rmse(self, observations: Observations) -> float:
         """Return the root of the (weighted) mean squared error on other entries."""
-        centred = observations.with_values(observations.values - self.mean)
-        loss = observed_squared_loss(
-            self.operator(), centred, bias=self.biases, dtype=torch.float64
-        )
-        w = observations.weights
-        return float((loss / (len(observations) if w is None else w.double().sum())).sqrt())
+        op = self.operator() * (1 / self.spread)
+        centred = self._centred(observations)
+        loss = observed_squared_loss(op, centred, bias=self.biases, dtype=torch.float64)
+        return self.spread * float((loss / _total_weight(observations)).sqrt())
 
-    def _data_term(self, op: LowRankOperator, observations: Observations) -> Tensor:
+    def _centred(self, observations: Observations) -> Observations:
+        return observations.with_values((observations.values - self.mean) / self.spread)
+
+    def _data_term(self) -> Tensor:
+        op = self.parameterization() * (1 / self.spread)
         bias = self.biases if self.fit_bias else None
         if self.loss == "squared":
-            return 0.5 * observed_squared_loss(op, observations, bias=bias, dtype=torch.float64)
-        residuals = observed_entries(op, observations, bias=bias) - observations.values
-        return self._weighted_sum(_elementwise(self.loss)(residuals))
+            loss = observed_squared_loss(op, self.centred, bias=bias, dtype=torch.float64)
+            return 0.5 * self.spread**2 * loss
+        residuals = observed_entries(op, self.centred, bias=bias) - self.centred.values
+        return self._weighted_sum(_elementwise(self.loss)(self.spread * residuals))
 
     def _weighted_sum(self, losses: Tensor) -> Tensor:
         w = self.centred.weights
@@ -110,23 +117,37 @@ class Objective:
 
     def _unit(self) -> float:
         """Return the loss of predicting the mean, or the total weight where that is zero."""
-        rho = _elementwise(self.loss)
-        unit = float(self._weighted_sum(rho(self.centred.values).detach()))
-        return unit or float(self._weighted_sum(torch.ones_like(self.centred.values)))
+        if self.loss == "squared":
+            unit = 0.5 * self.spread**2 * _total_weight(self.centred)
+        else:
+            losses = _elementwise(self.loss)(self.spread * self.centred.values)
+            unit = float(self._weighted_sum(losses.detach()))
+        return unit if unit > 0 and math.isfinite(unit) else _total_weight(self.centred)
 
 
 def _elementwise(loss: Loss) -> Callable[[Tensor], Tensor]:
     if callable(loss):
         return loss
-    return {"squared": _half_square, "absolute": torch.abs, "huber": _huber}[loss]
-
-
-def _half_square(residuals: Tensor) -> Tensor:
-    return 0.5 * residuals.square()
+    assert loss != "squared", "the fused kernel computes the squared loss"
+    return {"absolute": torch.abs, "huber": _huber}[loss]
 
 
 def _huber(residuals: Tensor) -> Tensor:
     return F.huber_loss(residuals, torch.zeros_like(residuals), reduction="none")
+
+
+def _root_mean_square(observations: Observations, mean: float) -> float:
+    """Return the root of the (weighted) mean squared deviation; one where that is zero."""
+    deviations, w = observations.values.double() - mean, observations.weights
+    peak = float(deviations.abs().max()) or 1.0
+    squares = (deviations / peak).square()
+    total = (squares if w is None else squares * w).sum() / _total_weight(observations)
+    return peak * math.sqrt(total) or 1.0
+
+
+def _total_weight(observations: Observations) -> float:
+    w = observations.weights
+    return float(len(observations)) if w is None else float(w.sum(dtype=torch.float64))
 
 
 def _squares(tensors: Sequence[Tensor]) -> Tensor:

@@ -121,7 +121,10 @@ class CompletionResult:
         bias, history = self.bias, self.history
         arrays = dict(zip(("left", "scale", "right"), self.operator, strict=True))
         arrays |= {"row_bias": bias.rows, "col_bias": bias.cols}
-        columns = {f"history_{k}": torch.tensor(v).double() for k, v in history.columns().items()}
+        columns = {
+            f"history_{k}": torch.tensor(v, dtype=torch.float64)
+            for k, v in history.columns().items()
+        }
         header: storage.Header = {"status": self.status.name, "mean": bias.mean}
         storage.write(path, header, arrays | columns)
 

@@ -22,7 +22,7 @@ class Stopping:
         What is optimised; the best values are kept.
     tolerance : float
         Converged when the objective fell by less than this share over the last 10 iterations, or
-        when the fit is exact: residuals of 1e-4 x tolerance, or of 64 units of rounding.
+        when the fit is exact: residuals of 1e-4 x tolerance, or of 16 units of rounding.
     patience : int
         Iterations without a better validation error before stopping.
     """
@@ -32,7 +32,7 @@ class Stopping:
         self.lowest: list[float] = []
         self.best, self.best_score, self.best_index = self._copy(), math.inf, -1
         # Residuals relative to the spread of the values, squared as the objective is.
-        self.exact = max(64 * torch.finfo(variables[0].dtype).eps, 1e-4 * tolerance) ** 2
+        self.exact = max(16 * torch.finfo(variables[0].dtype).eps, 1e-4 * tolerance) ** 2
 
     def judge(self, value: float, validation: float) -> CompletionStatus | None:
         """Take note of an iterate; return why to stop, or None.

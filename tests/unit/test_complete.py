@@ -1,0 +1,420 @@
+"""Completion against closed forms, its stopping, and what it refuses."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import lowrank_opt as lo
+from lowrank_opt.completion import CompletionResult, CompletionStatus, Iteration, complete
+from lowrank_opt.completion.bias import fit_additive_bias
+from lowrank_opt.errors import ConvergenceError, ObservationError, RadiusError, ShapeError
+from lowrank_opt.observations import Observations
+
+Make = Callable[[], lo.Parameterization]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def observe(matrix: Tensor, share: float, *, weights: bool = False, seed: int = 1) -> Observations:
+    m, n = matrix.shape
+    cells = torch.randperm(m * n, generator=seeded(seed))[: round(share * m * n)]
+    w = normal(len(cells), seed=seed).abs() + 0.1 if weights else None
+    return Observations(cells // n, cells % n, matrix[cells // n, cells % n], (m, n), w)
+
+
+def ball(shape: tuple[int, int], rank: int, radius: float) -> lo.HomogeneousBall:
+    return lo.HomogeneousBall(shape, rank, radius=radius, dtype=torch.float64, generator=seeded())
+
+
+def factored(shape: tuple[int, int], rank: int) -> lo.Factored:
+    return lo.Factored(shape, rank, dtype=torch.float64, generator=seeded())
+
+
+def soft_threshold(matrix: Tensor, threshold: float) -> Tensor:
+    U, sigma, Vh = torch.linalg.svd(matrix, full_matrices=False)
+    return U @ torch.diag((sigma - threshold).clamp_min(0)) @ Vh
+
+
+def ridge_biases(observations: Observations, penalty: float) -> tuple[Tensor, Tensor]:
+    """Solve the normal equations of the additive model, dense."""
+    (m, n), nnz = observations.shape, len(observations)
+    X = torch.zeros(nnz, m + n, dtype=torch.float64)
+    X[torch.arange(nnz), observations.rows] = 1
+    X[torch.arange(nnz), m + observations.cols] = 1
+    w = torch.ones(nnz).double() if observations.weights is None else observations.weights
+    mean = (w * observations.values).sum() / w.sum()
+    gram = X.T @ (w.unsqueeze(1) * X) + penalty * torch.eye(m + n, dtype=torch.float64)
+    solution = torch.linalg.solve(gram, X.T @ (w * (observations.values - mean)))
+    return solution[:m], solution[m:]
+
+
+def test_ridge_on_factors_is_soft_thresholding():
+    V = normal(12, 9)
+    result = complete(
+        observe(V, 1.0), factored((12, 9), 9), bias=None, penalty=2.0, tolerance=1e-12
+    )
+    torch.testing.assert_close(result.to_dense(), soft_threshold(V, 2.0), rtol=0, atol=1e-5)
+
+
+def test_nuclear_ball_is_the_projection():
+    V = normal(12, 9)
+    result = complete(observe(V, 1.0), ball((12, 9), 9, 10.0), bias=None, tolerance=1e-12)
+    expected = lo.SchattenBall(1.0, 10.0, 9).project(lo.LowRankOperator.from_dense(V)).to_dense()
+    torch.testing.assert_close(result.to_dense(), expected, rtol=0, atol=1e-4)
+
+
+def test_weights_are_repetitions():
+    V = normal(8, 6)
+    once, again = observe(V, 0.7), observe(V, 0.7)
+    heavy = Observations(again.rows, again.cols, again.values, (8, 6), torch.full((34,), 3.0))
+    fits = [
+        complete(o, factored((8, 6), 3), bias=None, tolerance=1e-12, penalty=p)
+        for o, p in ((once, 1.0), (heavy, 3.0))
+    ]
+    torch.testing.assert_close(fits[0].to_dense(), fits[1].to_dense(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize("penalty", [0.5, 5.0])
+def test_biases_alone_are_a_ridge_regression(penalty: float, weights: bool):
+    observations = observe(normal(9, 7), 0.6, weights=weights)
+    bias = fit_additive_bias(observations, penalty=penalty)
+    rows, cols = ridge_biases(observations, penalty)
+    torch.testing.assert_close(bias.rows, rows, rtol=0, atol=1e-5)
+    torch.testing.assert_close(bias.cols, cols, rtol=0, atol=1e-5)
+
+
+def test_biases_are_fitted_with_the_factors():
+    observations = observe(normal(9, 7), 0.6, weights=True)
+    fit = complete(observations, ball((9, 7), 2, 1e-9), bias_penalty=0.5, tolerance=1e-13)
+    rows, cols = ridge_biases(observations, 0.5)
+    torch.testing.assert_close(fit.bias.rows, rows, rtol=0, atol=1e-6)
+    torch.testing.assert_close(fit.bias.cols, cols, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lo.Factored,
+        partial(lo.HomogeneousBall, radius=300.0),
+        partial(lo.NBLoRA, radius=300.0, p=1),
+    ],
+    ids=["Factored", "HomogeneousBall", "NBLoRA"],
+)
+def test_planted_matrix_is_recovered(make: Callable[..., lo.Parameterization], dtype: torch.dtype):
+    W = normal(60, 3) @ normal(3, 40, seed=1)
+    parameterization = make((60, 40), 3, dtype=dtype, generator=seeded())
+    result = complete(observe(W, 0.5), parameterization, bias=None)
+    assert result.status.succeeded
+    error = (result.to_dense().double() - W).norm() / W.norm()
+    assert error < {torch.float32: 1e-5, torch.float64: 1e-8}[dtype]
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_unit_of_the_values_does_not_matter(scale: float):
+    W = normal(30, 2) @ normal(2, 20, seed=1)
+    fits = [
+        complete(observe(s * W, 0.5), ball((30, 20), 2, 40.0 * s), bias_penalty=1.0)
+        for s in (1.0, scale)
+    ]
+    torch.testing.assert_close(fits[1].to_dense() / scale, fits[0].to_dense(), rtol=0, atol=1e-3)
+
+
+def test_huber_resists_outliers():
+    W = 10 * normal(40, 1) @ normal(1, 30, seed=1)
+    noisy = observe(W, 0.6)
+    values = noisy.values.clone()
+    values[::20] += 500.0
+    fits = {
+        loss: complete(noisy.with_values(values), factored((40, 30), 1), bias=None, loss=loss)
+        for loss in ("squared", "huber", "absolute")
+    }
+    errors = {k: float((fit.to_dense() - W).norm() / W.norm()) for k, fit in fits.items()}
+    assert errors["huber"] < 0.02 < 0.2 < errors["squared"]
+    assert errors["absolute"] < 0.1
+
+
+def test_callable_loss_equals_the_named_one():
+    observations = observe(normal(9, 7), 0.6)
+    fits = [
+        complete(observations, ball((9, 7), 2, 5.0), loss=loss, tolerance=1e-9)
+        for loss in ("squared", lambda residuals: residuals.square() / 2)
+    ]
+    torch.testing.assert_close(fits[0].to_dense(), fits[1].to_dense(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", partial(torch.optim.Adam, lr=0.03)])
+def test_first_order_reaches_the_same_objective(optimizer: object):
+    observations = observe(normal(20, 15), 0.7)
+    fits = [
+        complete(observations, ball((20, 15), 15, 10.0), optimizer=o, max_iterations=2000)
+        for o in ("lbfgs", optimizer)
+    ]
+    objectives = [fit.history.objective[-1] for fit in fits]
+    assert objectives[0] == pytest.approx(objectives[1], rel=1e-3)
+
+
+def test_lbfgs_never_goes_up():
+    history = complete(observe(normal(20, 15), 0.7), ball((20, 15), 5, 10.0)).history
+    assert sorted(history.objective, reverse=True) == history.objective
+
+
+def test_lbfgs_evaluates_the_end_of_a_line_search_once():
+    calls = []
+
+    class Counted(lo.HomogeneousBall):
+        def factors(self) -> lo.LowRankOperator:
+            calls.append(1)
+            return super().factors()
+
+    parameterization = Counted((20, 15), 5, radius=10.0, generator=seeded())
+    fit = complete(observe(normal(20, 15), 0.7), parameterization, max_iterations=40)
+    assert len(calls) <= 1.5 * len(fit.history)
+
+
+def test_trained_in_place_and_detached():
+    parameterization = ball((9, 7), 2, 5.0)
+    before = parameterization.left.detach().clone()
+    result = complete(observe(normal(9, 7), 0.9), parameterization)
+    assert not torch.equal(before, parameterization.left)
+    assert not any(x.requires_grad for x in (*result.operator, result.bias.rows))
+    torch.testing.assert_close(parameterization().to_dense(), result.operator.to_dense())
+    assert all(p.grad is None for p in parameterization.parameters())
+
+
+def test_result_does_not_share_memory_with_the_parameterization():
+    parameterization = factored((9, 7), 2)
+    result = complete(observe(normal(9, 7), 0.9), parameterization, bias=None)
+    before = result.to_dense()
+    nn.init.zeros_(parameterization.left)
+    assert torch.equal(before, result.to_dense())
+
+
+def test_starts_where_the_parameterization_is():
+    W = normal(30, 2) @ normal(2, 20, seed=1)
+    parameterization = factored((30, 20), 2).assign(lo.LowRankOperator.from_dense(W, rank=2))
+    result = complete(observe(W, 0.5), parameterization, bias=None)
+    assert (1, CompletionStatus.EXACT_FIT) == (len(result.history), result.status)
+
+
+@pytest.mark.parametrize("weighted_out", [False, True])
+def test_unseen_row_and_column_are_predicted_by_biases(weighted_out: bool):
+    observations = observe(normal(9, 7) + 3, 1.0)
+    known = (observations.rows != 4) & (observations.cols != 2)
+    if weighted_out:
+        w = known.double()
+        cells = (observations.rows, observations.cols, observations.values)
+        part = Observations(*cells, observations.shape, w)
+    else:
+        part = observations.take(known)
+    result = complete(part, ball((9, 7), 3, 20.0))
+    mean = observations.values[known].mean()
+    assert float(mean) == pytest.approx(float(result.predict(4, 2)))
+    torch.testing.assert_close(result.predict(4, [0, 1]), mean + result.bias.cols[:2])
+    torch.testing.assert_close(result.predict([0, 1], 2), mean + result.bias.rows[:2])
+
+
+def test_zero_rows_for_the_unseen_keep_the_operator_in_the_set():
+    observations = observe(normal(9, 7), 0.2)
+    parameterization = ball((9, 7), 3, 5.0)
+    result = complete(observations, parameterization)
+    assert parameterization.feasible_set.contains(result.operator)
+
+
+def test_no_bias():
+    result = complete(observe(normal(9, 7) + 3, 0.5), ball((9, 7), 2, 5.0), bias=None)
+    assert (0.0, 0, 0) == (
+        result.bias.mean,
+        int(result.bias.rows.count_nonzero()),
+        int(result.bias.cols.count_nonzero()),
+    )
+
+
+@pytest.mark.parametrize("make", [lambda: ball((1, 1), 1, 1.0), lambda: factored((1, 1), 1)])
+def test_one_by_one(make: Make):
+    result = complete(Observations([0], [0], [0.25], (1, 1)), make(), bias=None)
+    assert 0.25 == pytest.approx(float(result.predict(0, 0)), abs=1e-6)
+
+
+def test_constant_values_are_fitted_at_once():
+    result = complete(Observations([0, 1], [0, 1], [3.0, 3.0], (2, 2)), ball((2, 2), 1, 1.0))
+    assert CompletionStatus.EXACT_FIT is result.status
+    assert 3.0 == float(result.predict(0, 1))
+
+
+def test_validation_share_is_seeded_and_stops_early():
+    observations = observe(normal(40, 30), 0.5)
+    fits = [
+        complete(
+            observations, factored((40, 30), 10), validation=0.2, generator=seeded(5), patience=5
+        )
+        for _ in range(2)
+    ]
+    assert CompletionStatus.STOPPED_BY_VALIDATION is fits[0].status
+    assert torch.equal(fits[0].to_dense(), fits[1].to_dense())
+
+
+def test_best_iterate_by_validation_is_returned():
+    whole = observe(normal(40, 2) @ normal(2, 30, seed=1) + 0.5 * normal(40, 30, seed=2), 0.5)
+    train, held = whole.split(0.2, generator=seeded())
+    fit = complete(train, factored((40, 30), 10), validation=held, patience=5)
+    rmse = (fit.predict(held.rows, held.cols) - held.values).square().mean().sqrt()
+    assert min(fit.history.validation_rmse) == pytest.approx(float(rmse))
+    assert min(fit.history.validation_rmse) < fit.history.validation_rmse[-1]
+
+
+def test_largest_number_of_iterations_is_a_status():
+    fit = complete(observe(normal(20, 15), 0.7), ball((20, 15), 5, 10.0), max_iterations=2)
+    assert (CompletionStatus.MAX_ITERATIONS, 3) == (fit.status, len(fit.history))
+    with pytest.raises(ConvergenceError, match="must end by its tolerance; got, after 3 eval"):
+        fit.raise_if_failed()
+
+
+def test_success_raises_nothing():
+    complete(observe(normal(20, 15), 0.7), ball((20, 15), 5, 10.0)).raise_if_failed()
+
+
+def test_interrupt_keeps_the_best_iterate():
+    def interrupt(iteration: Iteration) -> None:
+        seen.append(iteration.objective)
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+
+    seen: list[float] = []
+    observations = observe(normal(20, 15), 0.7)
+    fit = complete(observations, ball((20, 15), 5, 10.0), bias=None, progress=interrupt)
+    assert CompletionStatus.INTERRUPTED is fit.status
+    residuals = fit.predict(observations.rows, observations.cols) - observations.values
+    assert seen[4] == pytest.approx(float(residuals.square().sum() / 2))
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_objective_that_is_not_finite_is_a_status(optimizer: str):
+    calls: list[int] = []
+
+    def breaks(residuals: Tensor) -> Tensor:
+        calls.append(1)
+        return residuals.square() * (math.nan if len(calls) > 8 else 1.0)
+
+    fit = complete(
+        observe(normal(9, 7), 0.7), factored((9, 7), 2), loss=breaks, optimizer=optimizer
+    )
+    assert CompletionStatus.NUMERICAL_TROUBLE is fit.status
+    assert fit.to_dense().isfinite().all()
+
+
+def test_progress_bar(capsys: pytest.CaptureFixture[str]):
+    complete(observe(normal(9, 7), 0.7), factored((9, 7), 2), validation=0.2, progress=True)
+    shown = capsys.readouterr().err
+    assert "objective=" in shown
+    assert "validation=" in shown
+
+
+def test_silent_by_default(capsys: pytest.CaptureFixture[str]):
+    complete(observe(normal(9, 7), 0.7), factored((9, 7), 2))
+    assert ("", "") == capsys.readouterr()
+
+
+class LargestAllocation(TorchDispatchMode):
+    """Remembers the largest number of elements of any tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        sizes = [x.numel() for x in tree_leaves(out) if isinstance(x, Tensor)]
+        self.numel = max([self.numel, *sizes])
+        return out
+
+
+@pytest.mark.parametrize("loss", ["squared", "huber"])
+def test_memory_of_a_fit(loss: str):
+    m, n, nnz, rank = 400, 300, 9000, 10
+    cells = torch.randperm(m * n, generator=seeded())[:nnz]
+    observations = Observations(cells // n, cells % n, normal(nnz), (m, n))
+    parameterization = factored((m, n), rank)
+    with LargestAllocation() as largest:
+        complete(observations, parameterization, loss=loss, max_iterations=5, validation=0.1)
+    # L-BFGS flattens all variables into one vector.
+    assert largest.numel <= max(nnz, (m + n) * (rank + 1)) < nnz * rank < m * n
+
+
+def frozen() -> lo.Factored:
+    return factored((9, 7), 2).requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "error", "message"),
+    [
+        (lambda: factored((7, 9), 2), {}, ShapeError, r"got \(7, 9\) for \(9, 7\)"),
+        (lambda: factored((9, 7), 2).half(), {}, ShapeError, r"got \['torch.float16'\]"),
+        (frozen, {}, ShapeError, "got none"),
+        (lambda: factored((9, 7), 2).to("meta"), {}, ShapeError, r"got \['meta'\] and cpu"),
+        (None, {"loss": "l2"}, RadiusError, "loss must be 'squared', .* got loss='l2'"),
+        (None, {"optimizer": "sgd"}, RadiusError, "optimizer must be .* got optimizer='sgd'"),
+        (None, {"bias": "rows"}, RadiusError, "bias must be 'additive' or None; got bias='rows'"),
+        (None, {"progress": 3}, RadiusError, "progress must be"),
+        (None, {"penalty": -1.0}, RadiusError, "nonnegative; got penalty=-1.0"),
+        (None, {"bias_penalty": math.nan}, RadiusError, "got bias_penalty=nan"),
+        (None, {"tolerance": -1e-3}, RadiusError, "got tolerance=-0.001"),
+        (None, {"max_iterations": 0}, RadiusError, "positive integer; got max_iterations=0"),
+        (None, {"patience": 1.5}, RadiusError, "positive integer; got patience=1.5"),
+        (None, {"validation": 1.0}, ObservationError, r"a fraction in \(0, 1\)"),
+        (
+            None,
+            {"validation": Observations([0], [0], [1.0], (2, 2))},
+            ShapeError,
+            r"same matrix, .* got \(2, 2\) on cpu for \(9, 7\)",
+        ),
+    ],
+)
+def test_refused_before_any_work(
+    make: Make | None, settings: dict[str, object], error: type[Exception], message: str
+):
+    def never(iteration: Iteration) -> None:
+        raise AssertionError("work started")
+
+    parameterization = factored((9, 7), 2) if make is None else make()
+    with pytest.raises(error, match=message):
+        complete(observe(normal(9, 7), 0.7), parameterization, **({"progress": never} | settings))
+
+
+def test_values_that_overflow_the_parameters():
+    observations = Observations([0], [0], torch.tensor([1e300], dtype=torch.float64), (3, 2))
+    with pytest.raises(ObservationError, match=r"finite in torch.float32"):
+        complete(observations, lo.Factored((3, 2), 1))
+
+
+def test_type_of_the_result():
+    assert isinstance(complete(observe(normal(9, 7), 0.7), factored((9, 7), 2)), CompletionResult)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(("fold", "bound"), [(1, 0.925), (2, 0.913)])
+def test_movielens_test_error(movielens_data, fold: int, bound: float):
+    def load(part: str) -> list[Tensor]:
+        lines = (movielens_data / "ml-100k" / f"u{fold}.{part}").read_text().splitlines()
+        user, item, rating, _ = torch.tensor([[int(x) for x in s.split("\t")] for s in lines]).T
+        return [user - 1, item - 1, rating.float()]
+
+    train = Observations(*load("base"), (943, 1682))
+    parameterization = lo.HomogeneousBall(train.shape, 10, radius=400.0, generator=seeded())
+    result = complete(train, parameterization)
+    rows, cols, ratings = load("test")
+    rmse = (result.predict(rows, cols, clip=(1.0, 5.0)) - ratings).square().mean().sqrt()
+    assert float(rmse) < bound
