@@ -53,15 +53,15 @@ def write(path: str | PathLike[str], header: Header, arrays: dict[str, Tensor]) 
     dtypes = {name: str(x.dtype).removeprefix("torch.") for name, x in arrays.items()}
     full = {"format": _FORMAT, "version": _VERSION, **header, "dtypes": dtypes}
     data = {name: _to_numpy(x) for name, x in arrays.items()}
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, header=np.array(json.dumps(full)), **data)
-        os.replace(temporary, target)
+        temporary.replace(target)
     except OSError as error:
         raise _unwritable(target, error) from error
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """Cost, precision, checks and dispatch of the kernels."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from experiments import kernel_speed
 from lowrank_opt.errors import ObservationError, ShapeError
 from lowrank_opt.kernels import (
     cpu,
@@ -276,3 +279,16 @@ print(float(observed_squared_loss(op, Observations([0, 1], [2, 0], [3.0, 1.0], (
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "4.0\n" == done.stdout, done.stderr
+
+
+def test_kernel_speed_experiment_writes_its_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    sizes = {"rows": 30, "cols": 20, "entries": 200, "ranks": 2, "turns": 3}
+    options = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
+    (timing,) = kernel_speed.main([*options, "--out", str(tmp_path)])
+    record = json.loads((tmp_path / "kernel_speed.json").read_text())
+    assert (3, 3) == (len(timing.ratios), len(record["timings"][0]["fused"]))
+    assert timing.loss_difference < 1e-6
+    assert timing.gradient_difference < 1e-5
+    assert "median ratio" in capsys.readouterr().out
