@@ -1,0 +1,28 @@
+"""Adam's moments on one tensor, for parameters that belong to no pair."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+State = dict[str, Any]
+
+
+def adam_direction(
+    gradient: Tensor, state: State, name: str, betas: tuple[float, float], eps: float
+) -> Tensor:
+    """Update the two moments stored under `name` and return Adam's direction, bias-corrected.
+
+    References
+    ----------
+    Kingma and Ba (arXiv 1412.6980), Algorithm 1.
+    """
+    b1, b2 = betas
+    g = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+    m: Tensor = state.setdefault(f"{name}_mean", torch.zeros_like(g))
+    v: Tensor = state.setdefault(f"{name}_square", torch.zeros_like(g))
+    t: int = state.get(f"{name}_step", 0) + 1
+    state[f"{name}_step"] = t
+    m.lerp_(g, 1 - b1)
+    v.mul_(b2).addcmul_(g, g, value=1 - b2)
+    return (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + eps)

@@ -1,0 +1,203 @@
+"""The common part of optimizers over pairs: groups, damping, state that survives saving."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lowrank_opt.errors import ShapeError
+from lowrank_opt.training.adam import State, adam_direction
+from lowrank_opt.training.roles import FactorPair, factor_pairs, other_parameters
+from lowrank_opt.training.thin_basis import ThinBasis, thin_basis
+
+Group = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class PairView:
+    r"""What one step on :math:`W = s L C R^T` may read; everything n x r or r x r.
+
+    A change :math:`(\dot L, \dot R)` moves W by :math:`\dot L \bar R^T + \bar L \dot R^T` with
+    :math:`\bar L = s L C`, :math:`\bar R = s R C^T`; the bases are those of the barred factors, so
+    that the constant s has no influence on the size of a step of W.
+    """
+
+    pair: FactorPair
+    left: Tensor
+    right: Tensor
+    left_gradient: Tensor
+    right_gradient: Tensor
+    left_basis: ThinBasis
+    right_basis: ThinBasis
+
+
+def read_pair(pair: FactorPair) -> PairView:
+    """Return the view of a pair at its present values and gradients."""
+    left, right = pair.left.detach(), pair.columns(pair.right.detach())
+    assert pair.left.grad is not None, "checked by the caller"
+    assert pair.right.grad is not None, "checked by the caller"
+    dtype = torch.promote_types(left.dtype, torch.float32)
+    return PairView(
+        pair,
+        left,
+        right,
+        pair.left.grad.to(dtype),
+        pair.columns(pair.right.grad).to(dtype),
+        thin_basis(pair.times_core(left)),
+        thin_basis(pair.times_core(right, transposed=True)),
+    )
+
+
+class FactorOptimizer(Optimizer, ABC):
+    r"""An optimizer whose unit is a pair of factors; other parameters take AdamW steps.
+
+    A subclass writes `pair_step`. The step is damped where the bilinear model breaks down: if
+    :math:`\|\dot L C \dot R^T\|_F` exceeds `trust` times the larger of the two first-order changes
+    of W, the pair's step is shortened until it does not. From a zero start the first steps would
+    otherwise turn the other factor by an angle that does not depend on `lr`. All three norms
+    belong to W, so damping keeps invariance under changes of gauge.
+
+    Parameters
+    ----------
+    pairs : nn.Module or iterable of FactorPair
+        Of a module: `factor_pairs`, and all remaining trainable parameters as others.
+    lr : float
+        Of the pairs.
+    weight_decay : float
+        Decoupled: W shrinks by ``1 - lr * weight_decay`` a step, half of it in each factor.
+    trust : float
+        Largest relative second-order change in one step; ``inf`` switches damping off.
+    others : iterable of Tensor
+        Parameters outside of the pairs; a trainable `core` of a pair joins by itself.
+    others_lr : float
+        Their AdamW learning rate (betas 0.9 and 0.999, no weight decay; change them in the
+        parameter group with ``role="others"``).
+    options : object
+        Further entries of the parameter group of the pairs.
+    """
+
+    def __init__(
+        self,
+        pairs: nn.Module | Iterable[FactorPair],
+        *,
+        lr: float,
+        weight_decay: float = 0.0,
+        trust: float = 0.5,
+        others: Iterable[Tensor] = (),
+        others_lr: float = 1e-3,
+        **options: object,
+    ) -> None:
+        given = list(others)
+        if isinstance(pairs, nn.Module):
+            declared = factor_pairs(pairs)
+            given = other_parameters(pairs, declared) + given
+        else:
+            declared = list(pairs)
+        _check(declared, lr=lr, weight_decay=weight_decay, trust=trust)
+        self.pairs = declared
+        given += [p.core for p in declared if p.core is not None and p.core.requires_grad]
+        unique = list({id(p): p for p in given}.values())
+        flat = [x for pair in declared for x in (pair.left, pair.right)]
+        shared = {"lr": lr, "weight_decay": weight_decay, "trust": trust, **options}
+        groups: list[Group] = [{"params": flat, "role": "pairs", **shared}]
+        if unique:
+            groups.append({"params": unique, "role": "others", "lr": others_lr})
+        defaults = {"role": "others", "lr": others_lr, "weight_decay": 0.0}
+        super().__init__(groups, defaults | {"betas": (0.9, 0.999), "eps": 1e-8})
+
+    @abstractmethod
+    def pair_step(self, view: PairView, state: State, group: Group) -> tuple[Tensor, Tensor]:
+        """Return the steps of left and right (to be added), before damping; updates `state`."""
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take one step on every pair and parameter that has gradients."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            for group in self.param_groups:
+                _ = self._step_pairs(group) if group["role"] == "pairs" else self._adamw(group)
+        return loss
+
+    def _step_pairs(self, group: Group) -> None:
+        by_left = {id(pair.left): pair for pair in self.pairs}
+        for left in group["params"][::2]:
+            pair = by_left[id(left)]
+            if pair.left.grad is not None and pair.right.grad is not None:
+                view = read_pair(pair)
+                steps = self.pair_step(view, self.state[left], group)
+                _apply(view, *steps, group)
+
+    def _adamw(self, group: Group) -> None:
+        for p in group["params"]:
+            if p.grad is not None:
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                d = adam_direction(p.grad, self.state[p], "adam", group["betas"], group["eps"])
+                p.sub_((group["lr"] * d).to(p.dtype))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; unlike the base class, keep the precision in which it was stored."""
+        super().load_state_dict(state_dict)
+        numbers = [i for g in state_dict["param_groups"] for i in g["params"]]
+        parameters = [p for g in self.param_groups for p in g["params"]]
+        for number, p in zip(numbers, parameters, strict=True):
+            for name, value in state_dict["state"].get(number, {}).items():
+                if isinstance(value, Tensor):
+                    self.state[p][name] = value.to(device=p.device, copy=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "pairs": self.pairs}
+
+
+def _apply(view: PairView, d_left: Tensor, d_right: Tensor, group: Group) -> None:
+    c = _damping(view, d_left, d_right, group["trust"])
+    keep = math.sqrt(max(0.0, 1 - group["lr"] * group["weight_decay"]))
+    for factor, step in ((view.left, d_left), (view.right, d_right)):
+        if keep != 1.0:
+            factor.mul_(keep)
+        factor.add_(step.to(factor.dtype) if c == 1.0 else (step * c).to(factor.dtype))
+
+
+def _damping(view: PairView, d_left: Tensor, d_right: Tensor, trust: float) -> float:
+    if math.isinf(trust):
+        return 1.0
+    gram_left, gram_right = (d_left.mT @ d_left).double(), (d_right.mT @ d_right).double()
+    by_left = (gram_left * view.right_basis.gram).sum()
+    by_right = (gram_right * view.left_basis.gram).sum()
+    second = (_with_core(view.pair, gram_left) * gram_right).sum()
+    first = torch.maximum(by_left, by_right)
+    square = float(trust**2 * first / second) if bool(second > 0) else 1.0
+    return min(1.0, math.sqrt(max(square, 0.0)))
+
+
+def _with_core(pair: FactorPair, gram: Tensor) -> Tensor:
+    """Return ``s^2 C^T gram C``."""
+    if pair.core is None:
+        return gram * pair.scale**2
+    return pair.times_core(pair.times_core(gram).mT)
+
+
+def _check(pairs: list[FactorPair], **numbers: float) -> None:
+    if not pairs:
+        raise ShapeError(
+            "an optimizer over factors needs at least one pair; got none: pass a module that "
+            "contains parameterizations with left and right, or FactorPair(left, right) objects"
+        )
+    seen = [id(x) for pair in pairs for x in (pair.left, pair.right)]
+    if len(seen) != len(set(seen)):
+        raise ShapeError("a factor must be in one pair only; got one declared twice")
+    for name, value in numbers.items():
+        if not value >= 0:
+            raise ValueError(f"{name} must be >= 0; got {name}={value!r}")

@@ -1,0 +1,108 @@
+"""Thin orthonormal bases of factors: what replaces inverses of Gram matrices."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowrank_opt.linalg import negligible
+
+# A Gram matrix gives frames that are orthonormal to cond^2 times the rounding of its arithmetic:
+# float32 is enough for float32 frames up to the first condition number, float64 up to the second.
+_SINGLE_CONDITION = 10.0
+_DOUBLE_CONDITION = 1e4
+
+
+@dataclass(frozen=True, eq=False)
+class ThinBasis:
+    r"""``F = frame K`` with orthonormal `frame` and the pseudo-inverse of K beside it.
+
+    Directions of `F` that are zero to rounding (relative size ``4 sqrt(r) eps``) have zero columns
+    in `frame` and in `inverse`, so that nothing depends on an arbitrary completion.
+
+    Parameters
+    ----------
+    frame : Tensor, shape (m, r)
+        Orthonormal columns, or zero ones.
+    root : Tensor, shape (r, r)
+        K, in float64.
+    inverse : Tensor, shape (r, r)
+        :math:`K^+`; ``frame = F @ inverse``.
+    gram : Tensor, shape (r, r)
+        ``F^T F``, in float64.
+    """
+
+    frame: Tensor
+    root: Tensor
+    inverse: Tensor
+    gram: Tensor
+
+
+def thin_basis(factor: Tensor) -> ThinBasis:
+    """Return the thin basis of a factor, in its dtype (float32 for half precision).
+
+    Thin QR and the SVD of its r x r part in float64. A factor of lower precision that is not
+    badly conditioned takes the Cholesky factor of its Gram matrix instead, which is then as
+    accurate.
+
+    Parameters
+    ----------
+    factor : Tensor, shape (m, r)
+
+    Examples
+    --------
+    >>> basis = thin_basis(torch.tensor([[3.0, 0.0], [4.0, 0.0]]))
+    >>> basis.root.abs()
+    tensor([[5., 0.], [0., 0.]], dtype=torch.float64)
+    """
+    if factor.dtype == torch.float64:
+        return _from_qr(factor)
+    single = factor.float()
+    gram = _blocked_gram(single)
+    root, inverse = _cholesky(gram, _SINGLE_CONDITION)
+    if inverse is not None:
+        return ThinBasis(single @ inverse.float(), root, inverse.float(), gram)
+    double = factor.double()
+    gram = double.mT @ double
+    root, inverse = _cholesky(gram, _DOUBLE_CONDITION)
+    if inverse is not None:
+        return ThinBasis((double @ inverse).float(), root, inverse.float(), gram)
+    return _from_qr(factor)
+
+
+def transport(frame: Tensor, old: Tensor) -> Tensor:
+    """Return ``old^T frame``: right factor that takes coordinates of `old` to those of `frame`."""
+    return old.mT @ frame
+
+
+def _blocked_gram(factor: Tensor) -> Tensor:
+    """Return F^T F of float32: blocks of 64 rows in float32, their sum in float64."""
+    m, r = factor.shape
+    k = m // 64
+    blocks = factor[: 64 * k].view(k, 64, r)
+    rest = factor[64 * k :]
+    gram = torch.bmm(blocks.mT, blocks).sum(0, dtype=torch.float64)
+    return gram + (rest.mT @ rest).double() if len(rest) else gram
+
+
+def _cholesky(gram: Tensor, condition: float) -> tuple[Tensor, Tensor | None]:
+    """Return K and its inverse, ``gram = K^T K``; no inverse if K is worse conditioned."""
+    K, failed = torch.linalg.cholesky_ex(gram, upper=True)
+    inverse = torch.linalg.solve_triangular(K, torch.eye(len(K)).to(K), upper=True)
+    bound = torch.linalg.vector_norm(K) * torch.linalg.vector_norm(inverse) / len(K)
+    tame = bound <= condition and gram.diagonal().amin() > negligible(torch.float32)
+    return K, inverse if not failed and tame else None
+
+
+def _from_qr(factor: Tensor) -> ThinBasis:
+    dtype = torch.promote_types(factor.dtype, torch.float32)
+    Q, T = torch.linalg.qr(factor.double())
+    A, s, Bh = torch.linalg.svd(T, full_matrices=False)
+    cut = s[:1] * 4 * math.sqrt(s.shape[0]) * torch.finfo(factor.dtype).eps
+    kept = s > cut.clamp_min(negligible(factor.dtype))
+    inverse = Bh.mT * torch.where(kept, 1 / torch.where(kept, s, 1.0), 0.0)
+    root = torch.where(kept, s, 0.0).unsqueeze(1) * Bh
+    return ThinBasis(((Q @ A) * kept).to(dtype), root, inverse.to(dtype), T.mT @ T)
