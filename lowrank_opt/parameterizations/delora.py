@@ -270,6 +270,9 @@ def equal_diagonal_rotation(sigma: Tensor) -> Tensor:
     >>> (Q.mT @ torch.diag(torch.tensor([3.0, 0.0, 0.0])) @ Q).diagonal()
     tensor([1.0000, 1.0000, 1.0000])
     """
+    peak = sigma.amax()
+    # Squares of 1e-200 underflow, and the angles depend on ratios only.
+    sigma = sigma / torch.where(peak > 0, peak, 1.0)
     A, Q = torch.diag(sigma), torch.eye(len(sigma), dtype=sigma.dtype, device=sigma.device)
     mean, free = sigma.mean(), list(range(len(sigma)))
     while len(free) > 1:
