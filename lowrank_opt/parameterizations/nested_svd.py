@@ -1,12 +1,13 @@
 """Nested SVD: any inner parameterization between frozen orthonormal frames."""
 
+from collections.abc import Callable
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from lowrank_opt.errors import ShapeError, TargetError
-from lowrank_opt.linalg import leading_svd
+from lowrank_opt.linalg import leading_svd, working_dtype
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization, check_member, orthonormal_like
 from lowrank_opt.sets import NestedSet, relative_tolerance
@@ -32,7 +33,8 @@ class NestedSVD(Parameterization):
     ShapeError
         If the inner shape does not fit into the outer one.
     TargetError
-        If given frames are not orthonormal to the tolerance of their dtype.
+        If the weight is not finite, or given frames are not orthonormal to the tolerance of
+        their dtype.
 
     References
     ----------
@@ -74,6 +76,15 @@ class NestedSVD(Parameterization):
         left, right = U @ C.left.to(U.dtype), V @ C.right.to(V.dtype)
         return LowRankOperator(left.to(C.dtype), C.scale, right.to(C.dtype))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move to a dtype or device; frames stay orthonormal to the precision of the dtype."""
+        before = self.outer_left.dtype
+        super()._apply(fn, recurse)
+        if self.outer_left.dtype != before:
+            self.outer_left = _polished(self.outer_left)
+            self.outer_right = _polished(self.outer_right)
+        return self
+
     def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
         """Return the inner right inverse of ``U^T W V``."""
         op = self._as_operator(target)
@@ -97,6 +108,8 @@ def _frames(
         for frame in outer:
             _check_orthonormal(frame)
     elif isinstance(outer, Tensor):
+        if not bool(torch.isfinite(outer).all()):
+            raise TargetError("the outer weight must be finite; got NaN or infinity: remove them")
         left, _, right = leading_svd(outer, max(k, ell))
     else:
         left, _, right = outer.to(dtype=torch.float64).thin_svd()
@@ -114,10 +127,18 @@ def _frames(
     return left, right
 
 
+def _polished(frame: Tensor) -> Tensor:
+    """Return the nearest frame by two Newton-Schulz steps: 1e-7 off becomes 1e-14, then 1e-16."""
+    Q = frame.to(working_dtype(frame))
+    for _ in range(2):
+        Q = 1.5 * Q - 0.5 * (Q @ (Q.mT @ Q))
+    return Q.to(frame.dtype)
+
+
 def _check_orthonormal(frame: Tensor) -> None:
     Q = frame.detach().double()
     eye = torch.eye(Q.shape[1], dtype=Q.dtype, device=Q.device)
-    deviation = float(torch.linalg.matrix_norm(Q.mT @ Q - eye, 2))
+    deviation = float(torch.linalg.matrix_norm(Q.mT @ Q - eye))
     if not deviation <= relative_tolerance(frame.dtype, frame.shape[1]):
         raise TargetError(
             f"outer frames must have orthonormal columns; got a deviation of {deviation:.1e}: "

@@ -139,7 +139,7 @@ def activation_weighted_frames(
     Raises
     ------
     ShapeError
-        If the scale has another length than `weight` has columns, or is negative.
+        If the scale has another length than `weight` has columns, is negative or all zero.
 
     References
     ----------
@@ -151,15 +151,19 @@ def activation_weighted_frames(
     >>> sigma
     tensor([1., 1.], dtype=torch.float64)
     """
-    if activation_scale.shape != weight.shape[1:] or bool((activation_scale < 0).any()):
+    valid = torch.isfinite(activation_scale) & (activation_scale >= 0)
+    if activation_scale.shape != weight.shape[1:] or not (valid.all() and activation_scale.any()):
         raise ShapeError(
-            f"activation_scale must be {weight.shape[1]} nonnegative values; "
-            f"got shape {tuple(activation_scale.shape)}"
+            f"activation_scale must be {weight.shape[1]} finite nonnegative values, not all zero; "
+            f"got shape {tuple(activation_scale.shape)}, {int(valid.sum())} valid values with sum "
+            f"{float(activation_scale.sum())!r}"
         )
     d = activation_scale.detach().double()
     d = d.clamp_min(1e-6 * float(d.mean()))
     U, sigma, V = leading_svd(weight.detach().double() * d, rank)
-    return U, _positive(sigma), torch.linalg.qr(V / d.unsqueeze(1)).Q
+    Q, R = torch.linalg.qr(V / d.unsqueeze(1))
+    # The factor with a positive diagonal: column i of Q belongs to column i of U, sign included.
+    return U, _positive(sigma), Q * torch.where(R.diagonal() < 0, -1.0, 1.0)
 
 
 def _positive(sigma: Tensor) -> Tensor:

@@ -56,6 +56,10 @@ class WeightedSet(FeasibleSet):
             if weights is not None and not bool((torch.isfinite(weights) & (weights > 0)).all()):
                 raise RadiusError(f"{name} must be positive and finite; got {_describe(weights)}")
 
+    def __repr__(self) -> str:
+        rows, cols = _describe(self.row_weights), _describe(self.col_weights)
+        return f"WeightedSet(inner={self.inner}, row_weights={rows}, col_weights={cols})"
+
     @property
     def rank(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The rank bound of the inner set: weights do not change ranks."""
@@ -132,6 +136,10 @@ class NestedSet(FeasibleSet):
     inner: FeasibleSet
     left: Tensor
     right: Tensor
+
+    def __repr__(self) -> str:
+        (m, k), (n, ell) = self.left.shape, self.right.shape
+        return f"NestedSet(inner={self.inner}, left={m} x {k}, right={n} x {ell})"
 
     @property
     def rank(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -265,5 +273,7 @@ def _times(gradient: Gradient, x: Tensor) -> Tensor:
     return torch.from_numpy(gradient @ x.numpy())
 
 
-def _describe(weights: Tensor) -> str:
+def _describe(weights: Tensor | None) -> str:
+    if weights is None:
+        return "None"
     return f"{weights.numel()} values from {float(weights.min())!r} to {float(weights.max())!r}"
