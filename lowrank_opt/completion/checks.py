@@ -8,7 +8,7 @@ import torch
 from lowrank_opt.completion.objective import Loss
 from lowrank_opt.errors import RadiusError, ShapeError
 from lowrank_opt.observations import Observations
-from lowrank_opt.parameterizations import Parameterization
+from lowrank_opt.parameterizations.base import Parameterization
 
 
 def check_settings(

@@ -20,7 +20,7 @@ from lowrank_opt.completion.status import CompletionStatus
 from lowrank_opt.completion.stopping import Stopping
 from lowrank_opt.errors import ShapeError
 from lowrank_opt.observations import Observations
-from lowrank_opt.parameterizations import Parameterization
+from lowrank_opt.parameterizations.base import Parameterization
 
 OptimizerChoice: TypeAlias = Literal["lbfgs", "adam"] | Callable[[Sequence[Tensor]], Optimizer]
 

@@ -51,7 +51,7 @@ class Minimizer(Protocol):
         ...
 
 
-class FirstOrder:
+class FirstOrder(Minimizer):
     """Full-batch steps of a torch optimizer.
 
     It sees the objective in a unit in which predicting the mean costs one for each entry.
@@ -84,7 +84,7 @@ class FirstOrder:
         self.optimizer = self.make(self.objective.variables)
 
 
-class QuasiNewton:
+class QuasiNewton(Minimizer):
     """`torch.optim.LBFGS` with a strong-Wolfe line search, one iteration at a time.
 
     It works on one float64 vector, which is rounded to the variables: sums and line search do not

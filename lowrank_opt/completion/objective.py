@@ -12,7 +12,7 @@ from lowrank_opt.completion.bias import AdditiveBias
 from lowrank_opt.kernels import observed_entries, observed_squared_loss
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations import Parameterization
+from lowrank_opt.parameterizations.base import Parameterization
 
 Loss: TypeAlias = Literal["squared", "absolute", "huber"] | Callable[[Tensor], Tensor]
 

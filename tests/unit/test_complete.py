@@ -1,45 +1,19 @@
-"""Completion against closed forms, its stopping, and what it refuses."""
+"""Completion against closed forms and on real data."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import lowrank_opt as lo
-from lowrank_opt.completion import CompletionResult, CompletionStatus, Iteration, complete
+from lowrank_opt.completion import CompletionResult, CompletionStatus, complete
 from lowrank_opt.completion.bias import fit_additive_bias
-from lowrank_opt.errors import ConvergenceError, ObservationError, RadiusError, ShapeError
 from lowrank_opt.observations import Observations
+from tests.completion_cases import ball, factored, normal, observe, seeded
 
 Make = Callable[[], lo.Parameterization]
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
-
-
-def observe(matrix: Tensor, share: float, *, weights: bool = False, seed: int = 1) -> Observations:
-    m, n = matrix.shape
-    cells = torch.randperm(m * n, generator=seeded(seed))[: round(share * m * n)]
-    w = normal(len(cells), seed=seed).abs() + 0.1 if weights else None
-    return Observations(cells // n, cells % n, matrix[cells // n, cells % n], (m, n), w)
-
-
-def ball(shape: tuple[int, int], rank: int, radius: float) -> lo.HomogeneousBall:
-    return lo.HomogeneousBall(shape, rank, radius=radius, dtype=torch.float64, generator=seeded())
-
-
-def factored(shape: tuple[int, int], rank: int) -> lo.Factored:
-    return lo.Factored(shape, rank, dtype=torch.float64, generator=seeded())
 
 
 def soft_threshold(matrix: Tensor, threshold: float) -> Tensor:
@@ -253,151 +227,6 @@ def test_constant_values_are_fitted_at_once():
     result = complete(Observations([0, 1], [0, 1], [3.0, 3.0], (2, 2)), ball((2, 2), 1, 1.0))
     assert CompletionStatus.EXACT_FIT is result.status
     assert 3.0 == float(result.predict(0, 1))
-
-
-def test_validation_share_is_seeded_and_stops_early():
-    observations = observe(normal(40, 30), 0.5)
-    fits = [
-        complete(
-            observations, factored((40, 30), 10), validation=0.2, generator=seeded(5), patience=5
-        )
-        for _ in range(2)
-    ]
-    assert CompletionStatus.STOPPED_BY_VALIDATION is fits[0].status
-    assert torch.equal(fits[0].to_dense(), fits[1].to_dense())
-
-
-def test_best_iterate_by_validation_is_returned():
-    whole = observe(normal(40, 2) @ normal(2, 30, seed=1) + 0.5 * normal(40, 30, seed=2), 0.5)
-    train, held = whole.split(0.2, generator=seeded())
-    fit = complete(train, factored((40, 30), 10), validation=held, patience=5)
-    rmse = (fit.predict(held.rows, held.cols) - held.values).square().mean().sqrt()
-    assert min(fit.history.validation_rmse) == pytest.approx(float(rmse))
-    assert min(fit.history.validation_rmse) < fit.history.validation_rmse[-1]
-
-
-def test_largest_number_of_iterations_is_a_status():
-    fit = complete(observe(normal(20, 15), 0.7), ball((20, 15), 5, 10.0), max_iterations=2)
-    assert (CompletionStatus.MAX_ITERATIONS, 3) == (fit.status, len(fit.history))
-    with pytest.raises(ConvergenceError, match="must end by its tolerance; got, after 3 eval"):
-        fit.raise_if_failed()
-
-
-def test_success_raises_nothing():
-    complete(observe(normal(20, 15), 0.7), ball((20, 15), 5, 10.0)).raise_if_failed()
-
-
-def test_interrupt_keeps_the_best_iterate():
-    def interrupt(iteration: Iteration) -> None:
-        seen.append(iteration.objective)
-        if len(seen) == 6:
-            raise KeyboardInterrupt
-
-    seen: list[float] = []
-    observations = observe(normal(20, 15), 0.7)
-    fit = complete(observations, ball((20, 15), 5, 10.0), bias=None, progress=interrupt)
-    assert CompletionStatus.INTERRUPTED is fit.status
-    residuals = fit.predict(observations.rows, observations.cols) - observations.values
-    assert seen[4] == pytest.approx(float(residuals.square().sum() / 2))
-
-
-@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
-def test_objective_that_is_not_finite_is_a_status(optimizer: str):
-    calls: list[int] = []
-
-    def breaks(residuals: Tensor) -> Tensor:
-        calls.append(1)
-        return residuals.square() * (math.nan if len(calls) > 8 else 1.0)
-
-    fit = complete(
-        observe(normal(9, 7), 0.7), factored((9, 7), 2), loss=breaks, optimizer=optimizer
-    )
-    assert CompletionStatus.NUMERICAL_TROUBLE is fit.status
-    assert fit.to_dense().isfinite().all()
-
-
-def test_progress_bar(capsys: pytest.CaptureFixture[str]):
-    complete(observe(normal(9, 7), 0.7), factored((9, 7), 2), validation=0.2, progress=True)
-    shown = capsys.readouterr().err
-    assert "objective=" in shown
-    assert "validation=" in shown
-
-
-def test_silent_by_default(capsys: pytest.CaptureFixture[str]):
-    complete(observe(normal(9, 7), 0.7), factored((9, 7), 2))
-    assert ("", "") == capsys.readouterr()
-
-
-class LargestAllocation(TorchDispatchMode):
-    """Remembers the largest number of elements of any tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        sizes = [x.numel() for x in tree_leaves(out) if isinstance(x, Tensor)]
-        self.numel = max([self.numel, *sizes])
-        return out
-
-
-@pytest.mark.parametrize("loss", ["squared", "huber"])
-def test_memory_of_a_fit(loss: str):
-    m, n, nnz, rank = 400, 300, 9000, 10
-    cells = torch.randperm(m * n, generator=seeded())[:nnz]
-    observations = Observations(cells // n, cells % n, normal(nnz), (m, n))
-    parameterization = factored((m, n), rank)
-    with LargestAllocation() as largest:
-        complete(observations, parameterization, loss=loss, max_iterations=5, validation=0.1)
-    # L-BFGS flattens all variables into one vector.
-    assert largest.numel <= max(nnz, (m + n) * (rank + 1)) < nnz * rank < m * n
-
-
-def frozen() -> lo.Factored:
-    return factored((9, 7), 2).requires_grad_(False)
-
-
-@pytest.mark.parametrize(
-    ("make", "settings", "error", "message"),
-    [
-        (lambda: factored((7, 9), 2), {}, ShapeError, r"got \(7, 9\) for \(9, 7\)"),
-        (lambda: factored((9, 7), 2).half(), {}, ShapeError, r"got \['torch.float16'\]"),
-        (frozen, {}, ShapeError, "got none"),
-        (lambda: factored((9, 7), 2).to("meta"), {}, ShapeError, r"got \['meta'\] and cpu"),
-        (None, {"loss": "l2"}, RadiusError, "loss must be 'squared', .* got loss='l2'"),
-        (None, {"optimizer": "sgd"}, RadiusError, "optimizer must be .* got optimizer='sgd'"),
-        (None, {"bias": "rows"}, RadiusError, "bias must be 'additive' or None; got bias='rows'"),
-        (None, {"progress": 3}, RadiusError, "progress must be"),
-        (None, {"penalty": -1.0}, RadiusError, "nonnegative; got penalty=-1.0"),
-        (None, {"bias_penalty": math.nan}, RadiusError, "got bias_penalty=nan"),
-        (None, {"tolerance": -1e-3}, RadiusError, "got tolerance=-0.001"),
-        (None, {"max_iterations": 0}, RadiusError, "positive integer; got max_iterations=0"),
-        (None, {"patience": 1.5}, RadiusError, "positive integer; got patience=1.5"),
-        (None, {"validation": 1.0}, ObservationError, r"a fraction in \(0, 1\)"),
-        (
-            None,
-            {"validation": Observations([0], [0], [1.0], (2, 2))},
-            ShapeError,
-            r"same matrix, .* got \(2, 2\) on cpu for \(9, 7\)",
-        ),
-    ],
-)
-def test_refused_before_any_work(
-    make: Make | None, settings: dict[str, object], error: type[Exception], message: str
-):
-    def never(iteration: Iteration) -> None:
-        raise AssertionError("work started")
-
-    parameterization = factored((9, 7), 2) if make is None else make()
-    with pytest.raises(error, match=message):
-        complete(observe(normal(9, 7), 0.7), parameterization, **({"progress": never} | settings))
-
-
-def test_values_that_overflow_the_parameters():
-    observations = Observations([0], [0], torch.tensor([1e300], dtype=torch.float64), (3, 2))
-    with pytest.raises(ObservationError, match=r"finite in torch.float32"):
-        complete(observations, lo.Factored((3, 2), 1))
 
 
 def test_type_of_the_result():

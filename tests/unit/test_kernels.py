@@ -10,8 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from experiments import kernel_speed
 from lowrank_opt.errors import ObservationError, ShapeError
@@ -26,6 +24,7 @@ from lowrank_opt.kernels.dispatch import backend_of
 from lowrank_opt.kernels.functions import Backend, Model
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
+from tests.completion_cases import LargestAllocation
 
 BACKENDS = pytest.mark.parametrize("backend", [cpu, reference], ids=["cpu", "reference"])
 
@@ -54,25 +53,6 @@ def bias_of(model: Model) -> tuple[Tensor, Tensor]:
 
 def dense_predictions(op: LowRankOperator, bias: tuple[Tensor, Tensor]) -> Tensor:
     return (op.left * op.scale) @ op.right.T + bias[0].unsqueeze(1) + bias[1]
-
-
-def tensors_in(tree: object) -> list[Tensor]:
-    return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
-
-
-class LargestAllocation(TorchDispatchMode):
-    """Remembers the largest number of elements of any new tensor; views are not new."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        old = {x.untyped_storage().data_ptr() for x in tensors_in((args, kwargs))}
-        new = [x for x in tensors_in(out) if x.untyped_storage().data_ptr() not in old]
-        self.numel = max([self.numel, *(x.numel() for x in new)])
-        return out
 
 
 @BACKENDS
