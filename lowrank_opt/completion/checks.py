@@ -11,30 +11,28 @@ from lowrank_opt.observations import Observations
 from lowrank_opt.parameterizations.base import Parameterization
 
 
-def check_settings(
-    *,
-    loss: Loss,
-    bias: Literal["additive"] | None,
-    bias_penalty: float,
-    penalty: float,
-    optimizer: object,
-    tolerance: float,
-    max_iterations: int,
-    patience: int,
-    progress: object,
+def check_choices(
+    *, loss: Loss, bias: Literal["additive"] | None, optimizer: object, progress: object
 ) -> None:
-    """Raise RadiusError unless every setting is in its domain."""
+    """Raise RadiusError unless every choice is a known one."""
     _check_choice("loss", loss, ("squared", "absolute", "huber"))
     _check_choice("optimizer", optimizer, ("lbfgs", "adam"))
     if bias not in ("additive", None):
         raise RadiusError(f"bias must be 'additive' or None; got bias={bias!r}")
     if not (isinstance(progress, bool) or callable(progress)):
         raise RadiusError(f"progress must be True, False or callable; got progress={progress!r}")
-    numbers = {"bias_penalty": bias_penalty, "penalty": penalty, "tolerance": tolerance}
-    for name, number in numbers.items():
-        if not (math.isfinite(number) and number >= 0):
-            raise RadiusError(f"{name} must be finite and nonnegative; got {name}={number!r}")
-    for name, count in {"max_iterations": max_iterations, "patience": patience}.items():
+
+
+def check_amounts(**amounts: float) -> None:
+    """Raise RadiusError unless all amounts are finite and nonnegative."""
+    for name, amount in amounts.items():
+        if not (math.isfinite(amount) and amount >= 0):
+            raise RadiusError(f"{name} must be finite and nonnegative; got {name}={amount!r}")
+
+
+def check_counts(**counts: int) -> None:
+    """Raise RadiusError unless all counts are positive integers."""
+    for name, count in counts.items():
         if int(count) != count or count < 1:
             raise RadiusError(f"{name} must be a positive integer; got {name}={count!r}")
 

@@ -10,7 +10,12 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from lowrank_opt.completion.bias import fit_additive_bias, no_bias
-from lowrank_opt.completion.checks import check_parameterization_fits, check_settings
+from lowrank_opt.completion.checks import (
+    check_amounts,
+    check_choices,
+    check_counts,
+    check_parameterization_fits,
+)
 from lowrank_opt.completion.history import History, Iteration
 from lowrank_opt.completion.minimizers import FirstOrder, Minimizer, QuasiNewton
 from lowrank_opt.completion.objective import Loss, Objective
@@ -114,32 +119,24 @@ def complete(
     >>> result.status.succeeded
     True
     """
-    check_settings(
-        loss=loss,
-        bias=bias,
-        bias_penalty=bias_penalty,
-        penalty=penalty,
-        optimizer=optimizer,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-        patience=patience,
-        progress=progress,
-    )
+    check_choices(loss=loss, bias=bias, optimizer=optimizer, progress=progress)
+    check_amounts(bias_penalty=bias_penalty, penalty=penalty, tolerance=tolerance)
+    check_counts(max_iterations=max_iterations, patience=patience)
     dtype = check_parameterization_fits(parameterization, observations)
     fitted, held_out = _training_and_validation(observations.to(dtype=dtype), validation, generator)
     fit_bias = bias is not None
+    start = fit_additive_bias(fitted, penalty=bias_penalty) if fit_bias else no_bias(fitted)
     objective = Objective(
         parameterization,
         fitted,
-        fit_additive_bias(fitted, penalty=bias_penalty) if fit_bias else no_bias(fitted),
+        start,
         fit_bias=fit_bias,
         loss=loss,
         penalty=penalty,
         bias_penalty=bias_penalty,
     )
-    minimizer = _minimizer(objective, optimizer)
     stopping = Stopping(objective.variables, tolerance=tolerance, patience=patience)
-    fit = _Fit(objective, minimizer, stopping, held_out)
+    fit = _Fit(objective, _minimizer(objective, optimizer), stopping, held_out)
     with reporting(progress, max_iterations) as report:
         status = fit.run(max_iterations, report)
     return CompletionResult(objective.operator(), objective.bias(), status, fit.history)
