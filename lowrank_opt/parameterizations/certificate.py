@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.errors import NotInSetError
-from lowrank_opt.linalg import product_svd
+from lowrank_opt.linalg import lp_norm, product_svd
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.sets import FeasibleSet, SpectralSet, relative_tolerance
 
@@ -28,7 +28,8 @@ class Certificate:
         Upper bound on the excess over the set; at most 0 if membership is proved without any
         tolerance.
     tolerance : float
-        What rounding to the dtype of the factors explains.
+        What rounding explains: of the factors to their dtype, and the margin by which the bounds
+        on the singular values exceed the computed values.
     """
 
     feasible_set: FeasibleSet
@@ -52,13 +53,19 @@ def singular_value_bounds(op: LowRankOperator) -> Tensor:
     r"""Return upper bounds on the singular values of the exact product, in float64.
 
     The computed values of two QR factorizations and one SVD, raised by
-    :math:`8\, (m + n + r)^{1/2} r\, u` relative to the largest: a bound on the backward error of
-    the three factorizations (Higham, *Accuracy and Stability*, ch. 19) with a wide margin.
+    :math:`8\, (m + n + r)^{1/2} r\, u \sum_i |s_i| \|l_i\| \|r_i\|`: a bound on the backward error
+    of the three factorizations (Higham, *Accuracy and Stability*, ch. 19) with a wide margin. The
+    sum is over the terms and not over the product: terms that cancel leave their rounding behind.
+    Values after as many as there are nonzero terms are exactly 0.
     """
     m, n = op.shape
-    sigma = product_svd(*op.to(dtype=torch.float64))[1]
+    left, scale, right = op.to(dtype=torch.float64)
+    sigma = product_svd(left, scale, right)[1]
+    terms = lp_norm(left.mT, 2) * scale.abs() * lp_norm(right.mT, 2)
     margin = 8 * math.sqrt(m + n + op.rank) * op.rank * torch.finfo(torch.float64).eps
-    return sigma + margin * sigma.amax()
+    bounds = sigma + margin * terms.sum()
+    bounds[int(terms.count_nonzero()) :] = 0.0
+    return bounds
 
 
 def certify(op: LowRankOperator, feasible_set: FeasibleSet) -> Certificate:
@@ -70,13 +77,15 @@ def certify(op: LowRankOperator, feasible_set: FeasibleSet) -> Certificate:
     view = feasible_set.as_spectral(op)
     values = singular_value_bounds(op if view is None else view[0])
     excess = feasible_set.excess(op) if view is None else _value_excess(values, view[1])
-    unit = feasible_set.unit(op)
+    tolerance = relative_tolerance(op.dtype, feasible_set.rank) * feasible_set.unit(op)
+    if view is not None:
+        tolerance += max(0.0, excess) - view[1].excess(view[0])
     return Certificate(
         feasible_set=feasible_set,
         rank=op.rank,
         singular_values=tuple(values.tolist()),
         excess=excess,
-        tolerance=relative_tolerance(op.dtype, feasible_set.rank) * unit,
+        tolerance=tolerance,
     )
 
 
@@ -110,6 +119,9 @@ def export(op: LowRankOperator, feasible_set: FeasibleSet, dtype: torch.dtype) -
         set has no spectral form.
     """
     U, sigma, V = op.to(dtype=torch.float64).thin_svd()
+    # Values that are rounding of the SVD itself would break a bound of zero.
+    noise = relative_tolerance(sigma.dtype, op.rank) * sigma.amax()
+    sigma = torch.where(sigma > noise, sigma, 0.0)
     peak = sigma.amax().clamp_min(torch.finfo(torch.float64).tiny)
     root = (sigma / peak).sqrt()
     left, right = (U * root).to(dtype), (V * root).to(dtype)
