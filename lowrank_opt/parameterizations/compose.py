@@ -130,16 +130,22 @@ class Offset(Parameterization):
                 "Offset subtracts the initial value or a given offset; got "
                 f"minus_initial={minus_initial} and offset={offset!r}: choose one"
             )
-        start = (inner.factors() if offset is None else offset).detach().clone()
-        super().__init__(inner.shape, min(inner.rank + start.rank, *inner.shape))
-        if start.shape != inner.shape:
-            raise ShapeError(f"the offset must have shape {inner.shape}; got {start.shape}")
+        if offset is not None and offset.shape != inner.shape:
+            raise ShapeError(f"the offset must have shape {inner.shape}; got {offset.shape}")
+        super().__init__(inner.shape, inner.rank)
         self.inner = inner
         self.complete = inner.complete
-        self.register_buffer("offset_left", start.left * start.scale)
-        self.register_buffer("offset_right", start.right)
+        self.register_buffer("offset_left", None)
+        self.register_buffer("offset_right", None)
         self.offset_left: Tensor
         self.offset_right: Tensor
+        self._subtract(inner.factors() if offset is None else offset)
+
+    def _subtract(self, offset: LowRankOperator) -> None:
+        left, scale, right = offset.detach().clone()
+        like = _reference(self.inner)
+        self.offset_left, self.offset_right = (left * scale).to(like), right.to(like)
+        self.rank = self.feasible_set.rank
 
     @property
     def offset(self) -> LowRankOperator:
@@ -170,9 +176,7 @@ class Offset(Parameterization):
     @torch.no_grad()
     def zero_(self, *, generator: torch.Generator | None = None) -> Self:
         """Take the present inner value as the offset: W = 0 exactly, wherever the inner map is."""
-        start = self.inner.factors()
-        self.offset_left.copy_(start.left * start.scale)
-        self.offset_right.copy_(start.right)
+        self._subtract(self.inner.factors())
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -220,7 +221,9 @@ class ShiftedSet(FeasibleSet):
         return self.inner.excess(self._shift(op, 1))
 
     def unit(self, op: LowRankOperator) -> float:
-        return self.inner.unit(self._shift(op, 1))
+        """Return the unit of C plus the norm of the offset, which is rounded with it."""
+        offset = float(self.offset.detach().schatten_norm(math.inf))
+        return self.inner.unit(self._shift(op, 1)) + offset
 
     def project(self, op: LowRankOperator) -> LowRankOperator:
         """Return the nearest member in the norm of the inner projection."""
