@@ -4,6 +4,11 @@ from lowrank_opt.linalg.cayley import cayley_signs as cayley_signs
 from lowrank_opt.linalg.cayley import inverse_cayley as inverse_cayley
 from lowrank_opt.linalg.cayley import symmetric_inverse_cayley as symmetric_inverse_cayley
 from lowrank_opt.linalg.cayley import tall_cayley as tall_cayley
+from lowrank_opt.linalg.contraction import FramedProduct as FramedProduct
+from lowrank_opt.linalg.contraction import contraction as contraction
+from lowrank_opt.linalg.contraction import framed_product as framed_product
+from lowrank_opt.linalg.contraction import inverse_one_plus_gram as inverse_one_plus_gram
+from lowrank_opt.linalg.contraction import invert_contraction as invert_contraction
 from lowrank_opt.linalg.projections import project_l1_ball as project_l1_ball
 from lowrank_opt.linalg.projections import project_lp_ball as project_lp_ball
 from lowrank_opt.linalg.projections import project_top_k_sum as project_top_k_sum

@@ -7,6 +7,7 @@ from lowrank_opt.parameterizations.batched import (
 from lowrank_opt.parameterizations.certificate import Certificate as Certificate
 from lowrank_opt.parameterizations.compose import Offset as Offset
 from lowrank_opt.parameterizations.compose import Weighted as Weighted
+from lowrank_opt.parameterizations.contractions import Contractions as Contractions
 from lowrank_opt.parameterizations.delora import DeLoRA as DeLoRA
 from lowrank_opt.parameterizations.dense_core import DenseCore as DenseCore
 from lowrank_opt.parameterizations.factored import Factored as Factored
@@ -18,3 +19,5 @@ from lowrank_opt.parameterizations.presets import (
 )
 from lowrank_opt.parameterizations.presets import lora_xs as lora_xs
 from lowrank_opt.parameterizations.presets import nora as nora
+from lowrank_opt.parameterizations.radial import RadialBall as RadialBall
+from lowrank_opt.parameterizations.spectral_lora import SpectralLoRA as SpectralLoRA

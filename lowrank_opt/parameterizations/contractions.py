@@ -1,0 +1,161 @@
+"""Two contractions around bounds of any sign: every set of singular-value bounds."""
+
+import math
+from collections.abc import Iterable
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_opt.errors import RadiusError
+from lowrank_opt.linalg import contraction, invert_contraction, scale_to_unit_peak, working_dtype
+from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations.base import Parameterization, check_radius, random_frame
+from lowrank_opt.sets import SchattenBall, SingularValueBox
+
+
+class Contractions(Parameterization):
+    r""":math:`W = K(B)\, \mathrm{diag}(s)\, K(A)^T` with :math:`K(B) = 2 B (I + B^T B)^{-1}`.
+
+    Sets, all complete:
+
+    * ``radius, p``: the Schatten-p ball, p in [1, inf];
+    * ``bounds``: ``sigma_i(W) <= |bounds_i|``, one by one, bounds of either sign.
+
+    *Into*: K(B) is a contraction for every B, and
+    :math:`\sigma_i(C_1 S C_2^T) \le \|C_1\|\, |s|_{[i]}\, \|C_2\|`. *Onto*: K reaches every
+    contraction; the left one takes the singular values :math:`\sigma_i / s_i`, the right one is
+    orthonormal. For p < inf the values s are learned, :math:`s = \delta z / \|z\|_p`.
+
+    Two r x r solves, of positive definite matrices. The map is computed in float64 and rounded
+    once to the parameters' dtype: for every finite parameter the bounds hold to a few units of
+    rounding of that dtype.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        ``(m, n)``.
+    rank : int
+    radius : float, optional
+        Bound on the Schatten-p norm. Positive; 1 if neither `radius` nor `bounds` is given.
+    p : float
+        Schatten order in [1, inf].
+    bounds : iterable of float, optional
+        `rank` finite bounds of either sign, not all zero, instead of a norm.
+    dtype, device, generator
+        Of the parameters, and of their random start.
+
+    Raises
+    ------
+    RadiusError
+        If a bound or norm order is outside its domain.
+
+    References
+    ----------
+    Horn and Johnson, *Topics in Matrix Analysis*, theorem 3.3.16, for the inequality.
+
+    Examples
+    --------
+    >>> layer = Contractions((6, 4), rank=2, bounds=[1.0, -0.25])
+    >>> _ = layer.assign(10 * torch.eye(6, 4), project=True)
+    >>> layer().singular_values()
+    tensor([1.0000, 0.2500])
+    """
+
+    complete: bool = True
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        rank: int,
+        *,
+        radius: float | None = None,
+        p: float = math.inf,
+        bounds: Iterable[float] | Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(shape, rank)
+        m, n = self.shape
+        self._signed = None if bounds is None else _signed_bounds(bounds, self.rank, radius)
+        self._set: SchattenBall | SingularValueBox = (
+            SchattenBall(float(p), check_radius(1.0 if radius is None else radius), self.rank)
+            if self._signed is None
+            else SingularValueBox(abs(s) for s in self._signed)
+        )
+        self.left = nn.Parameter(torch.empty(m, self.rank, dtype=dtype, device=device))
+        self.right = nn.Parameter(torch.empty(n, self.rank, dtype=dtype, device=device))
+        learned = isinstance(self._set, SchattenBall) and not math.isinf(self._set.p)
+        self.spread = nn.Parameter(self.left.detach().new_empty(self.rank)) if learned else None
+        self.zero_(generator=generator)
+
+    @property
+    def feasible_set(self) -> SchattenBall | SingularValueBox:
+        return self._set
+
+    def singular_value_bounds(self) -> Tensor:
+        """Return s, shape (rank,): signed; what sigma_i cannot exceed is the i-th largest |s|."""
+        work = self.left.new_zeros((), dtype=working_dtype(self.left))
+        if self._signed is not None:
+            return work.new_tensor(self._signed)
+        assert isinstance(self._set, SchattenBall), "a norm ball unless bounds are given"
+        if self.spread is None:
+            return work.new_full((self.rank,), self._set.radius)
+        z = scale_to_unit_peak(self.spread)[0].to(work.dtype)
+        norm = self._set.gauge(z)
+        return torch.where(norm > 0, self._set.radius * z / torch.where(norm > 0, norm, 1.0), 0.0)
+
+    def factors(self) -> LowRankOperator:
+        triple = contraction(self.left), self.singular_value_bounds(), contraction(self.right)
+        return LowRankOperator(*(x.to(self.left.dtype) for x in triple))
+
+    def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
+        r"""Return :math:`B = U \tan(\arcsin(\sigma / s) / 2)`, :math:`A = V`.
+
+        For a norm ball the slack is spread over all s_i, so that s_i > sigma_i inside the ball.
+        """
+        U, sigma, V = self._aligned(target)
+        s = self._bounds_for(sigma)
+        ratio = torch.where(s != 0, sigma / torch.where(s != 0, s, 1.0), 0.0)
+        values = {"left": U * invert_contraction(ratio), "right": V}
+        return values if self.spread is None else values | {"spread": s / s.amax()}
+
+    def _bounds_for(self, sigma: Tensor) -> Tensor:
+        if self._signed is not None:
+            return sigma.new_tensor(self._signed)
+        assert isinstance(self._set, SchattenBall), "a norm ball unless bounds are given"
+        radius, p = self._set.radius, self._set.p
+        if math.isinf(p):
+            return torch.full_like(sigma, radius)
+        powers = (sigma / radius).pow(p)
+        slack = (1 - powers.sum()).clamp_min(0.0) / self.rank
+        return radius * (powers + slack).pow(1 / p)
+
+    @torch.no_grad()
+    def zero_(self, *, generator: torch.Generator | None = None) -> Self:
+        """Set left = 0 and right to a random orthonormal frame V, for which K(V) = V."""
+        n, rank = self.right.shape
+        self.left.zero_()
+        self.right.copy_(random_frame(n, rank, like=self.right, generator=generator))
+        if self.spread is not None:
+            self.spread.fill_(1.0)
+        return self
+
+    def extra_repr(self) -> str:
+        signed = "" if self._signed is None else f", bounds={self._signed}"
+        return f"{super().extra_repr()}, {self._set}{signed}"
+
+
+def _signed_bounds(
+    bounds: Iterable[float] | Tensor, rank: int, radius: float | None
+) -> tuple[float, ...]:
+    """Return the bounds in decreasing order of size, with their signs."""
+    given = bounds.tolist() if isinstance(bounds, Tensor) else bounds
+    values = tuple(sorted((float(b) for b in given), key=abs, reverse=True))
+    if radius is not None or len(values) != rank:
+        raise RadiusError(
+            f"bounds replaces radius and needs rank={rank} values; "
+            f"got {len(values)} values and radius={radius!r}"
+        )
+    return values

@@ -1,0 +1,162 @@
+"""The ball of any unitarily invariant norm: a product drawn towards zero by its own norm."""
+
+from collections.abc import Callable
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_opt.errors import RadiusError
+from lowrank_opt.linalg import framed_product, invert_contraction
+from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations.base import Parameterization, check_radius, random_frame
+from lowrank_opt.sets import SchattenBall, SpectralSet
+
+
+class GaugeBall(Protocol):
+    """A spectral set that is the ball of a norm, like `SchattenBall` and `KyFanBall`."""
+
+    radius: float
+    rank: int
+
+    def gauge(self, values: Tensor) -> Tensor:
+        """Return the norm as a differentiable function of the singular values."""
+        ...
+
+
+class RadialBall(Parameterization):
+    r""":math:`W = 2 \delta P / (1 + \Phi(P)^2)`, P = B A, for any unitarily invariant norm.
+
+    Set: the ball :math:`\Phi(W) \le \delta` among matrices of rank at most r, closed and complete:
+    the norm of P becomes :math:`2 \Phi / (1 + \Phi^2)`, which is at most 1 and reaches all of
+    [0, 1]. The tensors, the start and the first gradient are LoRA's with alpha / r equal to
+    :math:`2 \delta`. One saturated direction scales the whole matrix: for the spectral norm prefer
+    `SpectralLoRA`.
+
+    Two thin QR factorizations, and the singular values of one r x r matrix, which the Frobenius
+    norm does without: for it the map is smooth everywhere, for other norms where singular values
+    do not tie. Computed in float64 and rounded once to the parameters' dtype: the bound holds to
+    a few units of rounding of that dtype for every finite parameter. First derivatives are exact,
+    second ones are not provided.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        ``(m, n)``.
+    rank : int
+    radius : float
+        Bound on the norm. Positive.
+    norm : float or callable
+        Schatten order in [1, inf], or ``norm(radius, rank)`` that returns a `SpectralSet` with a
+        method ``gauge``, e.g. ``partial(KyFanBall, 2)``.
+    dtype, device, generator
+        Of the parameters, and of their random start.
+
+    Raises
+    ------
+    RadiusError
+        If the radius or the order is outside its domain, or the set has no gauge.
+
+    References
+    ----------
+    von Neumann (1937): unitarily invariant norms are symmetric gauges of singular values.
+
+    Examples
+    --------
+    >>> from functools import partial
+    >>> from lowrank_opt import KyFanBall
+    >>> layer = RadialBall((5, 4), rank=3, radius=2.0, norm=partial(KyFanBall, 2))
+    >>> round(layer.assign(torch.eye(5, 4), project=True)().ky_fan_norm(2).item(), 5)
+    2.0
+    """
+
+    complete: bool = True
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        rank: int,
+        *,
+        radius: float,
+        norm: float | Callable[[float, int], GaugeBall] = 2.0,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(shape, rank)
+        m, n = self.shape
+        self.radius = check_radius(radius)
+        self._set, self._gauge = _ball(norm, self.radius, self.rank)
+        self.left = nn.Parameter(torch.empty(m, self.rank, dtype=dtype, device=device))
+        self.right = nn.Parameter(torch.empty(n, self.rank, dtype=dtype, device=device))
+        self.zero_(generator=generator)
+
+    @property
+    def feasible_set(self) -> SpectralSet:
+        return self._set
+
+    def factors(self) -> LowRankOperator:
+        product = framed_product(self.left, self.right)
+        C = product.core
+        g = 2 / (1 + self._norm(C).square())[..., None, None]
+        left, right = product.image(g * C, g, g)
+        scale = left.new_full((left.shape[-1],), self.radius)
+        return LowRankOperator(left, scale, right).to(dtype=self.left.dtype)
+
+    def _norm(self, core: Tensor) -> Tensor:
+        if isinstance(self._set, SchattenBall) and self._set.p == 2:
+            return _frobenius(core)
+        return self._gauge(_singular_values(core))
+
+    def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
+        r"""Return factors of :math:`P = \frac{W}{\delta} \tan(\arcsin(\rho) / 2) / \rho`.
+
+        Here :math:`\rho = \Phi(W) / \delta`; the right factor keeps orthonormal columns.
+        """
+        U, sigma, V = self._aligned(target)
+        rho = self._gauge(sigma) / self.radius
+        growth = torch.where(rho > 0, invert_contraction(rho) / torch.where(rho > 0, rho, 1), 0.5)
+        return {"left": U * (sigma / self.radius * growth), "right": V}
+
+    @torch.no_grad()
+    def zero_(self, *, generator: torch.Generator | None = None) -> Self:
+        """Set left = 0 and right to a random orthonormal frame."""
+        n, rank = self.right.shape
+        self.left.zero_()
+        self.right.copy_(random_frame(n, rank, like=self.right, generator=generator))
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {self._set}"
+
+
+def _ball(
+    norm: float | Callable[[float, int], GaugeBall], radius: float, rank: int
+) -> tuple[SpectralSet, Callable[[Tensor], Tensor]]:
+    if not callable(norm):
+        ball = SchattenBall(float(norm), radius, rank)
+        return ball, ball.gauge
+    made = norm(radius, rank)
+    gauge = getattr(made, "gauge", None)
+    if not isinstance(made, SpectralSet) or not callable(gauge):
+        raise RadiusError(
+            f"norm(radius, rank) must return a SpectralSet with a method gauge; got {made!r}: "
+            "use a Schatten order or e.g. functools.partial(KyFanBall, 2)"
+        )
+    return made, made.gauge
+
+
+def _frobenius(core: Tensor) -> Tensor:
+    """Return the Frobenius norm; at zero its square, which is what is used, has gradient zero."""
+    peak = core.detach().abs().amax(dim=(-2, -1))
+    safe = torch.where(peak > 0, peak, 1.0)[..., None, None]
+    total = (core / safe).square().sum(dim=(-2, -1))
+    return safe[..., 0, 0] * torch.where(peak > 0, torch.where(peak > 0, total, 1.0).sqrt(), 0.0)
+
+
+def _singular_values(core: Tensor) -> Tensor:
+    """Return singular values whose derivative is u_i^T dC v_i, a subgradient where they tie."""
+    with torch.no_grad():
+        U, sigma, Vh = torch.linalg.svd(core)
+    moving = (U * (core @ Vh.mT)).sum(dim=-2)
+    return sigma + (moving - moving.detach())
