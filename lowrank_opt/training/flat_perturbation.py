@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.errors import LowRankError, ShapeError
+from lowrank_opt.nn.adapted import AdaptedModule
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.training.row_scale import filter_scale
@@ -198,8 +199,10 @@ def _wrapped(module: nn.Module, name: str, target: _Target, noise: SeededNoise) 
 
     def forward(*args: object, **kwargs: object) -> object:
         target.reads += 1
-        perturbed = noise.perturb(target.weight)
-        with _replaced(module, name, perturbed), regenerated(perturbed, target.weight, noise):
+        # What stands there now: functional_call may have put another tensor in.
+        weight = getattr(module, name)
+        perturbed = noise.perturb(weight)
+        with _replaced(module, name, perturbed), regenerated(perturbed, weight, noise):
             return inner(*args, **kwargs)
 
     module.forward = forward
@@ -233,7 +236,7 @@ def _find(
             if id(parameter) in found:
                 found[id(parameter)].owners.append((module, name))
             elif _wanted(model, prefix, name, full, parameter, targets):
-                update = updates.get(full) or _beside(model, prefix, module, parameter)
+                update = updates.get(full) or _beside(model, prefix, name, parameter)
                 found[id(parameter)] = _Target(
                     full, parameter, [(module, name)], update, axes.get(full, 0)
                 )
@@ -259,14 +262,20 @@ def _wanted(
 
 
 def _beside(
-    model: nn.Module, prefix: str, module: nn.Module, weight: Tensor
+    model: nn.Module, prefix: str, name: str, weight: Tensor
 ) -> Callable[[], LowRankOperator] | None:
-    """Return the one parameterization of the weight's shape below its owner, or beside it."""
-    parent = model.get_submodule(prefix.rpartition(".")[0]) if prefix else module
+    """Return the update of an adapted layer, or the one parameterization below or beside."""
+    module, parent = model.get_submodule(prefix), model.get_submodule(prefix.rpartition(".")[0])
+    shape = tuple(weight.flatten(1).shape)
+    if isinstance(parent, AdaptedModule):
+        adapted = parent.updates().get(name, [])
+        return _updates_of(parent, name) if [shape] == [op.shape for op in adapted] else None
     for place in (module.modules(), parent.children()):
-        fitting = [
-            x for x in place if isinstance(x, Parameterization) and x.shape == tuple(weight.shape)
-        ]
+        fitting = [x for x in place if isinstance(x, Parameterization) and x.shape == shape]
         if len(fitting) == 1:
             return fitting[0]
     return None
+
+
+def _updates_of(layer: AdaptedModule, name: str) -> Callable[[], LowRankOperator]:
+    return lambda: layer.updates()[name][0]

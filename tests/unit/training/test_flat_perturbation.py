@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import lowrank_opt as lo
 from lowrank_opt.errors import LowRankError, ShapeError
+from lowrank_opt.nn import adapt
 from lowrank_opt.training import FlatPerturbation, cosine_increase
 from lowrank_opt.training.row_scale import filter_scale, merged_row_norms
 from lowrank_opt.training.seeded_noise import mix_seed
@@ -326,3 +327,33 @@ def test_order_of_parameters_survives():
     with FlatPerturbation(layer, sigma=1.0, total_steps=1, schedule=full_noise).perturbed():
         layer(torch.ones(1, 3))
     assert ["weight", "bias"] == [name for name, _ in layer.named_parameters()]
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(4, 4, bias=False), nn.Conv1d(4, 4, 1, bias=False)])
+def test_noise_of_adapted_layers_scales_with_the_merged_weight(layer):
+    nn.init.zeros_(layer.weight)
+    model = adapt(nn.Sequential(layer), lambda s: lo.Factored(s, 1), targets="0")
+    part = next(x for x in model.modules() if isinstance(x, lo.Factored))
+    nn.init.ones_(part.left)
+    flat = FlatPerturbation(model, sigma=1.0, total_steps=1, schedule=full_noise)
+    assert ["0.base.weight"] == flat.names
+    x = torch.eye(4).reshape(4, 4, *[1] * (layer.weight.ndim - 2))
+    with flat.perturbed():
+        noise = model(x) - part().to_dense().T.reshape(x.shape)
+    assert 0.3 < float(noise.detach().norm() / part().to_dense().detach().norm()) < 2.0
+
+
+def test_adapted_attention_keeps_its_update_under_noise():
+    model = nn.ModuleDict({"a": nn.MultiheadAttention(4, 1, batch_first=True)})
+    adapt(model, lambda s: lo.Factored(s, 1), targets="a.in_proj_weight")
+    part = next(x for x in model.modules() if isinstance(x, lo.Factored))
+    flat = FlatPerturbation(
+        model, sigma=1e-6, total_steps=1, targets=".*in_proj_weight", schedule=full_noise
+    )
+    x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    nn.init.ones_(part.left)
+    expected = model["a"](x, x, x)[0]
+    with flat.perturbed():
+        got = model["a"](x, x, x)[0]
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+    assert not torch.equal(got, expected)
