@@ -94,8 +94,9 @@ def complete(
     -------
     CompletionResult
         The best iterate, detached. Rows and columns without an entry are zero in its operator,
-        which increases no norm: their predictions are the biases. A bad end is a status, not an
-        error; see `CompletionResult.raise_if_failed`.
+        which increases no norm: their predictions are the biases (an inductive parameterization,
+        such as `NestedSVD`, predicts them itself). A bad end is a status, not an error; see
+        `CompletionResult.raise_if_failed`.
 
     Raises
     ------

@@ -81,8 +81,13 @@ class Objective:
 
     @torch.no_grad()
     def operator(self) -> LowRankOperator:
-        """Return the present matrix, zero in rows and columns without entries, detached."""
+        """Return the present matrix, detached.
+
+        Rows and columns without entries are zero, unless frozen frames or features speak for them.
+        """
         left, scale, right = self.parameterization().detach().clone()
+        if self.parameterization.inductive:
+            return LowRankOperator(left, scale, right)
         for factor, seen in zip((left, right), self.seen, strict=True):
             factor[~seen] = 0
         return LowRankOperator(left, scale, right)

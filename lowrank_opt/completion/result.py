@@ -33,7 +33,8 @@ class CompletionResult:
     Parameters
     ----------
     operator : LowRankOperator, shape (m, n)
-        Detached; zero in rows and columns that had no entry.
+        Detached; zero in rows and columns that had no entry, unless the parameterization is
+        inductive.
     bias : AdditiveBias
         Zero if none was fitted.
     status : CompletionStatus

@@ -56,6 +56,9 @@ class Parameterization(nn.Module, ABC):
     """
 
     complete: bool = False
+    # Whether a row or column gets its factors from frozen frames or features, and therefore has
+    # meaning even where none of its entries was observed.
+    inductive: bool = False
 
     def __init__(self, shape: tuple[int, int], rank: int) -> None:
         super().__init__()

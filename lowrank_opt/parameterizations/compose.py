@@ -50,6 +50,7 @@ class Weighted(Parameterization):
         super().__init__(inner.shape, inner.rank)
         self.inner = inner
         self.complete = inner.complete
+        self.inductive = inner.inductive
         like = _reference(inner)
         for name, weights, size in (
             ("row_weights", row_weights, self.shape[0]),
@@ -135,6 +136,7 @@ class Offset(Parameterization):
         super().__init__(inner.shape, inner.rank)
         self.inner = inner
         self.complete = inner.complete
+        self.inductive = inner.inductive
         self.register_buffer("offset_left", None)
         self.register_buffer("offset_right", None)
         self.offset_left: Tensor

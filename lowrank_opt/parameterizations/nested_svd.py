@@ -59,6 +59,7 @@ class NestedSVD(Parameterization):
         super().__init__((left.shape[0], right.shape[0]), inner.rank)
         self.inner = inner
         self.complete = inner.complete
+        self.inductive = True
         like = next(inner.parameters())
         # Frames rounded to half precision would not be orthonormal to more than 1e-3.
         dtype = torch.promote_types(like.dtype, torch.float32)

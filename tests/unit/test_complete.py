@@ -201,6 +201,16 @@ def test_unseen_row_and_column_are_predicted_by_biases(weighted_out: bool):
     torch.testing.assert_close(result.predict([0, 1], 2), mean + result.bias.rows[:2])
 
 
+def test_frozen_frames_predict_an_unseen_row():
+    frame = torch.linalg.qr(normal(6, 2)).Q
+    truth = frame @ torch.diag(torch.tensor([5.0, 3.0], dtype=torch.float64)) @ frame.mT
+    seen = observe(truth[:5], 1.0)
+    observed = Observations(seen.rows, seen.cols, seen.values, (6, 6))
+    nested = lo.NestedSVD((frame, frame), factored((2, 2), 2))
+    result = lo.complete(observed, nested, bias=None, tolerance=1e-12)
+    torch.testing.assert_close(result.to_dense(), truth, rtol=1e-4, atol=1e-4)
+
+
 def test_zero_rows_for_the_unseen_keep_the_operator_in_the_set():
     observations = observe(normal(9, 7), 0.2)
     parameterization = ball((9, 7), 3, 5.0)
