@@ -14,6 +14,7 @@ from lowrank_opt.testing.laws import check_completeness as check_completeness
 from lowrank_opt.testing.laws import check_contract as check_contract
 from lowrank_opt.testing.laws import check_copies as check_copies
 from lowrank_opt.testing.laws import check_dtype as check_dtype
+from lowrank_opt.testing.laws import check_escape as check_escape
 from lowrank_opt.testing.laws import check_in_place as check_in_place
 from lowrank_opt.testing.laws import check_lmo as check_lmo
 from lowrank_opt.testing.laws import check_membership as check_membership

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lowrank_opt.errors import RankError, ShapeError
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.testing.charts import Chart, chart_of
@@ -17,6 +19,10 @@ from lowrank_opt.testing.members import Member
 from lowrank_opt.testing.parameters import FreeParameters
 
 Factory = Callable[..., Parameterization]
+
+
+class RefusedCase(Exception):  # noqa: N818 (no error: the factory takes other shapes)
+    """A factory that refuses a shape or rank."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Case:
         device: torch.device | str = "cpu",
     ) -> Parameterization:
         """Return what the factory makes, holding the case's parameters."""
-        return Subject(make, self, dtype, torch.device(device)).module()
+        return Subject(make, self, dtype, torch.device(device), keywords_of(make)).module()
 
 
 @dataclass(frozen=True)
@@ -66,23 +72,42 @@ class Subject:
     """What the body of a law works on: the factory at one case, in one dtype on one device.
 
     Everything random comes from the case's seed, so that a law gives one verdict on one case.
+
+    Parameters
+    ----------
+    make : callable
+    case : Case
+    dtype : torch.dtype
+    device : torch.device
+    keywords : frozenset of str
+        Which of ``dtype`` and ``device`` the factory takes by name.
     """
 
     make: Factory
     case: Case
     dtype: torch.dtype
     device: torch.device
+    keywords: frozenset[str]
 
     def fresh(self, *, dtype: torch.dtype | None = None, salt: int = 0) -> Parameterization:
         """Return a new module as constructed; another `salt` gives another random start."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.seed + salt)
-            return construct(self.make, self.case, dtype or self.dtype, self.device)
+        with _seeded(self.seed + salt, self.device):
+            return self._construct(self.dtype if dtype is None else dtype)
 
-    def module(self, *, dtype: torch.dtype | None = None) -> Parameterization:
+    def _construct(self, dtype: torch.dtype) -> Parameterization:
+        options = {"dtype": dtype, "device": self.device}
+        passed = {name: value for name, value in options.items() if name in self.keywords}
+        try:
+            module = self.make(self.case.shape, self.case.rank, **passed)
+        except (ShapeError, RankError) as error:
+            raise RefusedCase(str(error)) from error
+        if "dtype" not in passed:
+            module = module.to(dtype=dtype)
+        return module if "device" in passed else module.to(device=self.device)
+
+    def module(self) -> Parameterization:
         """Return a new module that holds the case's parameters."""
-        module = self.fresh(dtype=dtype)
+        module = self.fresh()
         self.case.parameters.fill_(module)
         return module
 
@@ -118,22 +143,31 @@ class Subject:
         )
 
 
-def construct(
-    make: Factory, case: Case, dtype: torch.dtype, device: torch.device
-) -> Parameterization:
-    """Call a factory; pass dtype and device if it takes them, else convert afterwards."""
-    options = {"dtype": dtype, "device": device}
-    passed = {name: value for name, value in options.items() if _takes(make, name)}
-    module = make(case.shape, case.rank, **passed)
-    if "dtype" not in passed:
-        module = module.to(dtype=dtype)
-    return module if "device" in passed else module.to(device=device)
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Generator[None]:
+    """Seed the default generators for a while, for factories that draw from them."""
+    if device.type != "cpu":
+        with torch.random.fork_rng(devices=[device]):
+            torch.manual_seed(seed)
+            yield
+        return
+    # As fork_rng, without asking all devices: that takes longer than most constructions.
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
 
 
-def _takes(make: Factory, keyword: str) -> bool:
+def keywords_of(make: Factory) -> frozenset[str]:
+    """Return which of ``dtype`` and ``device`` a factory takes by name."""
     try:
         parameters = inspect.signature(make).parameters
     except (TypeError, ValueError):
-        return False
-    found = parameters.get(keyword)
-    return found is not None and found.kind is not inspect.Parameter.POSITIONAL_ONLY
+        return frozenset()
+    kinds = {name: p.kind for name, p in parameters.items()}
+    takes_any = inspect.Parameter.VAR_KEYWORD in kinds.values()
+    by_name = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = ("dtype", "device")
+    return frozenset(n for n in names if kinds.get(n) in by_name or takes_any)

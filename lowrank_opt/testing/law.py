@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from hypothesis import strategies as st
 
-from lowrank_opt.testing.case import Case, Factory, Subject
+from lowrank_opt.testing.case import Case, Factory, Subject, keywords_of
 from lowrank_opt.testing.describe import counter_example
 from lowrank_opt.testing.members import Member
 from lowrank_opt.testing.parameters import TAME, FreeParameters
@@ -41,6 +41,8 @@ class Law:
     sides : tuple of int, optional
         Bounds on m and n, in place of the profile's.
     max_rank : int, optional
+    max_examples : int, optional
+        Bound on the profile's number of cases, for laws that take long.
 
     Examples
     --------
@@ -62,6 +64,7 @@ class Law:
     free: bool = False
     sides: tuple[int, int] | None = None
     max_rank: int | None = None
+    max_examples: int | None = None
 
     def __call__(
         self,
@@ -99,8 +102,8 @@ class Law:
             If the factory refuses every shape that is tried.
         """
         start = time.perf_counter()
-        where = torch.device(device)
-        search = Search(self.body, lambda c: Subject(make, c, dtype, where))
+        where, keywords = torch.device(device), keywords_of(make)
+        search = Search(self.body, lambda c: Subject(make, c, dtype, where, keywords))
         if case is not None:
             search.once(case)
         else:
@@ -124,7 +127,8 @@ class Law:
         for values, member in self._listed():
             if values.fits(dtype):
                 strategy = cases(shapes, st.just(values), st.just(member))
-                yield Scene(f"{values} {member}", strategy, chosen.examples)
+                count = min(chosen.examples, self.max_examples or chosen.examples)
+                yield Scene(f"{values} {member}", strategy, count)
         if self.free:
             wide = shapes_and_ranks(min_side=low, max_side=2 * high, max_rank=self.max_rank)
             drawn = st.just(self.parameters[0]) if self.members else free_parameters(dtype=dtype)

@@ -31,7 +31,7 @@ class Profile:
 
 _PROFILES: dict[ProfileName, Profile] = {
     "quick": Profile(examples=2, free_examples=4, max_side=5),
-    "standard": Profile(examples=3, free_examples=12, max_side=7),
+    "standard": Profile(examples=4, free_examples=12, max_side=7),
     "thorough": Profile(examples=12, free_examples=100, max_side=24),
 }
 

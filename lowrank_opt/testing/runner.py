@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import pytest
@@ -24,6 +24,7 @@ BoundCheck: TypeAlias = Callable[[Factory], CheckResult]
 LAWS: tuple[Law, ...] = (
     laws.check_contract,
     laws.check_membership,
+    laws.check_escape,
     laws.check_rank,
     laws.check_agreement,
     laws.check_dtype,
@@ -86,7 +87,7 @@ def check_parameterization(
     >>> from lowrank_opt import Factored
     >>> verdicts = check_parameterization(Factored, profile="quick")
     >>> [v.check for v in verdicts if v.status == "skipped"]
-    ['lmo']
+    ['escape', 'lmo']
     """
     known = dict(expected_failures or {})
     _check_options(profile, known, on_fail)
@@ -143,22 +144,23 @@ def parametrize_with_checks(
     return pytest.mark.parametrize(("make", "check"), parameters)
 
 
+@dataclass(frozen=True)
 class _Check:
     """A law with its options, for pytest: skips where the law does not apply."""
 
-    def __init__(
-        self, law: Law, profile: ProfileName, dtype: torch.dtype, device: torch.device | str
-    ) -> None:
-        self._law, self._profile, self._dtype, self._device = law, profile, dtype, device
+    law: Law
+    profile: ProfileName
+    dtype: torch.dtype
+    device: torch.device | str
 
     def __call__(self, make: Factory) -> CheckResult:
-        result = self._law(make, profile=self._profile, dtype=self._dtype, device=self._device)
+        result = self.law(make, profile=self.profile, dtype=self.dtype, device=self.device)
         if result.status == "skipped":
             pytest.skip(result.message)
         return result
 
     def __repr__(self) -> str:
-        return f"check_{self._law.name}"
+        return f"check_{self.law.name}"
 
 
 def _parameter(make: Factory, law: Law, check: _Check, known: Mapping[str, str]) -> object:

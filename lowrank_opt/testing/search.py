@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, Phase, Verbosity
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky, Unsatisfiable
 
-from lowrank_opt.errors import RankError, ShapeError
-from lowrank_opt.testing.case import Case, Subject
+from lowrank_opt.errors import ShapeError
+from lowrank_opt.testing.case import Case, RefusedCase, Subject
 from lowrank_opt.testing.members import Member
 from lowrank_opt.testing.parameters import FreeParameters
 from lowrank_opt.testing.strategies import seeds
@@ -109,15 +109,10 @@ class Search:
         return True
 
     def _attempt(self, case: Case) -> None:
-        subject = self._subject_of(case)
         try:
-            subject.fresh()
-        except (ShapeError, RankError):
+            self._judge(self._subject_of(case))
+        except RefusedCase:
             hypothesis.reject()
-        except Exception as error:
-            # The body meets it again and reports it.
-            del error
-        self._judge(subject)
 
     def _judge(self, subject: Subject) -> None:
         try:
@@ -125,6 +120,8 @@ class Search:
         except NotApplicable as reason:
             self.refusal = str(reason)
             return
+        except RefusedCase:
+            raise
         except Violation as violation:
             self.failure = subject, str(violation)
             raise

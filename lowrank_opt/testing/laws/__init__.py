@@ -3,6 +3,7 @@
 from lowrank_opt.testing.laws.agreement import check_agreement as check_agreement
 from lowrank_opt.testing.laws.agreement import check_merge as check_merge
 from lowrank_opt.testing.laws.cost import check_never_dense as check_never_dense
+from lowrank_opt.testing.laws.escape import check_escape as check_escape
 from lowrank_opt.testing.laws.gradients import check_smoothness as check_smoothness
 from lowrank_opt.testing.laws.inverse import check_completeness as check_completeness
 from lowrank_opt.testing.laws.inverse import check_section as check_section

@@ -13,7 +13,9 @@ from lowrank_opt.testing.verdict import expect
 
 
 def _agreement(subject: Subject) -> None:
-    op, (m, n) = subject.module()().detach(), subject.case.shape
+    module, (m, n) = subject.module(), subject.case.shape
+    with torch.no_grad():
+        op = module()
     x, y = subject.normal(n, 3), subject.normal(m, 2, salt=2)
     W, size = dense(op), magnitude(op)
     X, Y = to_array(x), to_array(y)

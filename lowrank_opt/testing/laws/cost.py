@@ -43,4 +43,5 @@ check_never_dense = Law(
     parameters=(FreeParameters("normal"),),
     sides=(80, 97),
     max_rank=3,
+    max_examples=3,
 )

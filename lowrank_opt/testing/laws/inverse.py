@@ -34,8 +34,9 @@ def _completeness(subject: Subject) -> None:
 
 def _check_inverse(subject: Subject, target: LowRankOperator, *, allowed: float) -> None:
     """Invert a member and compare the image of the values with it."""
+    # Another module receives the values: nothing but them may carry the target.
     other = subject.fresh()
-    load(other, right_inverse(other, target))
+    load(other, right_inverse(subject.fresh(), target))
     chart, op = subject.chart(other), other.factors()
     W, image = dense(target), dense(op)
     error = float(np.linalg.norm(image - W))

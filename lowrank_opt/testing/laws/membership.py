@@ -48,7 +48,7 @@ def _membership(subject: Subject) -> None:
         f"W leaves {_name(feasible_set)} by {excess:.3e}; rounding explains {explained:.1e}",
     )
     expect(
-        excess > rule or not np.isfinite(exact.dense()).all() or feasible_set.contains(op),
+        excess > rule or not _representable(exact.dense()) or feasible_set.contains(op),
         f"{_name(feasible_set)} does not contain W, although W leaves it by {excess:.1e} only and "
         f"its tolerance is {rule:.1e}",
     )
@@ -73,8 +73,7 @@ def _certificate(subject: Subject) -> None:
     module = subject.module()
     op = module.factors().detach()
     W, chart = product(op).dense(), subject.chart(module)
-    peak = np.abs(W).max()
-    if not (peak == 0 or _TINY <= peak < np.inf):
+    if not _representable(W):
         raise NotApplicable("float64 does not hold W to full precision")
     certificate = module.certify()
     low = min(_shortfall(certificate.singular_values, X) for X in (W, chart.pull(W)))
@@ -84,7 +83,7 @@ def _certificate(subject: Subject) -> None:
     expect(over <= exact or not certificate.exact, f"exact is claimed, but W exceeds by {over:.2e}")
     excess, rule = chart.excess(W), chart.tolerance(W, subject.dtype, module.feasible_set.rank)
     expect(
-        excess <= rule + exact or not certificate.holds,
+        excess <= rule + exact + underflow(op) or not certificate.holds,
         f"certify() holds, although W leaves the set by {excess:.2e}; rounding explains {rule:.1e}",
     )
     expect(
@@ -94,11 +93,17 @@ def _certificate(subject: Subject) -> None:
     )
 
 
+def _representable(W: Array) -> bool:
+    """Return whether float64 holds the singular values of W and their squares to full precision."""
+    peak = float(np.abs(W).max())
+    return peak == 0 or _TINY <= peak <= _TINY**-0.5
+
+
 def _shortfall(bounds: Sequence[float], matrix: Array) -> float:
-    """Return by how much bounds on singular values are too low."""
+    """Return by how much bounds on singular values are too low, beyond the truth's own rounding."""
     values = singular_values(matrix)
-    missing = values[len(bounds) :].max(initial=0.0) - 16 * _EPS64 * len(values) * values[0]
-    return max(float((values[: len(bounds)] - np.array(bounds)[: len(values)]).max()), missing)
+    padded = np.pad(np.array(bounds), (0, len(values)))[: len(values)]
+    return float((values - padded).max() - 4 * _EPS64 * matrix.size**0.5 * values[0])
 
 
 def _name(feasible_set: FeasibleSet) -> str:

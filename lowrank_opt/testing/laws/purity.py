@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,20 +26,26 @@ from lowrank_opt.testing.verdict import expect
 def _purity(subject: Subject) -> None:
     module = subject.module()
     before = _snapshot(module)
-    op = module.factors()
+    op = module.factors().detach().clone()
     _expect_unchanged(module, before, "factors()")
     _expect_equal(subject, module.factors(), op, "a second call of factors()")
     with suppress(NoRightInverseError):
-        module.right_inverse(op.detach())
+        module.right_inverse(_another_member(subject))
     _expect_unchanged(module, before, "right_inverse()")
     _expect_equal(subject, module.factors(), op, "factors() after right_inverse()")
     module.certify()
     _expect_unchanged(module, before, "certify()")
 
 
+def _another_member(subject: Subject) -> LowRankOperator:
+    other = subject.fresh()
+    replace(subject.case.parameters, structure="normal", seed=subject.seed + 1).fill_(other)
+    return other.factors().detach()
+
+
 def _copies(subject: Subject) -> None:
     module = subject.module()
-    op = module.factors()
+    op = module.factors().detach().clone()
     other = subject.fresh(salt=1)
     other.load_state_dict(module.state_dict())
     _expect_equal(subject, other.factors(), op, "a new module with the state dict loaded")

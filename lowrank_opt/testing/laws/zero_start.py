@@ -31,7 +31,9 @@ def _zero_start(subject: Subject) -> None:
 
 
 def _views(subject: Subject, module: Parameterization) -> dict[str, Tensor]:
-    (m, n), op = subject.case.shape, module().detach()
+    m, n = subject.case.shape
+    with torch.no_grad():
+        op = module()
     rows = torch.arange(m, device=subject.device).repeat_interleave(n)
     cols = torch.arange(n, device=subject.device).repeat(m)
     return {
