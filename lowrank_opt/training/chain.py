@@ -1,0 +1,203 @@
+"""Chain of LoRA: merge the update into the weight, start a new one, go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lowrank_opt.errors import ShapeError
+from lowrank_opt.nn.adapted import AdaptedModule
+from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations.base import Parameterization
+from lowrank_opt.sets import FeasibleSet
+
+Reset = Literal["all", "none"] | float
+
+
+@dataclass(eq=False)
+class Link:
+    """A weight, the parameterization that updates it, and the updates merged so far.
+
+    Parameters
+    ----------
+    weight : Tensor, shape (m, n) or (m, ...)
+        Merged into in place; not trained. Taken as ``weight.flatten(1)``.
+    parameterization : Parameterization, m x n
+    """
+
+    weight: Tensor
+    parameterization: Parameterization
+    merged: list[LowRankOperator] = field(default_factory=list[LowRankOperator])
+    sets: list[FeasibleSet] = field(default_factory=list[FeasibleSet])
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.weight.flatten(1).shape)
+        if shape != self.parameterization.shape:
+            raise ShapeError(
+                f"weight and parameterization must have one shape; got {shape} and "
+                f"{self.parameterization.shape}"
+            )
+        if not self.weight.is_floating_point():
+            raise ShapeError(
+                f"a weight must be floating-point to be merged into; got {self.weight.dtype}: "
+                "dequantise it first"
+            )
+        half = torch.finfo(self.weight.dtype).bits < 32
+        # Deltas much smaller than the weight vanish in half precision: sum them in float32.
+        self._sum = self.weight.detach().float() if half else None
+
+    @torch.no_grad()
+    def tie(self, generator: torch.Generator | None) -> None:
+        """Merge the present update and set the parameterization to its zero start."""
+        op = self.parameterization.factors().detach().clone()
+        self.merged.append(op)
+        self.sets.append(self.parameterization.feasible_set)
+        delta = op.to_dense().reshape(self.weight.shape)
+        if self._sum is None:
+            self.weight.add_(delta.to(self.weight.dtype))
+        else:
+            self.weight.copy_(self._sum.add_(delta))
+        self.parameterization.zero_(generator=generator)
+
+    def total(self) -> LowRankOperator:
+        """Return all merged updates and the present one as one operator."""
+        op = self.parameterization.factors().detach()
+        for previous in reversed(self.merged):
+            op = previous + op
+        return op
+
+    def norm_bound(self, p: float) -> float:
+        """Return the sum of the links' Schatten-p norms, which bounds the norm of their sum."""
+        ops = [*self.merged, self.parameterization.factors().detach()]
+        return sum(float(op.schatten_norm(p)) for op in ops)
+
+
+@final
+class ChainOfLowRank:
+    r"""Train :math:`W_0 + \sum_i \Delta W_i`, one low-rank link at a time.
+
+    At a knot the present update is merged into the weight and the parameterization goes back to
+    its zero start: the function stays the same, to the rounding of one sum in the weight's dtype
+    (half-precision weights are summed in a float32 copy). The rank of the total is at most the sum
+    of the ranks. If the links are bounded, so is the total: :math:`\|\sum_i \Delta W_i\| \le
+    \sum_i \delta_i`, which makes a chain of unit balls a Frank-Wolfe method whose inner problem is
+    solved by training instead of linearised, without its convex combination.
+
+    Earlier links are never revised. With few observed entries, links of rank 1 fit worse than one
+    of rank 3.
+
+    Parameters
+    ----------
+    links : nn.Module or iterable of Link
+        Of a model: all active adapters of `lowrank_opt.nn.adapt` on layers with one matrix.
+    optimizer : Optimizer, optional
+        Its state for the links' parameters is handled by `reset`.
+    every : int, optional
+        Tie a knot at every so many calls of `step`.
+    knots : iterable of int
+        Further numbers of calls after which to tie one.
+    reset : {"all", "none"} or float
+        What to forget of the optimizer's state: everything, so that step counts restart, nothing,
+        or the share in (0, 1) of smallest entries of each moment, as ReLoRA does.
+    generator : torch.Generator, optional
+        For the new starts.
+
+    References
+    ----------
+    Xia, Qin and Hazan, Chain of LoRA (arXiv 2401.04151), Algorithm 1. Pruned moments: Lialin et
+    al., ReLoRA (arXiv 2307.05695), section 3.
+
+    Examples
+    --------
+    >>> from lowrank_opt import Factored
+    >>> weight = torch.zeros(4, 3)
+    >>> update = Factored((4, 3), 1)
+    >>> chain = ChainOfLowRank([Link(weight, update)], every=10)
+    >>> _ = update.assign(torch.ones(4, 3))
+    >>> chain.tie()
+    >>> round(float(weight.sum()), 4), float(update().schatten_norm(2))
+    (12.0, 0.0)
+    """
+
+    def __init__(
+        self,
+        links: nn.Module | Iterable[Link],
+        optimizer: Optimizer | None = None,
+        *,
+        every: int | None = None,
+        knots: Iterable[int] = (),
+        reset: Reset = "all",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.links = _links_of(links) if isinstance(links, nn.Module) else list(links)
+        if not self.links:
+            raise ShapeError("a chain needs at least one weight with an update; got none")
+        if not (reset in ("all", "none") or (isinstance(reset, float) and 0 < reset < 1)):
+            raise ValueError(f"reset must be 'all', 'none' or in (0, 1); got reset={reset!r}")
+        if every is not None and every < 1:
+            raise ValueError(f"every must be >= 1; got every={every!r}")
+        self.optimizer, self.every, self.knots = optimizer, every, frozenset(knots)
+        self.reset: Reset = reset
+        self.generator = generator
+        self.steps = self.last_knot = 0
+
+    def step(self) -> bool:
+        """Count an optimizer step; tie a knot if the schedule says so, and return whether it did.
+
+        Call it after the optimizer's step, never inside a window of accumulated gradients.
+        """
+        self.steps += 1
+        due = self.every is not None and self.steps % self.every == 0
+        if due or self.steps in self.knots:
+            self.tie()
+            return True
+        return False
+
+    def tie(self) -> None:
+        """Merge every link, start anew, and reset the optimizer's state."""
+        for link in self.links:
+            link.tie(self.generator)
+            for parameter in link.parameterization.parameters():
+                parameter.grad = None
+                if self.optimizer is not None:
+                    _forget(self.optimizer, parameter, self.reset)
+        self.last_knot = self.steps
+
+    def warmup(self, steps: int) -> float:
+        """Return a factor for the learning rate: up to 1 over `steps` steps from the last knot."""
+        return min(1.0, (self.steps - self.last_knot + 1) / max(steps, 1))
+
+
+def _links_of(model: nn.Module) -> list[Link]:
+    found: dict[int, Link] = {}
+    for layer in (x for x in model.modules() if isinstance(x, AdaptedModule)):
+        for name in layer.active:
+            adapter = layer.adapter(name)
+            for weight_name, members in adapter.items() if adapter is not None else ():
+                weight = layer.base.get_parameter(weight_name)
+                if len(members) != 1:
+                    raise ShapeError(
+                        f"a chain merges one matrix for each weight; {weight_name!r} has "
+                        f"{len(members)}: pass its parts as Link objects"
+                    )
+                found.setdefault(id(weight), Link(weight, members[0]))
+    return list(found.values())
+
+
+def _forget(optimizer: Optimizer, parameter: Tensor, reset: Reset) -> None:
+    if reset == "none" or parameter not in optimizer.state:
+        return
+    if reset == "all":
+        del optimizer.state[parameter]
+        return
+    for value in optimizer.state[parameter].values():
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            kept = round((1 - float(reset)) * value.numel())
+            size = value.abs().flatten()
+            index = size.topk(size.numel() - kept, largest=False).indices
+            value.view(-1)[index] = 0
