@@ -5,10 +5,12 @@ from lowrank_opt.completion import CompletionStatus as CompletionStatus
 from lowrank_opt.completion import complete as complete
 from lowrank_opt.observations import Observations as Observations
 from lowrank_opt.operator import LowRankOperator as LowRankOperator
+from lowrank_opt.parameterizations import AdaLoRA as AdaLoRA
 from lowrank_opt.parameterizations import BatchedParameterization as BatchedParameterization
 from lowrank_opt.parameterizations import Contractions as Contractions
 from lowrank_opt.parameterizations import DeLoRA as DeLoRA
 from lowrank_opt.parameterizations import DenseCore as DenseCore
+from lowrank_opt.parameterizations import DynamicRank as DynamicRank
 from lowrank_opt.parameterizations import Factored as Factored
 from lowrank_opt.parameterizations import HomogeneousBall as HomogeneousBall
 from lowrank_opt.parameterizations import NBLoRA as NBLoRA
@@ -16,7 +18,9 @@ from lowrank_opt.parameterizations import NestedSVD as NestedSVD
 from lowrank_opt.parameterizations import Offset as Offset
 from lowrank_opt.parameterizations import Parameterization as Parameterization
 from lowrank_opt.parameterizations import RadialBall as RadialBall
+from lowrank_opt.parameterizations import SimplexRankOnes as SimplexRankOnes
 from lowrank_opt.parameterizations import SpectralLoRA as SpectralLoRA
+from lowrank_opt.parameterizations import SVDFrames as SVDFrames
 from lowrank_opt.parameterizations import Weighted as Weighted
 from lowrank_opt.parameterizations import activation_weighted_frames as activation_weighted_frames
 from lowrank_opt.parameterizations import lora_xs as lora_xs

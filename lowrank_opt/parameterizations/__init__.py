@@ -1,5 +1,6 @@
 """Maps from free parameters to factor triples, one family per file."""
 
+from lowrank_opt.parameterizations.adalora import AdaLoRA as AdaLoRA
 from lowrank_opt.parameterizations.base import Parameterization as Parameterization
 from lowrank_opt.parameterizations.batched import (
     BatchedParameterization as BatchedParameterization,
@@ -10,6 +11,7 @@ from lowrank_opt.parameterizations.compose import Weighted as Weighted
 from lowrank_opt.parameterizations.contractions import Contractions as Contractions
 from lowrank_opt.parameterizations.delora import DeLoRA as DeLoRA
 from lowrank_opt.parameterizations.dense_core import DenseCore as DenseCore
+from lowrank_opt.parameterizations.dynamic_rank import DynamicRank as DynamicRank
 from lowrank_opt.parameterizations.factored import Factored as Factored
 from lowrank_opt.parameterizations.homogeneous import HomogeneousBall as HomogeneousBall
 from lowrank_opt.parameterizations.nb_lora import NBLoRA as NBLoRA
@@ -20,4 +22,6 @@ from lowrank_opt.parameterizations.presets import (
 from lowrank_opt.parameterizations.presets import lora_xs as lora_xs
 from lowrank_opt.parameterizations.presets import nora as nora
 from lowrank_opt.parameterizations.radial import RadialBall as RadialBall
+from lowrank_opt.parameterizations.simplex import SimplexRankOnes as SimplexRankOnes
 from lowrank_opt.parameterizations.spectral_lora import SpectralLoRA as SpectralLoRA
+from lowrank_opt.parameterizations.svd_frames import SVDFrames as SVDFrames

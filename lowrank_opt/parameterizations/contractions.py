@@ -58,7 +58,7 @@ class Contractions(Parameterization):
     --------
     >>> layer = Contractions((6, 4), rank=2, bounds=[1.0, -0.25])
     >>> _ = layer.assign(10 * torch.eye(6, 4), project=True)
-    >>> layer().singular_values()
+    >>> layer().detach().singular_values()
     tensor([1.0000, 0.2500])
     """
 
