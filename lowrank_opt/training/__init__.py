@@ -1,15 +1,26 @@
 """Training methods for low-rank factors: optimizers, perturbation, chains, allocation of rank."""
 
+from lowrank_opt.training.budget import CubicBudget as CubicBudget
+from lowrank_opt.training.budget import choose_modules as choose_modules
+from lowrank_opt.training.budget import greedy_ranks as greedy_ranks
+from lowrank_opt.training.budget import top_components as top_components
 from lowrank_opt.training.chain import ChainOfLowRank as ChainOfLowRank
 from lowrank_opt.training.chain import Link as Link
 from lowrank_opt.training.factor_optimizer import FactorOptimizer as FactorOptimizer
 from lowrank_opt.training.flat_perturbation import FlatPerturbation as FlatPerturbation
 from lowrank_opt.training.flat_perturbation import cosine_increase as cosine_increase
 from lowrank_opt.training.galore import GaLore as GaLore
+from lowrank_opt.training.importance import Importance as Importance
+from lowrank_opt.training.importance import Magnitude as Magnitude
+from lowrank_opt.training.importance import Sensitivity as Sensitivity
+from lowrank_opt.training.importance import component_norms as component_norms
+from lowrank_opt.training.importance import snip_score as snip_score
+from lowrank_opt.training.importance import tangent_norm as tangent_norm
 from lowrank_opt.training.lora_plus import lora_plus_groups as lora_plus_groups
 from lowrank_opt.training.lora_pro import LoRAPro as LoRAPro
 from lowrank_opt.training.lora_pro import LoRAProAdamW as LoRAProAdamW
 from lowrank_opt.training.lora_rite import LoRARite as LoRARite
+from lowrank_opt.training.rank_allocator import RankAllocator as RankAllocator
 from lowrank_opt.training.roles import FactorPair as FactorPair
 from lowrank_opt.training.roles import factor_pairs as factor_pairs
 from lowrank_opt.training.scaled_gd import ScaledAdamW as ScaledAdamW

@@ -86,7 +86,8 @@ def factor_pairs(module: nn.Module) -> list[FactorPair]:
 
     A matrix is :math:`L R^T` times a constant for `Factored`; for the normalised families the
     pair is the same, and the factor in front of it, which depends on the parameters, is part of
-    the loss. Tied parameterizations are declared once. A constant `scaling` is the pair's scale.
+    the loss. Tied parameterizations are declared once. A constant `scaling` is the pair's scale,
+    and trained `values` (AdaLoRA, DynamicRank) are its core.
 
     Parameters
     ----------
@@ -103,7 +104,8 @@ def factor_pairs(module: nn.Module) -> list[FactorPair]:
     for part in module.modules():
         left, right = _factor(part, "left"), _factor(part, "right")
         if left is not None and right is not None:
-            found.setdefault(id(left), FactorPair(left, right, _scaling(part)))
+            core = _core(part, left.shape[1])
+            found.setdefault(id(left), FactorPair(left, right, _scaling(part), core))
     return list(found.values())
 
 
@@ -117,6 +119,12 @@ def _factor(part: nn.Module, name: str) -> nn.Parameter | None:
     x = getattr(part, name, None) if isinstance(part, Parameterization) else None
     trainable = isinstance(x, nn.Parameter) and x.ndim == 2 and x.requires_grad
     return x if trainable else None
+
+
+def _core(part: nn.Module, rank: int) -> nn.Parameter | None:
+    values = getattr(part, "values", None)
+    diagonal = isinstance(values, nn.Parameter) and tuple(values.shape) == (rank,)
+    return values if diagonal else None
 
 
 def _scaling(part: nn.Module) -> float:
