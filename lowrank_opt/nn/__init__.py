@@ -1,6 +1,8 @@
 """Low-rank layers, and adapters that put any parameterization into any torch model."""
 
 from lowrank_opt.nn.adapted import AdaptedModule as AdaptedModule
+from lowrank_opt.nn.bridge import register_dense as register_dense
+from lowrank_opt.nn.combine import combine as combine
 from lowrank_opt.nn.errors import AdapterStateError as AdapterStateError
 from lowrank_opt.nn.layers import LowRankConv1d as LowRankConv1d
 from lowrank_opt.nn.layers import LowRankConv2d as LowRankConv2d
@@ -12,8 +14,15 @@ from lowrank_opt.nn.merging import merge as merge
 from lowrank_opt.nn.merging import merge_and_unload as merge_and_unload
 from lowrank_opt.nn.merging import unmerge as unmerge
 from lowrank_opt.nn.radius import RelativeRadius as RelativeRadius
+from lowrank_opt.nn.recipes import register_parameterization as register_parameterization
+from lowrank_opt.nn.report import SiteReport as SiteReport
+from lowrank_opt.nn.report import adapter_report as adapter_report
+from lowrank_opt.nn.report import monitor as monitor
+from lowrank_opt.nn.report import summary as summary
 from lowrank_opt.nn.sites import LayerKind as LayerKind
 from lowrank_opt.nn.sites import register_layer as register_layer
+from lowrank_opt.nn.state import load_adapter as load_adapter
+from lowrank_opt.nn.state import save_adapter as save_adapter
 from lowrank_opt.nn.surgery import adapt as adapt
 from lowrank_opt.nn.surgery import unload as unload
 from lowrank_opt.nn.switching import per_sample as per_sample

@@ -70,6 +70,7 @@ class AdaptedModule(nn.Module):
         self.base = base
         self.kind: LayerKind = kind_of(base)
         self.adapters = nn.ModuleDict()
+        self.names: tuple[str, ...] = ()
         self.active: tuple[str, ...] = ()
         self.enabled = True
         self.routing: tuple[str | None, ...] | None = None
@@ -80,13 +81,16 @@ class AdaptedModule(nn.Module):
         """Add parameterizations to the adapter of that name and make it the active one."""
         adapter = (self.adapter(name) or Adapter({})).extended(parts)
         adapter.train(self.training)
-        self.adapters[name] = adapter
+        self.adapters[_key(name)] = adapter
+        self.names = tuple(dict.fromkeys((*self.names, name)))
         self.active = (name,)
 
     def adapter(self, name: str) -> Adapter | None:
         """Return the adapter of that name, or None if this layer has none."""
-        found = self.adapters[name] if name in self.adapters else None  # noqa: SIM401
-        assert found is None or isinstance(found, Adapter)
+        if name not in self.names:
+            return None
+        found = self.adapters[_key(name)]
+        assert isinstance(found, Adapter)
         return found
 
     def updates(self, names: Iterable[str] | None = None) -> dict[str, list[LowRankOperator]]:
@@ -205,6 +209,11 @@ class AdaptedModule(nn.Module):
         """Return the state in one line."""
         merged = f", merged={list(self.merged)}" if self.merged else ""
         return f"active={list(self.active)}{merged}{'' if self.enabled else ', disabled'}"
+
+
+def _key(name: str) -> str:
+    """Return a key for a ModuleDict, which takes no names of its own attributes ("half")."""
+    return f"{name}_" if hasattr(nn.ModuleDict(), name) else name
 
 
 def add_dense(weight: Tensor, ops: Sequence[LowRankOperator]) -> Tensor:

@@ -84,7 +84,7 @@ def adapt(
     'AdaptedModule'
     """
     everywhere = places(model)
-    _check_name(name, everywhere)
+    check_new_name(name, everywhere)
     options = Options(radius, rank_pattern or {}, radius_pattern or {})
     options.check(make, candidates(everywhere))
     groups = _tied_groups(select(targets, everywhere, exclude), everywhere, exclude)
@@ -166,7 +166,7 @@ def wrappers(model: nn.Module) -> list[AdaptedModule]:
 
 def adapter_names(model: nn.Module) -> list[str]:
     """Return the names of the adapters of a model, in the order they came."""
-    return list(dict.fromkeys(name for w in wrappers(model) for name in w.adapters))
+    return list(dict.fromkeys(name for w in wrappers(model) for name in w.names))
 
 
 def check_known(model: nn.Module, names: Sequence[str]) -> None:
@@ -177,10 +177,11 @@ def check_known(model: nn.Module, names: Sequence[str]) -> None:
         raise AdapterStateError(f"adapters must exist; got {unknown}: the model has {known}")
 
 
-def _check_name(name: str, everywhere: list[Place]) -> None:
+def check_new_name(name: str, everywhere: list[Place]) -> None:
+    """Raise AdapterStateError unless an adapter of that name can be added."""
     present = [place.wrapper for place in everywhere if place.wrapper is not None]
     check_not_merged(present, "adding an adapter")
-    if not name or "." in name or hasattr(nn.ModuleDict(), name):
+    if not name or "." in name or name.endswith("_"):
         raise AdapterStateError(f"an adapter's name must be a plain word; got {name!r}: rename it")
     if any(wrapper.adapter(name) is not None for wrapper in present):
         raise AdapterStateError(

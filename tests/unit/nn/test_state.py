@@ -1,0 +1,264 @@
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lowrank_opt as lo
+from lowrank_opt.errors import DataError, NotInSetError, ShapeError, TargetError
+from lowrank_opt.nn import (
+    AdapterStateError,
+    adapt,
+    combine,
+    load_adapter,
+    merge,
+    register_parameterization,
+    save_adapter,
+)
+
+X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+
+
+def plain() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)).eval()
+
+
+def norms() -> Tensor:
+    return torch.arange(1.0, 6.0)
+
+
+MAKES = {
+    "Factored": lambda s: lo.Factored(s, 2, scaling=3.0),
+    "NBLoRA": lambda s: lo.NBLoRA(s, 2, radius=0.5),
+    "NBLoRA p=1": lambda s: lo.NBLoRA(s, 2, radius=0.5, p=1),
+    "NBLoRA bounds": lambda s: lo.NBLoRA(s, 2, bounds=[0.5, 0.1]),
+    "NBLoRA Ky Fan": lambda s: lo.NBLoRA(s, 3, radius=2.0, ky_fan=2),
+    "HomogeneousBall": lambda s: lo.HomogeneousBall(s, 2, radius=4.0, p=2),
+    "DeLoRA": lambda s: lo.DeLoRA(s, 2, radius=2.0, column_norms=torch.ones(s[1]) / 2),
+    "DeLoRA paper": lambda s: lo.DeLoRA(s, 1, radius=2.0, variant="paper"),
+    "DenseCore": lo.DenseCore,
+    "NestedSVD": lambda s: lo.NestedSVD(torch.randn(*s), lo.NBLoRA((3, 3), 2, radius=0.5)),
+    "Weighted": lambda s: lo.Weighted(lo.Factored(s, 2), torch.rand(s[0]) + 1),
+    "Offset": lambda s: lo.Offset(lo.HomogeneousBall(s, 1, radius=0.3)),
+}
+
+
+def trained(make: object = MAKES["NBLoRA"], **options: object) -> nn.Module:
+    model = adapt(plain(), make, targets="all-linear", **options)
+    torch.manual_seed(5)
+    for parameter in (p for p in model.parameters() if p.requires_grad):
+        nn.init.normal_(parameter)
+    return model
+
+
+@pytest.mark.parametrize("kind", MAKES)
+def test_round_trip_of_every_parameterization(kind: str, tmp_path: Path) -> None:
+    model = trained(MAKES[kind])
+    assert not torch.allclose(plain()(X), model(X))
+    save_adapter(model, tmp_path / "adapter")
+    assert torch.equal(model(X), load_adapter(plain(), tmp_path / "adapter")(X))
+
+
+def test_round_trip_in_another_process(tmp_path: Path) -> None:
+    model = trained()
+    save_adapter(model, tmp_path / "adapter")
+    torch.save((plain().state_dict(), X), tmp_path / "base.pt")
+    code = f"""
+import torch
+from torch import nn
+from lowrank_opt.nn import load_adapter
+weights, x = torch.load({str(tmp_path / "base.pt")!r})
+model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)).eval()
+model.load_state_dict(weights)
+torch.save(load_adapter(model, {str(tmp_path / "adapter")!r})(x), {str(tmp_path / "y.pt")!r})
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
+    torch.testing.assert_close(model(X), torch.load(tmp_path / "y.pt"))
+
+
+def test_trained_modules_travel_with_the_adapter(tmp_path: Path) -> None:
+    model = trained(modules_to_train=["1"])
+    model.train()(X)
+    model.eval()
+    save_adapter(model, tmp_path)
+    loaded = load_adapter(plain(), tmp_path)
+    assert torch.equal(model(X), loaded(X))
+    assert loaded[1].weight.requires_grad
+
+
+def test_tied_adapter_is_saved_once(tmp_path: Path) -> None:
+    def tied() -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 9, bias=False))
+        model[1].weight = model[0].weight
+        return model
+
+    model = adapt(tied(), MAKES["Factored"], targets="0")
+    nn.init.normal_(model[0].adapter("default").parts[0][0].left)
+    save_adapter(model, tmp_path)
+    loaded = load_adapter(tied(), tmp_path)
+    indices = torch.tensor([1, 8])
+    assert torch.equal(model(indices), loaded(indices))
+    assert loaded[0].adapter("default").parts[0][0] is loaded[1].adapter("default").parts[0][0]
+
+
+def test_merged_model_is_saved_too(tmp_path: Path) -> None:
+    model = trained()
+    expected = model(X)
+    merge(model)
+    save_adapter(model, tmp_path)
+    torch.testing.assert_close(expected, load_adapter(plain(), tmp_path)(X))
+
+
+def test_combination_is_saved_by_name(tmp_path: Path) -> None:
+    model = trained()
+    combine(model, {"default": 0.5}, name="half")
+    with pytest.raises(AdapterStateError, match=r"several adapters; the model has \['default'"):
+        save_adapter(model, tmp_path)
+    save_adapter(model, tmp_path, name="half")
+    torch.testing.assert_close(model(X), load_adapter(plain(), tmp_path)(X))
+
+
+def test_file_is_loaded_into_the_present_adapter(tmp_path: Path) -> None:
+    model, other = trained(), adapt(plain(), MAKES["NBLoRA"], targets="all-linear")
+    parameters = list(other.parameters())
+    save_adapter(model, tmp_path)
+    load_adapter(other, tmp_path)
+    assert torch.equal(model(X), other(X))
+    assert all(a is b for a, b in zip(parameters, other.parameters(), strict=True))
+
+
+def test_adapter_loads_on_a_meta_model_and_in_half_precision(tmp_path: Path) -> None:
+    model = trained()
+    save_adapter(model, tmp_path)
+    empty = load_adapter(plain().to("meta"), tmp_path)
+    assert not any(p.is_meta for p in empty[0].adapters.parameters())
+    base = {k: v for k, v in model.state_dict().items() if "adapters" not in k}
+    empty.load_state_dict(base, strict=False, assign=True)
+    assert torch.equal(model(X), empty(X))
+    half = load_adapter(plain().bfloat16(), tmp_path)
+    assert torch.bfloat16 == half(X.bfloat16()).dtype
+
+
+class Halved(lo.Parameterization):
+    """Of one's own, with an option, and a set that `factors` can break."""
+
+    def __init__(self, shape: tuple[int, int], radius: float) -> None:
+        super().__init__(shape, 1)
+        self.radius = radius
+        self.left = nn.Parameter(torch.zeros(shape[0], 1))
+
+    @property
+    def feasible_set(self) -> lo.SchattenBall:
+        return lo.SchattenBall(2, self.radius, 1)
+
+    def factors(self) -> lo.LowRankOperator:
+        one = self.left.new_ones(self.shape[1], 1)
+        return lo.LowRankOperator(self.left / 2, self.left.new_ones(1), one)
+
+
+def test_custom_parameterization_needs_make_or_registration(tmp_path: Path) -> None:
+    make = partial(Halved, radius=100.0)
+    model = trained(make)
+    save_adapter(model, tmp_path)
+    with pytest.raises(TargetError, match=r"must be registered; got .*Halved.*or pass make="):
+        load_adapter(plain(), tmp_path)
+    assert torch.equal(model(X), load_adapter(plain(), tmp_path, make=make)(X))
+    register_parameterization(
+        Halved, lambda p: {"radius": p.radius}, lambda shape, rank, o: Halved(shape, o["radius"])
+    )
+    save_adapter(model, tmp_path)
+    assert torch.equal(model(X), load_adapter(plain(), tmp_path)(X))
+
+
+def test_adapter_outside_its_declared_set_is_refused(tmp_path: Path) -> None:
+    save_adapter(trained(partial(Halved, radius=1e-3)), tmp_path)
+    base = plain()
+    with pytest.raises(NotInSetError, match="must be inside the set declared for it"):
+        load_adapter(base, tmp_path, make=partial(Halved, radius=1e-3))
+    assert nn.Linear is type(base[0])
+
+
+def edit(folder: Path, **changes: object) -> None:
+    file = folder / "adapter.json"
+    description = json.loads(file.read_text())
+    site = description["sites"][0]
+    for key, value in changes.items():
+        target = {"options": site["members"][0], "site": site, "shape": site}.get(key, description)
+        target[key] = {**target[key], **value} if isinstance(value, dict) else value
+    file.write_text(json.dumps(description))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"options": {"radius": 0.01}}, NotInSetError, "norm that was recorded"),
+        ({"shape": [6, 6]}, ShapeError, r"must have the shape of the file, \[6, 6\]"),
+        ({"site": "7.weight"}, DataError, r"unexpected in the file: \['7.weight'\]"),
+        ({"version": 2}, DataError, "version 2: use the release"),
+        ({"format": "x"}, DataError, "another format"),
+        ({"sites": 3}, DataError, "is damaged"),
+        ({"trained": ["9.weight"]}, DataError, "trained tensors missing"),
+    ],
+)
+def test_edited_description_is_refused(
+    change: dict, error: type, message: str, tmp_path: Path
+) -> None:
+    save_adapter(trained(), tmp_path)
+    edit(tmp_path, **change)
+    base = plain()
+    with pytest.raises(error, match=message):
+        load_adapter(base, tmp_path)
+    assert nn.Linear is type(base[0])
+
+
+def test_truncated_tensors_are_refused(tmp_path: Path) -> None:
+    save_adapter(trained(), tmp_path)
+    file = tmp_path / "adapter.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(DataError, match="truncated, changed, or of another adapter"):
+        load_adapter(plain(), tmp_path)
+
+
+def test_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is a folder with adapter\.json"):
+        load_adapter(plain(), tmp_path / "nowhere")
+
+
+def test_another_method_is_refused(tmp_path: Path) -> None:
+    save_adapter(trained(), tmp_path)
+    other = adapt(plain(), lambda s: lo.NBLoRA(s, 2, radius=0.1), targets="all-linear")
+    before = {k: v.clone() for k, v in other.state_dict().items()}
+    with pytest.raises(TargetError, match="must be of the method of 'default'"):
+        load_adapter(other, tmp_path)
+    assert all(torch.equal(v, other.state_dict()[k]) for k, v in before.items())
+
+
+def test_other_sites_are_listed(tmp_path: Path) -> None:
+    save_adapter(trained(), tmp_path)
+    other = adapt(plain(), MAKES["NBLoRA"], targets="0")
+    with pytest.raises(DataError, match=r"unexpected in the file: \['2.weight'\]"):
+        load_adapter(other, tmp_path)
+
+
+def test_other_shape_is_refused(tmp_path: Path) -> None:
+    save_adapter(trained(), tmp_path)
+    with pytest.raises(ShapeError, match=r"0\.weight must have the shape of the file, \[5, 6\]"):
+        load_adapter(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)), tmp_path)
+
+
+def test_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="written to a folder"):
+        save_adapter(trained(), tmp_path / "file")
+
+
+def test_nothing_is_pickled_and_nothing_temporary_stays(tmp_path: Path) -> None:
+    save_adapter(trained(), tmp_path)
+    assert ["adapter.json", "adapter.safetensors"] == sorted(p.name for p in tmp_path.iterdir())
+    assert b"pickle" not in (tmp_path / "adapter.safetensors").read_bytes()
