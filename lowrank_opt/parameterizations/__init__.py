@@ -12,6 +12,8 @@ from lowrank_opt.parameterizations.contractions import Contractions as Contracti
 from lowrank_opt.parameterizations.delora import DeLoRA as DeLoRA
 from lowrank_opt.parameterizations.dense_core import DenseCore as DenseCore
 from lowrank_opt.parameterizations.dynamic_rank import DynamicRank as DynamicRank
+from lowrank_opt.parameterizations.ether import ETHER as ETHER
+from lowrank_opt.parameterizations.ether import ETHERPlus as ETHERPlus
 from lowrank_opt.parameterizations.factored import Factored as Factored
 from lowrank_opt.parameterizations.homogeneous import HomogeneousBall as HomogeneousBall
 from lowrank_opt.parameterizations.nb_lora import NBLoRA as NBLoRA
@@ -24,4 +26,9 @@ from lowrank_opt.parameterizations.presets import nora as nora
 from lowrank_opt.parameterizations.radial import RadialBall as RadialBall
 from lowrank_opt.parameterizations.simplex import SimplexRankOnes as SimplexRankOnes
 from lowrank_opt.parameterizations.spectral_lora import SpectralLoRA as SpectralLoRA
+from lowrank_opt.parameterizations.starts import olora as olora
+from lowrank_opt.parameterizations.starts import pissa as pissa
+from lowrank_opt.parameterizations.starts import rslora as rslora
 from lowrank_opt.parameterizations.svd_frames import SVDFrames as SVDFrames
+from lowrank_opt.parameterizations.vera import VeRA as VeRA
+from lowrank_opt.parameterizations.weight_decomposed import WeightDecomposed as WeightDecomposed

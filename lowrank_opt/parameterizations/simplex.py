@@ -6,7 +6,13 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.linalg import lp_norm, normalize_columns, scale_to_unit_peak, working_dtype
+from lowrank_opt.linalg import (
+    lp_norm,
+    negligible,
+    normalize_columns,
+    scale_to_unit_peak,
+    working_dtype,
+)
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization, check_radius, random_frame
 from lowrank_opt.sets import SchattenBall
@@ -83,8 +89,10 @@ class SimplexRankOnes(Parameterization):
     def factors(self) -> LowRankOperator:
         dtype = working_dtype(self.left)
         w = _simplex(self.weights.to(dtype), self.weights.dtype)
-        u = _capped_last(self.left.to(dtype)) * w
-        left, right = _paired(u, normalize_columns(self.right.to(dtype)))
+        # An unpaired last column of u is no direction: it may be zero, and moves from there.
+        u = _without_negligible(self.left, self.rank // 2 * 2)
+        v = _without_negligible(self.right, self.rank)
+        left, right = _paired(_capped_last(u.to(dtype)) * w, normalize_columns(v.to(dtype)))
         scale = left.new_full((self.rank,), self.radius)
         return LowRankOperator(left, scale, right).to(dtype=self.left.dtype)
 
@@ -127,6 +135,12 @@ def _simplex(z: Tensor, dtype: torch.dtype) -> Tensor:
     z = scale_to_unit_peak(z.to(dtype))[0].to(z.dtype)
     total = z.square().sum()
     return torch.where(total > 0, z[:-1].square() / torch.where(total > 0, total, 1.0), 0.0)
+
+
+def _without_negligible(x: Tensor, count: int) -> Tensor:
+    """Set the first `count` columns to zero where their own dtype cannot hold the gradient."""
+    keep = x.detach().abs().amax(dim=0) >= negligible(x.dtype)
+    return torch.cat((torch.where(keep, x, 0.0)[:, :count], x[:, count:]), dim=1)
 
 
 def _capped_last(b: Tensor) -> Tensor:
