@@ -28,7 +28,7 @@ class Importance(Protocol):
 
 
 @final
-class Sensitivity:
+class Sensitivity(Importance):
     r"""AdaLoRA's importance: smoothed :math:`|w\,\partial_w L|` times its uncertainty.
 
     .. math::
@@ -91,7 +91,7 @@ def _sensitivities(pair: FactorPair) -> list[Tensor]:
 
 
 @final
-class Magnitude:
+class Magnitude(Importance):
     r"""The share :math:`|c_i|\,|b_i|\,|a_i| / |\Delta W|_F` of each component, smoothed.
 
     Needs no gradient. With `normalized` false, sizes are comparable between modules: dropping the
