@@ -11,9 +11,10 @@ from lowrank_opt.linalg import leading_svd
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
 
-# Sweeps of the alternating fit, and units of rounding within which a target counts as reached.
+# Sweeps of the start and of the fit, and units of rounding that count as reaching a target.
+_CHEAP_SWEEPS = 200
 _SWEEPS = 20
-_ROUNDINGS = 1e4
+_ROUNDINGS = 256
 
 
 class VeRA(Parameterization):
@@ -184,10 +185,11 @@ def _alternate(B: Tensor, S: Tensor, T: Tensor) -> tuple[Tensor, Tensor]:
     b = _best_rows(B, S, T, d)
     for _ in range(_SWEEPS):
         # Column k of the problem in d is the flattened rank-one (b B_k) S_k^T.
-        gram = ((b.unsqueeze(1) * B).mT @ (b.unsqueeze(1) * B)) * (S @ S.mT)
-        side = ((b.unsqueeze(1) * B).mT @ T * S).sum(1)
-        change = torch.linalg.lstsq(gram, (side - gram @ d).unsqueeze(1)).solution.squeeze(1)
-        trial = d + change
+        C = b.unsqueeze(1) * B
+        # The gradient at the residual itself: repeated, it refines what the Gram matrix loses.
+        side = (C.mT @ (T - C * d @ S) * S).sum(1)
+        gram = (C.mT @ C) * (S @ S.mT)
+        trial = d + torch.linalg.lstsq(gram, side.unsqueeze(1)).solution.squeeze(1)
         rows = _best_rows(B, S, T, trial)
         if not _residual(B, S, T, rows, trial) < _residual(B, S, T, b, d):
             break
@@ -198,16 +200,27 @@ def _alternate(B: Tensor, S: Tensor, T: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rank_one_start(B: Tensor, E: Tensor) -> Tensor:
-    """Return d of the leading rank-one of E / B, rows weighted by their size in B."""
+    """Return d of the rank-one b d^T for which ``B * (b d^T)`` is nearest to E, approximately.
+
+    The leading singular triple of E / B, where B is not small, then alternating least squares.
+    """
     safe = torch.where(B.abs() > 1e-3 * B.abs().amax(), B, torch.inf)
     _, sigma, V = leading_svd(E / safe, 1)
-    return V[:, 0] if float(sigma[0]) > 0 else torch.ones_like(E[0])
+    d = V[:, 0] if float(sigma[0]) > 0 else torch.ones_like(E[0])
+    for _ in range(_CHEAP_SWEEPS):
+        b = _quotient((E * B * d).sum(1), (B * d).square().sum(1))
+        d = _quotient((E.mT * B.mT * b).sum(1), (B.mT * b).square().sum(1))
+    return d
 
 
 def _best_rows(B: Tensor, S: Tensor, T: Tensor, d: Tensor) -> Tensor:
     C = B * d @ S
     energy = C.square().sum(1)
-    return torch.where(energy > 0, (T * C).sum(1) / torch.where(energy > 0, energy, 1.0), 0.0)
+    return _quotient((T * C).sum(1), energy)
+
+
+def _quotient(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(b > 0, a / torch.where(b > 0, b, 1.0), 0.0)
 
 
 def _residual(B: Tensor, S: Tensor, T: Tensor, b: Tensor, d: Tensor) -> float:
