@@ -9,11 +9,15 @@ from difflib import get_close_matches
 
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
 
 from lowrank_opt.errors import TargetError
 from lowrank_opt.nn.adapted import AdaptedModule
 from lowrank_opt.nn.sites import kind_of, matrix_shapes, registered_kind, type_name
 from lowrank_opt.parameterizations import Parameterization
+
+# What computes a weight is not itself a layer.
+_OPAQUE = (Parameterization, ParametrizationList)
 
 Targets = str | Sequence[str] | Callable[[str, nn.Module | nn.Parameter], bool]
 
@@ -72,14 +76,14 @@ def places(model: nn.Module) -> list[Place]:
         place = found.setdefault(id(module), Place(name, module, wrapper))
         if holder is not None:
             place.holders.append(holder)
-        if known or isinstance(module, Parameterization):
+        if known or isinstance(module, _OPAQUE):
             return
         for key, part in module._modules.items():  # pyright: ignore[reportPrivateUsage]
             if part is not None:
                 visit(part, join(name, key), (module, key))
 
     visit(model, "", None)
-    return [place for place in found.values() if not isinstance(place.module, Parameterization)]
+    return [place for place in found.values() if not isinstance(place.module, _OPAQUE)]
 
 
 def candidates(everywhere: Iterable[Place]) -> list[Candidate]:

@@ -117,9 +117,10 @@ def convolution(op: LowRankOperator, x: Tensor, geometry: ConvGeometry) -> Tenso
         x, padding = F.pad(x, g.margins(), mode=g.padding_mode), 0
     ones, r = (1,) * d, op.rank
     filters = (op.right * op.scale).to(op.dtype).mT.reshape(r, -1, *g.kernel_size)
-    grouped = x.reshape(x.shape[0] * g.groups, -1, *x.shape[2:])
+    batch, channels = x.shape[:2]
+    grouped = x.reshape(batch * g.groups, channels // g.groups, *x.shape[2:])
     hidden = conv(grouped, filters, None, g.stride, padding, g.dilation)
-    hidden = hidden.reshape(x.shape[0], g.groups * r, *hidden.shape[2:])
+    hidden = hidden.reshape(batch, g.groups * r, *hidden.shape[2:])
     return conv(hidden, op.left.reshape(-1, r, *ones), groups=g.groups)
 
 
@@ -153,4 +154,4 @@ def transposed_convolution(
         )
     ]
     out = _TRANSPOSED[d](hidden, filters, None, g.stride, padding, extra, 1, g.dilation)
-    return out.reshape(x.shape[0], -1, *out.shape[2:])
+    return out.reshape(x.shape[0], g.groups * out.shape[1], *out.shape[2:])

@@ -251,3 +251,17 @@ def test_no_dense_update_in_forward_or_backward(base: nn.Module, x: Tensor | tup
     inputs = x if isinstance(x, Tensor) else torch.randn(*x)
     with forbid_dense(base.weight.flatten(1).shape):
         adapted(inputs).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("base", "shape"),
+    [
+        (nn.Conv1d(4, 6, 3, groups=2), (0, 4, 9)),
+        (nn.ConvTranspose2d(4, 6, 3, groups=2), (0, 4, 5, 5)),
+        (nn.Linear(4, 6), (0, 4)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_empty_batch(base: nn.Module, shape: tuple[int, ...]) -> None:
+    expected = base(torch.zeros(*shape)).shape
+    assert expected == adapt(base, ball, targets=".*")(torch.zeros(*shape)).shape

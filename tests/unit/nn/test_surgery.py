@@ -271,3 +271,23 @@ def test_name_twice_is_refused(model: nn.Module) -> None:
 def test_embedding_with_max_norm_is_refused() -> None:
     with pytest.raises(TargetError, match="max_norm rewrites the weight"):
         adapt(nn.Sequential(nn.Embedding(5, 4, max_norm=1.0)), BALL, targets="0")
+
+
+def test_weight_that_is_computed_is_refused() -> None:
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    with pytest.raises(TargetError, match="no matrix of its own to adapt"):
+        adapt(nn.Sequential(normed), BALL, targets="0")
+
+
+def test_parameter_of_the_model_itself_wraps_the_model() -> None:
+    model = nn.Bilinear(3, 4, 5)
+    x, y = torch.randn(2, 3), torch.randn(2, 4)
+    expected = model(x, y)
+    adapted = adapt(model, BALL, targets="weight")
+    assert isinstance(adapted, AdaptedModule)
+    assert torch.equal(expected, adapted(x, y))
+
+
+def test_name_of_a_module_method_can_name_an_adapter(model: nn.Module) -> None:
+    adapt(model, BALL, targets="head", name="half")
+    assert ("half",) == model["head"].names
