@@ -73,13 +73,16 @@ def scale_to_unit_peak(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(torch.where(keep, x * first * second, 0.0) for x in tensors)
 
 
-def normalize_columns(x: Tensor) -> Tensor:
+def normalize_columns(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
     r"""Divide every column by its Euclidean norm; a negligible column becomes zero.
 
     Parameters
     ----------
     x : Tensor, shape (..., m, r)
         Finite, of any magnitude.
+    dtype : torch.dtype, optional
+        Of the computation and of the result, instead of that of `x`. What is negligible remains a
+        matter of `x`, whose dtype has to hold the gradient.
 
     Returns
     -------
@@ -97,12 +100,14 @@ def normalize_columns(x: Tensor) -> Tensor:
     tensor([[0.6000, 0.0000],
             [0.8000, 0.0000]])
     """
+    dtype = x.dtype if dtype is None else dtype
     if x.shape[-2] == 0:
-        return x
+        return x.to(dtype)
     peak = x.detach().abs().amax(dim=-2, keepdim=True)
     keep = peak >= negligible(x.dtype)
     # Ones in place of negligible columns keep the discarded branch, and its gradient, finite.
-    unit_peak = torch.where(keep, x, torch.ones_like(x)) / torch.where(keep, peak, 1.0)
+    kept, peak = torch.where(keep, x, torch.ones_like(x)), torch.where(keep, peak, 1.0)
+    unit_peak = kept.to(dtype) / peak.to(dtype)
     norm = unit_peak.square().sum(dim=-2, keepdim=True).sqrt()
     return torch.where(keep, unit_peak / norm, 0.0)
 

@@ -149,13 +149,12 @@ class DeLoRA(Parameterization):
     def _sum_of_terms(self, b: Tensor, a: Tensor, strength: float | Tensor) -> LowRankOperator:
         """Return (strength / r) times the sum of the variant's rank-ones, in float64."""
         dtype = working_dtype(b)
-        b, a = b.to(dtype), a.to(dtype)
         one = strength / self.rank * torch.ones(self.rank, dtype=dtype, device=b.device)
         if self.variant == "peft":
             return LowRankOperator(_clamped(b), one, _clamped(a))
         if self._subtracts:
-            return LowRankOperator(normalize_columns(b), one, normalize_columns(a))
-        return _paired(_capped_last(b), normalize_columns(a), one)
+            return LowRankOperator(_units(b), one, _units(a))
+        return _paired(_capped_last(b), _units(a), one)
 
     def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
         r"""Return unit columns whose average is the target: Schur-Horn, then pairs.
@@ -226,17 +225,23 @@ def _paired(u: Tensor, v: Tensor, one: Tensor) -> LowRankOperator:
     return LowRankOperator(left, half, right)
 
 
+def _units(x: Tensor) -> Tensor:
+    """Divide columns by their norms, in the working dtype."""
+    return normalize_columns(x, dtype=working_dtype(x))
+
+
 def _capped_last(b: Tensor) -> Tensor:
     """Normalise the paired columns; divide the unpaired last one by max(1, norm)."""
     h = b.shape[1] // 2 * 2
-    last = b[:, h:]
+    last = b[:, h:].to(working_dtype(b))
     long = lp_norm(last.detach().mT, 2) > 1
     capped = torch.where(long, normalize_columns(last), torch.where(long, 0.0, last))
-    return torch.cat((normalize_columns(b[:, :h]), capped), dim=1)
+    return torch.cat((_units(b[:, :h]), capped), dim=1)
 
 
 def _clamped(x: Tensor) -> Tensor:
     """Divide every column by max(1e-4, norm), as PEFT does."""
+    x = x.to(working_dtype(x))
     long = lp_norm(x.detach().mT, 2) > _PEFT_CLAMP
     return torch.where(long, normalize_columns(x), torch.where(long, 0.0, x) / _PEFT_CLAMP)
 

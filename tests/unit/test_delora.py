@@ -126,6 +126,17 @@ def test_delora_zero_start_gradient_is_the_closed_form(m, n, r):
         np.testing.assert_allclose(gradients["right"][:, i], along_a, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("variant", ["paired", "paper", "author", "peft"])
+@pytest.mark.parametrize("r", [2, 3])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, D], ids=str)
+@pytest.mark.parametrize("size", [1e-40, 1e-30, 1e-7, 1e4])
+def test_delora_gradients_are_finite(variant, r, dtype, size):
+    # Columns of 1e-40 are no directions in float32: their gradient of 1e40 would be infinite.
+    layer = fill(lo.DeLoRA((6, 5), r, radius=2.0, variant=variant, dtype=dtype), size)
+    gradients = zero_start_gradient(layer, normal(6, 5, dtype=dtype))
+    assert all(bool(torch.isfinite(g).all()) for g in gradients.values())
+
+
 def adam_step(layer):
     optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3)
     (layer().to_dense() * normal(*layer.shape)).sum().backward()
