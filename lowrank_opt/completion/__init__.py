@@ -1,9 +1,12 @@
 """Completion of a matrix from observed entries, and what comes out of it."""
 
+from lowrank_opt.completion.als import als as als
+from lowrank_opt.completion.bayes import bayesian as bayesian
 from lowrank_opt.completion.bias import AdditiveBias as AdditiveBias
 from lowrank_opt.completion.complete import complete as complete
 from lowrank_opt.completion.history import History as History
 from lowrank_opt.completion.history import Iteration as Iteration
+from lowrank_opt.completion.posterior import BayesianResult as BayesianResult
 from lowrank_opt.completion.result import CompletionResult as CompletionResult
 from lowrank_opt.completion.status import CompletionStatus as CompletionStatus
 from lowrank_opt.completion.storage import check_writable as check_writable

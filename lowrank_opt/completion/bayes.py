@@ -1,0 +1,199 @@
+"""Bayesian matrix factorization by Gibbs sampling, with or without features."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from lowrank_opt.completion._gibbs import Side
+from lowrank_opt.completion.bias import weighted_mean
+from lowrank_opt.completion.checks import check_counts
+from lowrank_opt.completion.history import History, Iteration
+from lowrank_opt.completion.implicit import implicit_features
+from lowrank_opt.completion.posterior import BayesianResult
+from lowrank_opt.completion.progress import Progress, reporting
+from lowrank_opt.completion.side import FeatureLink
+from lowrank_opt.completion.status import CompletionStatus
+from lowrank_opt.errors import RadiusError, ShapeError
+from lowrank_opt.kernels.row_solves import RowProblems
+from lowrank_opt.observations import Observations
+
+if TYPE_CHECKING:
+    from lowrank_opt.completion.side import Features
+
+# Gamma(1, 1) on the noise precision of standardised values.
+_NOISE_SHAPE, _NOISE_RATE = 1.0, 1.0
+
+
+def bayesian(
+    observations: Observations,
+    rank: int = 16,
+    *,
+    implicit: bool = False,
+    row_features: Sequence[Features] = (),
+    col_features: Sequence[Features] = (),
+    burn_in: int = 40,
+    samples: int = 160,
+    thinning: int = 1,
+    generator: torch.Generator | None = None,
+    progress: Progress = False,
+) -> BayesianResult:
+    r"""Sample the posterior of a biased low-rank matrix given noisy entries.
+
+    :math:`y_k \sim N(\mu + a_i + c_j + u_i^T v_j, (\alpha w_k)^{-1})`, where
+    :math:`(u_i, a_i) \sim N(\mu_U + \sum_l \beta_l^T f_{li}, \Lambda_U^{-1})`, columns likewise,
+    with Normal-Wishart priors on :math:`(\mu_U, \Lambda_U)`, matrix-normal priors on the links
+    :math:`\beta_l` of the features :math:`f_l`, and Gamma priors on precisions. Nothing needs to be
+    tuned.
+
+    Parameters
+    ----------
+    observations : Observations, shape (m, n)
+        On the CPU; the weights are relative noise precisions.
+    rank : int
+        Of the factors, without the biases.
+    implicit : bool
+        Use as features, both ways, which entries were observed.
+    row_features, col_features : sequence of Tensor, array or sparse matrix, shapes (m, f), (n, f)
+        Each gets a strength of its own. Rows never observed are predicted from them.
+    burn_in, samples, thinning : int
+        Sweeps left out first, draws kept, and sweeps for each draw kept.
+    generator : torch.Generator, optional
+        The result does not depend on the number of threads of the row updates.
+    progress : bool or callable
+
+    Returns
+    -------
+    BayesianResult
+        In float32. Its history has as objective the sum of squared residuals of each draw.
+
+    Raises
+    ------
+    RadiusError
+        If a count is not a positive integer, or all values are equal.
+    ShapeError
+        If features do not have a line for each row or column, or something is not on the CPU.
+
+    References
+    ----------
+    Salakhutdinov and Mnih (2008), Bayesian probabilistic matrix factorization using Markov chain
+    Monte Carlo, section 3.3; the links are those of Simm et al. (2017), Macau.
+
+    Examples
+    --------
+    >>> truth = torch.outer(torch.arange(1.0, 9.0), torch.arange(1.0, 7.0))
+    >>> observed = Observations.from_dense(truth.where(torch.eye(8, 6) == 0, torch.nan))
+    >>> posterior = bayesian(observed, 2, generator=torch.Generator().manual_seed(0))
+    >>> mean, std = posterior.predict([1, 2], [1, 2], return_std=True)
+    >>> bool(((mean - torch.tensor([4.0, 9.0])).abs() < 4 * std).all())
+    True
+    """
+    check_counts(rank=rank, samples=samples, thinning=thinning, burn_in=burn_in + 1)
+    if observations.device.type != "cpu":
+        raise ShapeError(
+            f"bayesian needs observations on the CPU; got {observations.device}: "
+            "use .to(device='cpu')"
+        )
+    links = _links(observations, row_features, col_features, implicit=implicit)
+    sampler = _Sampler(observations, rank, links, generator)
+    sweeps = burn_in + samples * thinning
+    kept: list[_Draw] = []
+    with reporting(progress, sweeps) as report:
+        for sweep in range(sweeps):
+            report(sampler.sweep())
+            if sweep >= burn_in and (sweep - burn_in) % thinning == thinning - 1:
+                kept.append(sampler.draw())
+    return sampler.result(kept)
+
+
+_Draw = tuple[np.ndarray, np.ndarray, float]
+
+
+class _Sampler:
+    """Alternates between the two sides and the noise, on standardised values."""
+
+    def __init__(
+        self,
+        observations: Observations,
+        rank: int,
+        links: tuple[list[FeatureLink], list[FeatureLink]],
+        generator: torch.Generator | None,
+    ) -> None:
+        seed = int(torch.randint(2**62, (), generator=generator))
+        self.rng = np.random.default_rng(seed)
+        self.offset = weighted_mean(observations)
+        centred = observations.values.double() - self.offset
+        self.unit = float(centred.square().mean().sqrt())
+        if not self.unit > 0:
+            raise RadiusError("values must not be all equal; predict their mean instead")
+        scaled = observations.with_values((centred / self.unit).to(observations.dtype))
+        self.sides = tuple(
+            Side(RowProblems.of(scaled, axis, np.float32), self._start(size, rank), link, self.rng)
+            for axis, size, link in zip((scaled.csr, scaled.csc), scaled.shape, links, strict=True)
+        )
+        self.count, self.noise_precision = len(observations), 1.0
+        self.history, self.started = History(), time.perf_counter()
+
+    def sweep(self) -> Iteration:
+        """Draw everything once."""
+        loss = math.nan
+        for side, other in (self.sides, self.sides[::-1]):
+            side.draw_prior()
+            loss = side.draw_factors(other.x, self.noise_precision)
+        shape, rate = _NOISE_SHAPE + self.count / 2, _NOISE_RATE + loss / 2
+        self.noise_precision = self.rng.gamma(shape) / rate
+        seconds = time.perf_counter() - self.started
+        line = Iteration(loss * self.unit**2, math.nan, math.nan, seconds)
+        self.history.append(line)
+        return line
+
+    def draw(self) -> _Draw:
+        """Return a copy of the factors, with the biases last, and the noise precision."""
+        rows, cols = self.sides
+        return rows.x.copy(), cols.x.copy(), self.noise_precision
+
+    def result(self, kept: list[_Draw]) -> BayesianResult:
+        """Return the kept draws in the unit of the values."""
+        root = math.sqrt(self.unit)
+        rows, cols = (torch.from_numpy(np.stack([draw[k] for draw in kept])) for k in (0, 1))
+        a, c = rows[..., -1] * self.unit, cols[..., -1] * self.unit
+        U, V = (x[..., :-1].contiguous().mul_(root) for x in (rows, cols))
+        precision = torch.tensor([draw[2] for draw in kept]) / self.unit**2
+        status = CompletionStatus.MAX_ITERATIONS
+        if all(map(math.isfinite, self.history.objective)):
+            status = CompletionStatus.CONVERGED
+        else:
+            status = CompletionStatus.NUMERICAL_TROUBLE
+        return BayesianResult(U, V, a, c, self.offset, precision, status, self.history)
+
+    def _start(self, size: int, rank: int) -> np.ndarray:
+        x = 0.1 * self.rng.standard_normal((size, rank + 1), np.float32)
+        x[:, -1] = 0
+        return x
+
+
+def _links(
+    observations: Observations,
+    row_features: Sequence[Features],
+    col_features: Sequence[Features],
+    *,
+    implicit: bool,
+) -> tuple[list[FeatureLink], list[FeatureLink]]:
+    rows, cols = list(row_features), list(col_features)
+    if implicit:
+        for features, extra in zip((rows, cols), implicit_features(observations), strict=True):
+            features.append(extra)
+    for name, features, size in zip(
+        ("row_features", "col_features"), (rows, cols), observations.shape, strict=True
+    ):
+        for matrix in features:
+            if matrix.shape[0] != size:
+                raise ShapeError(
+                    f"{name} must have {size} lines, one for each; got {tuple(matrix.shape)}"
+                )
+    return [FeatureLink.of(x) for x in rows], [FeatureLink.of(x) for x in cols]
