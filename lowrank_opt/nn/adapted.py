@@ -200,10 +200,21 @@ class AdaptedModule(nn.Module):
             base = self.__dict__.get("_modules", {}).get("base")
             if base is None or name.startswith("__"):
                 raise
-        adapted = (a.names for a in self.adapters.values() if isinstance(a, Adapter))
-        if any(name in names for names in adapted):
+        if self._adapts(name):
             return self.effective_weight(name)
         return getattr(base, name)
+
+    def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
+        if isinstance(value, Tensor) and self._adapts(name):
+            raise AdapterStateError(
+                f"an adapted weight cannot be replaced; got a new {name!r}: assign it to "
+                f".base.{name}, or before adapting (tie weights before, too)"
+            )
+        super().__setattr__(name, value)
+
+    def _adapts(self, weight: str) -> bool:
+        adapters = self.__dict__.get("_modules", {}).get("adapters", nn.ModuleDict())
+        return any(weight in a.names for a in adapters.values() if isinstance(a, Adapter))
 
     def extra_repr(self) -> str:
         """Return the state in one line."""

@@ -149,7 +149,8 @@ def _dare_dense(
 ) -> Tensor:
     total = torch.zeros_like(updates[0])
     for x in updates:
-        kept = torch.rand(x.shape, generator=generator).to(x.device) < density
+        device = x.device if generator is None else generator.device
+        kept = torch.rand(x.shape, generator=generator, device=device).to(x.device) < density
         total += x.where(kept, 0.0) / density
     return total
 

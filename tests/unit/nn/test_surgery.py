@@ -291,3 +291,9 @@ def test_parameter_of_the_model_itself_wraps_the_model() -> None:
 def test_name_of_a_module_method_can_name_an_adapter(model: nn.Module) -> None:
     adapt(model, BALL, targets="head", name="half")
     assert ("half",) == model["head"].names
+
+
+def test_replacing_an_adapted_weight_is_refused(model: nn.Module) -> None:
+    adapt(model, BALL, targets="head")
+    with pytest.raises(AdapterStateError, match=r"assign it to \.base\.weight"):
+        model["head"].weight = nn.Parameter(torch.zeros(3, 6))
