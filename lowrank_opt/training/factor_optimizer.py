@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lowrank_opt.errors import ShapeError
+from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.training.adam import State, adam_direction
 from lowrank_opt.training.roles import FactorPair, factor_pairs, other_parameters
 from lowrank_opt.training.thin_basis import ThinBasis, thin_basis
@@ -67,7 +69,10 @@ class FactorOptimizer(Optimizer, ABC):
     Parameters
     ----------
     pairs : nn.Module or iterable of FactorPair
-        Of a module: `factor_pairs`, and all remaining trainable parameters as others.
+        Of a module: ``factor_pairs(module, bilinear=True)``, and all remaining trainable
+        parameters as others. Pairs of the other families, HomogeneousBall or DeLoRA for example,
+        can be passed as ``factor_pairs(module)``: no step leaves their set, but the directions
+        ignore what comes on top of the product and need not lower the loss.
     lr : float
         Of the pairs.
     weight_decay : float
@@ -96,17 +101,18 @@ class FactorOptimizer(Optimizer, ABC):
     ) -> None:
         given = list(others)
         if isinstance(pairs, nn.Module):
-            declared = factor_pairs(pairs)
+            declared = factor_pairs(pairs, bilinear=True)
             given = other_parameters(pairs, declared) + given
+            _check_families(pairs, declared)
         else:
             declared = list(pairs)
-        _check(declared, lr=lr, weight_decay=weight_decay, trust=trust)
+        _check(declared, given, lr=lr, weight_decay=weight_decay, trust=trust)
         self.pairs = declared
         given += [p.core for p in declared if p.core is not None and p.core.requires_grad]
         unique = list({id(p): p for p in given}.values())
         flat = [x for pair in declared for x in (pair.left, pair.right)]
         shared = {"lr": lr, "weight_decay": weight_decay, "trust": trust, **options}
-        groups: list[Group] = [{"params": flat, "role": "pairs", **shared}]
+        groups: list[Group] = [{"params": flat, "role": "pairs", **shared}] if flat else []
         if unique:
             groups.append({"params": unique, "role": "others", "lr": others_lr})
         defaults = {"role": "others", "lr": others_lr, "weight_decay": 0.0}
@@ -189,8 +195,24 @@ def _with_core(pair: FactorPair, gram: Tensor) -> Tensor:
     return pair.times_core(pair.times_core(gram).mT)
 
 
-def _check(pairs: list[FactorPair], **numbers: float) -> None:
-    if not pairs:
+def _check_families(module: nn.Module, declared: list[FactorPair]) -> None:
+    families = {type(x).__name__ for x in module.modules() if isinstance(x, Parameterization)}
+    if not families:
+        raise ShapeError(
+            f"an optimizer over factors needs at least one pair; got a {type(module).__name__} "
+            "without parameterizations: adapt it first, or pass FactorPair(left, right) objects"
+        )
+    if not declared:
+        warnings.warn(
+            f"pairs must be bilinear; got {sorted(families)} only: all parameters take AdamW steps "
+            "with others_lr; pass factor_pairs(module) to treat them as pairs nevertheless",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _check(pairs: list[FactorPair], others: list[Tensor], **numbers: float) -> None:
+    if not pairs and not others:
         raise ShapeError(
             "an optimizer over factors needs at least one pair; got none: pass a module that "
             "contains parameterizations with left and right, or FactorPair(left, right) objects"

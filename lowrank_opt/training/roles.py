@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.errors import ShapeError
+from lowrank_opt.parameterizations import AdaLoRA, DynamicRank, Factored
 from lowrank_opt.parameterizations.base import Parameterization
+
+_BILINEAR = (Factored, AdaLoRA, DynamicRank)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,18 +84,19 @@ class FactorPair:
         return self.times_core(self.left) @ self.columns(self.right).mT
 
 
-def factor_pairs(module: nn.Module) -> list[FactorPair]:
+def factor_pairs(module: nn.Module, *, bilinear: bool = False) -> list[FactorPair]:
     """Declare the pairs of a module: parameterizations with trainable `left` and `right`.
 
-    A matrix is :math:`L R^T` times a constant for `Factored`; for the normalised families the
-    pair is the same, and the factor in front of it, which depends on the parameters, is part of
-    the loss. Tied parameterizations are declared once. A constant `scaling` is the pair's scale,
-    and trained `values` (AdaLoRA, DynamicRank) are its core.
+    A pair is :math:`L R^T` times a constant for `Factored`, and has trained `values` as its core
+    for `AdaLoRA` and `DynamicRank`. In all other families W is not bilinear: a denominator, a norm
+    or a map of the factors comes on top, and belongs to the loss. Tied ones are declared once.
 
     Parameters
     ----------
     module : nn.Module
         A parameterization, or a model that contains some.
+    bilinear : bool
+        Leave the other families out.
 
     Examples
     --------
@@ -103,7 +107,8 @@ def factor_pairs(module: nn.Module) -> list[FactorPair]:
     found: dict[int, FactorPair] = {}
     for part in module.modules():
         left, right = _factor(part, "left"), _factor(part, "right")
-        if left is not None and right is not None:
+        wanted = isinstance(part, _BILINEAR) or not bilinear
+        if wanted and left is not None and right is not None:
             core = _core(part, left.shape[1])
             found.setdefault(id(left), FactorPair(left, right, _scaling(part), core))
     return list(found.values())

@@ -152,7 +152,8 @@ def precondition(gradient: Tensor, other: ThinBasis, damping: float = 0.0) -> Te
     """
     if damping == 0.0:
         return (gradient @ other.inverse) @ other.inverse.mT
-    metric = other.gram + damping * torch.eye(len(other.gram)).to(other.gram)
+    metric = other.gram.clone()
+    metric.diagonal().add_(damping)
     return gradient @ torch.linalg.inv(metric).to(gradient.dtype)
 
 

@@ -91,7 +91,9 @@ def _blocked_gram(factor: Tensor) -> Tensor:
 def _cholesky(gram: Tensor, condition: float) -> tuple[Tensor, Tensor | None]:
     """Return K and its inverse, ``gram = K^T K``; no inverse if K is worse conditioned."""
     K, failed = torch.linalg.cholesky_ex(gram, upper=True)
-    inverse = torch.linalg.solve_triangular(K, torch.eye(len(K)).to(K), upper=True)
+    inverse = torch.linalg.solve_triangular(
+        K, torch.eye(len(K), dtype=K.dtype, device=K.device), upper=True
+    )
     bound = torch.linalg.vector_norm(K) * torch.linalg.vector_norm(inverse) / len(K)
     tame = bound <= condition and gram.diagonal().amin() > negligible(torch.float32)
     return K, inverse if not failed and tame else None
