@@ -12,7 +12,7 @@ from torch import Tensor
 from lowrank_opt.errors import RadiusError
 from lowrank_opt.linalg import lp_norm, product_svd
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.sets.base import FeasibleSet, SpectralSet
+from lowrank_opt.sets.base import FeasibleSet, SpectralSet, relative_tolerance
 from lowrank_opt.sets.spectral import SchattenBall
 
 if TYPE_CHECKING:
@@ -164,10 +164,24 @@ class NestedSet(FeasibleSet):
         return self.inner.as_spectral(self.core(op))
 
     def excess(self, op: LowRankOperator) -> float:
-        op = op.detach()
-        core = self.core(op)
+        core = self.core(op.detach())
+        return max(self.inner.excess(core), self._outside(op.detach(), core))
+
+    def _outside(self, op: LowRankOperator, core: LowRankOperator) -> float:
         outside = product_svd(*(op.to(dtype=torch.float64) - self.embed(core)))[1]
-        return max(self.inner.excess(core), float(lp_norm(outside, 2)))
+        return float(lp_norm(outside, 2))
+
+    def contains(self, op: LowRankOperator, *, rtol: float | None = None) -> bool:
+        """Return whether C is a member and what is outside the two spaces is rounding of W.
+
+        Weights inside may make W much larger than C: each is compared with its own size.
+        """
+        if not all(bool(torch.isfinite(x).all()) for x in op):
+            return False
+        rtol = relative_tolerance(op.dtype, self.rank) if rtol is None else rtol
+        op, core = op.detach(), self.core(op.detach())
+        size = max(self.unit(op), float(op.schatten_norm(math.inf)))
+        return self.inner.contains(core, rtol=rtol) and self._outside(op, core) <= rtol * size
 
     def unit(self, op: LowRankOperator) -> float:
         return self.inner.unit(self.core(op))

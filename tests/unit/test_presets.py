@@ -66,6 +66,18 @@ def test_nora_reaches_every_member(split):
     np.testing.assert_allclose(dense(layer.assign(torch.tensor(W))()), W, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("make", [lo.lora_xs, lambda w, r: lo.nora(w, r, outer_rank=4)])
+def test_presets_stay_in_their_set_whatever_the_size_of_the_weight(make, size):
+    # What rounding leaves outside the frames is of the size of W, and the core may be 1e-6 of it.
+    layer = fill(make(size * normal(8, 6), 3))
+    W = dense(layer())
+    assert layer.feasible_set.contains(layer())
+    np.testing.assert_allclose(
+        dense(layer.assign(torch.tensor(W))()), W, rtol=0, atol=1e-12 * np.linalg.norm(W)
+    )
+
+
 def test_nora_takes_a_weight_of_low_rank():
     layer = lo.nora(torch.tensor(matrix(8, 6, np.ones(1))), 2, outer_rank=4)
     W = dense(fill(layer)())

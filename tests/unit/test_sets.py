@@ -285,6 +285,16 @@ def test_nested_set_counts_what_is_outside_its_spaces():
     assert feasible.excess(lo.LowRankOperator.from_dense(W)) == pytest.approx(0.3)
 
 
+def test_nested_set_refuses_what_is_outside_its_spaces():
+    e = torch.eye(M, dtype=D)
+    feasible = lo.NestedSet(lo.SchattenBall(1, 2.0, 1), e[:, :1], torch.eye(N, dtype=D)[:, :1])
+    W = torch.zeros(M, N, dtype=D)
+    W[0, 0] = 1.0
+    assert feasible.contains(lo.LowRankOperator.from_dense(W))
+    W[3, 2] = 1e-13
+    assert not feasible.contains(lo.LowRankOperator.from_dense(W))
+
+
 def test_nested_excess_of_trained_factors_raises_no_warning(recwarn):
     op = lo.LowRankOperator(normal(M, 1).requires_grad_(), torch.ones(1, dtype=D), normal(N, 1))
     SETS["nested"].excess(op)
