@@ -118,14 +118,12 @@ class FramedProduct:
 
         Returns
         -------
-        left : Tensor, shape (..., m, r or 2 r)
-        right : Tensor, shape (..., n, r or 2 r)
-            While autograd records, r more columns whose product is exactly 0 carry the derivative
-            along motions of the right factor out of its frame.
+        left : Tensor, shape (..., m, 2 r)
+        right : Tensor, shape (..., n, 2 r)
+            The last r columns of `right` are exactly 0 and carry the derivative along motions of
+            the right factor out of its frame.
         """
         L, R = self.left_frame, self.right_frame
-        if not torch.is_grad_enabled():
-            return L @ values, R.expand(*values.shape[:-2], *R.shape[-2:])
         # f(P + dB A^T) = f(P) + dB A^T g(P^T P) for dB orthogonal to L; in A alike.
         left = L @ values + self.left_move @ _scaled(self.left_slope, cols, after=True)
         still = L @ _scaled(self.right_slope, rows, after=False)

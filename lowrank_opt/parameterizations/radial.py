@@ -37,7 +37,8 @@ class RadialBall(Parameterization):
     norm does without: for it the map is smooth everywhere, for other norms where singular values
     do not tie. Computed in float64 and rounded once to the parameters' dtype: the bound holds to
     a few units of rounding of that dtype for every finite parameter. First derivatives are exact,
-    second ones are not provided.
+    second ones are not provided. The triple has
+    2 r columns, of which the last r have product exactly 0 and carry part of the derivative.
 
     Parameters
     ----------

@@ -27,7 +27,8 @@ class SpectralLoRA(Parameterization):
     Evaluated in orthonormal frames of B and A: two thin QR factorizations and one r x r solve, in
     float64, rounded once to the parameters' dtype. The bound holds to a few units of rounding of
     that dtype for every finite parameter; the textbook form above loses :math:`u \|BA\|^2`. First
-    derivatives are exact everywhere, second ones are not provided.
+    derivatives are exact everywhere, second ones are not provided. The triple has
+    2 r columns, of which the last r have product exactly 0 and carry part of the derivative.
 
     Parameters
     ----------

@@ -152,10 +152,11 @@ def test_gradients_are_exact_where_a_factor_loses_rank(name: str) -> None:
     )
 
 
-def test_frames_do_not_grow_without_gradients() -> None:
-    module = made(MAKES["spectral_lora"])
-    with torch.no_grad():
-        assert 3 == module().rank
+@pytest.mark.parametrize("name", ["spectral_lora", "radial"])
+def test_offsets_of_framed_products_start_at_zero(name: str) -> None:
+    offset = lo.Offset(made(MAKES[name]))
+    assert 0.0 == offset().to_dense().abs().max().item()
+    assert 0.0 == offset.zero_()().to_dense().abs().max().item()
 
 
 def test_inverse_of_one_plus_gram_equals_the_dense_inverse() -> None:
