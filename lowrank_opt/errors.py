@@ -3,6 +3,8 @@
 Every message states the rule, what came, and what to do. Matrices are never printed.
 """
 
+from functools import partial
+
 
 class LowRankError(Exception):
     """Root of every error raised on purpose by this package."""
@@ -40,6 +42,10 @@ class NotInSetError(LowRankError, ValueError):
     def __init__(self, message: str, *, excess: float) -> None:
         super().__init__(message)
         self.excess = excess
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # A keyword-only argument is lost by default, and worker processes pickle their errors.
+        return partial(type(self), excess=self.excess), self.args
 
 
 class NoRightInverseError(LowRankError, NotImplementedError):

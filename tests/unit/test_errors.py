@@ -1,6 +1,7 @@
 """Bad input is refused before any work, with the rule, what came and what to do."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -192,3 +193,8 @@ def test_every_error_is_listed_here():
 
 def test_not_in_set_error_carries_its_excess():
     assert 0.5 == NotInSetError("outside", excess=0.5).excess
+
+
+def test_not_in_set_error_survives_pickling():
+    error = pickle.loads(pickle.dumps(NotInSetError("outside", excess=2.0)))
+    assert ("outside", 2.0) == (str(error), error.excess)
