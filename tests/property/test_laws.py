@@ -6,7 +6,6 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.testing import parametrize_with_checks
-from lowrank_opt.testing.describe import describe
 
 Shape = tuple[int, int]
 
@@ -87,27 +86,11 @@ FAMILIES = [
 ]
 
 
-WEIGHTED_INSIDE = "NestedSet compares what lies outside its frames with the unweighted core"
-UNDERFLOW = "columns below 1e-38 are normalised in float64: their gradient overflows float32"
-
-
-def known_in_float64(make) -> dict[str, str]:
-    laws = ("membership", "section", "completeness", "purity", "never_dense")
-    return dict.fromkeys(laws, WEIGHTED_INSIDE) if make in (nora, lora_xs) else {}
-
-
-def known_in_float32(make) -> dict[str, str]:
-    paired = make is delora_with_column_norms or describe(make) == "DeLoRA(radius=2.0)"
-    return {"smoothness": UNDERFLOW} if paired else {}
-
-
-@parametrize_with_checks(FAMILIES, dtype=torch.float64, expected_failures=known_in_float64)
+@parametrize_with_checks(FAMILIES, dtype=torch.float64)
 def test_laws_in_float64(make, check) -> None:
     check(make)
 
 
-@parametrize_with_checks(
-    FAMILIES, dtype=torch.float32, profile="quick", expected_failures=known_in_float32
-)
+@parametrize_with_checks(FAMILIES, dtype=torch.float32, profile="quick")
 def test_laws_in_float32(make, check) -> None:
     check(make)

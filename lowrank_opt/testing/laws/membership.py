@@ -71,7 +71,8 @@ def _cancellation(subject: Subject, chart: Chart, op: LowRankOperator, exponent:
     if chart.bounded:
         return 0.0
     sizes = product(LowRankOperator(*(x.detach().abs() for x in op)))
-    peak = np.ldexp(singular_values(sizes.mantissa)[0], sizes.exponent - exponent)
+    with np.errstate(over="ignore"):
+        peak = np.ldexp(singular_values(sizes.mantissa)[0], sizes.exponent - exponent)
     return 4 * subject.eps * float(peak) / chart.gain
 
 
