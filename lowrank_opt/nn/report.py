@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,7 +83,7 @@ def adapter_report(model: nn.Module, *names: str) -> list[SiteReport]:
     wrappers(model)
     check_known(model, names)
     return [
-        _reported(f"{Site(place, weight).name}{_index(i, members)}", adapter, member, base)
+        report_member(f"{Site(place, weight).name}{_index(i, members)}", adapter, member, base)
         for place in places(model)
         if place.wrapper is not None
         for adapter in place.wrapper.names
@@ -106,18 +106,23 @@ def summary(model: nn.Module) -> str:
     >>> print(summary(model).splitlines()[-1])
     trainable: 5 of 15 parameters (33.3 %)
     """
-    head = ("weight", "adapter", "class", "shape", "rank", "bound", "spectral", "drift", "holds")
-    rows = [head, *(_row(site) for site in adapter_report(model))]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    lines = table(adapter_report(model))
     parameters = list(model.parameters())
     total = sum(p.numel() for p in parameters)
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     share = f"{100 * trained / max(total, 1):.1f} %"
-    return "\n".join([*lines, f"trainable: {trained} of {total} parameters ({share})"])
+    return f"{lines}\ntrainable: {trained} of {total} parameters ({share})"
+
+
+def table(sites: Sequence[SiteReport]) -> str:
+    """Return reports as an aligned table, a line for each matrix."""
+    head = ("weight", "adapter", "class", "shape", "rank", "bound", "spectral", "drift", "holds")
+    rows = [head, *(_row(site) for site in sites)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
 
 
 def monitor(
@@ -173,7 +178,10 @@ def _norms(wrapper: AdaptedModule, weight: str, count: int) -> list[float]:
     return torch.linalg.vector_norm(base.double().reshape(count, -1), dim=1).tolist()
 
 
-def _reported(name: str, adapter: str, member: Parameterization, base_norm: float) -> SiteReport:
+def report_member(
+    name: str, adapter: str, member: Parameterization, base_norm: float
+) -> SiteReport:
+    """Return the report of one matrix whose base weight has the given Frobenius norm."""
     op, certificate = member.factors().detach(), member.certify()
     spectral, frobenius, nuclear = (float(op.schatten_norm(p)) for p in (math.inf, 2, 1))
     return SiteReport(
@@ -221,6 +229,6 @@ def _row(site: SiteReport) -> tuple[str, ...]:
         str(site.rank),
         site.bound,
         f"{site.spectral:.3g}",
-        f"{site.drift:.2%}",
+        "-" if math.isnan(site.drift) else f"{site.drift:.2%}",
         "yes" if site.holds else "NO",
     )

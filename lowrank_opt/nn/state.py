@@ -130,7 +130,7 @@ def _load(
     for key, entry in entries.items():
         _check_site(entry, sites[key])
         if entry["tied_to"] == key:
-            made[key] = _built(entry, tensors, used, make)
+            made[key] = build_members(entry, tensors, used, make)
     _check_keys("tensors", set(tensors), used)
     for key, target in trained.items():
         _check_real(key, target)
@@ -237,9 +237,10 @@ def _check_site(entry: Entry, site: Site) -> None:
         raise ShapeError(f"{site.name} must consist of as many matrices as in the file")
 
 
-def _built(
+def build_members(
     entry: Entry, tensors: dict[str, Tensor], used: set[str], make: Make | None
 ) -> list[Parameterization]:
+    """Return the parameterizations of one site, loaded; add their keys to `used`."""
     made: list[Parameterization] = []
     recipes = cast("list[JsonObject]", entry["members"])
     norms = cast("list[float]", entry["frobenius_norms"])
