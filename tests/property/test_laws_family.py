@@ -1,0 +1,68 @@
+"""The further parameterizations keep the laws; the exceptions are named with their reasons."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+
+import lowrank_opt as lo
+from lowrank_opt.testing import parametrize_with_checks
+
+Shape = tuple[int, int]
+
+
+def signed(shape: Shape, rank: int, **options) -> lo.Contractions:
+    bounds = [(-1) ** i * 2.0 / (1 + i) for i in range(rank)]
+    return lo.Contractions(shape, rank, bounds=bounds, **options)
+
+
+def ether(shape: Shape, rank: int, *, dtype: torch.dtype) -> lo.ETHER:
+    return lo.ETHER(torch.randn(shape, dtype=dtype), blocks=rank)
+
+
+def ether_plus(shape: Shape, rank: int, *, dtype: torch.dtype) -> lo.ETHERPlus:
+    return lo.ETHERPlus(torch.randn(shape, dtype=dtype), blocks=rank)
+
+
+FAMILIES = [
+    partial(lo.Contractions, radius=3.0),
+    partial(lo.Contractions, radius=1.0, p=1.5),
+    signed,
+    partial(lo.SpectralLoRA, radius=3.0),
+    partial(lo.RadialBall, radius=2.0),
+    partial(lo.RadialBall, radius=2.0, norm=partial(lo.KyFanBall, 2)),
+    partial(lo.SimplexRankOnes, radius=3.0),
+    partial(lo.SVDFrames, frame="cayley", radius=2.0),
+    partial(lo.SVDFrames, frame="polar", radius=2.0),
+    partial(lo.SVDFrames, frame="qr"),
+    lo.AdaLoRA,
+    lo.DynamicRank,
+    lo.VeRA,
+    ether,
+    ether_plus,
+]
+WEIGHT = {"never_dense": "the map reads the base weight, which is m x n"}
+TRILINEAR = {
+    "smoothness": "a product of three factors of size 1e300 has no gradient in the dtype's range",
+    "section": "a product of three factors of size 1e-30 is below the range of float32",
+}
+
+
+def exceptions(make: object) -> Mapping[str, str]:
+    if make in (ether, ether_plus):
+        return WEIGHT
+    return TRILINEAR if make in (lo.AdaLoRA, lo.DynamicRank) else {}
+
+
+@parametrize_with_checks(
+    FAMILIES, profile="quick", dtype=torch.float64, expected_failures=exceptions
+)
+def test_laws_in_float64(make, check) -> None:
+    check(make)
+
+
+@parametrize_with_checks(
+    FAMILIES, profile="quick", dtype=torch.float32, expected_failures=exceptions
+)
+def test_laws_in_float32(make, check) -> None:
+    check(make)
