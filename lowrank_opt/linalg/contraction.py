@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.linalg.cayley import tall_cayley
-from lowrank_opt.linalg.scaling import working_dtype
+from lowrank_opt.linalg.scaling import negligible, working_dtype
 
 # Products beyond 2**480 = 3e144 count as that: their squares must not overflow.
 _LARGEST_EXPONENT = 480
@@ -127,7 +127,9 @@ class FramedProduct:
         # f(P + dB A^T) = f(P) + dB A^T g(P^T P) for dB orthogonal to L; in A alike.
         left = L @ values + self.left_move @ _scaled(self.left_slope, cols, after=True)
         still = L @ _scaled(self.right_slope, rows, after=False)
-        return torch.cat((left, still), dim=-1), torch.cat((R, self.right_move), dim=-1)
+        # Columns of size one at most: rounded to half precision, larger ones could overflow.
+        c = still.abs().amax(dim=-2, keepdim=True).clamp_min(1.0)
+        return torch.cat((left, still / c), dim=-1), torch.cat((R, self.right_move * c), dim=-1)
 
 
 def _scaled(slope: Tensor, g: Tensor, *, after: bool) -> Tensor:
@@ -178,10 +180,13 @@ def framed_product(left: Tensor, right: Tensor) -> FramedProduct:
 
 
 def _unit_peak(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Divide by a power of two so that the largest entry is in [0.5, 1); 0 stays as it is."""
+    """Divide by a power of two so that the largest entry is in [0.5, 1); next to 0, by one.
+
+    The factor that would bring 1e-310 to one overflows, and the gradient with it.
+    """
     with torch.no_grad():
         peak = x.abs().amax(dim=(-2, -1), keepdim=True)
-        _, exponent = torch.frexp(torch.where(peak > 0, peak, 1.0))
+        _, exponent = torch.frexp(torch.where(peak >= negligible(x.dtype), peak, 1.0))
         half = exponent // 2
         first = torch.ldexp(torch.ones_like(peak), -half)
         second = torch.ldexp(torch.ones_like(peak), half - exponent)

@@ -95,7 +95,7 @@ class Contractions(Parameterization):
         return self._set
 
     def singular_value_bounds(self) -> Tensor:
-        """Return s, shape (rank,): signed; what sigma_i cannot exceed is the i-th largest |s|."""
+        """Return signed s, shape (rank,): the i-th largest magnitude bounds the i-th value."""
         work = self.left.new_zeros((), dtype=working_dtype(self.left))
         if self._signed is not None:
             return work.new_tensor(self._signed)

@@ -84,7 +84,7 @@ class VeRA(Parameterization):
         )
 
     def spectral_bound(self) -> Tensor:
-        """Return ``max|b| max|d| |B|_2 |A|_2``, a scalar in float64 that |W|_2 cannot exceed."""
+        """Return ``max|b| max|d| |B|_2 |A|_2``, a float64 scalar that bounds the spectral norm."""
         norms = [
             torch.linalg.matrix_norm(x.double(), 2) for x in (self.frozen_left, self.frozen_right)
         ]

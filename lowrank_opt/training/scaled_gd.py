@@ -21,7 +21,7 @@ class ScaledGD(FactorOptimizer):
 
     Both steps use the old iterates. With `damping` 0 the path of W does not depend on the gauge:
     neither on the start (L T, R T^-T), nor on a re-factorisation between steps. On a
-    well-conditioned quadratic loss 1/2 |W - Y|^2 the natural `lr` is 1/2, whatever the condition
+    well-conditioned loss ``|W - Y|^2 / 2`` the natural `lr` is 1/2, whatever the condition
     number of Y.
 
     Parameters

@@ -1,0 +1,92 @@
+"""Membership, assignment and gradients in four precisions, at parameters of every size."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+import lowrank_opt as lo
+
+FAMILIES = {
+    "HomogeneousBall": partial(lo.HomogeneousBall, radius=3.0),
+    "HomogeneousBall p=3": partial(lo.HomogeneousBall, radius=3.0, p=3),
+    "NBLoRA": partial(lo.NBLoRA, radius=3.0),
+    "NBLoRA p=1": partial(lo.NBLoRA, radius=3.0, p=1),
+    "NBLoRA p=50": partial(lo.NBLoRA, radius=3.0, p=50),
+    "NBLoRA Ky Fan": partial(lo.NBLoRA, radius=3.0, ky_fan=2),
+    "DeLoRA": partial(lo.DeLoRA, radius=3.0),
+    "Contractions": partial(lo.Contractions, radius=3.0),
+    "SpectralLoRA": partial(lo.SpectralLoRA, radius=3.0),
+    "RadialBall nuclear": partial(lo.RadialBall, radius=3.0, norm=1),
+    "RadialBall Frobenius": partial(lo.RadialBall, radius=3.0, norm=2),
+    "SimplexRankOnes": partial(lo.SimplexRankOnes, radius=3.0),
+    "SVDFrames Cayley": partial(lo.SVDFrames, frame="cayley", radius=3.0),
+    "SVDFrames polar": partial(lo.SVDFrames, frame="polar", radius=3.0),
+    "SVDFrames QR": partial(lo.SVDFrames, frame="qr", radius=3.0),
+}
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+SIZES = (0.0, 1e-310, 1e-160, 1e-30, 1e-3, 1.0, 1e4, 1e8, 1e30, 1e300)
+SHAPES = (((1, 1), 1), ((3, 3), 3), ((7, 5), 3))
+
+
+def _fill(module, size, *, near_parallel):
+    generator = torch.Generator().manual_seed(3)
+    for parameter in module.parameters():
+        x = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+        if near_parallel and x.ndim == 2 and x.shape[1] > 1:
+            x[:, 1] = x[:, 0] * (1 + 1e-9)
+        limit = torch.finfo(parameter.dtype).max / 4
+        parameter.data.copy_((size * x).clamp(-limit, limit))
+
+
+@pytest.mark.parametrize("near_parallel", [False, True], ids=["random", "near-parallel"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES)
+def test_membership_in_every_precision(make, dtype, size, near_parallel):
+    modules = [make(shape, rank, dtype=dtype) for shape, rank in SHAPES]
+    for module in modules:
+        _fill(module, size, near_parallel=near_parallel)
+    assert [True] * len(SHAPES) == [m.feasible_set.contains(m().detach()) for m in modules]
+    assert {dtype} == {m().dtype for m in modules}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES)
+def test_gradients_are_finite(make, dtype, size):
+    module = make((7, 5), 3, dtype=dtype)
+    _fill(module, size, near_parallel=False)
+    torch.stack([x.sum() for x in module()]).sum().backward()
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    assert all(bool(torch.isfinite(g).all()) for g in gradients)
+
+
+@pytest.mark.parametrize("push", [0.5, 100.0], ids=["inside", "boundary"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES)
+def test_members_are_reached_in_every_precision(make, dtype, push):
+    module = make((7, 5), 3, dtype=dtype)
+    generator = torch.Generator().manual_seed(1)
+    sample = module.feasible_set.sample((7, 5), generator=generator, dtype=torch.float64)
+    target = module.feasible_set.project(push * sample).to(dtype=dtype)
+    reached = module.assign(target)().detach().to(dtype=torch.float64).to_dense()
+    expected = target.to(dtype=torch.float64).to_dense()
+    # Rounding the parameters once; float64 itself is the limit of the map.
+    tolerance = 16 * torch.finfo(dtype).eps * math.sqrt(3)
+    floor = 128 * torch.finfo(torch.float64).eps
+    assert float((reached - expected).norm()) <= 3.0 * max(tolerance, floor)
+
+
+@pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES)
+def test_stacked_and_compiled_equal_eager(make):
+    members = [make((7, 5), 3) for _ in range(2)]
+    for member in members:
+        _fill(member, 1.0, near_parallel=False)
+    stacked = lo.BatchedParameterization(members)().to_dense()
+    expected = torch.stack([m().to_dense() for m in members])
+    torch.testing.assert_close(stacked, expected, rtol=1e-5, atol=1e-5)
+    torch._dynamo.reset()
+    compiled = torch.compile(members[0].factors, fullgraph=True, backend="aot_eager")()
+    torch.testing.assert_close(tuple(compiled), tuple(members[0]()), rtol=1e-5, atol=1e-5)
