@@ -118,6 +118,16 @@ class Parameterization(nn.Module, ABC):
                 own[name].copy_(value)
         return self
 
+    @torch.no_grad()
+    def residual(self, target: LowRankOperator | Tensor) -> float:
+        r"""Return :math:`\|W - \text{target}\|_F`, what ``assign(target, project=True)`` left.
+
+        Computed in float64 from the factors; W is not formed.
+        """
+        op = self._as_operator(target).to(dtype=torch.float64)
+        difference = self.factors().detach().to(dtype=torch.float64) - op
+        return float(difference.schatten_norm(2))
+
     def zero_(self, *, generator: torch.Generator | None = None) -> Self:
         """Set the parameters to a start with W = 0 exactly and a gradient that does not vanish.
 

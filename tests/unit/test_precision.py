@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import lowrank_opt as lo
 
@@ -90,3 +91,24 @@ def test_stacked_and_compiled_equal_eager(make):
     torch._dynamo.reset()
     compiled = torch.compile(members[0].factors, fullgraph=True, backend="aot_eager")()
     torch.testing.assert_close(tuple(compiled), tuple(members[0]()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES)
+def test_residual_of_a_projection(make):
+    module = make((7, 5), 3, dtype=torch.float64)
+    target = 50 * torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    residual = module.assign(target, project=True).residual(target)
+    expected = torch.linalg.matrix_norm(module().detach().to_dense() - target)
+    assert float(expected) == pytest.approx(residual, rel=1e-12)
+
+
+@pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES)
+def test_gradient_checkpointing_changes_nothing(make):
+    module, x = make((7, 5), 3), torch.ones(2, 5)
+    _fill(module, 1.0, near_parallel=False)
+    parameters = list(module.parameters())
+    plain = torch.autograd.grad(module().linear(x).square().sum(), parameters, allow_unused=True)
+    saved = checkpoint(lambda v: module().linear(v), x, use_reentrant=False)
+    again = torch.autograd.grad(saved.square().sum(), parameters, allow_unused=True)
+    for a, b in zip(plain, again, strict=True):
+        assert (a is None and b is None) or torch.equal(a, b)
