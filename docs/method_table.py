@@ -5,7 +5,7 @@ from pathlib import Path
 from lowrank_opt.parameterizations.catalog import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("docs/explanation/methods.md",)
+PAGES = ("README.md", "docs/explanation/methods.md")
 BEGIN, END = "<!-- method-table -->\n", "<!-- /method-table -->\n"
 
 

@@ -10,7 +10,7 @@ import lowrank_opt as lo
 from lowrank_opt.errors import NoRightInverseError, TargetError
 from lowrank_opt.parameterizations.catalog import METHODS, Method, markdown, row_of
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "explanation" / "methods.md"
+ROOT = Path(__file__).resolve().parents[2]
 RANK = 3
 NORMS = {
     "nuclear": lambda s: s.sum(),
@@ -36,8 +36,10 @@ def dense_values(module: lo.Parameterization) -> np.ndarray:
     return np.linalg.svd(module().to_dense().detach().numpy())[1]
 
 
-def test_the_page_shows_the_table() -> None:
-    assert markdown() in PAGE.read_text(encoding="utf-8"), "run: python docs/method_table.py"
+@pytest.mark.parametrize("page", ["README.md", "docs/explanation/methods.md"])
+def test_the_page_shows_the_table(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert markdown() in text, "run: python docs/method_table.py"
 
 
 @every_method
