@@ -18,7 +18,11 @@ class RankError(LowRankError, ValueError):
     """A rank outside ``1..min(m, n)``."""
 
 
-class RadiusError(LowRankError, ValueError):
+class OptionError(LowRankError, ValueError):
+    """A setting that is unknown, outside its domain, or does not fit another one."""
+
+
+class RadiusError(OptionError):
     """A norm bound, norm order or weight outside its domain."""
 
 
@@ -50,6 +54,10 @@ class NotInSetError(LowRankError, ValueError):
 
 class NoRightInverseError(LowRankError, NotImplementedError):
     """The parameterization offers no map from matrices back to parameters."""
+
+
+class CertificateError(LowRankError, ValueError):
+    """No optimality certificate can be given: the problem is not convex, or not known."""
 
 
 class ConvergenceError(LowRankError, RuntimeError):

@@ -16,6 +16,7 @@ from lowrank_opt.completion.checks import (
     check_counts,
     check_parameterization_fits,
 )
+from lowrank_opt.completion.held_out import training_and_validation
 from lowrank_opt.completion.history import History, Iteration
 from lowrank_opt.completion.minimizers import FirstOrder, Minimizer, QuasiNewton
 from lowrank_opt.completion.objective import Loss, Objective
@@ -23,7 +24,6 @@ from lowrank_opt.completion.progress import Progress, reporting
 from lowrank_opt.completion.result import CompletionResult
 from lowrank_opt.completion.status import CompletionStatus
 from lowrank_opt.completion.stopping import Stopping
-from lowrank_opt.errors import ShapeError
 from lowrank_opt.observations import Observations
 from lowrank_opt.parameterizations.base import Parameterization
 
@@ -124,7 +124,7 @@ def complete(
     check_amounts(bias_penalty=bias_penalty, penalty=penalty, tolerance=tolerance)
     check_counts(max_iterations=max_iterations, patience=patience)
     dtype = check_parameterization_fits(parameterization, observations)
-    fitted, held_out = _training_and_validation(observations.to(dtype=dtype), validation, generator)
+    fitted, held_out = training_and_validation(observations.to(dtype=dtype), validation, generator)
     fit_bias = bias is not None
     start = fit_additive_bias(fitted, penalty=bias_penalty) if fit_bias else no_bias(fitted)
     objective = Objective(
@@ -136,7 +136,7 @@ def complete(
         penalty=penalty,
         bias_penalty=bias_penalty,
     )
-    stopping = Stopping(objective.variables, tolerance=tolerance, patience=patience)
+    stopping = Stopping(dtype, tolerance=tolerance, patience=patience)
     fit = _Fit(objective, _minimizer(objective, optimizer), stopping, held_out)
     with reporting(progress, max_iterations) as report:
         status = fit.run(max_iterations, report)
@@ -155,7 +155,7 @@ class _Fit:
     ) -> None:
         self.objective, self.minimizer, self.stopping = objective, minimizer, stopping
         self.held_out = held_out
-        self.history = History()
+        self.history, self.best = History(), self._copy()
         self.start = time.perf_counter()
 
     def run(self, max_iterations: int, report: Callable[[Iteration], None]) -> CompletionStatus:
@@ -165,9 +165,7 @@ class _Fit:
         except KeyboardInterrupt:
             return CompletionStatus.INTERRUPTED
         finally:
-            self.stopping.restore_best()
-            for x in self.objective.variables:
-                x.grad = None
+            self._restore_best()
 
     def _iterate(
         self, max_iterations: int, report: Callable[[Iteration], None]
@@ -187,7 +185,10 @@ class _Fit:
         iteration = Iteration(value * unit, gradient_norm * unit, rmse, seconds)
         self.history.append(iteration)
         report(iteration)
-        return self.stopping.judge(value, rmse)
+        status = self.stopping.judge(value, rmse)
+        if self.stopping.improved:
+            self.best = self._copy()
+        return status
 
     def _advance(self) -> CompletionStatus | None:
         if self.minimizer.advance():
@@ -199,23 +200,14 @@ class _Fit:
         trouble = self.minimizer.met_not_finite
         return CompletionStatus.NUMERICAL_TROUBLE if trouble else CompletionStatus.STALLED
 
+    def _copy(self) -> list[Tensor]:
+        return [x.detach().clone() for x in self.objective.variables]
 
-def _training_and_validation(
-    observations: Observations,
-    validation: float | Observations | None,
-    generator: torch.Generator | None,
-) -> tuple[Observations, Observations | None]:
-    if validation is None:
-        return observations, None
-    if not isinstance(validation, Observations):
-        return observations.split(validation, generator=generator)
-    if (validation.shape, validation.device) != (observations.shape, observations.device):
-        raise ShapeError(
-            "validation entries must be of the same matrix, on the same device; got "
-            f"{validation.shape} on {validation.device} for {observations.shape} on "
-            f"{observations.device}"
-        )
-    return observations, validation.to(dtype=observations.dtype)
+    @torch.no_grad()
+    def _restore_best(self) -> None:
+        for x, kept in zip(self.objective.variables, self.best, strict=True):
+            x.copy_(kept)
+            x.grad = None
 
 
 def _minimizer(objective: Objective, optimizer: OptimizerChoice) -> Minimizer:

@@ -15,13 +15,15 @@ from lowrank_opt.completion import storage
 from lowrank_opt.completion.bias import AdditiveBias
 from lowrank_opt.completion.history import History
 from lowrank_opt.completion.status import CompletionStatus
-from lowrank_opt.errors import ConvergenceError, ObservationError, ShapeError
+from lowrank_opt.errors import CertificateError, ConvergenceError, ObservationError, ShapeError
 from lowrank_opt.operator import LowRankOperator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from lowrank_opt.completion.certificate import ConvexProblem, OptimalityCertificate
 
     Positions: TypeAlias = Tensor | NDArray[np.integer] | Sequence[int] | int
 
@@ -40,6 +42,8 @@ class CompletionResult:
     status : CompletionStatus
         Why the iteration stopped; its value is a sentence.
     history : History
+    problem : ConvexProblem, optional
+        What was minimised, where a certificate can be given; not saved.
 
     Examples
     --------
@@ -54,6 +58,7 @@ class CompletionResult:
     bias: AdditiveBias
     status: CompletionStatus
     history: History
+    problem: ConvexProblem | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -96,6 +101,29 @@ class CompletionResult:
         """Return all predictions, shape (m, n)."""
         bias = self.bias
         return self.operator.to_dense() + (bias.mean + bias.rows).unsqueeze(1) + bias.cols
+
+    def certificate(self) -> OptimalityCertificate:
+        """Bound how far the objective is from its optimum over the whole convex set.
+
+        Returns
+        -------
+        OptimalityCertificate
+            Valid whatever the solver did; see `certify_completion`.
+
+        Raises
+        ------
+        CertificateError
+            If what was minimised is not convex in the matrix, or the result comes from a file.
+        """
+        from lowrank_opt.completion.certificate import certify_completion
+
+        if self.problem is None:
+            raise CertificateError(
+                "a certificate needs a convex problem: the squared loss over a norm ball or with "
+                "a nuclear penalty; got a result that knows of none: name it with "
+                "certify_completion(ConvexProblem(...), result.operator, result.bias)"
+            )
+        return certify_completion(self.problem, self.operator, self.bias)
 
     def raise_if_failed(self) -> None:
         """Raise unless the iteration ended by one of its own criteria.

@@ -1,10 +1,8 @@
 """When to stop, and which iterate was best."""
 
 import math
-from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from lowrank_opt.completion.status import CompletionStatus
 
@@ -18,21 +16,26 @@ class Stopping:
 
     Parameters
     ----------
-    variables : sequence of Tensor
-        What is optimised; the best values are kept.
+    dtype : torch.dtype
+        Of what is fitted, for what an exact fit is.
     tolerance : float
         Converged when the objective fell by less than this share over the last 10 iterations, or
         when the fit is exact: residuals of 1e-4 x tolerance, or of 16 units of rounding.
     patience : int
         Iterations without a better validation error before stopping.
+
+    Attributes
+    ----------
+    improved : bool
+        Whether the last iterate judged is the best one so far.
     """
 
-    def __init__(self, variables: Sequence[Tensor], *, tolerance: float, patience: int) -> None:
-        self.variables, self.tolerance, self.patience = variables, tolerance, patience
+    def __init__(self, dtype: torch.dtype, *, tolerance: float, patience: int) -> None:
+        self.tolerance, self.patience = tolerance, patience
         self.lowest: list[float] = []
-        self.best, self.best_score, self.best_index = self._copy(), math.inf, -1
+        self.best_score, self.best_index, self.improved = math.inf, -1, False
         # Residuals relative to the spread of the values, squared as the objective is.
-        self.exact = max(16 * torch.finfo(variables[0].dtype).eps, 1e-4 * tolerance) ** 2
+        self.exact = max(16 * torch.finfo(dtype).eps, 1e-4 * tolerance) ** 2
 
     def judge(self, value: float, validation: float) -> CompletionStatus | None:
         """Take note of an iterate; return why to stop, or None.
@@ -40,15 +43,16 @@ class Stopping:
         Parameters
         ----------
         value : float
-            Finite, in the unit of the objective.
+            Finite, relative to the loss of predicting the mean.
         validation : float
             NaN without validation entries.
         """
         score = value if math.isnan(validation) else validation
         self.lowest.append(min(value, self.lowest[-1] if self.lowest else math.inf))
         index = len(self.lowest) - 1
-        if score < self.best_score:
-            self.best, self.best_score, self.best_index = self._copy(), score, index
+        self.improved = score < self.best_score
+        if self.improved:
+            self.best_score, self.best_index = score, index
         if not math.isnan(validation) and index - self.best_index >= self.patience:
             return CompletionStatus.STOPPED_BY_VALIDATION
         if value <= self.exact:
@@ -57,15 +61,6 @@ class Stopping:
             return CompletionStatus.CONVERGED
         return None
 
-    @torch.no_grad()
-    def restore_best(self) -> None:
-        """Set the variables to the best iterate."""
-        for x, kept in zip(self.variables, self.best, strict=True):
-            x.copy_(kept)
-
     def _has_settled(self, index: int) -> bool:
         old, new = self.lowest[index - _WINDOW], self.lowest[index]
         return old - new <= self.tolerance * abs(old)
-
-    def _copy(self) -> list[Tensor]:
-        return [x.detach().clone() for x in self.variables]

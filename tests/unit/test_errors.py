@@ -167,7 +167,9 @@ def test_parameterization_without_zero_start():
 PARENTS = {
     "ShapeError": ValueError,
     "RankError": ValueError,
+    "OptionError": ValueError,
     "RadiusError": ValueError,
+    "CertificateError": ValueError,
     "ObservationError": ValueError,
     "TargetError": ValueError,
     "NotInSetError": ValueError,

@@ -1,0 +1,136 @@
+"""The loop around every solver that is not a torch optimizer: judge iterates, keep the best."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from lowrank_opt.completion.bias import AdditiveBias, weighted_mean
+from lowrank_opt.completion.certificate import ConvexProblem
+from lowrank_opt.completion.held_out import root_mean_square_error
+from lowrank_opt.completion.history import History, Iteration
+from lowrank_opt.completion.progress import Progress, reporting
+from lowrank_opt.completion.result import CompletionResult
+from lowrank_opt.completion.status import CompletionStatus
+from lowrank_opt.completion.stopping import Stopping
+from lowrank_opt.observations import Observations
+from lowrank_opt.operator import LowRankOperator
+
+
+class Iterate(NamedTuple):
+    """What a solver holds after a step; the first one is its start.
+
+    Parameters
+    ----------
+    operator : LowRankOperator
+        Its tensors are not written to by later steps.
+    bias : AdditiveBias
+    objective : float
+        Loss, half the weighted sum of squared residuals, plus penalties.
+    gradient_norm : float
+    settled : bool
+        Whether the solver's own criterion, such as a duality gap, is met.
+    """
+
+    operator: LowRankOperator
+    bias: AdditiveBias
+    objective: float
+    gradient_norm: float = math.nan
+    settled: bool = False
+
+
+def run(
+    iterates: Iterator[Iterate],
+    observations: Observations,
+    *,
+    held_out: Observations | None = None,
+    tolerance: float,
+    max_iterations: int,
+    patience: int = 20,
+    progress: Progress = False,
+    problem: ConvexProblem | None = None,
+) -> CompletionResult:
+    """Take iterates from a solver until one of the criteria of `Stopping` is met.
+
+    Parameters
+    ----------
+    iterates : iterator of Iterate
+        If it ends by itself, no step decreases its objective any further.
+    observations : Observations
+        The fitted entries, in whose dtype the result is.
+    held_out : Observations, optional
+        The iterate with the smallest error on them is returned; else that with the smallest
+        objective.
+    tolerance, max_iterations, patience, progress
+        As in `complete`; a tolerance of zero leaves the decision to the solver.
+    problem : ConvexProblem, optional
+        What the solver minimises, for `CompletionResult.certificate`.
+    """
+    loop = _Loop(
+        observations, held_out, Stopping(observations.dtype, tolerance=tolerance, patience=patience)
+    )
+    with reporting(progress, max_iterations) as report:
+        status = loop.run(iterates, max_iterations, report)
+    assert loop.best is not None, "a solver yields its start before anything can go wrong"
+    return CompletionResult(
+        loop.best.operator, loop.best.bias, status, loop.history, problem=problem
+    )
+
+
+class _Loop:
+    def __init__(
+        self, observations: Observations, held_out: Observations | None, stopping: Stopping
+    ) -> None:
+        self.held_out, self.stopping = held_out, stopping
+        self.unit = loss_of_the_mean(observations) or 1.0
+        self.history = History()
+        self.best: Iterate | None = None
+        self.start = time.perf_counter()
+
+    def run(
+        self, iterates: Iterator[Iterate], max_iterations: int, report: Callable[[Iteration], None]
+    ) -> CompletionStatus:
+        try:
+            for step, iterate in enumerate(iterates):
+                status = self._judge(iterate, report)
+                if status is not None:
+                    return status
+                if step == max_iterations:
+                    return CompletionStatus.MAX_ITERATIONS
+        except KeyboardInterrupt:
+            return CompletionStatus.INTERRUPTED
+        return CompletionStatus.STALLED
+
+    def _judge(
+        self, iterate: Iterate, report: Callable[[Iteration], None]
+    ) -> CompletionStatus | None:
+        if self.best is None:
+            self.best = iterate
+        if not math.isfinite(iterate.objective):
+            return CompletionStatus.NUMERICAL_TROUBLE
+        seconds = time.perf_counter() - self.start
+        line = Iteration(iterate.objective, iterate.gradient_norm, self._rmse(iterate), seconds)
+        self.history.append(line)
+        report(line)
+        status = self.stopping.judge(iterate.objective / self.unit, line.validation_rmse)
+        if self.stopping.improved:
+            self.best = iterate
+        return CompletionStatus.CONVERGED if iterate.settled else status
+
+    def _rmse(self, iterate: Iterate) -> float:
+        if self.held_out is None:
+            return math.nan
+        result = CompletionResult(
+            iterate.operator, iterate.bias, CompletionStatus.CONVERGED, History()
+        )
+        return root_mean_square_error(result, self.held_out)
+
+
+def loss_of_the_mean(observations: Observations) -> float:
+    """Return half the weighted sum of squared deviations from the mean: the unit of objectives."""
+    deviations = observations.values.double() - weighted_mean(observations)
+    w = observations.weights
+    squares = deviations.square() if w is None else deviations.square() * w.double()
+    return 0.5 * float(squares.sum())
