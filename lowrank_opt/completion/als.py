@@ -25,6 +25,7 @@ Floats = NDArray[np.floating]
 
 _CG_STEPS = 3
 _PATIENCE = 2
+_NEGLIGIBLE = 1e-6
 
 
 def als(
@@ -39,6 +40,7 @@ def als(
     bias: Literal["additive"] | None = "additive",
     validation: Observations | None = None,
     tolerance: float = 1e-4,
+    start: CompletionResult | None = None,
     generator: torch.Generator | None = None,
     progress: Progress = False,
 ) -> CompletionResult:
@@ -68,8 +70,11 @@ def als(
         Stop when their error has not improved for two sweeps; the best sweep is returned.
     tolerance : float
         Stop when the objective falls by less than this share in a sweep.
+    start : CompletionResult, optional
+        Continue from its factors and column biases, columns of lower rank filled up at random; it
+        may have fewer rows and columns. By default the start is random.
     generator : torch.Generator, optional
-        For the start.
+        For the random start.
     progress : bool or callable
 
     Returns
@@ -112,6 +117,8 @@ def als(
         exact=method == "exact",
         generator=generator,
     )
+    if start is not None:
+        model.start_from(start)
     with reporting(progress, sweeps) as report:
         return _iterate(model, sweeps, tolerance, validation, report)
 
@@ -148,6 +155,24 @@ class _Model:
         start = torch.randn(m + n, rank, generator=generator, dtype=torch.float64).numpy()
         self.sides = [np.zeros((m, K)), np.zeros((n, K))]
         self.sides[0][:, :rank], self.sides[1][:, :rank] = np.split(start * 0.1 / rank**0.5, [m])
+
+    def start_from(self, result: CompletionResult) -> None:
+        """Take over as many leading factors as fit, balanced, and the biases."""
+        operator = result.operator.to(dtype=torch.float64)
+        U, scale, V = operator if operator.rank <= self.rank else operator.thin_svd()
+        sizes = scale.abs() * U.norm(dim=0) * V.norm(dim=0)
+        # A column of zeros on both sides would stay zero: those keep their random start.
+        live = (sizes > _NEGLIGIBLE * sizes.max()).nonzero().squeeze(1)[: self.rank]
+        k, root = len(live), scale[live].abs().sqrt()
+        halves = (U[:, live] * root * scale[live].sign(), V[:, live] * root)
+        for x, half, bias in zip(
+            self.sides, halves, (result.bias.rows, result.bias.cols), strict=True
+        ):
+            known = len(half)
+            x[:, k : self.rank] *= float(half.norm()) / max(k, 1) ** 0.5 if k else 1.0
+            x[:known, :k] = half.numpy()
+            if self.biased:
+                x[:known, self.rank] = bias.double().numpy()
 
     def improve(self, side: int) -> float:
         """Update rows (0) or columns (1); return the weighted sum of squared residuals."""

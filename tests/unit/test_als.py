@@ -7,6 +7,7 @@ from lowrank_opt.completion.als import als
 from lowrank_opt.errors import RadiusError, ShapeError
 from lowrank_opt.kernels.row_solves import RowProblems
 from lowrank_opt.observations import Observations
+from tests.completion_cases import normal, observe
 
 
 def problem(seed=0, m=23, n=17, count=150, weighted=True, dtype=torch.float64):
@@ -156,3 +157,29 @@ def test_settings_outside_their_domain_raise(setting, message):
 def test_validation_of_another_shape_raises():
     with pytest.raises(ShapeError, match="validation entries must be of shape"):
         als(problem(), 2, penalty=0.1, validation=problem(m=24))
+
+
+def planted() -> Observations:
+    return observe(normal(30, 3) @ normal(3, 20, seed=1), 0.6)
+
+
+def test_start_at_the_minimum_is_kept():
+    first = als(planted(), 3, penalty=0.1, sweeps=200, tolerance=1e-12)
+    again = als(planted(), 3, penalty=0.1, sweeps=2, tolerance=1e-12, start=first)
+    assert first.history.objective[-1] == pytest.approx(again.history.objective[0], rel=1e-6)
+
+
+def test_start_of_lower_rank_and_smaller_shape_is_filled_up():
+    small = planted().take(planted().rows < 25)
+    part = Observations(small.rows, small.cols, small.values, (25, 20))
+    start = als(part, 1, penalty=0.1)
+    grown = als(planted(), 3, penalty=0.01, sweeps=200, tolerance=1e-12, start=start)
+    cold = als(planted(), 3, penalty=0.01, sweeps=200, tolerance=1e-12)
+    assert grown.history.objective[-1] <= 1.001 * cold.history.objective[-1]
+
+
+def test_start_at_zero_is_left():
+    start = als(planted(), 3, penalty=1e6)
+    left = als(planted(), 3, penalty=0.01, sweeps=200, tolerance=1e-12, start=start)
+    cold = als(planted(), 3, penalty=0.01, sweeps=200, tolerance=1e-12)
+    assert left.history.objective[-1] <= 1.001 * cold.history.objective[-1]
