@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lowrank_opt.completion.result import Positions
 
 _BLOCK = 1 << 15
+_TENSORS = ("row_factors", "col_factors", "row_bias", "col_bias", "noise_precision")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -138,36 +139,31 @@ class BayesianResult:
         return CompletionResult(operator, bias, self.status, self.history)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write all draws to one file, a NumPy archive without pickle.
+        """Write a folder of all draws; a result that it held is replaced whole, or stays.
 
         Raises
         ------
         DataError
-            If the file cannot be written.
+            If the folder cannot be written.
         """
-        names = ("row_factors", "col_factors", "row_bias", "col_bias", "noise_precision")
-        arrays: dict[str, Tensor] = {name: getattr(self, name) for name in names}
-        columns = self.history.columns().items()
-        arrays |= {f"history_{k}": torch.tensor(v, dtype=torch.float64) for k, v in columns}
-        storage.write(path, {"status": self.status.name, "mean": self.mean}, arrays)
+        tensors: dict[str, Tensor] = {name: getattr(self, name) for name in _TENSORS}
+        tensors["mean"] = torch.tensor(self.mean, dtype=torch.float64)
+        header: storage.JsonObject = {"status": self.status.name, "shape": list(self.shape)}
+        storage.write(path, "BayesianResult", header, tensors, self.history)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> BayesianResult:
-        """Read a file that `save` wrote.
+        """Read a folder that `save` wrote; or an archive of version 1.
 
         Raises
         ------
         DataError
-            If the file is missing, damaged, foreign, or of a later version.
+            If a file is missing, damaged, foreign, or of a later version.
         """
-        with storage.reading(path) as (header, arrays):
-            names = ("row_factors", "col_factors", "row_bias", "col_bias")
-            U, V, a, c = (arrays.pop(name) for name in names)
-            precision = arrays.pop("noise_precision")
-            columns = {k.removeprefix("history_"): v.tolist() for k, v in arrays.items()}
+        with storage.reading(path, "BayesianResult") as (header, tensors, history):
+            U, V, a, c, precision = (tensors[name] for name in _TENSORS)
             status = CompletionStatus[str(header["status"])]
-            mean = float(header["mean"])
-            return cls(U, V, a, c, mean, precision, status, History(**columns))
+            return cls(U, V, a, c, float(tensors["mean"]), precision, status, history)
 
     def _moments(self, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and variance over the draws, by Welford's update."""

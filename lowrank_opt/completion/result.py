@@ -14,6 +14,7 @@ from torch import Tensor
 from lowrank_opt.completion import storage
 from lowrank_opt.completion.bias import AdditiveBias
 from lowrank_opt.completion.history import History
+from lowrank_opt.completion.ids import Ids, check_ids, from_tensors, to_tensors
 from lowrank_opt.completion.status import CompletionStatus
 from lowrank_opt.errors import CertificateError, ConvergenceError, ObservationError, ShapeError
 from lowrank_opt.operator import LowRankOperator
@@ -44,6 +45,8 @@ class CompletionResult:
     history : History
     problem : ConvexProblem, optional
         What was minimised, where a certificate can be given; not saved.
+    row_ids, col_ids : sequence of str or int, optional
+        Distinct names of the rows and columns; kept in files.
 
     Examples
     --------
@@ -59,6 +62,14 @@ class CompletionResult:
     status: CompletionStatus
     history: History
     problem: ConvexProblem | None = None
+    row_ids: Ids | None = None
+    col_ids: Ids | None = None
+
+    def __post_init__(self) -> None:
+        names = ("row_ids", "col_ids")
+        for name, ids, size in zip(names, (self.row_ids, self.col_ids), self.shape, strict=True):
+            if ids is not None:
+                check_ids(ids, size, name)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -140,42 +151,40 @@ class CompletionResult:
             )
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the result to one file, whole or not at all: a NumPy archive without pickle.
+        """Write a folder: factors, biases, history and ids in safetensors, the rest in JSON.
+
+        A result that the folder held is replaced whole, or stays. Nothing is pickled.
 
         Raises
         ------
         DataError
-            If the file cannot be written; `check_writable` tells before a long computation.
+            If the folder cannot be written; `check_writable` tells before a long computation.
         """
-        bias, history = self.bias, self.history
-        arrays = dict(zip(("left", "scale", "right"), self.operator, strict=True))
-        arrays |= {"row_bias": bias.rows, "col_bias": bias.cols}
-        columns = {
-            f"history_{k}": torch.tensor(v, dtype=torch.float64)
-            for k, v in history.columns().items()
-        }
-        header: storage.Header = {"status": self.status.name, "mean": bias.mean}
-        storage.write(path, header, arrays | columns)
+        bias = self.bias
+        tensors = dict(zip(("left", "scale", "right"), self.operator, strict=True))
+        tensors |= {"row_bias": bias.rows, "col_bias": bias.cols}
+        tensors["mean"] = torch.tensor(bias.mean, dtype=torch.float64)
+        for name, ids in (("row_ids", self.row_ids), ("col_ids", self.col_ids)):
+            tensors |= {} if ids is None else to_tensors(ids, name)
+        header: storage.JsonObject = {"status": self.status.name, "shape": list(self.shape)}
+        storage.write(path, "CompletionResult", header, tensors, self.history)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> CompletionResult:
-        """Read a file that `save` wrote, onto the CPU.
+        """Read a folder that `save` wrote, onto the CPU; or an archive of version 1.
 
         Raises
         ------
         DataError
-            If the file is missing, damaged, foreign, or of a later version.
+            If a file is missing, damaged, foreign, or of a later version.
         """
-        with storage.reading(path) as (header, arrays):
-            factors = (arrays.pop(name) for name in ("left", "scale", "right"))
-            operator = LowRankOperator(*factors)
-            bias = AdditiveBias(
-                float(header["mean"]), arrays.pop("row_bias"), arrays.pop("col_bias")
-            )
+        with storage.reading(path, "CompletionResult") as (header, tensors, history):
+            operator = LowRankOperator(*(tensors[name] for name in ("left", "scale", "right")))
+            bias = AdditiveBias(float(tensors["mean"]), tensors["row_bias"], tensors["col_bias"])
             storage.check((len(bias.rows), len(bias.cols)) == operator.shape, "biases do not fit")
-            columns = {k.removeprefix("history_"): v.tolist() for k, v in arrays.items()}
             status = CompletionStatus[str(header["status"])]
-            return cls(operator, bias, status, History(**columns))
+            row_ids, col_ids = (from_tensors(tensors, name) for name in ("row_ids", "col_ids"))
+            return cls(operator, bias, status, history, row_ids=row_ids, col_ids=col_ids)
 
     def summary(self) -> str:
         """Return a few lines on the matrix and on how the iteration went."""

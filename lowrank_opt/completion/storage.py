@@ -1,89 +1,87 @@
-"""Tensors and a JSON header in one file: a versioned NumPy archive, never pickled."""
+"""Folders of results, and the one-file archives that came before them."""
+
+from __future__ import annotations
 
 import json
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lowrank_opt import files
+from lowrank_opt.completion.history import History
 from lowrank_opt.errors import DataError
+from lowrank_opt.files import JsonObject as JsonObject
 
-Header: TypeAlias = dict[str, str | float]
+Kind: TypeAlias = Literal["CompletionResult", "BayesianResult"]
 
-_FORMAT = "lowrank_opt.CompletionResult"
-_VERSION = 1
-_DAMAGE = (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+LAYOUT = files.Layout(
+    noun="a result",
+    writer="save",
+    format="lowrank_opt.result",
+    version=2,
+    tensors="result.safetensors",
+    description="result.json",
+)
+_ARCHIVE_FORMAT, _ARCHIVE_VERSION = "lowrank_opt.CompletionResult", 1
+_DAMAGE = (ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def check_writable(path: str | PathLike[str]) -> Path:
-    """Return the path if a file can be written there; call it before a long computation.
+    """Return the path if a result can be written there; call it before a long computation.
 
     Raises
     ------
     DataError
-        If the folder does not exist or takes no files, or the path is a folder.
+        If the path is a file, no folder can be made there, or it holds something else.
     """
-    target = Path(path)
-    if target.is_dir():
-        raise DataError(f"a results file needs a file name; got the folder {str(target)!r}")
-    if not target.parent.is_dir():
-        raise DataError(
-            f"a results file needs an existing folder; got {str(target)!r}: "
-            f"create {str(target.parent)!r} first"
-        )
-    try:
-        with tempfile.TemporaryFile(dir=target.parent):
-            return target
-    except OSError as error:
-        raise _unwritable(target, error) from error
+    return files.check_target(LAYOUT, path)
 
 
-def write(path: str | PathLike[str], header: Header, arrays: dict[str, Tensor]) -> None:
-    """Write a file atomically: another one of that name is replaced at the end, or stays."""
-    target = check_writable(path)
-    dtypes = {name: str(x.dtype).removeprefix("torch.") for name, x in arrays.items()}
-    full = {"format": _FORMAT, "version": _VERSION, **header, "dtypes": dtypes}
-    data = {name: _to_numpy(x) for name, x in arrays.items()}
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, header=np.array(json.dumps(full)), **data)
-        temporary.replace(target)
-    except OSError as error:
-        raise _unwritable(target, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+def write(
+    path: str | PathLike[str],
+    kind: Kind,
+    header: JsonObject,
+    tensors: dict[str, Tensor],
+    history: History,
+) -> None:
+    """Write a folder: header and tensors, with the history among them."""
+    columns = {
+        f"history.{k}": torch.tensor(v, dtype=torch.float64) for k, v in history.columns().items()
+    }
+    files.write(LAYOUT, path, {"kind": kind, **header}, tensors | columns)
 
 
 @contextmanager
-def reading(path: str | PathLike[str]) -> Generator[tuple[Header, dict[str, Tensor]]]:
-    """Yield header and tensors of a file; what goes wrong in the body is damage of the file.
+def reading(
+    path: str | PathLike[str], kind: Kind
+) -> Generator[tuple[JsonObject, dict[str, Tensor], History]]:
+    """Yield header, tensors and history; what goes wrong in the body is damage of the file.
 
     Raises
     ------
     DataError
-        If the file is missing, damaged, foreign, or of a later version.
+        If a file is missing, damaged, foreign, of a later version, or of the other kind.
     """
     try:
-        yield _read(path)
+        header, tensors = _read_archive(path) if Path(path).is_file() else _read_folder(path, kind)
+        prefix = "history."
+        names = [name for name in tensors if name.startswith(prefix)]
+        columns = {name.removeprefix(prefix): tensors.pop(name).tolist() for name in names}
+        yield header, tensors, History(**columns)
     except DataError:
         raise
     except OSError as error:
-        raise DataError(f"a results file must be readable; got {str(path)!r}: {error}") from error
+        raise DataError(f"a result must be readable; got {str(path)!r}: {error}") from error
     except _DAMAGE as error:
-        raise DataError(
-            f"a results file must be written by CompletionResult.save; {str(path)!r} is foreign "
-            f"or damaged ({error}): save it again"
-        ) from error
+        raise files.damaged(LAYOUT, path, f"the content is foreign or damaged ({error})") from error
 
 
 def check(condition: bool, fault: str) -> None:
@@ -92,35 +90,31 @@ def check(condition: bool, fault: str) -> None:
         raise ValueError(fault)
 
 
-def _read(path: str | PathLike[str]) -> tuple[Header, dict[str, Tensor]]:
+def _read_folder(path: str | PathLike[str], kind: Kind) -> tuple[JsonObject, dict[str, Tensor]]:
+    header, tensors = files.read(LAYOUT, path)
+    if header.get("kind") != kind:
+        raise DataError(
+            f"this is for a {kind}; {str(path)!r} holds a {header.get('kind')}: "
+            f"use {header.get('kind')}.load"
+        )
+    return header, tensors
+
+
+def _read_archive(path: str | PathLike[str]) -> tuple[JsonObject, dict[str, Tensor]]:
+    """Read a NumPy archive of version 1, which held one result in one file."""
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
         check(isinstance(archive, np.lib.npyio.NpzFile), "not an archive")
         header = json.loads(str(archive["header"][()]))
-        check(isinstance(header, dict) and header.get("format") == _FORMAT, "another format")
-        if header["version"] > _VERSION:
-            raise DataError(
-                f"this version reads results files up to version {_VERSION}; {str(path)!r} has "
-                f"version {header['version']}: install a newer lowrank_opt"
-            )
+        known = isinstance(header, dict) and header.get("format") == _ARCHIVE_FORMAT
+        check(known and header["version"] == _ARCHIVE_VERSION, "another format")
         dtypes = header.pop("dtypes")
         arrays = {name: _to_torch(archive[name], dtype) for name, dtype in dtypes.items()}
-    return header, arrays
-
-
-def _to_numpy(x: Tensor) -> np.ndarray:
-    # NumPy has no bfloat16; float32 holds each of its numbers.
-    plain = x.detach().cpu()
-    return (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
+    renamed = {name.replace("history_", "history.", 1): x for name, x in arrays.items()}
+    mean = torch.tensor(float(header["mean"]), dtype=torch.float64)
+    return header, renamed | {"mean": mean}
 
 
 def _to_torch(array: np.ndarray, dtype: str) -> Tensor:
     chosen = getattr(torch, dtype, None)
     check(isinstance(chosen, torch.dtype) and array.dtype.kind == "f", f"dtype {dtype!r}")
     return torch.from_numpy(array).to(chosen)
-
-
-def _unwritable(target: Path, error: OSError) -> DataError:
-    return DataError(
-        f"a results file must be writable; got {str(target)!r}: {error.strerror or error}: "
-        "choose another folder"
-    )

@@ -221,7 +221,7 @@ def test_truncated_tensors_are_refused(tmp_path: Path) -> None:
     save_adapter(trained(), tmp_path)
     file = tmp_path / "adapter.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(DataError, match="truncated, changed, or of another adapter"):
+    with pytest.raises(DataError, match="truncated, changed, or of another save"):
         load_adapter(plain(), tmp_path)
 
 

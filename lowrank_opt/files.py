@@ -1,0 +1,253 @@
+"""A folder of two files, tensors in safetensors and their description in JSON, written atomically.
+
+The description holds the digest of the tensors, and replacing it is the moment at which the folder
+changes: before, its old content is read; after, its new content. New tensors stand beside the old
+ones under a name that carries their digest until then, and take over the usual name afterwards. A
+process killed at any point leaves the one or the other, and never a mixture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TypeAlias
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from lowrank_opt.errors import DataError
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+JsonObject: TypeAlias = dict[str, Json]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a kind of folder holds, and how errors speak of it.
+
+    Parameters
+    ----------
+    noun : str
+        Such as "an adapter".
+    writer : str
+        The function that writes such folders.
+    format, version : str, int
+        Written to the description; a reader takes its own format up to its own version.
+    tensors, description : str
+        Names of the two files.
+    """
+
+    noun: str
+    writer: str
+    format: str
+    version: int
+    tensors: str
+    description: str
+
+
+def write(
+    layout: Layout,
+    path: str | PathLike[str],
+    description: JsonObject,
+    tensors: dict[str, Tensor],
+) -> None:
+    """Write a folder, made if need be; what it held is replaced whole, or stays.
+
+    Raises
+    ------
+    DataError
+        If the folder cannot be made or written, or holds a description of another format.
+    """
+    folder = check_target(layout, path)
+    own = {key: x.detach().cpu().contiguous().clone() for key, x in tensors.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(layout, folder)
+        part = _part(folder / layout.tensors)
+        with _removed_at_the_end(part):
+            safetensors.torch.save_file(own, part)
+            digest = _digest_and_sync(part)
+            pending = part.replace(_pending(layout, folder, digest))
+        full = {"format": layout.format, "version": layout.version, "sha256": digest}
+        _replace(folder / layout.description, _dump(full | description))
+        pending.replace(folder / layout.tensors)
+        _sync_folder(folder)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"{layout.noun} is written to a folder; got {str(folder)!r}: {reason}: "
+            "choose another one"
+        ) from error
+
+
+def check_target(layout: Layout, path: str | PathLike[str]) -> Path:
+    """Return the folder if one of this layout may be written there; nothing is made.
+
+    Raises
+    ------
+    DataError
+        If the path is a file, no folder can be made there, or it holds another format.
+    """
+    folder = Path(path)
+    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not place.is_dir():
+        fault = "is a file"
+    elif not os.access(place, os.W_OK | os.X_OK):
+        fault = "takes no files"
+    elif exists(layout, folder) and not _is_ours(layout, folder):
+        fault = f"holds a foreign {layout.description}"
+    else:
+        return folder
+    raise DataError(
+        f"{layout.noun} is written to a folder; got {str(folder)!r}, and {str(place)!r} {fault}: "
+        "choose another one"
+    )
+
+
+def exists(layout: Layout, path: str | PathLike[str]) -> bool:
+    """Whether a folder holds a description of this layout, intact or not."""
+    return (Path(path) / layout.description).is_file()
+
+
+def read(layout: Layout, path: str | PathLike[str]) -> tuple[JsonObject, dict[str, Tensor]]:
+    """Return description and tensors of a folder, onto the CPU.
+
+    Raises
+    ------
+    DataError
+        If a file is missing, foreign, of a later version, truncated or changed.
+    """
+    folder = Path(path)
+    description = _read_description(layout, folder)
+    data = _read_tensors(layout, folder, str(description.get("sha256")))
+    try:
+        return description, safetensors.torch.load(data)
+    except SafetensorError as error:
+        raise damaged(layout, folder, str(error)) from error
+
+
+def damaged(layout: Layout, path: str | PathLike[str], fault: str) -> DataError:
+    """Return the error for a folder that its writer cannot have written."""
+    return DataError(
+        f"{layout.noun} must be as {layout.writer} wrote it; in {str(path)!r}, {fault}: "
+        "save it again"
+    )
+
+
+def _read_description(layout: Layout, folder: Path) -> JsonObject:
+    try:
+        description = json.loads((folder / layout.description).read_bytes())
+    except OSError as error:
+        raise _unreadable(layout, folder, error) from error
+    except ValueError as error:
+        raise damaged(layout, folder, f"{layout.description} is no JSON") from error
+    if not isinstance(description, dict) or description.get("format") != layout.format:
+        raise damaged(layout, folder, f"{layout.description} is of another format")
+    version = description.get("version")
+    if not isinstance(version, int) or version > layout.version:
+        raise DataError(
+            f"this version reads {layout.noun} of version {layout.version} or below; "
+            f"{str(folder)!r} has version {version!r}: use the release that wrote it"
+        )
+    return description
+
+
+def _read_tensors(layout: Layout, folder: Path, digest: str) -> bytes:
+    """Return the bytes that the description tells of, which a writer may be renaming just now."""
+    final, pending = folder / layout.tensors, _pending(layout, folder, digest)
+    missing = None
+    for candidate in (final, pending, final):
+        try:
+            data = candidate.read_bytes()
+        except OSError as error:
+            missing = missing if candidate is pending else error
+            continue
+        missing = None
+        if hashlib.sha256(data).hexdigest() == digest:
+            return data
+    if missing is not None:
+        raise _unreadable(layout, folder, missing) from missing
+    raise damaged(layout, folder, f"{layout.tensors} is truncated, changed, or of another save")
+
+
+def _unreadable(layout: Layout, folder: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{layout.noun} is a folder with {layout.description} and {layout.tensors}; "
+        f"got {str(folder)!r}: {error.strerror or error}: check the path"
+    )
+
+
+def _is_ours(layout: Layout, folder: Path) -> bool:
+    try:
+        description = json.loads((folder / layout.description).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(description, dict) and description.get("format") == layout.format
+
+
+def _remove_leftovers(layout: Layout, folder: Path) -> None:
+    """Finish the last write, if it was cut off after its decisive moment; clean up after it."""
+    if exists(layout, folder):
+        digest = json.loads((folder / layout.description).read_bytes()).get("sha256")
+        pending = _pending(layout, folder, str(digest))
+        if pending.exists():
+            pending.replace(folder / layout.tensors)
+    for name in (layout.tensors, layout.description):
+        for leftover in folder.glob(f".{name}.*"):
+            leftover.unlink(missing_ok=True)
+
+
+def _pending(layout: Layout, folder: Path, digest: str) -> Path:
+    return folder / f".{layout.tensors}.{digest[:16]}"
+
+
+def _part(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{os.getpid()}.part")
+
+
+def _dump(description: JsonObject) -> bytes:
+    return (json.dumps(description, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _digest_and_sync(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    return digest
+
+
+def _replace(target: Path, data: bytes) -> None:
+    part = _part(target)
+    with _removed_at_the_end(part):
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a rename to the disk, where folders can be opened."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _removed_at_the_end(path: Path) -> Generator[None]:
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,299 @@
+"""Folders of results: they come back as they were, or are refused; a write is all or nothing."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import lowrank_opt as lo
+from lowrank_opt.completion import (
+    AdditiveBias,
+    BayesianResult,
+    CompletionResult,
+    CompletionStatus,
+    History,
+    Iteration,
+    check_writable,
+)
+from lowrank_opt.completion.ids import Lookup
+from lowrank_opt.errors import DataError, ObservationError, ShapeError
+
+
+def make(dtype: torch.dtype = torch.float64, seed: int = 0) -> CompletionResult:
+    g = torch.Generator().manual_seed(seed)
+    left, scale, right, rows, cols = (
+        torch.randn(shape, generator=g, dtype=torch.float64).to(dtype)
+        for shape in ((5, 2), (2,), (4, 2), (5,), (4,))
+    )
+    history = History()
+    history.append(Iteration(3.0, 1.0, math.nan, 0.1))
+    history.append(Iteration(2.0, 0.5, 0.75, 0.2))
+    op = lo.LowRankOperator(left, scale, right)
+    return CompletionResult(op, AdditiveBias(0.1, rows, cols), CompletionStatus.CONVERGED, history)
+
+
+def draws() -> BayesianResult:
+    shapes = ((3, 5, 2), (3, 4, 2), (3, 5), (3, 4))
+    history = History()
+    history.append(Iteration(3.0, 1.0, math.nan, 0.1))
+    U, V, a, c = (torch.randn(s, generator=torch.Generator().manual_seed(1)) for s in shapes)
+    return BayesianResult(U, V, a, c, 0.5, torch.ones(3), CompletionStatus.CONVERGED, history)
+
+
+def assert_same(expected: CompletionResult, found: CompletionResult) -> None:
+    pairs = zip(
+        (*expected.operator, expected.bias.rows, expected.bias.cols),
+        (*found.operator, found.bias.rows, found.bias.cols),
+        strict=True,
+    )
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in pairs)
+    assert (expected.status, expected.bias.mean) == (found.status, found.bias.mean)
+    assert (expected.row_ids, expected.col_ids) == (found.row_ids, found.col_ids)
+    np.testing.assert_equal(expected.history.columns(), found.history.columns())
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
+)
+def test_round_trip(tmp_path: Path, dtype: torch.dtype):
+    make(dtype).save(tmp_path / "result")
+    assert_same(make(dtype), CompletionResult.load(tmp_path / "result"))
+
+
+def test_folder_has_two_files_and_no_pickle(tmp_path: Path):
+    make().save(tmp_path / "deep" / "result")
+    files = {p.name: p.read_bytes() for p in (tmp_path / "deep" / "result").iterdir()}
+    assert {"result.json", "result.safetensors"} == set(files)
+    assert "lowrank_opt.result" == json.loads(files["result.json"])["format"]
+    assert b"pickle" not in b"".join(files.values())
+
+
+@pytest.mark.parametrize(
+    ("row_ids", "col_ids"),
+    [
+        (("a", "", "ü\n,\x00", "007", "7"), (3, -(2**62), 0, 7)),
+        (None, ("日本", "𝔘" * 100, " ", "\ud800")),
+        ((1, 2, 3, 4, 5), None),
+    ],
+)
+def test_ids_come_back(tmp_path: Path, row_ids: tuple | None, col_ids: tuple | None):
+    result = replace(make(), row_ids=row_ids, col_ids=col_ids)
+    result.save(tmp_path / "result")
+    assert_same(result, CompletionResult.load(tmp_path / "result"))
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        (["a"], ShapeError, "row_ids must name each of 5; got 1 names"),
+        (["a", "b", "c", "a", "b"], ObservationError, "must be distinct; got 2 repetitions"),
+        (["a", "b", "c", "d", 5], ObservationError, r"must be all strings or .* \['int', 'str'\]"),
+        ([1.0, 2.0, 3.0, 4.0, 5.0], ObservationError, r"got \['float'\]: convert"),
+        ([True, 2, 3, 4, 5], ObservationError, r"got \['bool', 'int'\]"),
+    ],
+)
+def test_ids_are_checked(ids: list, error: type[Exception], message: str):
+    with pytest.raises(error, match=message):
+        replace(make(), row_ids=ids)
+
+
+def test_lookup_knows_types_apart():
+    assert [1, -1, 0] == Lookup(["1", "2"]).positions(["2", 1, "1"]).tolist()
+
+
+def test_saving_again_replaces(tmp_path: Path):
+    make(seed=1).save(tmp_path)
+    make(seed=2).save(tmp_path)
+    assert_same(make(seed=2), CompletionResult.load(tmp_path))
+
+
+class Killed(BaseException):
+    """What no handler of errors catches."""
+
+
+@pytest.mark.parametrize(("renames", "survivor"), [(0, 1), (1, 1), (2, 2)])
+def test_write_cut_off_leaves_the_old_or_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int, survivor: int
+):
+    make(seed=1).save(tmp_path)
+    done, rename = [], Path.replace
+
+    def dying(path: Path, target: Path) -> Path:
+        if len(done) == renames:
+            raise Killed
+        done.append(target)
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", dying)
+        with pytest.raises(Killed):
+            make(seed=2).save(tmp_path)
+    assert_same(make(seed=survivor), CompletionResult.load(tmp_path))
+    make(seed=3).save(tmp_path)
+    assert_same(make(seed=3), CompletionResult.load(tmp_path))
+    assert ["result.json", "result.safetensors"] == sorted(p.name for p in tmp_path.iterdir())
+
+
+SAVE_FOREVER = """
+import sys, torch, lowrank_opt as lo
+from lowrank_opt.completion import AdditiveBias, CompletionResult, CompletionStatus, History
+for k in range(10**9):
+    op = lo.LowRankOperator(*(torch.full(s, float(k)) for s in ((500, 9), (9,), (400, 9))))
+    bias = AdditiveBias(float(k), torch.full((500,), float(k)), torch.full((400,), float(k)))
+    CompletionResult(op, bias, CompletionStatus.CONVERGED, History()).save(sys.argv[1])
+    print(k, flush=True)
+"""
+
+
+def test_killed_while_it_writes(tmp_path: Path):
+    """One result is there, whole, whichever it is."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SAVE_FOREVER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(lo.__file__).parents[1])},
+    )
+    assert process.stdout is not None
+    written = [int(process.stdout.readline()) for _ in range(20)]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    result = CompletionResult.load(tmp_path)
+    everything = torch.cat([x.reshape(-1) for x in (*result.operator, result.bias.rows)])
+    assert {result.bias.mean} == set(everything.tolist())
+    assert result.bias.mean >= written[-1]
+
+
+def test_failed_save_leaves_the_old_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    make().save(tmp_path)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(DataError, match=r"written to a folder; .* No space left on device: choose"):
+        make(seed=2).save(tmp_path)
+    assert_same(make(), CompletionResult.load(tmp_path))
+    assert 2 == len(list(tmp_path.iterdir()))
+
+
+def test_unwritable_paths(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "result.json").write_text('{"a": 1}')
+    with pytest.raises(DataError, match=r"written to a folder; got .* is a file: choose"):
+        check_writable(tmp_path / "file")
+    with pytest.raises(DataError, match="is a file: choose"):
+        check_writable(tmp_path / "file" / "x")
+    with pytest.raises(DataError, match=r"holds a foreign result\.json: choose"):
+        make().save(tmp_path / "foreign")
+    assert '{"a": 1}' == (tmp_path / "foreign" / "result.json").read_text()
+
+
+def test_check_writable_leaves_nothing(tmp_path: Path):
+    assert tmp_path / "x" / "y" == check_writable(tmp_path / "x" / "y")
+    assert [] == list(tmp_path.iterdir())
+
+
+def edit(folder: Path, **changes: object) -> None:
+    file = folder / "result.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def truncate(file: Path, count: int = 9) -> None:
+    file.write_bytes(file.read_bytes()[:-count])
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda p: (p / "result.json").unlink(), r"a folder with result\.json .*No such file"),
+        (lambda p: (p / "result.safetensors").unlink(), "a folder with .*No such file"),
+        (lambda p: truncate(p / "result.json"), "is no JSON: save"),
+        (lambda p: truncate(p / "result.safetensors"), "truncated, changed, or of another save"),
+        (lambda p: flip(p / "result.safetensors"), "truncated, changed, or of another save"),
+        (lambda p: edit(p, format="other"), "of another format"),
+        (lambda p: edit(p, version=3), "of version 2 or below; .* has version 3: use"),
+        (lambda p: edit(p, version="x"), "has version 'x'"),
+        (lambda p: edit(p, kind="BayesianResult"), "holds a BayesianResult: use BayesianResult"),
+        (lambda p: edit(p, status="FINE"), "foreign or damaged"),
+    ],
+)
+def test_foreign_or_damaged_folder(tmp_path: Path, spoil: Callable[[Path], object], message: str):
+    make().save(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(DataError, match=message):
+        CompletionResult.load(tmp_path)
+
+
+def test_draws_come_back(tmp_path: Path):
+    draws().save(tmp_path)
+    found = BayesianResult.load(tmp_path)
+    assert torch.equal(draws().predict([0, 4], [1, 2]), found.predict([0, 4], [1, 2]))
+    assert draws().history.objective == found.history.objective
+    with pytest.raises(DataError, match=r"this is for a CompletionResult; .* use BayesianResult"):
+        CompletionResult.load(tmp_path)
+
+
+def archive(path: Path, **changes: object) -> None:
+    """Write the archive of one file that version 1 wrote, with some parts replaced."""
+    result = make()
+    names = ("left", "scale", "right", "row_bias", "col_bias")
+    tensors = (*result.operator, result.bias.rows, result.bias.cols)
+    arrays = {k: x.numpy() for k, x in zip(names, tensors, strict=True)}
+    columns = result.history.columns().items()
+    arrays |= {f"history_{k}": np.array(v) for k, v in columns}
+    header = {
+        "format": "lowrank_opt.CompletionResult",
+        "version": 1,
+        "status": "CONVERGED",
+        "mean": 0.1,
+        "dtypes": dict.fromkeys(arrays, "float64"),
+    }
+    header |= {k: v for k, v in changes.items() if k in header}
+    arrays |= {k: v for k, v in changes.items() if k not in header}
+    with path.open("wb") as file:
+        np.savez(file, header=np.array(json.dumps(header)), **arrays)
+
+
+def test_archives_of_version_one_are_read(tmp_path: Path):
+    archive(tmp_path / "result.npz")
+    assert_same(make(), CompletionResult.load(tmp_path / "result.npz"))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_text("text"),
+        lambda path: np.save(path.open("wb"), np.ones(3)),
+        lambda path: np.save(path.open("wb"), np.array([{}]), allow_pickle=True),
+        lambda path: np.savez(path.open("wb"), a=np.ones(3)),
+        lambda path: (archive(path), truncate(path, 200)),
+        lambda path: (archive(path), flip(path)),
+        lambda path: archive(path, format="other"),
+        lambda path: archive(path, version=2),
+        lambda path: archive(path, status="FINE"),
+        lambda path: archive(path, dtypes={"left": "float64"}),
+        lambda path: archive(path, dtypes={"left": "nn"}),
+        lambda path: archive(path, row_bias=np.zeros(3)),
+        lambda path: archive(path, scale=np.zeros(3)),
+    ],
+)
+def test_foreign_or_damaged_archive(tmp_path: Path, spoil: Callable[[Path], object]):
+    path = tmp_path / "result.npz"
+    spoil(path)
+    with pytest.raises(DataError, match=r"must be as save wrote it; .* foreign or damaged"):
+        CompletionResult.load(path)
