@@ -1,0 +1,3 @@
+"""Estimators in the manner of scikit-learn, which this subpackage imports."""
+
+from lowrank_opt.estimators.ids import Labels as Labels
