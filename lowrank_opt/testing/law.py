@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from hypothesis import strategies as st
 
 from lowrank_opt.testing.case import Case, Factory, Subject, keywords_of
-from lowrank_opt.testing.describe import counter_example
+from lowrank_opt.testing.counterexample import counter_example
 from lowrank_opt.testing.members import Member
 from lowrank_opt.testing.parameters import TAME, FreeParameters
 from lowrank_opt.testing.profiles import ProfileName, profile_of
@@ -73,6 +73,7 @@ class Law:
         profile: ProfileName = "standard",
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
+        seed: int = 0,
         case: Case | None = None,
     ) -> CheckResult:
         """Look for a counter-example; return the verdict if there is none.
@@ -86,6 +87,8 @@ class Law:
         profile : {"quick", "standard", "thorough"}
         dtype : torch.dtype
         device : torch.device or str
+        seed : int
+            Chooses the examples; the same seed repeats the search.
         case : Case, optional
             Try this one only.
 
@@ -97,28 +100,58 @@ class Law:
         Raises
         ------
         BrokenLawError
-            With the smallest counter-example found. The search has a fixed seed: it repeats.
+            With the smallest counter-example found.
+        ShapeError
+            If the factory refuses every shape that is tried.
+        """
+        result = self.verdict(
+            make, profile=profile, dtype=dtype, device=device, seed=seed, case=case
+        )
+        if result.status == "failed":
+            raise BrokenLawError(self.name, result.message, result.case, result.code)
+        return result
+
+    def verdict(
+        self,
+        make: Factory,
+        *,
+        profile: ProfileName = "standard",
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        case: Case | None = None,
+    ) -> CheckResult:
+        """Return the verdict, a broken law too; arguments as for a call.
+
+        Raises
+        ------
         ShapeError
             If the factory refuses every shape that is tried.
         """
         start = time.perf_counter()
         where, keywords = torch.device(device), keywords_of(make)
-        search = Search(self.body, lambda c: Subject(make, c, dtype, where, keywords))
+        search = Search(self.body, lambda c: Subject(make, c, dtype, where, keywords), seed=seed)
         if case is not None:
             search.once(case)
         else:
             all(search.explore(scene, self.name) for scene in self._scenes(profile, dtype))
-        if search.failure is not None:
-            subject, found = search.failure
-            code = counter_example(subject, self.name)
-            raise BrokenLawError(self.name, found, subject.case, code)
-        return CheckResult(
-            self.name,
-            "passed" if search.tried else "skipped",
-            message="" if search.tried else search.refusal,
+        found = self._found(search)
+        return replace(
+            found,
             examples=search.tried,
             seconds=time.perf_counter() - start,
+            seed=seed,
+            statement=self.statement,
         )
+
+    def _found(self, search: Search) -> CheckResult:
+        if search.failure is not None:
+            subject, found = search.failure
+            code = counter_example(subject, self.name, found)
+            return CheckResult(self.name, "failed", found, subject.case, code)
+        if search.tried:
+            return CheckResult(self.name, "passed")
+        return CheckResult(self.name, "skipped", search.refusal)
 
     def _scenes(self, profile: ProfileName, dtype: torch.dtype) -> Iterator[Scene]:
         chosen = profile_of(profile)

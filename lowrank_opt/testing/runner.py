@@ -49,8 +49,10 @@ def check_parameterization(
     profile: ProfileName = "standard",
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
+    seed: int = 0,
     expected_failures: Mapping[str, str] | None = None,
     on_fail: OnFail = "raise",
+    progress: Callable[[CheckResult], None] | None = None,
 ) -> list[CheckResult]:
     """Check every law on a parameterization.
 
@@ -64,10 +66,14 @@ def check_parameterization(
         How many cases and how large ones.
     dtype : torch.dtype
     device : torch.device or str
+    seed : int
+        Chooses the examples; the same seed repeats them, and finds the same counter-example.
     expected_failures : mapping from law to reason, optional
         Laws that are known not to hold, e.g. ``{"certificate": "not proved yet"}``.
     on_fail : {"raise", "collect"}
         Raise at the first broken law, or return all verdicts.
+    progress : callable, optional
+        Called with each verdict as soon as it is there.
 
     Returns
     -------
@@ -93,17 +99,33 @@ def check_parameterization(
     _check_options(profile, known, on_fail)
     results: list[CheckResult] = []
     for law in LAWS:
-        try:
-            result = law(make, profile=profile, dtype=dtype, device=device)
-        except BrokenLawError as error:
-            if law.name not in known and on_fail == "raise":
-                raise
-            result = CheckResult(law.name, "failed", error.found, error.case, error.code)
-            if law.name in known:
-                message = f"{known[law.name]} ({error.found})"
-                result = replace(result, status="expected_failure", message=message)
+        result = judge(law, make, known, profile=profile, dtype=dtype, device=device, seed=seed)
+        if progress is not None:
+            progress(result)
+        if result.status == "failed" and on_fail == "raise":
+            raise BrokenLawError(law.name, result.message, result.case, result.code)
         results.append(result)
     return results
+
+
+def judge(
+    law: Law,
+    make: Factory,
+    known: Mapping[str, str],
+    *,
+    profile: ProfileName = "standard",
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> CheckResult:
+    """Return the verdict of one law, given the laws that are known not to hold and why."""
+    result = law.verdict(make, profile=profile, dtype=dtype, device=device, seed=seed)
+    reason = known.get(law.name)
+    if reason is None or result.status == "skipped":
+        return result
+    if result.status == "failed":
+        return replace(result, status="expected_failure", message=f"{reason} ({result.message})")
+    return replace(result, message=f"holds, although expected to fail: {reason}")
 
 
 def parametrize_with_checks(

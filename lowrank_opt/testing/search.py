@@ -53,6 +53,14 @@ def cases(
 class Search:
     """Try the body of a law on cases, and remember what came of it.
 
+    Parameters
+    ----------
+    body : callable
+        Of a law.
+    subject_of : callable
+    seed : int
+        Chooses the cases.
+
     Attributes
     ----------
     tried : int
@@ -64,9 +72,13 @@ class Search:
     """
 
     def __init__(
-        self, body: Callable[[Subject], None], subject_of: Callable[[Case], Subject]
+        self,
+        body: Callable[[Subject], None],
+        subject_of: Callable[[Case], Subject],
+        *,
+        seed: int = 0,
     ) -> None:
-        self._body, self._subject_of = body, subject_of
+        self._body, self._subject_of, self._seed = body, subject_of, seed
         self.tried = 0
         self.refusal = ""
         self.failure: tuple[Subject, str] | None = None
@@ -86,7 +98,7 @@ class Search:
             print_blob=False,
         )(runner)
         try:
-            hypothesis.seed(zlib.crc32(f"{law} {scene.name}".encode()))(runner)()
+            hypothesis.seed(zlib.crc32(f"{self._seed} {law} {scene.name}".encode()))(runner)()
         except Violation:
             return False
         except Flaky:

@@ -66,6 +66,10 @@ class CheckResult:
     examples : int
         Number of cases tried.
     seconds : float
+    seed : int
+        Repeats the search.
+    statement : str
+        The law in one sentence.
     """
 
     check: str
@@ -75,6 +79,8 @@ class CheckResult:
     code: str = ""
     examples: int = 0
     seconds: float = 0.0
+    seed: int = 0
+    statement: str = ""
 
     def __str__(self) -> str:
         tail = f": {self.message}" if self.message else ""

@@ -1,0 +1,131 @@
+"""Values as Python expressions, with the imports that a program needs for them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A value, written out.
+
+    Parameters
+    ----------
+    code : str
+        A Python expression.
+    imports : tuple of str
+        The lines it needs before, without repetitions.
+    """
+
+    code: str
+    imports: tuple[str, ...] = ()
+
+
+def expression(value: object) -> Expression | None:
+    """Return an expression for a value, or None if something in it has no importable name.
+
+    Written out are numbers, strings, tensors, containers of them, classes and functions with a
+    name in a module, and `functools.partial` of those.
+
+    Examples
+    --------
+    >>> from lowrank_opt import NBLoRA
+    >>> expression(partial(NBLoRA, radius=float("inf"))).code
+    'partial(NBLoRA, radius=float("inf"))'
+    """
+    match value:
+        case partial():
+            return _partial(value)
+        case Tensor():
+            return Expression(tensor_code(value), ("import torch",))
+        case float() if not math.isfinite(value):
+            return Expression(f'float("{value}")')
+        case torch.dtype():
+            return Expression(str(value), ("import torch",))
+        case list() | tuple():
+            return _sequence(cast("Sequence[object]", value))
+        case type():
+            return _named(value)
+        case _ if callable(value):
+            return _named(value)
+        case _:
+            # The repr of an arbitrary object is no code: <...> at an address.
+            return None if "<" in repr(value) else Expression(repr(value))
+
+
+def tensor_code(x: Tensor) -> str:
+    """Return an expression of a tensor's exact values, one row a line."""
+    values, dtype = x.detach().cpu().tolist(), x.dtype
+    if x.ndim != 2 or len(values) < 2:
+        return f"torch.tensor({_number_code(values)}, dtype={dtype})"
+    rows = ",\n    ".join(_number_code(row) for row in values)
+    return f"torch.tensor([\n    {rows},\n], dtype={dtype})"
+
+
+def _number_code(values: object) -> str:
+    text = repr(values)
+    return text.replace("nan", 'float("nan")').replace("inf", 'float("inf")')
+
+
+def _partial(value: partial[object]) -> Expression | None:
+    inner = expression(value.func)
+    words = [expression(a) for a in value.args]
+    named = {k: expression(v) for k, v in value.keywords.items()}
+    parts = [inner, *words, *named.values()]
+    if any(part is None for part in parts):
+        return None
+    known = [part for part in parts if part is not None]
+    code = [p.code for p in known[: 1 + len(words)]]
+    code += [f"{k}={v.code}" for k, v in named.items() if v is not None]
+    return Expression(
+        f"partial({', '.join(code)})", _united(("from functools import partial",), known)
+    )
+
+
+def _sequence(values: Sequence[object]) -> Expression | None:
+    parts = [expression(v) for v in values]
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    inside = ", ".join(p.code for p in known)
+    comma = "," if isinstance(values, tuple) and len(values) == 1 else ""
+    opened, closed = ("(", ")") if isinstance(values, tuple) else ("[", "]")
+    return Expression(f"{opened}{inside}{comma}{closed}", _united((), known))
+
+
+def _named(value: Callable[..., object]) -> Expression | None:
+    name, module = getattr(value, "__qualname__", ""), getattr(value, "__module__", "")
+    if not name or "<" in name or module in ("", "__main__") or module not in sys.modules:
+        return None
+    line = f"from {module} import {name.partition('.')[0]}"
+    return Expression(name, (*_path_lines(module), line))
+
+
+def _united(first: tuple[str, ...], parts: Iterable[Expression]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys([*first, *(line for part in parts for line in part.imports)]))
+
+
+def _path_lines(module: str) -> tuple[str, ...]:
+    """Return the lines without which a module that is not installed cannot be imported."""
+    top = module.partition(".")[0]
+    file = getattr(sys.modules[module], "__file__", None)
+    if file is None or top in sys.stdlib_module_names or top in _installed():
+        return ()
+    path = Path(file).resolve()
+    depth = module.count(".") + (path.name == "__init__.py")
+    return ("import sys", f"sys.path.insert(0, {str(path.parents[depth])!r})")
+
+
+@lru_cache(maxsize=1)
+def _installed() -> frozenset[str]:
+    return frozenset(importlib.metadata.packages_distributions()) | {"lowrank_opt"}
