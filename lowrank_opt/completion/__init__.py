@@ -3,7 +3,10 @@
 from lowrank_opt.completion.als import als as als
 from lowrank_opt.completion.bayes import bayesian as bayesian
 from lowrank_opt.completion.bias import AdditiveBias as AdditiveBias
+from lowrank_opt.completion.certificate import OptimalityCertificate as OptimalityCertificate
+from lowrank_opt.completion.certificate import certify_completion as certify_completion
 from lowrank_opt.completion.complete import complete as complete
+from lowrank_opt.completion.convex_problem import ConvexProblem as ConvexProblem
 from lowrank_opt.completion.history import History as History
 from lowrank_opt.completion.history import Iteration as Iteration
 from lowrank_opt.completion.posterior import BayesianResult as BayesianResult

@@ -16,6 +16,7 @@ from lowrank_opt.completion.checks import (
     check_counts,
     check_parameterization_fits,
 )
+from lowrank_opt.completion.convex_problem import convex_problem_of
 from lowrank_opt.completion.held_out import training_and_validation
 from lowrank_opt.completion.history import History, Iteration
 from lowrank_opt.completion.minimizers import FirstOrder, Minimizer, QuasiNewton
@@ -140,7 +141,16 @@ def complete(
     fit = _Fit(objective, _minimizer(objective, optimizer), stopping, held_out)
     with reporting(progress, max_iterations) as report:
         status = fit.run(max_iterations, report)
-    return CompletionResult(objective.operator(), objective.bias(), status, fit.history)
+    problem = convex_problem_of(
+        parameterization,
+        fitted,
+        loss=loss,
+        penalty=penalty,
+        bias_penalty=bias_penalty if fit_bias else None,
+    )
+    return CompletionResult(
+        objective.operator(), objective.bias(), status, fit.history, problem=problem
+    )
 
 
 class _Fit:

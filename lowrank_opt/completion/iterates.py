@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from lowrank_opt.completion.bias import AdditiveBias, weighted_mean
-from lowrank_opt.completion.certificate import ConvexProblem
+from lowrank_opt.completion.convex_problem import ConvexProblem
 from lowrank_opt.completion.held_out import root_mean_square_error
 from lowrank_opt.completion.history import History, Iteration
 from lowrank_opt.completion.progress import Progress, reporting
