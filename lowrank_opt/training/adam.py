@@ -25,4 +25,16 @@ def adam_direction(
     state[f"{name}_step"] = t
     m.lerp_(g, 1 - b1)
     v.mul_(b2).addcmul_(g, g, value=1 - b2)
-    return (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + eps)
+    root = (v / (1 - b2**t)).sqrt_().add_(eps)
+    return torch.div(m, root).div_(1 - b1**t)
+
+
+def corrected_decay(beta: float, t: int) -> float:
+    """Return the decay at step t >= 1 that makes a running average the bias-corrected one.
+
+    Examples
+    --------
+    >>> corrected_decay(0.9, 1), round(corrected_decay(0.9, 1000), 6)
+    (0.0, 0.9)
+    """
+    return beta * (1 - beta ** (t - 1)) / (1 - beta**t)

@@ -17,6 +17,7 @@ from lowrank_opt.errors import ShapeError
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.training.adam import State, adam_direction
 from lowrank_opt.training.roles import FactorPair, factor_pairs, other_parameters
+from lowrank_opt.training.tall import Terms, add_to, evaluate, scaled
 from lowrank_opt.training.thin_basis import ThinBasis, thin_basis
 
 Group = dict[str, Any]
@@ -119,8 +120,11 @@ class FactorOptimizer(Optimizer, ABC):
         super().__init__(groups, defaults | {"betas": (0.9, 0.999), "eps": 1e-8})
 
     @abstractmethod
-    def pair_step(self, view: PairView, state: State, group: Group) -> tuple[Tensor, Tensor]:
-        """Return the steps of left and right (to be added), before damping; updates `state`."""
+    def pair_step(self, view: PairView, state: State, group: Group) -> tuple[Terms, Terms]:
+        """Return the steps of left and right (to be added), before damping; updates `state`.
+
+        As sums of products, so that each term costs one pass over the factor.
+        """
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -167,25 +171,49 @@ class FactorOptimizer(Optimizer, ABC):
         return {**super().__getstate__(), "pairs": self.pairs}
 
 
-def _apply(view: PairView, d_left: Tensor, d_right: Tensor, group: Group) -> None:
+def _apply(view: PairView, d_left: Terms, d_right: Terms, group: Group) -> None:
     c = _damping(view, d_left, d_right, group["trust"])
     keep = math.sqrt(max(0.0, 1 - group["lr"] * group["weight_decay"]))
+    # A step may be spanned by the factor itself: it is evaluated before the decay changes that.
     for factor, step in ((view.left, d_left), (view.right, d_right)):
-        if keep != 1.0:
-            factor.mul_(keep)
-        factor.add_(step.to(factor.dtype) if c == 1.0 else (step * c).to(factor.dtype))
+        if keep == 1.0:
+            add_to(factor, step if c == 1.0 else scaled(step, c))
+        else:
+            change = evaluate(step)
+            factor.mul_(keep).add_((change * c).to(factor.dtype))
 
 
-def _damping(view: PairView, d_left: Tensor, d_right: Tensor, trust: float) -> float:
-    if math.isinf(trust):
+def _damping(view: PairView, d_left: Terms, d_right: Terms, trust: float) -> float:
+    if math.isinf(trust) or _is_short(view, d_left, d_right, trust):
         return 1.0
-    gram_left, gram_right = (d_left.mT @ d_left).double(), (d_right.mT @ d_right).double()
+    steps = (evaluate(d_left), evaluate(d_right))
+    gram_left, gram_right = ((d.mT @ d).double() for d in steps)
     by_left = (gram_left * view.right_basis.gram).sum()
     by_right = (gram_right * view.left_basis.gram).sum()
     second = (_with_core(view.pair, gram_left) * gram_right).sum()
     first = torch.maximum(by_left, by_right)
     square = float(trust**2 * first / second) if bool(second > 0) else 1.0
     return min(1.0, math.sqrt(max(square, 0.0)))
+
+
+def _is_short(view: PairView, d_left: Terms, d_right: Terms, trust: float) -> bool:
+    r"""Return whether norms alone show that the step needs no damping, as they mostly do.
+
+    :math:`\|\dot L C \dot R^T\| \le \|\dot L \bar R^T\| \; \|C\| \; \|\dot R\| / \sigma_r(\bar R)`,
+    and likewise with the sides exchanged; only well-conditioned factors are looked at.
+    """
+    core = view.pair.scale
+    if view.pair.core is not None:
+        core *= float(torch.linalg.vector_norm(view.pair.core.detach().double()))
+    sides = ((d_right, view.right_basis), (d_left, view.left_basis))
+    for step, basis in sides:
+        if basis.frame.coordinates is None:
+            continue
+        size = torch.stack([x.size_bound() for x in step]).sum()
+        # The margin is for the rounding of the norms.
+        if float(size * torch.linalg.vector_norm(basis.inverse)) * abs(core) <= 0.99 * trust:
+            return True
+    return False
 
 
 def _with_core(pair: FactorPair, gram: Tensor) -> Tensor:

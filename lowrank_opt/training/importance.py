@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lowrank_opt.training.factor_optimizer import read_pair
 from lowrank_opt.training.roles import FactorPair
+from lowrank_opt.training.tangent import Tangent
 
 
 class Importance(Protocol):
@@ -148,12 +149,7 @@ def tangent_norm(pair: FactorPair) -> float:
     by moving W by :math:`\rho`. From the factors' gradients alone, basis-free, and not zero at a
     zero start, where the SNIP score :math:`\sum |w\, \partial_w L|` is.
     """
-    view = read_pair(pair)
-    outer = view.left_gradient @ view.right_basis.inverse
-    inner = view.right_gradient @ view.left_basis.inverse
-    U = view.left_basis.frame
-    square = (outer - U @ (U.mT @ outer)).double().square().sum() + inner.double().square().sum()
-    return float(square.sqrt())
+    return float(Tangent.of_gradient(read_pair(pair)).square().sqrt())
 
 
 def snip_score(pair: FactorPair) -> float:

@@ -8,10 +8,11 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.training.adam import State
+from lowrank_opt.training.adam import State, corrected_decay
 from lowrank_opt.training.factor_optimizer import FactorOptimizer, Group, PairView
 from lowrank_opt.training.roles import FactorPair
-from lowrank_opt.training.thin_basis import ThinBasis, transport
+from lowrank_opt.training.tall import Tall, Terms, add_to, store, stored
+from lowrank_opt.training.thin_basis import ThinBasis
 
 
 @final
@@ -83,42 +84,41 @@ class LoRARite(FactorOptimizer):
             escaped_mass=escaped_mass,
         )
 
-    def pair_step(self, view: PairView, state: State, group: Group) -> tuple[Tensor, Tensor]:
+    def pair_step(self, view: PairView, state: State, group: Group) -> tuple[Terms, Terms]:
         return (
             _side_step(view.left_gradient, view.right_basis, state, "left", group),
             _side_step(view.right_gradient, view.left_basis, state, "right", group),
         )
 
 
-def _side_step(gradient: Tensor, other: ThinBasis, state: State, side: str, group: Group) -> Tensor:
+def _side_step(gradient: Tensor, other: ThinBasis, state: State, side: str, group: Group) -> Terms:
     t: int = state.get(f"{side}_step", 0) + 1
-    b1, b2 = (_corrected(b, t) for b in group["betas"])
-    h = gradient @ other.inverse
-    square = (h.mT @ h).double() / h.shape[0]
+    b1, b2 = (corrected_decay(b, t) for b in group["betas"])
+    h = other.unmagnified(gradient)
+    square = h.inner(h) / gradient.shape[0]
     if t == 1:
         V, rho, M = square, 0.0, None
     else:
-        Pt = transport(other.frame, state[f"{side}_frame"])
+        Pt = stored(state, f"{side}_frame").inner(other.frame)
         V, rho = _second_moment(square, Pt, state, side, b2, group["escaped_mass"])
-        M = state[f"{side}_mean"] @ (b1 * Pt)
+        M = Tall(state[f"{side}_mean"], b1 * Pt).dense()
     w, Q = torch.linalg.eigh(V)
     root = (w.clamp_min(0) + rho).sqrt() + group["eps"]
-    whiten = ((Q * ((1 - b1) / root)) @ Q.mT).to(h.dtype)
-    M = h @ whiten if M is None else M.addmm_(h, whiten)
-    state |= {f"{side}_step": t, f"{side}_mean": M, f"{side}_frame": other.frame}
+    S = h.times((Q * ((1 - b1) / root)) @ Q.mT)
+    if M is None:
+        M = S.dense()
+    else:
+        add_to(M, [S])
+    state |= {f"{side}_step": t, f"{side}_mean": M}
     state |= {f"{side}_second": V, f"{side}_escaped": rho}
-    return M @ (-group["lr"] * other.inverse.mT)
-
-
-def _corrected(beta: float, t: int) -> float:
-    """Return the decay at step t >= 1 that gives the bias-corrected average."""
-    return beta * (1 - beta ** (t - 1)) / (1 - beta**t)
+    store(state, f"{side}_frame", other.frame)
+    return [Tall(M, -group["lr"] * other.inverse.mT)]
 
 
 def _second_moment(
     square: Tensor, Pt: Tensor, state: State, side: str, b2: float, escaped_mass: bool
 ) -> tuple[Tensor, float | Tensor]:
-    old, P = state[f"{side}_second"], Pt.mT.to(square.dtype)
+    old, P = state[f"{side}_second"], Pt.mT
     moved = P @ old @ P.mT
     rho: float | Tensor = state[f"{side}_escaped"]
     if escaped_mass:

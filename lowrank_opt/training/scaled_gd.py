@@ -12,6 +12,7 @@ from lowrank_opt.linalg import leading_svd
 from lowrank_opt.training.adam import State, adam_direction
 from lowrank_opt.training.factor_optimizer import FactorOptimizer, Group, PairView
 from lowrank_opt.training.roles import FactorPair
+from lowrank_opt.training.tall import Tall, Terms, scaled
 from lowrank_opt.training.thin_basis import ThinBasis
 
 
@@ -70,11 +71,11 @@ class ScaledGD(FactorOptimizer):
             damping=damping,
         )
 
-    def pair_step(self, view: PairView, state: State, group: Group) -> tuple[Tensor, Tensor]:
+    def pair_step(self, view: PairView, state: State, group: Group) -> tuple[Terms, Terms]:
         lr, damping = -group["lr"], group["damping"]
         return (
-            lr * precondition(view.left_gradient, view.right_basis, damping),
-            lr * precondition(view.right_gradient, view.left_basis, damping),
+            scaled([precondition(view.left_gradient, view.right_basis, damping)], lr),
+            scaled([precondition(view.right_gradient, view.left_basis, damping)], lr),
         )
 
 
@@ -130,17 +131,17 @@ class ScaledAdamW(FactorOptimizer):
             eps=eps,
         )
 
-    def pair_step(self, view: PairView, state: State, group: Group) -> tuple[Tensor, Tensor]:
+    def pair_step(self, view: PairView, state: State, group: Group) -> tuple[Terms, Terms]:
         damping, options = group["damping"], (group["betas"], group["eps"])
-        d_left = precondition(view.left_gradient, view.right_basis, damping)
-        d_right = precondition(view.right_gradient, view.left_basis, damping)
+        d_left = precondition(view.left_gradient, view.right_basis, damping).dense()
+        d_right = precondition(view.right_gradient, view.left_basis, damping).dense()
         return (
-            -group["lr"] * adam_direction(d_left, state, "left", *options),
-            -group["lr"] * adam_direction(d_right, state, "right", *options),
+            [Tall(-group["lr"] * adam_direction(d_left, state, "left", *options))],
+            [Tall(-group["lr"] * adam_direction(d_right, state, "right", *options))],
         )
 
 
-def precondition(gradient: Tensor, other: ThinBasis, damping: float = 0.0) -> Tensor:
+def precondition(gradient: Tensor, other: ThinBasis, damping: float = 0.0) -> Tall:
     r"""Return :math:`g (F^T F + \lambda I)^{-1}`; the pseudo-inverse at :math:`\lambda = 0`.
 
     Parameters
@@ -151,10 +152,10 @@ def precondition(gradient: Tensor, other: ThinBasis, damping: float = 0.0) -> Te
     damping : float
     """
     if damping == 0.0:
-        return (gradient @ other.inverse) @ other.inverse.mT
+        return other.unmagnified(gradient).times(other.inverse.mT)
     metric = other.gram.clone()
     metric.diagonal().add_(damping)
-    return gradient @ torch.linalg.inv(metric).to(gradient.dtype)
+    return Tall(gradient, torch.linalg.inv(metric))
 
 
 def spectral_start(observed: Tensor, rank: int, *, fraction: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from lowrank_opt.training.adam import State
 from lowrank_opt.training.factor_optimizer import FactorOptimizer, Group, PairView
 from lowrank_opt.training.roles import FactorPair
-from lowrank_opt.training.thin_basis import ThinBasis, thin_basis, transport
+from lowrank_opt.training.tall import Tall, Terms, add_to, scaled, store, stored
+from lowrank_opt.training.thin_basis import ThinBasis, thin_basis
 
 
 @final
@@ -69,7 +70,7 @@ class SpectralDescent(FactorOptimizer):
             momentum=momentum,
         )
 
-    def pair_step(self, view: PairView, state: State, group: Group) -> tuple[Tensor, Tensor]:
+    def pair_step(self, view: PairView, state: State, group: Group) -> tuple[Terms, Terms]:
         return (
             _side_step(view.left_gradient, view.right_basis, state, "left", group),
             _side_step(view.right_gradient, view.left_basis, state, "right", group),
@@ -93,15 +94,24 @@ def msign(x: Tensor) -> Tensor:
     >>> msign(torch.diag(torch.tensor([3.0, -2.0, 0.0])))[:, :2]
     tensor([[ 1.,  0.], [ 0., -1.], [ 0.,  0.]])
     """
+    return _msign(x).dense()
+
+
+def _msign(x: Tensor) -> Tall:
     basis = thin_basis(x)
     U, _, Vh = torch.linalg.svd(basis.root)
-    return basis.frame @ (U @ Vh).to(basis.frame.dtype)
+    return basis.frame.times(U @ Vh)
 
 
-def _side_step(gradient: Tensor, other: ThinBasis, state: State, side: str, group: Group) -> Tensor:
-    M = gradient @ other.inverse
+def _side_step(gradient: Tensor, other: ThinBasis, state: State, side: str, group: Group) -> Terms:
+    beta, h = group["momentum"], other.unmagnified(gradient)
     if f"{side}_mean" in state:
-        old = state[f"{side}_mean"] @ transport(other.frame, state[f"{side}_frame"])
-        M = torch.lerp(old, M, 1 - group["momentum"])
-    state[f"{side}_mean"], state[f"{side}_frame"] = M, other.frame
-    return (-group["lr"] / 2) * msign(M) @ other.inverse.mT
+        old = Tall(state[f"{side}_mean"])
+        Pt = stored(state, f"{side}_frame").inner(other.frame)
+        M = old.times(beta * Pt).dense()
+        add_to(M, scaled([h], 1 - beta))
+    else:
+        M = h.dense()
+    state[f"{side}_mean"] = M
+    store(state, f"{side}_frame", other.frame)
+    return [_msign(M).times((-group["lr"] / 2) * other.inverse.mT)]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.linalg import negligible
+from lowrank_opt.training.tall import Tall
 
 # A Gram matrix gives frames that are orthonormal to cond^2 times the rounding of its arithmetic:
 # float32 is enough for float32 frames up to the first condition number, float64 up to the second.
@@ -25,20 +26,31 @@ class ThinBasis:
 
     Parameters
     ----------
-    frame : Tensor, shape (m, r)
-        Orthonormal columns, or zero ones.
+    frame : Tall, shape (m, r)
+        Orthonormal columns, or zero ones; the product of F and `inverse` itself where F is well
+        conditioned.
     root : Tensor, shape (r, r)
         K, in float64.
     inverse : Tensor, shape (r, r)
-        :math:`K^+`; ``frame = F @ inverse``.
+        :math:`K^+`, in float64; ``frame = F @ inverse``.
     gram : Tensor, shape (r, r)
         ``F^T F``, in float64.
     """
 
-    frame: Tensor
+    frame: Tall
     root: Tensor
     inverse: Tensor
     gram: Tensor
+
+    def unmagnified(self, gradient: Tensor) -> Tall:
+        """Return ``gradient @ inverse``: the gradient with respect to the other factor's frame.
+
+        Multiplied out unless K is well conditioned: coordinates must not lose what the span of
+        lower precision can still tell.
+        """
+        if self.frame.coordinates is None:
+            return Tall(gradient @ self.inverse.to(gradient.dtype))
+        return Tall(gradient, self.inverse)
 
 
 def thin_basis(factor: Tensor) -> ThinBasis:
@@ -46,7 +58,7 @@ def thin_basis(factor: Tensor) -> ThinBasis:
 
     Thin QR and the SVD of its r x r part in float64. A factor of lower precision that is not
     badly conditioned takes the Cholesky factor of its Gram matrix instead, which is then as
-    accurate.
+    accurate; if it is well conditioned, its frame is not even multiplied out.
 
     Parameters
     ----------
@@ -64,18 +76,13 @@ def thin_basis(factor: Tensor) -> ThinBasis:
     gram = _blocked_gram(single)
     root, inverse = _cholesky(gram, _SINGLE_CONDITION)
     if inverse is not None:
-        return ThinBasis(single @ inverse.float(), root, inverse.float(), gram)
+        return ThinBasis(Tall(single, inverse), root, inverse, gram)
     double = factor.double()
     gram = double.mT @ double
     root, inverse = _cholesky(gram, _DOUBLE_CONDITION)
     if inverse is not None:
-        return ThinBasis((double @ inverse).float(), root, inverse.float(), gram)
+        return ThinBasis(Tall((double @ inverse).float()), root, inverse, gram)
     return _from_qr(factor)
-
-
-def transport(frame: Tensor, old: Tensor) -> Tensor:
-    """Return ``old^T frame``: right factor that takes coordinates of `old` to those of `frame`."""
-    return old.mT @ frame
 
 
 def _blocked_gram(factor: Tensor) -> Tensor:
@@ -107,4 +114,4 @@ def _from_qr(factor: Tensor) -> ThinBasis:
     kept = s > cut.clamp_min(negligible(factor.dtype))
     inverse = Bh.mT * torch.where(kept, 1 / torch.where(kept, s, 1.0), 0.0)
     root = torch.where(kept, s, 0.0).unsqueeze(1) * Bh
-    return ThinBasis(((Q @ A) * kept).to(dtype), root, inverse.to(dtype), T.mT @ T)
+    return ThinBasis(Tall(((Q @ A) * kept).to(dtype)), root, inverse, T.mT @ T)
