@@ -10,7 +10,6 @@ from lowrank_opt.completion.support import has_support_function
 from lowrank_opt.errors import CertificateError
 from lowrank_opt.observations import Observations
 from lowrank_opt.parameterizations.base import Parameterization
-from lowrank_opt.parameterizations.factored import Factored
 from lowrank_opt.sets import FeasibleSet
 
 
@@ -76,8 +75,8 @@ def convex_problem_of(
 ) -> ConvexProblem | None:
     r"""Return the convex problem behind a parameterized one, or None.
 
-    Without a penalty it is that over the convex hull of the feasible set. A ridge penalty on both
-    factors of `Factored` is one on the nuclear norm, as
+    Without a penalty it is that over the convex hull of the feasible set. A ridge penalty on two
+    free factors, as those of `Factored`, is one on the nuclear norm:
     :math:`\|A B^T\|_* \le (\|A\|_F^2 + \|B\|_F^2)/2` with equality for balanced factors.
 
     Parameters
@@ -95,16 +94,20 @@ def convex_problem_of(
     if loss != "squared":
         return None
     if penalty > 0:
-        if not (isinstance(parameterization, Factored) and _is_free(parameterization)):
-            return None
-        return ConvexProblem(observations, penalty / parameterization.scaling, biases)
+        scale = _scale_of_free_factors(parameterization)
+        return None if scale is None else ConvexProblem(observations, penalty / scale, biases)
     if not has_support_function(parameterization.feasible_set):
         return None
     return ConvexProblem(observations, parameterization.feasible_set, biases)
 
 
-def _is_free(parameterization: Factored) -> bool:
-    return all(p.requires_grad for p in parameterization.parameters())
+def _scale_of_free_factors(parameterization: Parameterization) -> float | None:
+    """Return c if ``W = c A B^T`` and A and B are all there is to train; else None."""
+    left, scale, right = parameterization()
+    free = [p for p in parameterization.parameters() if p.requires_grad]
+    are_factors = len(free) == 2 and {id(p) for p in free} == {id(left), id(right)}
+    constant = not scale.requires_grad and bool((scale == scale[0]).all()) and float(scale[0]) > 0
+    return float(scale[0]) if are_factors and constant else None
 
 
 def _check_positive(name: str, amount: float | None) -> None:
