@@ -18,7 +18,7 @@ from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.training.adam import State, adam_direction
 from lowrank_opt.training.roles import FactorPair, factor_pairs, other_parameters
 from lowrank_opt.training.tall import Terms, add_to, evaluate, scaled
-from lowrank_opt.training.thin_basis import ThinBasis, thin_basis
+from lowrank_opt.training.thin_basis import ThinBasis, thin_bases
 
 Group = dict[str, Any]
 
@@ -53,8 +53,7 @@ def read_pair(pair: FactorPair) -> PairView:
         right,
         pair.left.grad.to(dtype),
         pair.columns(pair.right.grad).to(dtype),
-        thin_basis(pair.times_core(left)),
-        thin_basis(pair.times_core(right, transposed=True)),
+        *thin_bases((pair.times_core(left), pair.times_core(right, transposed=True))),
     )
 
 

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from lowrank_opt.training.adam import State, corrected_decay
 from lowrank_opt.training.factor_optimizer import FactorOptimizer, Group, PairView
 from lowrank_opt.training.roles import FactorPair
-from lowrank_opt.training.tall import Tall, Terms, add_to, store, stored
-from lowrank_opt.training.thin_basis import ThinBasis
+from lowrank_opt.training.tall import Tall, Terms, add_to, inner_products, store, stored
+
+# The left factor's coordinates are in the right one's frame, and the other way round.
+_FRAMES = ("left_frame", "right_frame")
+_MEANS = ("left_mean", "right_mean")
 
 
 @final
@@ -85,49 +88,53 @@ class LoRARite(FactorOptimizer):
         )
 
     def pair_step(self, view: PairView, state: State, group: Group) -> tuple[Terms, Terms]:
-        return (
-            _side_step(view.left_gradient, view.right_basis, state, "left", group),
-            _side_step(view.right_gradient, view.left_basis, state, "right", group),
+        t: int = state.get("step", 0) + 1
+        b1, b2 = (corrected_decay(b, t) for b in group["betas"])
+        gradients = (view.left_gradient, view.right_gradient)
+        others = (view.right_basis, view.left_basis)
+        h = [basis.unmagnified(g) for basis, g in zip(others, gradients, strict=True)]
+        V = inner_products([(x, x) for x in h])
+        V /= torch.tensor([[[float(len(g))]] for g in gradients], dtype=V.dtype, device=V.device)
+        means, rho = [], 0.0
+        if t > 1:
+            frames = [stored(state, name) for name in _FRAMES]
+            Pt = inner_products([(x, y.frame) for x, y in zip(frames, others, strict=True)])
+            V, rho = _second_moment(V, Pt, state, b2, group["escaped_mass"])
+            moves = zip(_MEANS, b1 * Pt, strict=True)
+            means = [Tall(state[name], P).dense() for name, P in moves]
+        w, Q = torch.linalg.eigh(V)
+        root = (w.clamp_min(0) + rho).sqrt() + group["eps"]
+        whiten = (Q * ((1 - b1) / root).unsqueeze(-2)) @ Q.mT
+        S = [x.times(core) for x, core in zip(h, whiten, strict=True)]
+        for mean, new in zip(means, S, strict=False):
+            add_to(mean, [new])
+        means = means or [x.dense() for x in S]
+        state |= {"step": t, "second": V, "escaped": rho, **dict(zip(_MEANS, means, strict=True))}
+        for name, basis in zip(_FRAMES, others, strict=True):
+            store(state, name, basis.frame)
+        lr = -group["lr"]
+        left, right = (
+            [Tall(M, lr * basis.inverse.mT)] for M, basis in zip(means, others, strict=True)
         )
-
-
-def _side_step(gradient: Tensor, other: ThinBasis, state: State, side: str, group: Group) -> Terms:
-    t: int = state.get(f"{side}_step", 0) + 1
-    b1, b2 = (corrected_decay(b, t) for b in group["betas"])
-    h = other.unmagnified(gradient)
-    square = h.inner(h) / gradient.shape[0]
-    if t == 1:
-        V, rho, M = square, 0.0, None
-    else:
-        Pt = stored(state, f"{side}_frame").inner(other.frame)
-        V, rho = _second_moment(square, Pt, state, side, b2, group["escaped_mass"])
-        M = Tall(state[f"{side}_mean"], b1 * Pt).dense()
-    w, Q = torch.linalg.eigh(V)
-    root = (w.clamp_min(0) + rho).sqrt() + group["eps"]
-    S = h.times((Q * ((1 - b1) / root)) @ Q.mT)
-    if M is None:
-        M = S.dense()
-    else:
-        add_to(M, [S])
-    state |= {f"{side}_step": t, f"{side}_mean": M}
-    state |= {f"{side}_second": V, f"{side}_escaped": rho}
-    store(state, f"{side}_frame", other.frame)
-    return [Tall(M, -group["lr"] * other.inverse.mT)]
+        return left, right
 
 
 def _second_moment(
-    square: Tensor, Pt: Tensor, state: State, side: str, b2: float, escaped_mass: bool
+    square: Tensor, Pt: Tensor, state: State, b2: float, escaped_mass: bool
 ) -> tuple[Tensor, float | Tensor]:
-    old, P = state[f"{side}_second"], Pt.mT
-    moved = P @ old @ P.mT
-    rho: float | Tensor = state[f"{side}_escaped"]
+    old = state["second"]
+    moved = Pt.mT @ old @ Pt
+    rho: float | Tensor = state["escaped"]
     if escaped_mass:
-        rho = b2 * (rho + _escaped(old, moved))
+        rho = b2 * (rho + _escaped(old, moved).unsqueeze(-1))
     return torch.lerp(moved, square, 1 - b2), rho
 
 
 def _escaped(before: Tensor, after: Tensor) -> Tensor:
     """Return the largest gap of the sorted eigenvalues, at most the loss of trace, at least 0."""
-    gaps = torch.linalg.eigvalsh(before) - torch.linalg.eigvalsh(after)
-    trace = (before.diagonal() - after.diagonal()).sum()
-    return torch.minimum(gaps.amax(), trace).clamp_min(0)
+    before, after = torch.linalg.eigvalsh(before), torch.linalg.eigvalsh(after)
+    # A change of rank leaves the largest ones to compare.
+    r = min(before.shape[-1], after.shape[-1])
+    gaps = before[..., -r:] - after[..., -r:]
+    trace = before.sum(-1) - after.sum(-1)
+    return torch.minimum(gaps.amax(-1), trace).clamp_min(0)

@@ -39,7 +39,7 @@ class Tall:
     def dense(self) -> Tensor:
         """Return the product, multiplied out, in the dtype of the span."""
         core = self.coordinates
-        return self.span if core is None else self.span @ core.to(self.span.dtype)
+        return self.span if core is None else self.span @ core.to(self.span.dtype).contiguous()
 
     def inner(self, other: Tall) -> Tensor:
         """Return ``self^T other`` in float64; the long sums are in the dtype of the spans."""
@@ -53,6 +53,19 @@ class Tall:
         size = torch.linalg.vector_norm(self.span).double()
         core = self.coordinates
         return size if core is None else size * torch.linalg.vector_norm(core)
+
+
+def inner_products(pairs: Sequence[tuple[Tall, Tall]]) -> Tensor:
+    """Return ``x^T y`` for each pair of one rank, shape (count, r, r), as `Tall.inner` does."""
+    left, right = ([pair[side].coordinates for pair in pairs] for side in (0, 1))
+    if any(x is None for x in (*left, *right)):
+        return torch.stack([x.inner(y) for x, y in pairs])
+    raw = torch.stack([x.span.mT @ y.span for x, y in pairs]).double()
+    return _stacked(left).mT @ raw @ _stacked(right)
+
+
+def _stacked(parts: Sequence[Tensor | None]) -> Tensor:
+    return torch.stack([x for x in parts if x is not None])
 
 
 def store(state: dict[str, Any], name: str, x: Tall) -> None:

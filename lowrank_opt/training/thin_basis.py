@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,17 +71,29 @@ def thin_basis(factor: Tensor) -> ThinBasis:
     >>> basis.root.abs()
     tensor([[5., 0.], [0., 0.]], dtype=torch.float64)
     """
-    if factor.dtype == torch.float64:
-        return _from_qr(factor)
-    single = factor.float()
-    gram = _blocked_gram(single)
-    root, inverse = _cholesky(gram, _SINGLE_CONDITION)
-    if inverse is not None:
-        return ThinBasis(Tall(single, inverse), root, inverse, gram)
+    return thin_bases([factor])[0]
+
+
+def thin_bases(factors: Sequence[Tensor]) -> list[ThinBasis]:
+    """Return the thin bases of factors of one rank, their r x r parts in one batch."""
+    if factors[0].dtype == torch.float64:
+        return [_from_qr(x) for x in factors]
+    singles = [x.float() for x in factors]
+    grams = torch.stack([_blocked_gram(x) for x in singles])
+    roots, inverses, tame = _cholesky(grams, _SINGLE_CONDITION)
+    return [
+        ThinBasis(Tall(x, inverse), root, inverse, gram) if fine else _from_double(x)
+        for x, root, inverse, gram, fine in zip(
+            singles, roots, inverses, grams, tame.tolist(), strict=True
+        )
+    ]
+
+
+def _from_double(factor: Tensor) -> ThinBasis:
     double = factor.double()
     gram = double.mT @ double
-    root, inverse = _cholesky(gram, _DOUBLE_CONDITION)
-    if inverse is not None:
+    root, inverse, tame = _cholesky(gram, _DOUBLE_CONDITION)
+    if bool(tame):
         return ThinBasis(Tall((double @ inverse).float()), root, inverse, gram)
     return _from_qr(factor)
 
@@ -95,15 +108,15 @@ def _blocked_gram(factor: Tensor) -> Tensor:
     return gram + (rest.mT @ rest).double() if len(rest) else gram
 
 
-def _cholesky(gram: Tensor, condition: float) -> tuple[Tensor, Tensor | None]:
-    """Return K and its inverse, ``gram = K^T K``; no inverse if K is worse conditioned."""
+def _cholesky(gram: Tensor, condition: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return K, its inverse, ``gram = K^T K``, and whether K is at most that badly conditioned."""
+    r = gram.shape[-1]
     K, failed = torch.linalg.cholesky_ex(gram, upper=True)
-    inverse = torch.linalg.solve_triangular(
-        K, torch.eye(len(K), dtype=K.dtype, device=K.device), upper=True
-    )
-    bound = torch.linalg.vector_norm(K) * torch.linalg.vector_norm(inverse) / len(K)
-    tame = bound <= condition and gram.diagonal().amin() > negligible(torch.float32)
-    return K, inverse if not failed and tame else None
+    eye = torch.eye(r, dtype=K.dtype, device=K.device)
+    inverse = torch.linalg.solve_triangular(K, eye, upper=True)
+    bound = torch.linalg.matrix_norm(K) * torch.linalg.matrix_norm(inverse)
+    large = gram.diagonal(dim1=-2, dim2=-1).amin(-1) > negligible(torch.float32)
+    return K, inverse, (bound <= condition * r) & large & (failed == 0)
 
 
 def _from_qr(factor: Tensor) -> ThinBasis:
