@@ -130,12 +130,12 @@ class RowProblems:
         if threads == 1:
             kernel(0, len(axis.pointers) - 1, *arrays, *parts)
             return
-        bounds = _bounds(arrays[0], threads * _RANGES_PER_THREAD)
+        bounds = balanced_ranges(arrays[0], threads * _RANGES_PER_THREAD)
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(lambda ends: kernel(*ends, *arrays, *parts), pairwise(bounds)))
 
 
-def _bounds(pointers: NDArray[np.integer], ranges: int) -> list[int]:
+def balanced_ranges(pointers: NDArray[np.integer], ranges: int) -> list[int]:
     """Cut groups into ranges of about equal work: entries, and a constant for each group."""
     groups = len(pointers) - 1
     work = pointers + np.arange(groups + 1) * 16

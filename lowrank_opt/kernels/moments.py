@@ -1,0 +1,308 @@
+"""Numba loops that find the Gaussian posterior of each row given moments of the other side.
+
+A prediction is ``u v + a + b``, with row factors u and bias a, column factors v and bias b. The
+side z = (v, 1, b) of the columns is kept by its means, and by the lower triangle of its second
+moments ``E[z z^T]``, packed row after row. What row i needs to know about its entries is then a sum
+of packed vectors; the first (K+1)(K+2)/2 numbers of that sum are its Gram matrix, the next K+1 the
+correction for the biases of the columns. Rows are the same with the sides exchanged.
+
+A row is computed by one thread, in one order, so results do not depend on the number of threads.
+"""
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+Ints = NDArray[np.integer]
+
+_FASTMATH = {"reassoc", "contract"}
+
+
+@njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def _sum_vectors(
+    begin: int, end: int, indices: Ints, weights: Floats, vectors: Floats, out: Floats
+) -> None:
+    """Set out to ``sum_k weights[k] vectors[indices[k]]``, four entries at a time."""
+    out[:] = 0
+    zero = vectors.dtype.type(0)
+    last = end - 1
+    for k in range(begin, end, 4):
+        k1, k2, k3 = min(k + 1, last), min(k + 2, last), min(k + 3, last)
+        w0 = weights[k]
+        w1 = weights[k1] if k + 1 < end else zero
+        w2 = weights[k2] if k + 2 < end else zero
+        w3 = weights[k3] if k + 3 < end else zero
+        x0, x1 = vectors[indices[k]], vectors[indices[k1]]
+        x2, x3 = vectors[indices[k2]], vectors[indices[k3]]
+        for p in range(len(out)):
+            out[p] += w0 * x0[p] + w1 * x1[p] + w2 * x2[p] + w3 * x3[p]
+
+
+@njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def pack_moments(means: Floats, moments: Floats) -> None:
+    """Write the packed ``z z^T`` of each row z of means."""
+    for i in range(len(means)):
+        z, s = means[i], 0
+        for p in range(len(z)):
+            for q in range(p + 1):
+                moments[i, s] = z[p] * z[q]
+                s += 1
+
+
+@njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def _assemble(
+    summed: Floats,
+    products: Floats,
+    scale: float,
+    precision: Floats,
+    pull: Floats,
+    A: Floats,
+    b: Floats,
+) -> None:
+    """Set the upper triangle of the posterior precision, and its product with the mean."""
+    D = len(b)
+    corner = D * (D + 1) // 2
+    s = 0
+    for p in range(D):
+        b[p] = scale * (np.float64(products[p]) - summed[corner + p]) + pull[p]
+        for q in range(p + 1):
+            A[q, p] = scale * summed[s] + precision[q, p]
+            s += 1
+
+
+@njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def _factor(A: Floats, smallest: float) -> float:
+    """Replace the upper triangle by U with ``A = U^T U``, reciprocals on the diagonal.
+
+    Pivots below `smallest` of their diagonal entry are rounding, and raised to it. Returns the log
+    determinant.
+    """
+    D = len(A)
+    logdet = 0.0
+    for p in range(D):
+        # The diagonal entry before elimination was kept below the diagonal's first column.
+        pivot = A[p, p]
+        floor = smallest * A[p, 0] if p > 0 else 0.0
+        if pivot < floor:
+            pivot = floor
+        logdet += np.log(pivot)
+        root = 1 / np.sqrt(pivot)
+        A[p, p] = root
+        for c in range(p + 1, D):
+            A[p, c] *= root
+        for r in range(p + 1, D):
+            t = A[p, r]
+            for c in range(r, D):
+                A[r, c] -= t * A[p, c]
+    return logdet
+
+
+@njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def _keep_diagonal(A: Floats) -> None:
+    for p in range(1, len(A)):
+        A[p, 0] = A[p, p]
+
+
+@njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def _invert(U: Floats, S: Floats, C: Floats) -> None:
+    """Set S to ``U^-T`` and the lower triangle of C to ``U^-1 U^-T``."""
+    D = len(U)
+    S[:] = 0
+    C[:] = 0
+    for p in range(D):
+        S[p, p] = 1
+        for r in range(p):
+            t = U[r, p]
+            for c in range(r + 1):
+                S[p, c] -= t * S[r, c]
+        for c in range(p + 1):
+            S[p, c] *= U[p, p]
+        for r in range(p + 1):
+            t = S[p, r]
+            for c in range(r + 1):
+                C[r, c] += t * S[p, c]
+
+
+@njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def _losses_of_means(
+    begin: int,
+    end: int,
+    indices: Ints,
+    values: Floats,
+    weights: Floats,
+    means: Floats,
+    x: Floats,
+) -> tuple[float, float]:
+    """Return ``sum w (y - x z)^2`` and ``sum w (x z)^2``; the other side's bias counts once."""
+    D = len(x)
+    loss, fitted = 0.0, 0.0
+    for k in range(begin, end):
+        z = means[indices[k]]
+        prediction = np.float64(z[D])
+        for p in range(D):
+            prediction += x[p] * z[p]
+        e, w = values[k] - prediction, np.float64(weights[k])
+        loss += w * e * e
+        fitted += w * prediction * prediction
+    return loss, fitted
+
+
+@njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def _spread_loss(summed: Floats, x: Floats, C: Floats, fitted: float) -> float:
+    """Return the expected loss beyond that of the means.
+
+    With w = (x, 1) of mean (x, 1) and covariance C of x, that is ``<C, S> + w S w - fitted`` where
+    S is the sum of second moments and `fitted` the sum of squared predictions of the means.
+    """
+    D = len(x)
+    total, s = -fitted, 0
+    for p in range(D + 1):
+        xp = x[p] if p < D else 1.0
+        for q in range(p + 1):
+            m = xp * (x[q] if q < D else 1.0)
+            if p < D:
+                m += C[p, q]
+            total += (m if p == q else 2 * m) * summed[s]
+            s += 1
+    return max(total, 0.0)
+
+
+@njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def _store_moments(x: Floats, C: Floats, means: Floats, moments: Floats) -> None:
+    """Write means and packed second moments of (x_1 .. x_K, 1, x_D), where D = K + 1."""
+    D, s = len(x), 0
+    for p in range(D + 1):
+        # Position D - 1 is the constant one, position D the bias, the last number of x.
+        xp = 1.0 if p == D - 1 else x[min(p, D - 1)]
+        means[p] = xp
+        for q in range(p + 1):
+            xq = 1.0 if q == D - 1 else x[min(q, D - 1)]
+            m = xp * xq
+            if p != D - 1 and q != D - 1:
+                m += C[min(p, D - 1), min(q, D - 1)]
+            moments[s] = m
+            s += 1
+
+
+@njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def posterior_pass(
+    first: int,
+    last: int,
+    pointers: Ints,
+    indices: Ints,
+    values: Floats,
+    weights: Floats,
+    means: Floats,
+    moments: Floats,
+    scales: Floats,
+    precision: Floats,
+    pull: Floats,
+    smallest: float,
+    out_means: Floats,
+    out_moments: Floats,
+    losses: Floats,
+    logdets: Floats,
+) -> None:
+    """Write the posterior of each row.
+
+    Parameters
+    ----------
+    values, weights : array, shape (nnz,)
+        In the order of `indices`.
+    means : array, shape (n, K + 2)
+    moments : array, shape (n, (K + 2)(K + 3) / 2)
+    scales : array, shape (m,), float64
+        Multiplies the data term of each row.
+    precision : array, shape (K + 1, K + 1), float64
+    pull : array, shape (m, K + 1), float64
+        Prior precision times prior mean.
+    smallest : float
+        Smallest pivot relative to its diagonal entry.
+    out_means, out_moments : arrays, shapes of the other side with m rows
+    losses : array, shape (m,), float64
+        Receives the expected weighted sum of squared residuals.
+    logdets : array, shape (m,), float64
+        Receives the log determinant of the posterior precision.
+    """
+    D = means.shape[1] - 1
+    summed, products = np.empty(moments.shape[1], moments.dtype), np.empty(D + 1, means.dtype)
+    scaled = np.empty(len(values), values.dtype)
+    A, S, C = np.empty((D, D)), np.empty((D, D)), np.empty((D, D))
+    b, x = np.empty(D), np.empty(D)
+    for i in range(first, last):
+        begin, end = pointers[i], pointers[i + 1]
+        for k in range(begin, end):
+            scaled[k] = weights[k] * values[k]
+        _sum_vectors(begin, end, indices, weights, moments, summed)
+        _sum_vectors(begin, end, indices, scaled, means, products)
+        _assemble(summed, products, scales[i], precision, pull[i], A, b)
+        _keep_diagonal(A)
+        logdets[i] = _factor(A, smallest)
+        _invert(A, S, C)
+        for p in range(D):
+            for q in range(p):
+                C[q, p] = C[p, q]
+        for p in range(D):
+            x[p] = 0
+            for q in range(D):
+                x[p] += C[p, q] * b[q]
+        loss, fitted = _losses_of_means(begin, end, indices, values, weights, means, x)
+        losses[i] = loss + _spread_loss(summed, x, C, fitted)
+        _store_moments(x, C, out_means[i], out_moments[i])
+
+
+@njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def draw_pass(
+    first: int,
+    last: int,
+    pointers: Ints,
+    indices: Ints,
+    values: Floats,
+    weights: Floats,
+    means: Floats,
+    moments: Floats,
+    scales: Floats,
+    precision: Floats,
+    pull: Floats,
+    smallest: float,
+    noise: Floats,
+    out: Floats,
+    losses: Floats,
+) -> None:
+    """Write a draw from the posterior of each row; as `posterior_pass`.
+
+    Parameters
+    ----------
+    noise : array, shape (m, K + 1)
+        Standard normal.
+    out : array, shape (m, K + 2)
+        Receives (u, 1, a).
+    """
+    D = means.shape[1] - 1
+    summed, products = np.empty(moments.shape[1], moments.dtype), np.empty(D + 1, means.dtype)
+    scaled = np.empty(len(values), values.dtype)
+    A, b, x = np.empty((D, D)), np.empty(D), np.empty(D)
+    for i in range(first, last):
+        begin, end = pointers[i], pointers[i + 1]
+        for k in range(begin, end):
+            scaled[k] = weights[k] * values[k]
+        _sum_vectors(begin, end, indices, weights, moments, summed)
+        _sum_vectors(begin, end, indices, scaled, means, products)
+        _assemble(summed, products, scales[i], precision, pull[i], A, b)
+        _keep_diagonal(A)
+        _factor(A, smallest)
+        for p in range(D):
+            b[p] *= A[p, p]
+            for c in range(p + 1, D):
+                b[c] -= A[p, c] * b[p]
+        for p in range(D - 1, -1, -1):
+            t = b[p] + noise[i, p]
+            for c in range(p + 1, D):
+                t -= A[p, c] * x[c]
+            x[p] = t * A[p, p]
+        for p in range(D - 1):
+            out[i, p] = x[p]
+        out[i, D - 1] = 1
+        out[i, D] = x[D - 1]
+        losses[i], _ = _losses_of_means(begin, end, indices, values, weights, means, x)
