@@ -1,0 +1,302 @@
+"""Columns of a text file, a chunk of lines at a time, with every malformed line accounted for."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from os import PathLike, fspath
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank_opt.errors import DataError
+
+Floats: TypeAlias = NDArray[np.float64]
+
+# Lists of this many lines stay in the cache, and are gone before the garbage collector sees them.
+CHUNK = 1 << 12
+_SEPARATORS = ("::", "\t", ",", ";", "|", " ")
+_LISTED = 5
+_SHOWN = 60
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclass
+class BadLines:
+    """Malformed lines met so far, and how many are allowed.
+
+    Parameters
+    ----------
+    limit : int
+    numbers : list of int
+        Counted from one, ascending.
+    faults : list of str
+        What is wrong with the first few of them.
+    """
+
+    limit: int = 0
+    numbers: list[int] = field(default_factory=list[int])
+    faults: list[str] = field(default_factory=list[str])
+
+    def add(self, number: int, fault: str, line: str) -> None:
+        """Take note of one."""
+        self.numbers.append(number)
+        if len(self.faults) < _LISTED:
+            shown = line if len(line) <= _SHOWN else line[:_SHOWN] + "..."
+            self.faults.append(f"line {number}: {fault}, in {shown!r}")
+
+    def __str__(self) -> str:
+        more = len(self.numbers) - len(self.faults)
+        return "; ".join(self.faults) + (f"; and {more} more" if more > 0 else "")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Columns of consecutive well-formed lines.
+
+    Parameters
+    ----------
+    texts : tuple of list of str
+        One list for each column of text, never empty strings.
+    values : array, shape (k,), or None
+        The column of numbers, finite in float32.
+    """
+
+    texts: tuple[list[str], ...]
+    values: Floats | None
+
+    def __len__(self) -> int:
+        return len(self.texts[0])
+
+
+class DelimitedFile:
+    r"""A file of lines such as ``ann,matrix,5``: CSV, TSV, ``::``, compressed with gzip or not.
+
+    Every line is a record: a quoted field cannot go on in the next line. Each line has as many
+    fields as the first one. Empty lines are fine at the end only.
+
+    Parameters
+    ----------
+    path : str or path
+    texts : sequence of str or int
+        Columns of text, by their names in the first line; by position, from one, without a header.
+    number : str or int, optional
+        The column of numbers.
+    separator : str, optional
+        By default the first that the first line contains, of ``::``, tab, ``,`` ``;`` ``|`` and
+        space.
+    header : bool
+        Whether the first line has names.
+    max_bad_lines : int
+        How many malformed lines are left out; one more is an error.
+
+    Attributes
+    ----------
+    bad : BadLines
+        Those met by `chunks`.
+    unterminated : bool
+        Whether the last line ends without an end-of-line in one of the columns that are read: it
+        may have been cut.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, or a column does not exist.
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        texts: Sequence[str | int],
+        number: str | int | None = None,
+        *,
+        separator: str | None = None,
+        header: bool = True,
+        max_bad_lines: int = 0,
+    ) -> None:
+        self.path, self.header = fspath(path), header
+        self.bad, self.unterminated = BadLines(max_bad_lines), False
+        first = self._first_line()
+        self.separator = separator or _guess(first, self.path)
+        names = _split(first, self.separator)
+        self.width = len(names)
+        self.texts = [self._position(column, names) for column in texts]
+        self.number = None if number is None else self._position(number, names)
+        if header and self.number is not None and _is_number(names[self.number]):
+            raise DataError(
+                f"the first line must have the names of the columns; {self.path!r} begins with "
+                f"{first[:_SHOWN]!r}: say that there is no header"
+            )
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield the columns, in order, some thousand lines at a time.
+
+        Raises
+        ------
+        DataError
+            If there are more malformed lines than allowed, naming the first ones; or the file is
+            cut off inside its compressed data.
+        """
+        number, blank = 1, list[int]()
+        with _opened(self.path) as file:
+            if self.header:
+                next(file, None)
+                number += 1
+            while lines := list(islice(file, CHUNK)):
+                chunk = self._fast(lines) or self._slow(lines, number, blank)
+                number += len(lines)
+                if len(self.bad.numbers) > self.bad.limit:
+                    raise self._too_many(number - 1)
+                if not lines[-1].endswith("\n"):
+                    self.unterminated = self.width - 1 in (*self.texts, self.number)
+                if len(chunk) > 0:
+                    yield chunk
+
+    def _fast(self, lines: list[str]) -> Chunk | None:
+        """Return the columns if all lines are plainly well-formed."""
+        text = "".join(lines)
+        if '"' in text or not _is_unicode(text):
+            return None
+        separator = self.separator
+        fields = [line.split(separator) for line in text.removesuffix("\n").split("\n")]
+        if set(map(len, fields)) != {self.width} or len(fields) != len(lines):
+            return None
+        texts = tuple([f[c] for f in fields] for c in self.texts)
+        if any("" in set(column) for column in texts):
+            return None
+        if self.number is None:
+            return Chunk(texts, None)
+        c = self.number
+        written = [f[c] for f in fields]
+        try:
+            values = np.fromiter(map(float, written), np.float64, len(written))
+        except ValueError:
+            return None
+        # Python reads 1_000 as a number; NaN is not <=.
+        if "_" in "".join(written) or not (np.abs(values) <= _LARGEST).all():
+            return None
+        return Chunk(texts, values)
+
+    def _slow(self, lines: list[str], number: int, blank: list[int]) -> Chunk:
+        """Return the columns of the well-formed lines; take note of the others."""
+        kept = list[list[str]]()
+        for k, raw in enumerate(lines, start=number):
+            line = raw.removesuffix("\n")
+            if not line.strip():
+                blank.append(k)
+                continue
+            for empty in blank:
+                self.bad.add(empty, "an empty line", "")
+            blank.clear()
+            try:
+                kept.append(self._record(line))
+            except ValueError as error:
+                self.bad.add(k, str(error), line)
+        texts = tuple([f[c] for f in kept] for c in self.texts)
+        if self.number is None:
+            return Chunk(texts, None)
+        return Chunk(texts, np.array([float(f[self.number]) for f in kept], dtype=np.float64))
+
+    def _record(self, line: str) -> list[str]:
+        try:
+            fields = _split(line, self.separator)
+        except csv.Error as error:
+            raise ValueError(f"quotes that do not match ({error})") from error
+        if len(fields) != self.width:
+            raise ValueError(f"{len(fields)} fields instead of {self.width}")
+        for c in self.texts:
+            if fields[c] == "":
+                raise ValueError(f"nothing in column {c + 1}")
+            if not _is_unicode(fields[c]):
+                raise ValueError(f"column {c + 1} is not UTF-8")
+        if self.number is not None and not _is_number(fields[self.number]):
+            raise ValueError(f"{fields[self.number]!r} is not a finite number")
+        return fields
+
+    def _first_line(self) -> str:
+        with _opened(self.path) as file:
+            line = file.readline().removesuffix("\n")
+        if not line.strip():
+            raise DataError(f"a file must begin with a line of data; {self.path!r} has none")
+        return line
+
+    def _position(self, column: str | int, names: list[str]) -> int:
+        if self.header:
+            stripped = [name.strip() for name in names]
+            if stripped.count(str(column)) != 1:
+                raise DataError(
+                    f"a column must be one of {stripped[:20]}; got {str(column)!r} for "
+                    f"{self.path!r}: name another one, or say that there is no header"
+                )
+            return stripped.index(str(column))
+        if not (str(column).isdecimal() and 1 <= int(column) <= self.width):
+            raise DataError(
+                f"without a header, a column is a number in 1..{self.width}; got {column!r} for "
+                f"{self.path!r}"
+            )
+        return int(column) - 1
+
+    def _too_many(self, number: int) -> DataError:
+        count = len(self.bad.numbers)
+        return DataError(
+            f"at most {self.bad.limit} lines may be malformed; {self.path!r} has {count} in its "
+            f"first {number}: {self.bad}: repair them, or allow more bad lines"
+        )
+
+
+def _guess(line: str, path: str) -> str:
+    for separator in _SEPARATORS:
+        if separator in line:
+            return separator
+    raise DataError(
+        f"a line must have fields with a separator; {path!r} begins with {line[:_SHOWN]!r}: "
+        "name the separator"
+    )
+
+
+def _split(line: str, separator: str) -> list[str]:
+    if '"' not in line or len(separator) > 1:
+        return line.split(separator)
+    return next(csv.reader([line], delimiter=separator, strict=True))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return abs(float(text)) <= _LARGEST and "_" not in text
+    except ValueError:
+        return False
+
+
+def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        # A byte that is not UTF-8 was read as half of a surrogate pair.
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@contextmanager
+def _opened(path: str) -> Generator[io.TextIOWrapper]:
+    """Yield the text of a file; its bytes are decompressed if they begin as those of gzip do."""
+    try:
+        with open(path, "rb") as raw:
+            opener: Callable[..., io.BufferedIOBase] = gzip.GzipFile
+            compressed = raw.peek(2)[:2] == b"\x1f\x8b"
+            data = opener(fileobj=raw) if compressed else raw
+            with io.TextIOWrapper(data, encoding="utf-8-sig", errors="surrogateescape") as text:
+                yield text
+    except DataError:
+        raise
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"a file must be readable; got {path!r}: {reason}") from error
