@@ -15,6 +15,7 @@ from lowrank_opt.parameterizations import DynamicRank as DynamicRank
 from lowrank_opt.parameterizations import ETHERPlus as ETHERPlus
 from lowrank_opt.parameterizations import Factored as Factored
 from lowrank_opt.parameterizations import HomogeneousBall as HomogeneousBall
+from lowrank_opt.parameterizations import Inductive as Inductive
 from lowrank_opt.parameterizations import NBLoRA as NBLoRA
 from lowrank_opt.parameterizations import NestedSVD as NestedSVD
 from lowrank_opt.parameterizations import Offset as Offset
@@ -33,6 +34,7 @@ from lowrank_opt.parameterizations import olora as olora
 from lowrank_opt.parameterizations import pissa as pissa
 from lowrank_opt.parameterizations import rslora as rslora
 from lowrank_opt.sets import FeasibleSet as FeasibleSet
+from lowrank_opt.sets import ImageSet as ImageSet
 from lowrank_opt.sets import KyFanBall as KyFanBall
 from lowrank_opt.sets import NestedSet as NestedSet
 from lowrank_opt.sets import RankAtMost as RankAtMost

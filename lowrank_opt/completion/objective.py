@@ -85,12 +85,7 @@ class Objective:
 
         Rows and columns without entries are zero, unless frozen frames or features speak for them.
         """
-        left, scale, right = self.parameterization().detach().clone()
-        if self.parameterization.inductive:
-            return LowRankOperator(left, scale, right)
-        for factor, seen in zip((left, right), self.seen, strict=True):
-            factor[~seen] = 0
-        return LowRankOperator(left, scale, right)
+        return self.parameterization.seen_factors(*self.seen).detach().clone()
 
     def bias(self) -> AdditiveBias:
         """Return the present biases, detached."""

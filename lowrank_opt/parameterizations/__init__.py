@@ -16,6 +16,7 @@ from lowrank_opt.parameterizations.ether import ETHER as ETHER
 from lowrank_opt.parameterizations.ether import ETHERPlus as ETHERPlus
 from lowrank_opt.parameterizations.factored import Factored as Factored
 from lowrank_opt.parameterizations.homogeneous import HomogeneousBall as HomogeneousBall
+from lowrank_opt.parameterizations.inductive import Inductive as Inductive
 from lowrank_opt.parameterizations.nb_lora import NBLoRA as NBLoRA
 from lowrank_opt.parameterizations.nested_svd import NestedSVD as NestedSVD
 from lowrank_opt.parameterizations.presets import (

@@ -73,6 +73,20 @@ class Parameterization(nn.Module, ABC):
         """Return `factors`, so that hooks and ``functional_call`` work."""
         return self.factors()
 
+    def seen_factors(self, rows: Tensor, cols: Tensor) -> LowRankOperator:
+        """Return `factors` with zeros where nothing was observed, which increases no norm.
+
+        Parameters
+        ----------
+        rows, cols : Tensor, shapes (m,) and (n,) of bool
+            Which rows and columns had an observed entry. Inductive maps speak for all of them.
+        """
+        left, scale, right = self.factors()
+        if self.inductive:
+            return LowRankOperator(left, scale, right)
+        left, right = (x.where(k.unsqueeze(1), 0) for x, k in ((left, rows), (right, cols)))
+        return LowRankOperator(left, scale, right)
+
     @property
     def feasible_set(self) -> FeasibleSet:
         """The set that `factors` cannot leave; here, the matrices of rank at most `rank`."""

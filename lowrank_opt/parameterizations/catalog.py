@@ -22,6 +22,7 @@ from lowrank_opt.parameterizations.dynamic_rank import DynamicRank
 from lowrank_opt.parameterizations.ether import ETHER, ETHERPlus
 from lowrank_opt.parameterizations.factored import Factored
 from lowrank_opt.parameterizations.homogeneous import HomogeneousBall
+from lowrank_opt.parameterizations.inductive import Inductive
 from lowrank_opt.parameterizations.nb_lora import NBLoRA
 from lowrank_opt.parameterizations.nested_svd import NestedSVD
 from lowrank_opt.parameterizations.presets import lora_xs, nora
@@ -34,6 +35,7 @@ from lowrank_opt.parameterizations.vera import VeRA
 from lowrank_opt.parameterizations.weight_decomposed import WeightDecomposed
 from lowrank_opt.sets import (
     FeasibleSet,
+    ImageSet,
     KyFanBall,
     NestedSet,
     RankAtMost,
@@ -108,6 +110,13 @@ def _nested(shape: Shape, rank: int) -> NestedSVD:
     return NestedSVD(frames, inner)
 
 
+def _inductive(shape: Shape, rank: int, *, orthonormal: bool = False) -> Inductive:
+    (m, n), k = shape, 2 * rank
+    inner = HomogeneousBall((k, k), rank, radius=1.0, dtype=torch.float64)
+    features = _weight((m, k)), _weight((n, k))
+    return Inductive(inner, *features, orthonormal=orthonormal)
+
+
 def _weighted(shape: Shape, rank: int) -> Weighted:
     inner = HomogeneousBall(shape, rank, radius=1.0, dtype=torch.float64)
     return Weighted(inner, torch.linspace(0.5, 1.0, shape[0], dtype=torch.float64))
@@ -163,6 +172,10 @@ METHODS: tuple[Method, ...] = (
            "arXiv 2408.10280"),
     Method("lora_xs", lambda s, r: lora_xs(_weight(s), r), "one thin product", "arXiv 2405.17604"),
     Method("Weighted(inner, rows, cols)", _weighted, _NONE, "NIPS 2010, equation 3"),
+    Method("Inductive(inner, features)", _inductive, "two products with the features",
+           "arXiv 1306.0626"),
+    Method("Inductive(inner, features, orthonormal)", partial(_inductive, orthonormal=True),
+           "two products with the features", "arXiv 1306.0626"),
     Method("Offset(inner)", _offset, "twice the inner columns", "arXiv 2404.02948"),
     Method("pissa", lambda s, r: pissa(_weight(s), r), "twice the columns", "arXiv 2404.02948"),
     Method("olora", lambda s, r: olora(_weight(s), r), "twice the columns", "arXiv 2406.01775"),
@@ -243,6 +256,9 @@ def norm_of(feasible_set: FeasibleSet) -> str:
             return "none" if name == "none" else f"weighted {name}"
         case NestedSet(inner=inner):
             return norm_of(inner)
+        case ImageSet(inner=inner):
+            name = norm_of(inner)
+            return "none" if name == "none" else f"{name} between features"
         case ShiftedSet(inner=inner):
             name = norm_of(inner)
             return "none" if name == "none" else f"shifted {name}"

@@ -7,6 +7,7 @@ from lowrank_opt.sets.derived import NestedSet as NestedSet
 from lowrank_opt.sets.derived import ShiftedSet as ShiftedSet
 from lowrank_opt.sets.derived import WeightedSchattenBall as WeightedSchattenBall
 from lowrank_opt.sets.derived import WeightedSet as WeightedSet
+from lowrank_opt.sets.image import ImageSet as ImageSet
 from lowrank_opt.sets.spectral import KyFanBall as KyFanBall
 from lowrank_opt.sets.spectral import RankAtMost as RankAtMost
 from lowrank_opt.sets.spectral import SchattenBall as SchattenBall

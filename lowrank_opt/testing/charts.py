@@ -15,6 +15,7 @@ import torch
 
 from lowrank_opt.sets import (
     FeasibleSet,
+    ImageSet,
     KyFanBall,
     NestedSet,
     RankAtMost,
@@ -52,6 +53,8 @@ class Chart:
         Size of the largest matrix that `push` subtracts.
     gain : float
         By how much the linear part of `push` enlarges a matrix at most.
+    condition : float
+        By how much `pull` after `push` enlarges relative rounding at most.
     """
 
     core: FeasibleSet
@@ -61,6 +64,7 @@ class Chart:
     outside: Callable[[Array], float]
     shift: float = 0.0
     gain: float = 1.0
+    condition: float = 1.0
 
     def size(self, matrix: Array) -> float:
         """Return the size to which rounding is compared: the set's own, or the matrix's."""
@@ -75,7 +79,8 @@ class Chart:
     def tolerance(self, matrix: Array, dtype: torch.dtype, rank: int) -> float:
         """Return the excess that the package's one rule explains by rounding to `dtype`."""
         eps = torch.finfo(dtype).eps
-        return _TOLERANCE_FACTOR * eps * max(rank, 1) ** 0.5 * self.size(matrix)
+        size = self.condition * self.size(matrix)
+        return _TOLERANCE_FACTOR * eps * max(rank, 1) ** 0.5 * size
 
     def excess(self, matrix: Array) -> float:
         """Return by how much a dense matrix leaves the set: in norm, in rank or in its spaces."""
@@ -105,6 +110,8 @@ def chart_of(feasible_set: FeasibleSet) -> Chart:
             return _weighted(feasible_set)
         case NestedSet():
             return _nested(feasible_set)
+        case ImageSet():
+            return _image(feasible_set)
         case ShiftedSet():
             return _shifted(feasible_set)
         case _:
@@ -155,6 +162,7 @@ def _compose(
         lambda W: inner.outside(pull(W)),
         max(inner.shift, shift),
         inner.gain * gain,
+        inner.condition,
     )
 
 
@@ -183,3 +191,37 @@ def _nested(feasible_set: NestedSet) -> Chart:
         return max(float(np.linalg.norm(W - U @ core @ V.T)), inner.outside(core))
 
     return replace(chart, outside=outside)
+
+
+def _image(feasible_set: ImageSet) -> Chart:
+    A, B = (
+        None if x is None else to_array(x.to_dense())
+        for x in (feasible_set.left, feasible_set.right)
+    )
+    a, b = (None if x is None else np.linalg.pinv(x) for x in (A, B))
+    norms = [float(np.linalg.norm(x, 2)) for x in (A, B, a, b) if x is not None]
+    gains = [float(np.linalg.norm(x, 2)) for x in (A, B) if x is not None]
+    inner = chart_of(feasible_set.inner)
+    chart = _compose(
+        inner,
+        lambda W: _between(a, W, b),
+        lambda C: _between(A, C, B),
+        lambda G: _between(_transpose(A), G, _transpose(B)),
+        gain=float(np.prod(gains)),
+    )
+
+    def outside(W: Array) -> float:
+        core = _between(a, W, b)
+        return max(float(np.linalg.norm(W - _between(A, core, B))), inner.outside(core))
+
+    condition = float(np.prod(norms)) * inner.condition
+    return replace(chart, outside=outside, condition=condition)
+
+
+def _between(A: Array | None, C: Array, B: Array | None) -> Array:
+    left = C if A is None else A @ C
+    return left if B is None else left @ B.T
+
+
+def _transpose(A: Array | None) -> Array | None:
+    return None if A is None else A.T
