@@ -19,9 +19,9 @@ from lowrank_opt.completion import bayesian
 from problems import movielens
 from problems.metrics import rmse
 
-BURN_IN, SAMPLES = 30, 150
+BURN_IN, SAMPLES = 10, 150
 METHODS: dict[str, tuple[int, bool, bool]] = {
-    "ratings": (15, False, False),
+    "ratings": (16, False, False),
     "implicit": (11, True, False),
     "implicit + side": (11, True, True),
 }

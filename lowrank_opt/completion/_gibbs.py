@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank_opt.completion._noise import relative
 from lowrank_opt.completion.side import FeatureLink
-from lowrank_opt.kernels.row_solves import RowProblems
+from lowrank_opt.kernels.gaussian_rows import GaussianRows, Moments
 
 Floats = NDArray[np.floating]
 
@@ -19,33 +21,38 @@ _LINK_SHAPE, _LINK_RATE = 1.0, 1.0
 
 
 class Side:
-    r"""Factors :math:`x_i \sim N(\mu + g_i, \Lambda^{-1})`, g from features, and their prior.
+    r"""Factors :math:`x_i \sim N(\mu + g_i, \Lambda^{-1})`, g from features, their prior and noise.
 
     Parameters
     ----------
-    problems : RowProblems
+    rows : GaussianRows
         The entries of each row.
-    x : array, shape (m, K)
-        The start; the last column is the bias.
+    moments : Moments
+        The start.
     links : sequence of FeatureLink
+    noise_strength : float
+        As in `bayesian`.
     rng : numpy.random.Generator
     """
 
     def __init__(
         self,
-        problems: RowProblems,
-        x: Floats,
+        rows: GaussianRows,
+        moments: Moments,
         links: Sequence[FeatureLink],
+        noise_strength: float,
         rng: np.random.Generator,
     ) -> None:
-        K, dtype = x.shape[1], x.dtype
-        self.problems, self.x, self.rng = problems, x, rng
+        self.rows, self.moments, self.rng = rows, moments, rng
+        self.x = moments.unknowns
+        K, dtype = self.x.shape[1], self.x.dtype
         self.links = [link.as_dtype(dtype.type) for link in links]
         self.mean, self.precision = np.zeros(K), np.eye(K)
         self.coefficients = [np.zeros((len(link.spread), K), dtype) for link in self.links]
-        self.parts = [np.zeros_like(x) for _ in links]
+        self.parts = [np.zeros_like(self.x) for _ in links]
         self.strengths = [1.0 for _ in links]
-        self.ones = np.ones(len(x))
+        self.counts, self.noise_strength = rows.positive_counts, noise_strength
+        self.relative_precision: Floats = np.ones(len(self.x))
 
     def draw_prior(self) -> None:
         """Draw mean and precision, then each link and its strength, given the factors."""
@@ -64,21 +71,23 @@ class Side:
             shape, rate = _LINK_SHAPE + c.size / 2, _LINK_RATE + energy / 2
             self.strengths[k] = self.rng.gamma(shape) / rate
 
-    def draw_factors(self, other: Floats, noise_precision: float) -> float:
-        """Draw the factors given the other side; return the sum of squared residuals."""
-        features = other.copy()
-        features[:, -1] = 1
-        centre = self.mean + sum(self.parts) if self.parts else np.tile(self.mean, (len(self.x), 1))
-        return self.problems.solve(
-            self.x,
-            features,
-            other[:, -1].copy(),
+    def draw_factors(self, other: Side, noise_precision: float) -> float:
+        """Draw factors and noise given the other side; return the weighted squared residuals."""
+        centre = self.mean + sum(self.parts) if self.parts else self.mean
+        losses = self.rows.draw(
+            self.moments,
+            other.moments,
+            scales=noise_precision * self.relative_precision,
             precision=self.precision,
-            strengths=self.ones,
-            scale=noise_precision,
-            pull=centre @ self.precision,
+            pull=np.broadcast_to(centre @ self.precision, self.x.shape),
             noise=self.rng.standard_normal(self.x.shape, self.x.dtype),
+            multipliers=other.relative_precision,
         )
+        self.x = self.moments.unknowns
+        if math.isfinite(self.noise_strength):
+            noise = relative(self.counts, noise_precision * losses, self.noise_strength)
+            self.relative_precision = self.rng.gamma(noise.shape) / noise.rate
+        return float(self.relative_precision @ losses)
 
 
 def draw_normal_wishart(

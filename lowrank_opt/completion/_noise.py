@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank_opt.errors import OptionError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -60,6 +62,12 @@ class Gammas:
         a, b, a0, b0 = self.shape, self.rate, self.prior_shape, self.prior_rate
         terms = (a - a0) * digamma(a) - gammaln(a) + gammaln(a0)
         return float(np.sum(terms + a0 * (np.log(b) - math.log(b0)) + a * (b0 - b) / b))
+
+
+def check_noise_strength(strength: float) -> None:
+    """Raise OptionError unless it is positive, or infinite."""
+    if not strength > 0:
+        raise OptionError(f"noise_strength must be positive, or math.inf; got {strength!r}")
 
 
 def common(count: int, loss: float) -> Gammas:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from lowrank_opt.completion._gibbs import Side
-from lowrank_opt.completion.bias import weighted_mean
+from lowrank_opt.completion._noise import check_noise_strength, common
+from lowrank_opt.completion._variational import VariationalPosterior
 from lowrank_opt.completion.checks import check_counts
 from lowrank_opt.completion.history import History, Iteration
 from lowrank_opt.completion.implicit import implicit_features
@@ -19,15 +20,14 @@ from lowrank_opt.completion.posterior import BayesianResult
 from lowrank_opt.completion.progress import Progress, reporting
 from lowrank_opt.completion.side import FeatureLink
 from lowrank_opt.completion.status import CompletionStatus
-from lowrank_opt.errors import RadiusError, ShapeError
-from lowrank_opt.kernels.row_solves import RowProblems
+from lowrank_opt.errors import ShapeError
 from lowrank_opt.observations import Observations
 
 if TYPE_CHECKING:
     from lowrank_opt.completion.side import Features
 
-# Gamma(1, 1) on the noise precision of standardised values.
-_NOISE_SHAPE, _NOISE_RATE = 1.0, 1.0
+# Variational sweeps before the first draw: cheaper than as many draws, and they get further.
+_SWEEPS_TO_START = 8
 
 
 def bayesian(
@@ -37,18 +37,19 @@ def bayesian(
     implicit: bool = False,
     row_features: Sequence[Features] = (),
     col_features: Sequence[Features] = (),
-    burn_in: int = 40,
-    samples: int = 160,
+    noise_strength: float = 50.0,
+    burn_in: int = 10,
+    samples: int = 150,
     thinning: int = 1,
     generator: torch.Generator | None = None,
     progress: Progress = False,
 ) -> BayesianResult:
     r"""Sample the posterior of a biased low-rank matrix given noisy entries.
 
-    :math:`y_k \sim N(\mu + a_i + c_j + u_i^T v_j, (\alpha w_k)^{-1})`, where
-    :math:`(u_i, a_i) \sim N(\mu_U + \sum_l \beta_l^T f_{li}, \Lambda_U^{-1})`, columns likewise,
+    :math:`y_k \sim N(\mu + a_i + c_j + u_i^T v_j, (\tau w_k \alpha_i \beta_j)^{-1})`, where
+    :math:`(u_i, a_i) \sim N(\mu_U + \sum_l B_l^T f_{li}, \Lambda_U^{-1})`, columns likewise,
     with Normal-Wishart priors on :math:`(\mu_U, \Lambda_U)`, matrix-normal priors on the links
-    :math:`\beta_l` of the features :math:`f_l`, and Gamma priors on precisions. Nothing needs to be
+    :math:`B_l` of the features :math:`f_l`, and Gamma priors on precisions. Nothing needs to be
     tuned.
 
     Parameters
@@ -61,6 +62,10 @@ def bayesian(
         Use as features, both ways, which entries were observed.
     row_features, col_features : sequence of Tensor, array or sparse matrix, shapes (m, f), (n, f)
         Each gets a strength of its own. Rows never observed are predicted from them.
+    noise_strength : float
+        :math:`\nu`: :math:`\alpha_i, \beta_j \sim \text{Gamma}(\nu/2, \nu/2)`, so that a row or
+        column with that many entries is half-way between the common noise level and its own.
+        Infinite for one noise level.
     burn_in, samples, thinning : int
         Sweeps left out first, draws kept, and sweeps for each draw kept.
     generator : torch.Generator, optional
@@ -75,14 +80,18 @@ def bayesian(
     Raises
     ------
     RadiusError
-        If a count is not a positive integer, or all values are equal.
+        If a count is not a positive integer.
+    OptionError
+        If `noise_strength` is not positive.
     ShapeError
         If features do not have a line for each row or column, or something is not on the CPU.
 
     References
     ----------
     Salakhutdinov and Mnih (2008), Bayesian probabilistic matrix factorization using Markov chain
-    Monte Carlo, section 3.3; the links are those of Simm et al. (2017), Macau.
+    Monte Carlo, section 3.3; the links are those of Simm et al. (2017), Macau; the noise by rows
+    and columns is that of Lakshminarayanan, Bouchard and Archambeau (2011), Robust Bayesian matrix
+    factorisation. The start is that of `variational`.
 
     Examples
     --------
@@ -94,13 +103,14 @@ def bayesian(
     True
     """
     check_counts(rank=rank, samples=samples, thinning=thinning, burn_in=burn_in + 1)
+    check_noise_strength(noise_strength)
     if observations.device.type != "cpu":
         raise ShapeError(
             f"bayesian needs observations on the CPU; got {observations.device}: "
             "use .to(device='cpu')"
         )
     links = _links(observations, row_features, col_features, implicit=implicit)
-    sampler = _Sampler(observations, rank, links, generator)
+    sampler = _Sampler(observations, rank, links, noise_strength, generator)
     sweeps = burn_in + samples * thinning
     kept: list[_Draw] = []
     with reporting(progress, sweeps) as report:
@@ -111,7 +121,7 @@ def bayesian(
     return sampler.result(kept)
 
 
-_Draw = tuple[np.ndarray, np.ndarray, float]
+_Draw = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]
 
 
 class _Sampler:
@@ -122,59 +132,54 @@ class _Sampler:
         observations: Observations,
         rank: int,
         links: tuple[list[FeatureLink], list[FeatureLink]],
+        noise_strength: float,
         generator: torch.Generator | None,
     ) -> None:
-        seed = int(torch.randint(2**62, (), generator=generator))
-        self.rng = np.random.default_rng(seed)
-        self.offset = weighted_mean(observations)
-        centred = observations.values.double() - self.offset
-        self.unit = float(centred.square().mean().sqrt())
-        if not self.unit > 0:
-            raise RadiusError("values must not be all equal; predict their mean instead")
-        scaled = observations.with_values((centred / self.unit).to(observations.dtype))
-        self.sides = tuple(
-            Side(RowProblems.of(scaled, axis, np.float32), self._start(size, rank), link, self.rng)
-            for axis, size, link in zip((scaled.csr, scaled.csc), scaled.shape, links, strict=True)
-        )
-        self.count, self.noise_precision = len(observations), 1.0
+        single = observations.to(dtype=torch.float32)
+        start = VariationalPosterior(single, rank, noise_strength, generator)
+        self.offset, self.unit, self.count = start.offset, start.unit, start.count
         self.history, self.started = History(), time.perf_counter()
+        for _ in range(_SWEEPS_TO_START):
+            start.sweep()
+        self.noise_precision = float(start.noise.mean[0])
+        self.rng = start.rng
+        parts = zip(start.rows, start.sides, links, strict=True)
+        self.sides = tuple(Side(*part, noise_strength, self.rng) for part in parts)
+        for side, noise in zip(self.sides, start.relative, strict=True):
+            side.moments.repack()
+            side.relative_precision = noise.mean
 
     def sweep(self) -> Iteration:
         """Draw everything once."""
         loss = math.nan
         for side, other in (self.sides, self.sides[::-1]):
             side.draw_prior()
-            loss = side.draw_factors(other.x, self.noise_precision)
-        shape, rate = _NOISE_SHAPE + self.count / 2, _NOISE_RATE + loss / 2
-        self.noise_precision = self.rng.gamma(shape) / rate
+            loss = side.draw_factors(other, self.noise_precision)
+        noise = common(self.count, loss)
+        self.noise_precision = float(self.rng.gamma(noise.shape[0]) / noise.rate[0])
         seconds = time.perf_counter() - self.started
         line = Iteration(loss * self.unit**2, math.nan, math.nan, seconds)
         self.history.append(line)
         return line
 
     def draw(self) -> _Draw:
-        """Return a copy of the factors, with the biases last, and the noise precision."""
+        """Return the factors with the biases last, relative precisions, and the common one."""
         rows, cols = self.sides
-        return rows.x.copy(), cols.x.copy(), self.noise_precision
+        alpha, beta = rows.relative_precision, cols.relative_precision
+        return rows.x, cols.x, alpha, beta, self.noise_precision
 
     def result(self, kept: list[_Draw]) -> BayesianResult:
         """Return the kept draws in the unit of the values."""
         root = math.sqrt(self.unit)
-        rows, cols = (torch.from_numpy(np.stack([draw[k] for draw in kept])) for k in (0, 1))
+        rows, cols, alpha, beta = (
+            torch.from_numpy(np.stack([draw[k] for draw in kept])).float() for k in range(4)
+        )
         a, c = rows[..., -1] * self.unit, cols[..., -1] * self.unit
         U, V = (x[..., :-1].contiguous().mul_(root) for x in (rows, cols))
-        precision = torch.tensor([draw[2] for draw in kept]) / self.unit**2
-        status = CompletionStatus.MAX_ITERATIONS
-        if all(map(math.isfinite, self.history.objective)):
-            status = CompletionStatus.CONVERGED
-        else:
-            status = CompletionStatus.NUMERICAL_TROUBLE
-        return BayesianResult(U, V, a, c, self.offset, precision, status, self.history)
-
-    def _start(self, size: int, rank: int) -> np.ndarray:
-        x = 0.1 * self.rng.standard_normal((size, rank + 1), np.float32)
-        x[:, -1] = 0
-        return x
+        precision = torch.tensor([draw[4] for draw in kept], dtype=torch.float64) / self.unit**2
+        finite = all(map(math.isfinite, self.history.objective))
+        status = CompletionStatus.CONVERGED if finite else CompletionStatus.NUMERICAL_TROUBLE
+        return BayesianResult(U, V, a, c, self.offset, precision, status, self.history, alpha, beta)
 
 
 def _links(

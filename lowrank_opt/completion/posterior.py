@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 1 << 15
 _TENSORS = ("row_factors", "col_factors", "row_bias", "col_bias", "noise_precision")
+_RELATIVE = ("row_precision", "col_precision")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,10 +38,13 @@ class BayesianResult:
     col_bias : Tensor, shape (S, n)
     mean : float
     noise_precision : Tensor, shape (S,)
-        One over the variance of a value of weight one around the matrix.
+        One over the variance of a value of weight one around the matrix, in an ordinary row and
+        column.
     status : CompletionStatus
     history : History
         All sweeps, those left out too.
+    row_precision, col_precision : Tensor, shapes (S, m) and (S, n), optional
+        Noise precisions of rows and columns relative to `noise_precision`; ones by default.
 
     Examples
     --------
@@ -59,6 +63,8 @@ class BayesianResult:
     noise_precision: Tensor
     status: CompletionStatus
     history: History
+    row_precision: Tensor | None = None
+    col_precision: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -126,7 +132,8 @@ class BayesianResult:
         mean = mean.reshape(i.shape) if clip is None else mean.reshape(i.shape).clamp(*clip)
         if not return_std:
             return mean
-        return mean, (variance.reshape(i.shape) + (1 / self.noise_precision).mean()).sqrt()
+        noise = self._noise_variance(i.reshape(-1), j.reshape(-1))
+        return mean, (variance + noise).sqrt().to(mean.dtype).reshape(i.shape)
 
     def to_completion(self) -> CompletionResult:
         """Return the posterior mean as a result of rank S r: the draws side by side."""
@@ -147,6 +154,9 @@ class BayesianResult:
             If the folder cannot be written.
         """
         tensors: dict[str, Tensor] = {name: getattr(self, name) for name in _TENSORS}
+        for name in _RELATIVE:
+            relative = getattr(self, name)
+            tensors |= {} if relative is None else {name: relative}
         tensors["mean"] = torch.tensor(self.mean, dtype=torch.float64)
         header: storage.JsonObject = {"status": self.status.name, "shape": list(self.shape)}
         storage.write(path, "BayesianResult", header, tensors, self.history)
@@ -163,7 +173,22 @@ class BayesianResult:
         with storage.reading(path, "BayesianResult") as (header, tensors, history):
             U, V, a, c, precision = (tensors[name] for name in _TENSORS)
             status = CompletionStatus[str(header["status"])]
-            return cls(U, V, a, c, float(tensors["mean"]), precision, status, history)
+            relative = (tensors.get(name) for name in _RELATIVE)
+            mean = float(tensors["mean"])
+            return cls(U, V, a, c, mean, precision, status, history, *relative)
+
+    def _noise_variance(self, i: Tensor, j: Tensor) -> Tensor:
+        """Return the expected variance of the noise of a value of weight one, in float64."""
+        S = len(self)
+        total = torch.zeros(len(i), dtype=torch.float64)
+        for s in range(S):
+            precision = self.noise_precision[s].double()
+            for relative, index in ((self.row_precision, i), (self.col_precision, j)):
+                precision = (
+                    precision if relative is None else precision * relative[s].double()[index]
+                )
+            total += 1 / precision
+        return total / S
 
     def _moments(self, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and variance over the draws, by Welford's update."""

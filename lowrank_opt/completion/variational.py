@@ -9,34 +9,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lowrank_opt.completion import _noise
-from lowrank_opt.completion._normal_wishart import NormalWishart
-from lowrank_opt.completion.bias import AdditiveBias
+from lowrank_opt.completion._noise import check_noise_strength
+from lowrank_opt.completion._variational import VariationalPosterior
 from lowrank_opt.completion.checks import check_amounts, check_counts
 from lowrank_opt.completion.held_out import training_and_validation
 from lowrank_opt.completion.iterates import Iterate, run
 from lowrank_opt.completion.progress import Progress
 from lowrank_opt.completion.result import CompletionResult
-from lowrank_opt.completion.standardize import standardize
-from lowrank_opt.errors import OptionError, ShapeError
-from lowrank_opt.kernels.gaussian_rows import GaussianRows, Moments
+from lowrank_opt.errors import ShapeError
 from lowrank_opt.observations import Observations
-from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.sets import FeasibleSet
 
 Floats = NDArray[np.floating]
-
-_NOISE_STRENGTH = 50.0
-# A strong prior in the first sweeps empties directions before they had a chance to fit.
-_FIRST_PRECISION = 0.3
-_LARGEST_EXPONENT = 600.0
 
 
 def variational(
     observations: Observations,
     rank: int | FeasibleSet = 12,
     *,
-    noise_strength: float = _NOISE_STRENGTH,
+    noise_strength: float = 50.0,
     tolerance: float = 2e-3,
     max_iterations: int = 40,
     validation: float | Observations | None = None,
@@ -110,7 +101,7 @@ def variational(
     size = _rank_of(rank, observations.shape)
     _check(observations, size, noise_strength, tolerance, max_iterations, patience)
     fitted, held_out = training_and_validation(observations, validation, generator)
-    model = _Model(fitted, size, noise_strength, generator)
+    model = VariationalPosterior(fitted, size, noise_strength, generator)
     return run(
         _iterates(model, tolerance, feasible),
         fitted,
@@ -122,7 +113,9 @@ def variational(
     )
 
 
-def _iterates(model: _Model, tolerance: float, feasible: FeasibleSet | None) -> Iterator[Iterate]:
+def _iterates(
+    model: VariationalPosterior, tolerance: float, feasible: FeasibleSet | None
+) -> Iterator[Iterate]:
     previous = math.inf
     while True:
         energy = model.sweep()
@@ -132,96 +125,6 @@ def _iterates(model: _Model, tolerance: float, feasible: FeasibleSet | None) -> 
             operator = feasible.project(operator)
         yield Iterate(operator, bias, model.in_unit_of_loss(energy), settled=settled)
         previous = energy
-
-
-class _Model:
-    """Standardised entries, the approximate posterior of both sides, and its free energy."""
-
-    def __init__(
-        self,
-        observations: Observations,
-        rank: int,
-        noise_strength: float,
-        generator: torch.Generator | None,
-    ) -> None:
-        self.dtype, self.rank, self.strength = observations.dtype, rank, noise_strength
-        self.offset, self.unit, scaled = standardize(observations)
-        dtype = np.float32 if observations.dtype == torch.float32 else np.float64
-        self.rows = [GaussianRows.of(scaled, axis, dtype) for axis in (scaled.csr, scaled.csc)]
-        weights = self.rows[0].weights
-        self.count = int((weights > 0).sum())
-        self.log_weights = float(np.log(weights[weights > 0].astype(np.float64)).sum())
-        self.counts = [_positive_counts(rows) for rows in self.rows]
-        seed = int(torch.randint(2**62, (), generator=generator))
-        rng = np.random.default_rng(seed)
-        self.sides = [
-            Moments.of(rng.standard_normal((size, rank), dtype), np.zeros(size, dtype))
-            for size in observations.shape
-        ]
-        self.precisions: list[Floats] = [_FIRST_PRECISION * np.eye(rank + 1) for _ in self.sides]
-        self.priors = [NormalWishart.prior(rank + 1) for _ in self.sides]
-        self.noise = _noise.common(0, 0.0)
-        self.relative = [_noise.relative(0 * n, 0.0 * n, noise_strength) for n in self.counts]
-        self.divergences = [0.0, 0.0]
-
-    def sweep(self) -> float:
-        """Update everything once; return the free energy."""
-        loss = math.nan
-        for side in (0, 1):
-            loss = self._update(side)
-        self.noise = _noise.common(self.count, loss)
-        return self._free_energy(loss)
-
-    def mean(self) -> tuple[LowRankOperator, AdditiveBias]:
-        """Return the posterior mean in the unit of the values."""
-        root, r = math.sqrt(self.unit), self.rank
-        means = [torch.from_numpy(side.means).to(self.dtype) for side in self.sides]
-        left, right = (x[:, :r] * root for x in means)
-        operator = LowRankOperator(left, left.new_ones(r), right)
-        a, c = (x[:, -1] * self.unit for x in means)
-        return operator, AdditiveBias(self.offset, a, c)
-
-    def in_unit_of_loss(self, energy: float) -> float:
-        """Return half the sum of squares of Gaussian noise with the given free energy."""
-        exponent = 2 * energy / self.count - math.log(2 * math.pi * math.e)
-        return 0.5 * self.count * self.unit**2 * math.exp(min(exponent, _LARGEST_EXPONENT))
-
-    def _update(self, side: int) -> float:
-        """Update one side, its prior and its noise; return the weighted expected loss."""
-        own, other, size = self.sides[side], self.sides[1 - side], len(self.counts[side])
-        P, precision = self.precisions[side], float(self.noise.mean[0])
-        losses, logdets = self.rows[side].posterior(
-            own,
-            other,
-            scales=precision * self.relative[side].mean,
-            precision=P,
-            pull=np.broadcast_to(P @ self.priors[side].mean, (size, self.rank + 1)),
-            multipliers=self.relative[1 - side].mean,
-        )
-        total = own.unknowns.sum(axis=0, dtype=np.float64)
-        prior = NormalWishart.posterior(total, own.total(), size)
-        self.priors[side], self.precisions[side] = prior, prior.precision
-        self.relative[side] = _noise.relative(self.counts[side], precision * losses, self.strength)
-        distance = prior.expected_distance(total, own.total(), size)
-        constant = size * (self.rank + 1 + prior.expected_log_determinant())
-        self.divergences[side] = (float(logdets.sum()) - constant + distance) / 2
-        return float(self.relative[side].mean @ losses)
-
-    def _free_energy(self, loss: float) -> float:
-        log_precision = self.count * float(self.noise.log_mean()[0]) + self.log_weights
-        log_precision += _noise.expected_log_precision(self.counts, self.relative, self.strength)
-        misfit = float(self.noise.mean[0]) * loss + self.count * math.log(2 * math.pi)
-        parts = [*self.priors, self.noise, *self.relative]
-        return (
-            (misfit - log_precision) / 2
-            + sum(self.divergences)
-            + sum(part.divergence() for part in parts)
-        )
-
-
-def _positive_counts(rows: GaussianRows) -> NDArray[np.integer]:
-    groups = np.repeat(np.arange(len(rows.counts)), rows.counts)
-    return np.bincount(groups[rows.weights > 0], minlength=len(rows.counts))
 
 
 def _rank_of(rank: int | FeasibleSet, shape: tuple[int, int]) -> int:
@@ -241,8 +144,7 @@ def _check(
 ) -> None:
     check_counts(rank=rank, max_iterations=max_iterations, patience=patience)
     check_amounts(tolerance=tolerance)
-    if not noise_strength > 0:
-        raise OptionError(f"noise_strength must be positive, or math.inf; got {noise_strength!r}")
+    check_noise_strength(noise_strength)
     if observations.device.type != "cpu":
         raise ShapeError(
             f"variational needs observations on the CPU; got {observations.device}: "

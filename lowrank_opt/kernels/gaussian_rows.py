@@ -116,6 +116,12 @@ class GaussianRows:
         """Number of entries of each row."""
         return np.diff(self.axis.pointers.numpy())
 
+    @property
+    def positive_counts(self) -> NDArray[np.integer]:
+        """Number of entries of positive weight in each row."""
+        groups = np.repeat(np.arange(len(self.counts)), self.counts)
+        return np.bincount(groups[self.weights > 0], minlength=len(self.counts))
+
     def posterior(
         self,
         own: Moments,

@@ -17,6 +17,8 @@ Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]
 
 _FASTMATH = {"reassoc", "contract"}
+# A sum of squares this small beside its terms is mostly rounding, and summed entry by entry.
+_CANCELLED = 1e-2
 
 
 @njit(nogil=True, cache=True, fastmath=_FASTMATH)
@@ -125,7 +127,46 @@ def _invert(U: Floats, S: Floats, C: Floats) -> None:
 
 
 @njit(nogil=True, cache=True, fastmath=_FASTMATH)
-def _losses_of_means(
+def _scale_values(begin: int, end: int, values: Floats, weights: Floats, scaled: Floats) -> float:
+    """Write ``w y``, and return ``sum w y^2``."""
+    total = 0.0
+    for k in range(begin, end):
+        scaled[k] = weights[k] * values[k]
+        total += np.float64(scaled[k]) * values[k]
+    return total
+
+
+@njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def _quadratic(summed: Floats, x: Floats, C: Floats | None) -> float:
+    """Return ``<C + w w^T, S>``, where w = (x, 1), C covers x, and S is the packed sum."""
+    D = len(x)
+    total, s = 0.0, 0
+    for p in range(D + 1):
+        xp = x[p] if p < D else 1.0
+        row = 0.0
+        for q in range(p):
+            row += x[q] * summed[s + q]
+        total += xp * (2 * row + (xp * summed[s + p]))
+        if C is not None and p < D:
+            row = 0.0
+            for q in range(p):
+                row += C[p, q] * summed[s + q]
+            total += 2 * row + C[p, p] * summed[s + p]
+        s += p + 1
+    return total
+
+
+@njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def _linear(products: Floats, x: Floats) -> float:
+    D = len(x)
+    total = np.float64(products[D])
+    for p in range(D):
+        total += x[p] * products[p]
+    return total
+
+
+@njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def _loss_of_means(
     begin: int,
     end: int,
     indices: Ints,
@@ -146,26 +187,6 @@ def _losses_of_means(
         loss += w * e * e
         fitted += w * prediction * prediction
     return loss, fitted
-
-
-@njit(nogil=True, cache=True, fastmath=_FASTMATH)
-def _spread_loss(summed: Floats, x: Floats, C: Floats, fitted: float) -> float:
-    """Return the expected loss beyond that of the means.
-
-    With w = (x, 1) of mean (x, 1) and covariance C of x, that is ``<C, S> + w S w - fitted`` where
-    S is the sum of second moments and `fitted` the sum of squared predictions of the means.
-    """
-    D = len(x)
-    total, s = -fitted, 0
-    for p in range(D + 1):
-        xp = x[p] if p < D else 1.0
-        for q in range(p + 1):
-            m = xp * (x[q] if q < D else 1.0)
-            if p < D:
-                m += C[p, q]
-            total += (m if p == q else 2 * m) * summed[s]
-            s += 1
-    return max(total, 0.0)
 
 
 @njit(nogil=True, cache=True, fastmath=_FASTMATH)
@@ -232,8 +253,7 @@ def posterior_pass(
     b, x = np.empty(D), np.empty(D)
     for i in range(first, last):
         begin, end = pointers[i], pointers[i + 1]
-        for k in range(begin, end):
-            scaled[k] = weights[k] * values[k]
+        energy = _scale_values(begin, end, values, weights, scaled)
         _sum_vectors(begin, end, indices, weights, moments, summed)
         _sum_vectors(begin, end, indices, scaled, means, products)
         _assemble(summed, products, scales[i], precision, pull[i], A, b)
@@ -247,8 +267,11 @@ def posterior_pass(
             x[p] = 0
             for q in range(D):
                 x[p] += C[p, q] * b[q]
-        loss, fitted = _losses_of_means(begin, end, indices, values, weights, means, x)
-        losses[i] = loss + _spread_loss(summed, x, C, fitted)
+        quadratic = _quadratic(summed, x, C)
+        losses[i] = energy - 2 * _linear(products, x) + quadratic
+        if losses[i] < _CANCELLED * energy:
+            loss, fitted = _loss_of_means(begin, end, indices, values, weights, means, x)
+            losses[i] = loss + max(quadratic - fitted, 0.0)
         _store_moments(x, C, out_means[i], out_moments[i])
 
 
@@ -285,8 +308,7 @@ def draw_pass(
     A, b, x = np.empty((D, D)), np.empty(D), np.empty(D)
     for i in range(first, last):
         begin, end = pointers[i], pointers[i + 1]
-        for k in range(begin, end):
-            scaled[k] = weights[k] * values[k]
+        energy = _scale_values(begin, end, values, weights, scaled)
         _sum_vectors(begin, end, indices, weights, moments, summed)
         _sum_vectors(begin, end, indices, scaled, means, products)
         _assemble(summed, products, scales[i], precision, pull[i], A, b)
@@ -305,4 +327,6 @@ def draw_pass(
             out[i, p] = x[p]
         out[i, D - 1] = 1
         out[i, D] = x[D - 1]
-        losses[i], _ = _losses_of_means(begin, end, indices, values, weights, means, x)
+        losses[i] = energy - 2 * _linear(products, x) + _quadratic(summed, x, None)
+        if losses[i] < _CANCELLED * energy:
+            losses[i], _ = _loss_of_means(begin, end, indices, values, weights, means, x)

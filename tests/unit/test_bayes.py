@@ -9,7 +9,7 @@ from lowrank_opt.completion.bayes import bayesian
 from lowrank_opt.completion.implicit import implicit_features
 from lowrank_opt.completion.posterior import BayesianResult
 from lowrank_opt.completion.side import FeatureLink
-from lowrank_opt.errors import DataError, ObservationError, RadiusError, ShapeError
+from lowrank_opt.errors import DataError, ObservationError, OptionError, ShapeError
 from lowrank_opt.kernels.row_solves import RowProblems
 from lowrank_opt.observations import Observations
 
@@ -159,7 +159,9 @@ def test_prediction_moments_are_those_of_dense_draws():
     p = fit(planted()[0], samples=9)
     dense = p.row_factors @ p.col_factors.mT + p.row_bias[..., None] + p.col_bias[:, None] + p.mean
     mean, std = p.predict(torch.arange(60)[:, None], torch.arange(50), return_std=True)
-    expected = (dense.var(0) + (1 / p.noise_precision).mean()).sqrt()
+    relative = p.row_precision[..., None] * p.col_precision[:, None]
+    noise = (1 / (p.noise_precision[:, None, None] * relative)).mean(0)
+    expected = (dense.var(0) + noise).sqrt().float()
     torch.testing.assert_close(mean, dense.mean(0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(std, expected, rtol=1e-3, atol=1e-5)
 
@@ -188,9 +190,31 @@ def test_features_of_another_length_raise():
         fit(planted()[0], row_features=[torch.ones(59, 2)])
 
 
-def test_constant_values_raise():
-    with pytest.raises(RadiusError, match="values must not be all equal"):
-        bayesian(Observations([0, 1], [0, 1], [2.0, 2.0], (2, 2)), 1)
+def test_equal_values_are_predicted_everywhere():
+    posterior = bayesian(Observations([0, 1], [0, 1], [2.0, 2.0], (2, 2)), 1)
+    assert float((posterior.predict([[0], [1]], [0, 1]) - 2).abs().max()) < 1.0
+
+
+def test_noise_levels_of_rows_are_found():
+    kept, held = planted(m=150, n=120)
+    g = torch.Generator().manual_seed(1)
+    loud = torch.where(kept.rows < 75, 4.0, 1.0)
+    noise = (loud.square() - 1).sqrt() * 0.3 * torch.randn(len(kept), generator=g)
+    posterior = fit(kept.with_values(kept.values + noise), noise_strength=4.0)
+    _, std = posterior.predict(held.rows, held.cols, return_std=True)
+    ratio = float(std[held.rows < 75].mean() / std[held.rows >= 75].mean())
+    assert 3 < ratio < 4.5
+
+
+def test_one_noise_level_on_request():
+    posterior = fit(planted()[0], noise_strength=math.inf)
+    assert posterior.row_precision is not None
+    assert bool((posterior.row_precision == 1).all())
+
+
+def test_noise_strength_outside_its_domain_raises():
+    with pytest.raises(OptionError, match="noise_strength must be positive"):
+        fit(planted()[0], noise_strength=0.0)
 
 
 @pytest.mark.parametrize("features", [torch.zeros(4, 2), torch.full((4, 2), math.nan)])
