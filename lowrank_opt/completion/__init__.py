@@ -5,6 +5,7 @@ from lowrank_opt.completion.bayes import bayesian as bayesian
 from lowrank_opt.completion.bias import AdditiveBias as AdditiveBias
 from lowrank_opt.completion.certificate import OptimalityCertificate as OptimalityCertificate
 from lowrank_opt.completion.certificate import certify_completion as certify_completion
+from lowrank_opt.completion.checkpoint import Checkpoint as Checkpoint
 from lowrank_opt.completion.complete import complete as complete
 from lowrank_opt.completion.convex_problem import ConvexProblem as ConvexProblem
 from lowrank_opt.completion.history import History as History

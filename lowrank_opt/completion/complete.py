@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from lowrank_opt.completion.bias import fit_additive_bias, no_bias
+from lowrank_opt.completion.checkpoint import Checkpoint, State
 from lowrank_opt.completion.checks import (
     check_amounts,
     check_choices,
@@ -23,6 +24,7 @@ from lowrank_opt.completion.minimizers import FirstOrder, Minimizer, QuasiNewton
 from lowrank_opt.completion.objective import Loss, Objective
 from lowrank_opt.completion.progress import Progress, reporting
 from lowrank_opt.completion.result import CompletionResult
+from lowrank_opt.completion.solvers import SolverChoice, SolverOptions, solve
 from lowrank_opt.completion.status import CompletionStatus
 from lowrank_opt.completion.stopping import Stopping
 from lowrank_opt.observations import Observations
@@ -37,6 +39,7 @@ def complete(
     observations: Observations,
     parameterization: Parameterization,
     *,
+    solver: SolverChoice = "gradient",
     loss: Loss = "squared",
     bias: Literal["additive"] | None = "additive",
     bias_penalty: float = 1.0,
@@ -48,6 +51,7 @@ def complete(
     patience: int = 20,
     generator: torch.Generator | None = None,
     progress: Progress = False,
+    checkpoint: Checkpoint | None = None,
 ) -> CompletionResult:
     r"""Complete a matrix: fit ``W + mean + row bias + column bias`` to the observed entries.
 
@@ -62,6 +66,11 @@ def complete(
         Converted to the dtype of the parameterization.
     parameterization : Parameterization, shape (m, n)
         Trained in place, from where it is: in float32 or float64, with trainable parameters.
+    solver : str or callable
+        "gradient" trains the free parameters by `optimizer`. The others are the functions of that
+        name in `lowrank_opt.completion`: they take the rank or the set of the parameterization,
+        refuse what does not fit them, and take options that are left at their defaults from
+        themselves. A callable is called like them, ``solver(observations, rank, **options)``.
     loss : {"squared", "absolute", "huber"} or callable
         :math:`\rho(e) = e^2/2`, :math:`|e|`, or :math:`e^2/2` up to 1 and :math:`|e| - 1/2`
         beyond. A callable maps a tensor of residuals to losses, entry by entry.
@@ -90,6 +99,8 @@ def complete(
         For the random share.
     progress : bool or callable
         Show a bar, or call a function with each `Iteration`.
+    checkpoint : Checkpoint, optional
+        Where to leave the state, that of the optimizer included, and to go on from it.
 
     Returns
     -------
@@ -107,6 +118,8 @@ def complete(
         If values overflow in the dtype of the parameterization, or a share cannot be held out.
     RadiusError
         If another setting is outside its domain.
+    OptionError
+        If the solver is unknown, or does not take the set or an option.
 
     References
     ----------
@@ -124,6 +137,23 @@ def complete(
     check_choices(loss=loss, bias=bias, optimizer=optimizer, progress=progress)
     check_amounts(bias_penalty=bias_penalty, penalty=penalty, tolerance=tolerance)
     check_counts(max_iterations=max_iterations, patience=patience)
+    if solver != "gradient":
+        options = SolverOptions(
+            loss,
+            bias,
+            bias_penalty,
+            penalty,
+            optimizer,
+            tolerance,
+            max_iterations,
+            validation,
+            patience,
+            generator,
+            progress,
+            checkpoint,
+        )
+        check_parameterization_fits(parameterization, observations)
+        return solve(solver, observations, parameterization, options)
     dtype = check_parameterization_fits(parameterization, observations)
     fitted, held_out = training_and_validation(observations.to(dtype=dtype), validation, generator)
     fit_bias = bias is not None
@@ -138,7 +168,7 @@ def complete(
         bias_penalty=bias_penalty,
     )
     stopping = Stopping(dtype, tolerance=tolerance, patience=patience)
-    fit = _Fit(objective, _minimizer(objective, optimizer), stopping, held_out)
+    fit = _Fit(objective, _minimizer(objective, optimizer), stopping, held_out, checkpoint)
     with reporting(progress, max_iterations) as report:
         status = fit.run(max_iterations, report)
     problem = convex_problem_of(
@@ -162,11 +192,15 @@ class _Fit:
         minimizer: Minimizer,
         stopping: Stopping,
         held_out: Observations | None,
+        checkpoint: Checkpoint | None,
     ) -> None:
         self.objective, self.minimizer, self.stopping = objective, minimizer, stopping
-        self.held_out = held_out
+        self.held_out, self.checkpoint = held_out, checkpoint
         self.history, self.best = History(), self._copy()
         self.start = time.perf_counter()
+        state = None if checkpoint is None else checkpoint.restored()
+        if state is not None:
+            self._resume(state)
 
     def run(self, max_iterations: int, report: Callable[[Iteration], None]) -> CompletionStatus:
         """Iterate, and leave the variables at the best iterate, whatever happens."""
@@ -180,7 +214,8 @@ class _Fit:
     def _iterate(
         self, max_iterations: int, report: Callable[[Iteration], None]
     ) -> CompletionStatus:
-        for _ in range(max_iterations):
+        for _ in range(len(self.history), max_iterations):
+            self._leave_checkpoint()
             status = self._look(report) or self._advance()
             if status is not None:
                 return status
@@ -209,6 +244,30 @@ class _Fit:
             return None
         trouble = self.minimizer.met_not_finite
         return CompletionStatus.NUMERICAL_TROUBLE if trouble else CompletionStatus.STALLED
+
+    def _leave_checkpoint(self) -> None:
+        iteration = len(self.history)
+        if self.checkpoint is not None and iteration > 0:
+            self.checkpoint.offer(iteration, self._state)
+
+    def _state(self) -> State:
+        return {
+            "variables": self._copy(),
+            "minimizer": self.minimizer.state(),
+            "stopping": self.stopping.state(),
+            "history": self.history.columns(),
+            "best": self.best,
+        }
+
+    @torch.no_grad()
+    def _resume(self, state: State) -> None:
+        assert isinstance(state, dict), "as `_state` returned it"
+        for x, kept in zip(self.objective.variables, state["variables"], strict=True):
+            x.copy_(kept)
+        self.minimizer.resume(state["minimizer"])
+        self.stopping.resume(state["stopping"])
+        self.history, self.best = History(**state["history"]), state["best"]
+        self.start -= self.history.seconds[-1]
 
     def _copy(self) -> list[Tensor]:
         return [x.detach().clone() for x in self.objective.variables]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 from torch.optim import LBFGS, Optimizer
 
+from lowrank_opt.completion.checkpoint import State
 from lowrank_opt.completion.objective import Objective
 
 _HISTORY_SIZE = 20
@@ -50,6 +51,14 @@ class Minimizer(Protocol):
         """Forget the past, before another attempt from the present variables."""
         ...
 
+    def state(self) -> State:
+        """Return what the next steps depend on, besides the variables, for a `Checkpoint`."""
+        ...
+
+    def resume(self, state: State) -> None:
+        """Go on from a state; the variables are already those of that moment."""
+        ...
+
 
 class FirstOrder(Minimizer):
     """Full-batch steps of a torch optimizer.
@@ -82,6 +91,15 @@ class FirstOrder(Minimizer):
 
     def restart(self) -> None:
         self.optimizer = self.make(self.objective.variables)
+
+    def state(self) -> State:
+        return self.optimizer.state_dict()
+
+    def resume(self, state: State) -> None:
+        assert isinstance(state, dict), "as `state` returned it"
+        # Text came back for the numbers of the parameters.
+        moments = {int(k): x for k, x in state["state"].items()}
+        self.optimizer.load_state_dict({**state, "state": moments})
 
 
 class QuasiNewton(Minimizer):
@@ -127,6 +145,18 @@ class QuasiNewton(Minimizer):
             line_search_fn="strong_wolfe",
         )
 
+    def state(self) -> State:
+        remembered = [tuple(known) for known in self.memory]
+        past = dict(self.optimizer.state[self.vector])
+        return {"vector": self.vector.detach(), "past": past, "remembered": remembered}
+
+    def resume(self, state: State) -> None:
+        assert isinstance(state, dict), "as `state` returned it"
+        with torch.no_grad():
+            self.vector.copy_(state["vector"])
+        self.optimizer.state[self.vector].update(state["past"])
+        self.memory.extend(_Remembered(*known) for known in state["remembered"])
+
     def _closure(self) -> float:
         point = self._evaluate_at(self.vector.detach().clone())
         self.vector.grad = point.gradient.clone()
@@ -134,12 +164,12 @@ class QuasiNewton(Minimizer):
 
     def _evaluate_at(self, x: Tensor) -> "_Remembered":
         variables = self.objective.variables
-        for known in self.memory:
-            if torch.equal(known.x, x):
-                return known
         with torch.no_grad():
             for v, part in zip(variables, x.split([v.numel() for v in variables]), strict=True):
                 v.copy_(part.view_as(v))
+        for known in self.memory:
+            if torch.equal(known.x, x):
+                return known
         value, gradients = _differentiate(self.objective, _MAGNIFICATION)
         return self._remember(x, value, torch.cat([g.double().reshape(-1) for g in gradients]))
 

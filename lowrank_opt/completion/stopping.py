@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from lowrank_opt.completion.checkpoint import State
 from lowrank_opt.completion.status import CompletionStatus
 
 _WINDOW = 10
@@ -60,6 +61,15 @@ class Stopping:
         if index >= _WINDOW and self._has_settled(index):
             return CompletionStatus.CONVERGED
         return None
+
+    def state(self) -> State:
+        """Return what was seen so far, for a `Checkpoint`."""
+        return [self.lowest, self.best_score, self.best_index]
+
+    def resume(self, state: State) -> None:
+        """Go on from a state."""
+        assert isinstance(state, list), "as `state` returned it"
+        self.lowest, self.best_score, self.best_index = state
 
     def _has_settled(self, index: int) -> bool:
         old, new = self.lowest[index - _WINDOW], self.lowest[index]

@@ -1,0 +1,192 @@
+"""What an iteration leaves on the disk, so that a killed process ends as one that was not."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowrank_opt import files
+from lowrank_opt.errors import OptionError
+from lowrank_opt.files import Json, JsonObject
+
+if TYPE_CHECKING:
+    from lowrank_opt.observations import Observations
+
+# A tree of dictionaries with text for keys, lists and tuples; its leaves are tensors, arrays,
+# numbers, text, truth values and None.
+State: TypeAlias = object
+
+_LAYOUT = files.Layout(
+    noun="a checkpoint",
+    writer="Checkpoint",
+    format="lowrank_opt.checkpoint",
+    version=1,
+    tensors="checkpoint.safetensors",
+    description="checkpoint.json",
+)
+
+
+class Checkpoint:
+    """A folder to which an iteration writes its whole state every so often.
+
+    The state is that of the optimizer too: the gradients and steps that L-BFGS remembers, the
+    moments of Adam, the covariances of a posterior, what the stopping rule has seen, and the best
+    iterate. An iteration that goes on from it takes the same steps as one that was never stopped,
+    to the last bit, on the same machine and number of threads. A checkpoint is replaced whole or
+    not at all.
+
+    Parameters
+    ----------
+    path : str or path
+        Folder, made when the first state is written.
+    every : int
+        Iterations between two states.
+    resume : bool
+        Go on from the state that is there, if there is one.
+    settings : mapping of str to JSON values, optional
+        What the iteration depends on. A state that was written with others is refused.
+
+    Raises
+    ------
+    OptionError
+        If `every` is not a positive integer.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     Checkpoint(folder, every=2).offer(4, lambda: {"x": torch.ones(2), "step": 4})
+    ...     Checkpoint(folder, resume=True).restored()
+    {'x': tensor([1., 1.]), 'step': 4}
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        *,
+        every: int = 10,
+        resume: bool = False,
+        settings: Mapping[str, Json] | None = None,
+    ) -> None:
+        if int(every) != every or every < 1:
+            raise OptionError(f"every must be a positive integer; got every={every!r}")
+        self.path, self.every, self.resume = Path(path), every, resume
+        self.settings: JsonObject = dict(settings or {})
+
+    def offer(self, iteration: int, state: Callable[[], State]) -> None:
+        """Write the state if this iteration is one of those to be written.
+
+        Raises
+        ------
+        DataError
+            If it cannot be written.
+        """
+        if iteration % self.every == 0:
+            tensors: dict[str, Tensor] = {}
+            tree = _encode(state(), tensors)
+            description: JsonObject = {"settings": self.settings, "state": tree}
+            files.write(_LAYOUT, self.path, description, tensors)
+
+    def restored(self) -> State | None:
+        """Return the state to go on from; None if there is none, or `resume` is false.
+
+        Raises
+        ------
+        DataError
+            If it is damaged, foreign, or of a later version.
+        OptionError
+            If it was written with other settings.
+        """
+        if not (self.resume and files.exists(_LAYOUT, self.path)):
+            return None
+        description, tensors = files.read(_LAYOUT, self.path)
+        self._check_settings(description.get("settings"))
+        try:
+            return _decode(description["state"], tensors)
+        except (KeyError, TypeError, ValueError) as error:
+            raise files.damaged(_LAYOUT, self.path, f"the state is damaged ({error})") from error
+
+    def remove(self) -> None:
+        """Delete the state, once the result is safe."""
+        for name in (_LAYOUT.description, _LAYOUT.tensors):
+            (self.path / name).unlink(missing_ok=True)
+
+    def _check_settings(self, found: Json) -> None:
+        known = found if isinstance(found, dict) else {}
+        # As JSON brings them back: tuples are lists there.
+        asked = json.loads(json.dumps(self.settings))
+        names = [k for k in {**known, **asked} if known.get(k) != asked.get(k)]
+        if names:
+            changes = ", ".join(f"{k}={asked.get(k)!r} after {known.get(k)!r}" for k in names)
+            raise OptionError(
+                f"an iteration goes on with the settings it began with; got {changes} in "
+                f"{str(self.path)!r}: repeat those, or start anew"
+            )
+
+
+def fingerprint(observations: Observations) -> str:
+    """Return a digest of entries, values and weights, for the settings of a `Checkpoint`."""
+    digest = sha256(repr(observations.shape).encode())
+    for x in (observations.rows, observations.cols, observations.values, observations.weights):
+        digest.update(b"|" if x is None else x.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _encode(tree: State, tensors: dict[str, Tensor]) -> Json:
+    match tree:
+        case None | bool() | int() | str():
+            return tree
+        case float():
+            # JSON has no NaN; finite numbers come back to the last bit.
+            return tree if math.isfinite(tree) else {"float": repr(tree)}
+        case Tensor():
+            return {"tensor": _keep(tree, tensors)}
+        case np.ndarray():
+            return {"array": _keep(torch.from_numpy(np.ascontiguousarray(tree)), tensors)}
+        case dict():
+            return {"dict": {str(k): _encode(v, tensors) for k, v in tree.items()}}
+        case list():
+            return [_encode(x, tensors) for x in tree]
+        case tuple():
+            return {"tuple": [_encode(x, tensors) for x in tree]}
+        case _:
+            raise OptionError(
+                f"a state is made of tensors, numbers and text; got a {type(tree).__name__}: "
+                "this iteration cannot leave checkpoints"
+            )
+
+
+def _keep(x: Tensor, tensors: dict[str, Tensor]) -> str:
+    key = str(len(tensors))
+    tensors[key] = x
+    return key
+
+
+def _decode(tree: Json, tensors: dict[str, Tensor]) -> State:
+    if isinstance(tree, list):
+        return [_decode(x, tensors) for x in tree]
+    if not isinstance(tree, dict):
+        return tree
+    ((kind, content),) = tree.items()
+    match kind, content:
+        case "float", str():
+            return float(content)
+        case "tensor", str():
+            return tensors[content]
+        case "array", str():
+            return tensors[content].numpy()
+        case "dict", dict():
+            return {k: _decode(v, tensors) for k, v in content.items()}
+        case "tuple", list():
+            return tuple(_decode(x, tensors) for x in content)
+        case _:
+            raise ValueError(f"unknown part {kind!r}")
