@@ -2,14 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam
 
-from lowrank_opt.completion.bias import fit_additive_bias, no_bias
+from lowrank_opt.completion.box import InRange
 from lowrank_opt.completion.checkpoint import Checkpoint, State
 from lowrank_opt.completion.checks import (
     check_amounts,
@@ -20,8 +20,9 @@ from lowrank_opt.completion.checks import (
 from lowrank_opt.completion.convex_problem import convex_problem_of
 from lowrank_opt.completion.held_out import training_and_validation
 from lowrank_opt.completion.history import History, Iteration
-from lowrank_opt.completion.minimizers import FirstOrder, Minimizer, QuasiNewton
-from lowrank_opt.completion.objective import Loss, Objective
+from lowrank_opt.completion.losses import Loss
+from lowrank_opt.completion.minimizers import FirstOrder, Minimizer, OptimizerChoice, QuasiNewton
+from lowrank_opt.completion.objective import Objective
 from lowrank_opt.completion.progress import Progress, reporting
 from lowrank_opt.completion.result import CompletionResult
 from lowrank_opt.completion.solvers import SolverChoice, SolverOptions, solve
@@ -29,8 +30,6 @@ from lowrank_opt.completion.status import CompletionStatus
 from lowrank_opt.completion.stopping import Stopping
 from lowrank_opt.observations import Observations
 from lowrank_opt.parameterizations.base import Parameterization
-
-OptimizerChoice: TypeAlias = Literal["lbfgs", "adam"] | Callable[[Sequence[Tensor]], Optimizer]
 
 _ADAM_STEP = 0.01
 
@@ -41,6 +40,7 @@ def complete(
     *,
     solver: SolverChoice = "gradient",
     loss: Loss = "squared",
+    prediction_range: tuple[float, float] | None = None,
     bias: Literal["additive"] | None = "additive",
     bias_penalty: float = 1.0,
     penalty: float = 0.0,
@@ -71,9 +71,14 @@ def complete(
         name in `lowrank_opt.completion`: they take the rank or the set of the parameterization,
         refuse what does not fit them, and take options that are left at their defaults from
         themselves. A callable is called like them, ``solver(observations, rank, **options)``.
-    loss : {"squared", "absolute", "huber"} or callable
+    loss : {"squared", "absolute", "huber", "logistic", "ordered_probit", "poisson"} or callable
         :math:`\rho(e) = e^2/2`, :math:`|e|`, or :math:`e^2/2` up to 1 and :math:`|e| - 1/2`
-        beyond. A callable maps a tensor of residuals to losses, entry by entry.
+        beyond; or the negative log-likelihood of two values, of ordered levels or of counts,
+        whose score is the sum above and whose predictions are means (see `completion.losses`). A
+        callable maps a tensor of residuals to losses, entry by entry.
+    prediction_range : pair of float, optional
+        Every prediction is in it, and so must be the values; scores beyond an end cost nothing
+        for a value at that end (see `InRange`). For losses of residuals.
     bias : {"additive"} or None
         Fit a constant for each row and column besides the weighted mean of the values; or none.
     bias_penalty : float
@@ -115,7 +120,8 @@ def complete(
     ShapeError
         If shapes, dtypes or devices do not fit, or there is nothing to train.
     ObservationError
-        If values overflow in the dtype of the parameterization, or a share cannot be held out.
+        If values overflow in the dtype of the parameterization, the loss is not defined at them,
+        or a share cannot be held out.
     RadiusError
         If another setting is outside its domain.
     OptionError
@@ -134,43 +140,51 @@ def complete(
     >>> result.status.succeeded
     True
     """
+    if prediction_range is not None:
+        loss = InRange(*prediction_range, loss=loss)
     check_choices(loss=loss, bias=bias, optimizer=optimizer, progress=progress)
     check_amounts(bias_penalty=bias_penalty, penalty=penalty, tolerance=tolerance)
     check_counts(max_iterations=max_iterations, patience=patience)
-    if solver != "gradient":
-        options = SolverOptions(
-            loss,
-            bias,
-            bias_penalty,
-            penalty,
-            optimizer,
-            tolerance,
-            max_iterations,
-            validation,
-            patience,
-            generator,
-            progress,
-            checkpoint,
-        )
-        check_parameterization_fits(parameterization, observations)
-        return solve(solver, observations, parameterization, options)
     dtype = check_parameterization_fits(parameterization, observations)
-    fitted, held_out = training_and_validation(observations.to(dtype=dtype), validation, generator)
-    fit_bias = bias is not None
-    start = fit_additive_bias(fitted, penalty=bias_penalty) if fit_bias else no_bias(fitted)
+    options = SolverOptions(
+        loss,
+        bias,
+        bias_penalty,
+        penalty,
+        optimizer,
+        tolerance,
+        max_iterations,
+        validation,
+        patience,
+        generator,
+        progress,
+        checkpoint,
+    )
+    converted = observations.to(dtype=dtype)
+    if solver == "gradient":
+        return _by_gradient(converted, parameterization, options)
+    return solve(solver, converted, parameterization, options)
+
+
+def _by_gradient(
+    observations: Observations, parameterization: Parameterization, options: SolverOptions
+) -> CompletionResult:
+    fitted, held_out = training_and_validation(observations, options.validation, options.generator)
+    fit_bias, bias_penalty = options.bias is not None, options.bias_penalty
+    loss, penalty = options.loss, options.penalty
     objective = Objective(
         parameterization,
         fitted,
-        start,
         fit_bias=fit_bias,
         loss=loss,
         penalty=penalty,
         bias_penalty=bias_penalty,
     )
-    stopping = Stopping(dtype, tolerance=tolerance, patience=patience)
-    fit = _Fit(objective, _minimizer(objective, optimizer), stopping, held_out, checkpoint)
-    with reporting(progress, max_iterations) as report:
-        status = fit.run(max_iterations, report)
+    stopping = Stopping(observations.dtype, tolerance=options.tolerance, patience=options.patience)
+    minimizer = _minimizer(objective, options.optimizer)
+    fit = _Fit(objective, minimizer, stopping, held_out, options.checkpoint)
+    with reporting(options.progress, options.max_iterations) as report:
+        status = fit.run(options.max_iterations, report)
     problem = convex_problem_of(
         parameterization,
         fitted,
@@ -179,7 +193,12 @@ def complete(
         bias_penalty=bias_penalty if fit_bias else None,
     )
     return CompletionResult(
-        objective.operator(), objective.bias(), status, fit.history, problem=problem
+        objective.operator(),
+        objective.bias(),
+        status,
+        fit.history,
+        problem=problem,
+        link=objective.link(),
     )
 
 

@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch.optim import LBFGS, Optimizer
 
 from lowrank_opt.completion.checkpoint import State
 from lowrank_opt.completion.objective import Objective
+
+OptimizerChoice: TypeAlias = Literal["lbfgs", "adam"] | Callable[[Sequence[Tensor]], Optimizer]
 
 _HISTORY_SIZE = 20
 _REMEMBERED = 3
