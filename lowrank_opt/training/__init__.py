@@ -27,3 +27,4 @@ from lowrank_opt.training.scaled_gd import ScaledAdamW as ScaledAdamW
 from lowrank_opt.training.scaled_gd import ScaledGD as ScaledGD
 from lowrank_opt.training.scaled_gd import spectral_start as spectral_start
 from lowrank_opt.training.spectral_descent import SpectralDescent as SpectralDescent
+from lowrank_opt.training.synflow import synflow_scores as synflow_scores

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 State = dict[str, Any]
 
@@ -38,3 +39,17 @@ def corrected_decay(beta: float, t: int) -> float:
     (0.0, 0.9)
     """
     return beta * (1 - beta ** (t - 1)) / (1 - beta**t)
+
+
+def restore_precision(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    """Give a loaded state the precision in which it was stored.
+
+    `torch.optim.Optimizer.load_state_dict` casts it to the dtype of the parameters: moments of
+    half-precision parameters, kept in float32, would be rounded at every resumption.
+    """
+    numbers = [i for g in state_dict["param_groups"] for i in g["params"]]
+    parameters = [p for g in optimizer.param_groups for p in g["params"]]
+    for number, p in zip(numbers, parameters, strict=True):
+        for name, value in state_dict["state"].get(number, {}).items():
+            if isinstance(value, Tensor):
+                optimizer.state[p][name] = value.to(device=p.device, copy=True)

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from lowrank_opt.errors import ShapeError
 from lowrank_opt.parameterizations.base import Parameterization
-from lowrank_opt.training.adam import State, adam_direction
+from lowrank_opt.training.adam import State, adam_direction, restore_precision
 from lowrank_opt.training.roles import FactorPair, factor_pairs, other_parameters
 from lowrank_opt.training.tall import Terms, add_to, evaluate, scaled
 from lowrank_opt.training.thin_basis import ThinBasis, thin_bases
@@ -159,12 +159,7 @@ class FactorOptimizer(Optimizer, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; unlike the base class, keep the precision in which it was stored."""
         super().load_state_dict(state_dict)
-        numbers = [i for g in state_dict["param_groups"] for i in g["params"]]
-        parameters = [p for g in self.param_groups for p in g["params"]]
-        for number, p in zip(numbers, parameters, strict=True):
-            for name, value in state_dict["state"].get(number, {}).items():
-                if isinstance(value, Tensor):
-                    self.state[p][name] = value.to(device=p.device, copy=True)
+        restore_precision(self, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "pairs": self.pairs}

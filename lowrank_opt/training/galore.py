@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lowrank_opt.errors import RankError
 from lowrank_opt.linalg import leading_svd
-from lowrank_opt.training.adam import State, adam_direction
+from lowrank_opt.training.adam import State, adam_direction, restore_precision
 
 Group = dict[str, Any]
 
@@ -97,6 +97,11 @@ class GaLore(Optimizer):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.sub_((group["lr"] * d).to(p.dtype))
         return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; unlike the base class, keep the precision in which it was stored."""
+        super().load_state_dict(state_dict)
+        restore_precision(self, state_dict)
 
 
 def _direction(gradient: Tensor, state: State, group: Group) -> Tensor:

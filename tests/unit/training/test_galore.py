@@ -114,3 +114,20 @@ def test_training_lowers_the_loss(residual):
 def test_rank_zero_is_refused():
     with pytest.raises(RankError, match="got rank=0, refresh=200"):
         GaLore([torch.zeros(2, 2, requires_grad=True)], rank=0)
+
+
+def test_half_precision_resumes_to_the_last_bit():
+    def steps(weight, optimizer, numbers):
+        for k in numbers:
+            weight.grad = gradient(8, 12).roll(k, 0).bfloat16()
+            optimizer.step()
+
+    whole, first = (torch.zeros(8, 12, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    steps(whole, GaLore([whole], lr=0.1, rank=3, residual=True), range(8))
+    optimizer = GaLore([first], lr=0.1, rank=3, residual=True)
+    steps(first, optimizer, range(4))
+    second = first.detach().clone().requires_grad_()
+    resumed = GaLore([second], lr=0.1, rank=3, residual=True)
+    resumed.load_state_dict(optimizer.state_dict())
+    steps(second, resumed, range(4, 8))
+    assert torch.equal(whole, second)
