@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lowrank_opt.errors import RadiusError
 from lowrank_opt.kernels import observed_squared_loss
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
@@ -83,6 +85,11 @@ def fit_additive_bias(observations: Observations, *, penalty: float) -> Additive
     AdditiveBias
         In the dtype of the values.
 
+    Raises
+    ------
+    RadiusError
+        If the penalty is negative or not finite.
+
     References
     ----------
     Jacobi-preconditioned conjugate gradients: Saad, Iterative Methods for Sparse Linear Systems
@@ -94,6 +101,11 @@ def fit_additive_bias(observations: Observations, *, penalty: float) -> Additive
     >>> fit_additive_bias(obs, penalty=0.0).rows
     tensor([-1.,  1.])
     """
+    if not (math.isfinite(penalty) and penalty >= 0):
+        raise RadiusError(
+            f"penalty must be finite and nonnegative; got penalty={penalty!r}: for no biases at "
+            "all use no_bias"
+        )
     mean = weighted_mean(observations)
     exact = observations.to(dtype=torch.float64)
     model = _AdditiveModel(exact, penalty)

@@ -8,6 +8,7 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.completion import Iteration, complete
+from lowrank_opt.completion.bias import fit_additive_bias
 from lowrank_opt.errors import ObservationError, RadiusError, ShapeError
 from lowrank_opt.observations import Observations
 from tests.completion_cases import LargestAllocation, factored, normal, observe, seeded
@@ -71,3 +72,9 @@ def test_values_that_overflow_the_parameters():
     observations = Observations([0], [0], torch.tensor([1e300], dtype=torch.float64), (3, 2))
     with pytest.raises(ObservationError, match=r"finite in torch.float32"):
         complete(observations, lo.Factored((3, 2), 1))
+
+
+@pytest.mark.parametrize("penalty", [-1.0, math.inf, math.nan])
+def test_bias_penalty_of_the_additive_model_must_be_finite(penalty):
+    with pytest.raises(RadiusError, match="penalty must be finite and nonnegative"):
+        fit_additive_bias(observe(normal(6, 5), 0.7), penalty=penalty)
