@@ -36,6 +36,8 @@ class Walk(NamedTuple):
         An error counts as smaller if it is so by this share.
     bounds : pair of float
         A step beyond them is not taken, except for the last one onto the bound itself.
+    whole : bool
+        Round values down to whole numbers.
     """
 
     name: str
@@ -44,23 +46,25 @@ class Walk(NamedTuple):
     patience: int = 1
     gain: float = 0.0
     bounds: tuple[float, float] = (0.0, math.inf)
+    whole: bool = False
 
     def values(self, start: float) -> list[float]:
         """Return the values to try from `start`, in order.
 
         Examples
         --------
-        >>> Walk("rank", 2, steps=5, bounds=(1, 10)).values(4)
-        [8, 10]
+        >>> Walk("rank", 1.5, steps=5, bounds=(1, 10), whole=True).values(4)
+        [6.0, 9.0, 10.0]
         """
         low, high = self.bounds
-        values: list[float] = []
+        values = [float(start)]
         for _ in range(self.steps):
-            value = min(max((values[-1] if values else start) * self.factor, low), high)
-            if value == (values[-1] if values else start):
+            value = min(max(values[-1] * self.factor, low), high)
+            value = float(math.floor(value)) if self.whole else value
+            if value == values[-1]:
                 break
             values.append(value)
-        return values
+        return values[1:]
 
 
 class PathPoint(NamedTuple):

@@ -1,3 +1,4 @@
 """Estimators in the manner of scikit-learn, which this subpackage imports."""
 
 from lowrank_opt.estimators.ids import Labels as Labels
+from lowrank_opt.estimators.matrix_completion import MatrixCompletion as MatrixCompletion

@@ -239,7 +239,8 @@ def _checked(found: Triplets) -> Triplets:
 
 
 def _are_vectors(data: tuple[object, ...]) -> bool:
-    return all(getattr(x, "ndim", 0) == 1 or hasattr(x, "to_numpy") for x in data)
+    # A tuple of tuples is a list of pairs.
+    return all(isinstance(x, list) or getattr(x, "ndim", 0) == 1 for x in data)
 
 
 def _as_float(x: NDArray[Any], name: str) -> NDArray[np.floating]:

@@ -1,0 +1,104 @@
+"""Fit with the settings given, and with those chosen on held-out entries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+
+from lowrank_opt.completion import CompletionResult
+from lowrank_opt.completion.path import RegularizationPath, Setting, follow_path
+from lowrank_opt.errors import OptionError
+from lowrank_opt.estimators.solvers import AnyResult, Solver
+from lowrank_opt.estimators.starts import Bias, constant, spread_or_zero
+from lowrank_opt.observations import Observations
+
+# With fewer entries there is nothing to choose by.
+_FEWEST = 10
+# A held-out error that small, relative to the spread of the values, is an exact fit.
+_EXACT = 1e-5
+_LARGEST_SCALE, _REPETITIONS = 100, 10
+
+
+class Choice(NamedTuple):
+    """A fit of all entries.
+
+    Parameters
+    ----------
+    result : CompletionResult or BayesianResult
+    setting : mapping of str to float
+    path : RegularizationPath
+        What was tried; empty if nothing was to be chosen.
+    """
+
+    result: AnyResult
+    setting: Setting
+    path: RegularizationPath
+
+
+def choose_and_fit(
+    observations: Observations,
+    solver: Solver,
+    given: Mapping[str, float],
+    *,
+    bias: Bias,
+    validation: float | None,
+    seed: int,
+) -> Choice:
+    """Choose by a path what is not given, then fit all entries from where the path ended.
+
+    Parameters
+    ----------
+    observations : Observations
+    solver : Solver
+    given : mapping of str to float
+        Settings that stay as they are.
+    bias : {"additive"} or None
+    validation : float or None
+        Share of the entries to choose by; None for the first setting of the path.
+    seed : int
+
+    Raises
+    ------
+    OptionError
+        If a given setting is none of the solver's.
+    """
+    setting = _merged(solver.first(observations), given)
+    if spread_or_zero(observations, bias) == 0:
+        return Choice(constant(observations), setting, RegularizationPath(()))
+    walks = [walk for walk in solver.walks(observations) if walk.name not in given]
+    path, start = RegularizationPath(()), None
+    if walks and validation is not None and len(observations) >= _FEWEST:
+        generator = torch.Generator().manual_seed(seed)
+        kept, held_out = observations.split(validation, generator=generator)
+        exact = _EXACT * spread_or_zero(observations, bias)
+        path, start = follow_path(solver.fit, kept, held_out, setting, walks, exact=exact)
+        setting = path.best.setting
+    return Choice(solver.refit(observations, setting, start), setting, path)
+
+
+def clip_range(observations: Observations) -> tuple[float, float] | None:
+    """Return the smallest and largest value if the values are those of a rating scale.
+
+    That is, if there are at most 100 distinct ones, and each comes 10 times on average.
+    """
+    distinct = observations.values.unique()
+    if len(distinct) > min(_LARGEST_SCALE, len(observations) // _REPETITIONS):
+        return None
+    return float(distinct[0]), float(distinct[-1])
+
+
+def _merged(first: Mapping[str, float], given: Mapping[str, float]) -> dict[str, float]:
+    foreign = sorted(set(given) - set(first))
+    if foreign:
+        raise OptionError(
+            f"this solver chooses or takes {sorted(first)}; got {foreign} too: leave them at None, "
+            "or choose another solver"
+        )
+    return {**first, **given}
+
+
+def fitted_completion(result: AnyResult) -> CompletionResult:
+    """Return the point estimate of any result."""
+    return result if isinstance(result, CompletionResult) else result.to_completion()

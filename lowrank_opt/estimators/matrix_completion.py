@@ -1,0 +1,325 @@
+"""Completion of a matrix from index pairs, as a scikit-learn regressor."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from lowrank_opt.completion import AdditiveBias, CompletionResult
+from lowrank_opt.completion.bias import weighted_mean
+from lowrank_opt.errors import OptionError
+from lowrank_opt.estimators.choosing import choose_and_fit, clip_range
+from lowrank_opt.estimators.entries import Entries, entries_of
+from lowrank_opt.estimators.ids import Labels
+from lowrank_opt.estimators.inputs import Triplets, read_pairs, read_triplets
+from lowrank_opt.estimators.options import check_options, given_settings
+from lowrank_opt.estimators.solvers import AnyResult, CustomSolver, solver_of
+from lowrank_opt.estimators.starts import Bias, spread_or_zero
+from lowrank_opt.observations import Observations
+
+if TYPE_CHECKING:
+    from sklearn.utils import Tags
+
+    from lowrank_opt.estimators.inputs import Interactions, Reals
+
+Floats: TypeAlias = NDArray[np.floating]
+Known: TypeAlias = NDArray[np.str_]
+
+_LEVELS = np.array(["mean", "column", "row", "pair"])
+
+
+class MatrixCompletion(RegressorMixin, BaseEstimator):
+    """Complete a matrix from observed entries: pairs of ids and a value each.
+
+    Without any argument, rank, penalty and the shrinkage of biases are chosen on held-out entries,
+    along a path on which each fit starts where the last one ended; then all entries are fitted.
+
+    Parameters
+    ----------
+    shape : tuple of int, optional
+        ``(m, n)``, if ids are positions ``0..m-1`` and ``0..n-1``. By default ids are anything:
+        integers, strings, other labels.
+    rank : int, optional
+        Largest rank of the matrix beside the biases.
+    radius : float, optional
+        Bound on the weighted nuclear norm, for the solver "gradient".
+    penalty : float, optional
+        Of the weighted nuclear norm, for the solver "als".
+    bias : {"additive"} or None
+        Fit a constant for each row and column; or none, and no mean either.
+    bias_penalty : float, optional
+        In entries: a row with that many gets about half of its mean deviation.
+    weighted : bool
+        For the solver "gradient": scale rows and columns by count^(-1/4) in the norm, the weighted
+        trace norm. Without, `radius` bounds the nuclear norm itself.
+    solver : {"auto", "als", "gradient", "variational", "bayesian"} or callable
+        "auto" is "gradient" if a radius is given, "als" if a penalty or no bias is asked for, and
+        "variational" otherwise. A callable maps `Observations` and a rank to a `CompletionResult`.
+    validation : float or None
+        Share of the entries that settings are chosen on. None chooses nothing.
+    clip : {"auto"}, pair of float or None
+        Smallest and largest prediction. "auto" takes those of the values if they look like
+        ratings: at most 100 distinct values, each 10 times on average.
+    tolerance : float, optional
+        Of the solver.
+    max_iterations : int, optional
+        Of the solver: iterations, sweeps, or draws kept of the posterior.
+    random_state : int, RandomState or None
+
+    Attributes
+    ----------
+    result_ : CompletionResult or BayesianResult
+        With the ids, if they are all strings or all integers.
+    path_ : RegularizationPath
+        The settings tried, their errors on held-out entries, and seconds; empty if all were given.
+    setting_ : dict of str to float
+        The settings used, given or chosen; also as `rank_`, and `radius_` or `penalty_`.
+    row_labels_, col_labels_ : Labels
+        The ids of the rows and columns.
+    clip_ : pair of float or None
+    n_features_in_ : int
+        Two.
+    feature_names_in_ : array, shape (2,)
+        If the ids came in the columns of a frame.
+
+    References
+    ----------
+    Weighted trace norm: Salakhutdinov and Srebro (2010), equation 3; its alternating minimisation:
+    Hastie, Mazumder, Lee and Zadeh (2015), Matrix completion and low-rank SVD via fast alternating
+    least squares, section 2.
+
+    Examples
+    --------
+    >>> users, films = ["ann", "ann", "bob", "bob", "eve"], ["M", "Up", "M", "Her", "Up"]
+    >>> model = MatrixCompletion(random_state=0).fit((users, films), [5, 3, 4, 2, 1])
+    >>> prediction, known = model.predict([("eve", "M"), ("eve", "?")], return_known=True)
+    >>> known.tolist()
+    ['pair', 'row']
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int] | None = None,
+        *,
+        rank: int | None = None,
+        radius: float | None = None,
+        penalty: float | None = None,
+        bias: Bias = "additive",
+        bias_penalty: float | None = None,
+        weighted: bool = True,
+        solver: str | CustomSolver = "auto",
+        validation: float | None = 0.1,
+        clip: Literal["auto"] | tuple[float, float] | None = "auto",
+        tolerance: float | None = None,
+        max_iterations: int | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.shape = shape
+        self.rank = rank
+        self.radius = radius
+        self.penalty = penalty
+        self.bias: Bias = bias
+        self.bias_penalty = bias_penalty
+        self.weighted = weighted
+        self.solver = solver
+        self.validation = validation
+        self.clip: Literal["auto"] | tuple[float, float] | None = clip
+        self.tolerance = tolerance
+        self.max_iterations = max_iterations
+        self.random_state = random_state
+
+    def fit(
+        self, X: Interactions, y: Reals | None = None, sample_weight: Reals | None = None
+    ) -> Self:
+        """Fit the matrix to entries.
+
+        Parameters
+        ----------
+        X : array, frame, list, sparse matrix or path
+            Pairs of ids, with `y`: shape (nnz, 2), row ids first. Without `y`, everything that
+            holds values too: a frame of three columns, a sparse matrix, `Observations`, a dense
+            matrix with NaN, a file; see `lowrank_opt.estimators.inputs.read_triplets`.
+        y : array, shape (nnz,), optional
+            Finite. A pair that comes again counts again.
+        sample_weight : array, shape (nnz,), optional
+            Nonnegative; zero leaves an entry out.
+
+        Returns
+        -------
+        MatrixCompletion
+
+        Raises
+        ------
+        ShapeError, ObservationError
+            If the entries are not what is said above.
+        OptionError
+            If a parameter is outside its domain.
+        """
+        check_options(self)
+        return self._fit_entries(
+            entries_of(read_triplets(X, y, sample_weight), self.shape), self._seed()
+        )
+
+    def predict(
+        self, X: Interactions, *, return_known: bool = False, return_std: bool = False
+    ) -> Floats | tuple[Floats, ...]:
+        """Predict entries; ids that were never seen are no error.
+
+        A pair with an unknown column is predicted by mean and row bias, one with an unknown row by
+        mean and column bias, one with both unknown by the mean.
+
+        Parameters
+        ----------
+        X : array, frame, list or sparse matrix
+            Pairs of ids, shape (k, 2).
+        return_known : bool
+            Also return what each prediction rests on: "pair", "row", "column" or "mean".
+        return_std : bool
+            Also return the standard deviation of a new value; with the solver "bayesian".
+
+        Returns
+        -------
+        array, shape (k,)
+            In the dtype of the values, float32 or float64; or a tuple of predictions, then
+            standard deviations, then levels, as asked for.
+
+        Raises
+        ------
+        ShapeError
+            If there are not two columns.
+        OptionError
+            If the solver gives no standard deviations.
+        """
+        check_is_fitted(self)
+        pairs = read_pairs(X)
+        self._check_names(pairs)
+        i = self.row_labels_.positions(pairs.rows, "rows")
+        j = self.col_labels_.positions(pairs.cols, "cols")
+        row_known, col_known = _among(self._rows_known, i), _among(self._cols_known, j)
+        mean, std = self._predict(i, j, row_known, col_known, return_std=return_std)
+        levels = [_LEVELS[2 * row_known + col_known]] if return_known else []
+        found = [mean, *([] if std is None else [std]), *levels]
+        return found[0] if len(found) == 1 else tuple(found)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        # Index pairs are no features: checks with numbers of any width do not apply.
+        tags.input_tags.two_d_array = False
+        tags.input_tags.categorical = True
+        tags.input_tags.string = True
+        tags.input_tags.sparse = True
+        tags.target_tags.required = False
+        return tags
+
+    def _fit_entries(self, entries: Entries, seed: int) -> Self:
+        observations, given = entries.observations, given_settings(self, entries.shape)
+        solver = solver_of(
+            self.solver,
+            given,
+            bias=self.bias,
+            weighted=self.weighted,
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+            seed=seed,
+        )
+        result, setting, self.path_ = choose_and_fit(
+            observations, solver, given, bias=self.bias, validation=self.validation, seed=seed
+        )
+        self.clip_ = clip_range(observations) if self.clip == "auto" else self.clip
+        self.setting_ = dict(setting)
+        for name, value in setting.items():
+            setattr(self, f"{name}_", int(value) if name == "rank" else value)
+        self._take_labels(entries)
+        self._take_result(result, observations)
+        return self
+
+    def _take_labels(self, entries: Entries) -> None:
+        self.row_labels_, self.col_labels_ = entries.row_labels, entries.col_labels
+        self.n_features_in_ = 2
+        if entries.names is not None:
+            self.feature_names_in_ = np.array(entries.names, dtype=object)
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
+
+    def _take_result(self, result: AnyResult, observations: Observations) -> None:
+        self._rows_known, self._cols_known = (
+            (x > 0).numpy() for x in (observations.row_counts, observations.col_counts)
+        )
+        self._fallback = _fallback(result, observations, self.bias)
+        self._spread = spread_or_zero(observations, self.bias)
+        if isinstance(result, CompletionResult):
+            ids = [_named(x) for x in (self.row_labels_, self.col_labels_)]
+            result = dataclasses.replace(result, row_ids=ids[0], col_ids=ids[1])
+        self.result_ = result
+
+    def _predict(
+        self,
+        i: NDArray[np.int64],
+        j: NDArray[np.int64],
+        row_known: NDArray[np.bool_],
+        col_known: NDArray[np.bool_],
+        *,
+        return_std: bool,
+    ) -> tuple[Floats, Floats | None]:
+        both, bias = row_known & col_known, self._fallback
+        mean = np.full(len(i), bias.mean, dtype=bias.rows.numpy().dtype)
+        mean[row_known] += bias.rows.numpy()[i[row_known]]
+        mean[col_known] += bias.cols.numpy()[j[col_known]]
+        std = None
+        if return_std:
+            mean[both], std = self._with_std(i, j, both)
+        else:
+            mean[both] = self.result_.predict(i[both], j[both]).numpy()
+        return (mean if self.clip_ is None else mean.clip(*self.clip_)), std
+
+    def _with_std(
+        self, i: NDArray[np.int64], j: NDArray[np.int64], both: NDArray[np.bool_]
+    ) -> tuple[Floats, Floats]:
+        if isinstance(self.result_, CompletionResult):
+            raise OptionError(
+                "standard deviations need draws from a posterior; got the solver "
+                f"{self.solver!r}: use solver='bayesian'"
+            )
+        mean, std = self.result_.predict(i[both], j[both], return_std=True)
+        # What is not known varies as the values do.
+        everywhere = np.full(len(i), self._spread, dtype=mean.numpy().dtype)
+        everywhere[both] = std.numpy()
+        return mean.numpy(), everywhere
+
+    def _check_names(self, pairs: Triplets) -> None:
+        fitted = getattr(self, "feature_names_in_", None)
+        if fitted is not None and pairs.names is not None and list(fitted) != list(pairs.names):
+            raise OptionError(
+                "The feature names should match those that were passed during fit: "
+                f"{list(fitted)}; got {list(pairs.names)}: select and order the columns"
+            )
+
+    def _seed(self) -> int:
+        return int(check_random_state(self.random_state).randint(2**31 - 1))
+
+
+def _among(known: NDArray[np.bool_], positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+    return (positions >= 0) & known[positions]
+
+
+def _fallback(result: AnyResult, observations: Observations, bias: Bias) -> AdditiveBias:
+    """Return what is predicted where the matrix says nothing."""
+    mean = weighted_mean(observations)
+    if bias is None:
+        zeros = observations.values.new_zeros
+        return AdditiveBias(mean, zeros(observations.shape[0]), zeros(observations.shape[1]))
+    if isinstance(result, CompletionResult):
+        return result.bias.to(dtype=observations.dtype)
+    rows, cols = (x.mean(0).to(observations.dtype) for x in (result.row_bias, result.col_bias))
+    return AdditiveBias(result.mean, rows, cols)
+
+
+def _named(labels: Labels) -> list[str] | list[int] | None:
+    kinds = {type(x) for x in labels.ids.tolist()}
+    return labels.to_list() if kinds in ({int}, {str}) else None

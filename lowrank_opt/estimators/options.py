@@ -1,0 +1,66 @@
+"""Checks of what estimators are made with, at fit as scikit-learn asks."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lowrank_opt.errors import OptionError
+
+if TYPE_CHECKING:
+    from lowrank_opt.estimators.matrix_completion import MatrixCompletion
+
+_AMOUNTS = ("radius", "penalty", "bias_penalty", "tolerance")
+_COUNTS = ("rank", "max_iterations")
+
+
+def check_options(estimator: MatrixCompletion) -> None:
+    """Raise OptionError unless every parameter is in its domain."""
+    for name in _AMOUNTS:
+        value = getattr(estimator, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise OptionError(f"{name} must be positive, or None; got {name}={value!r}")
+    for name in _COUNTS:
+        check_count(name, getattr(estimator, name))
+    if estimator.bias not in ("additive", None):
+        raise OptionError(f"bias must be 'additive' or None; got bias={estimator.bias!r}")
+    share = estimator.validation
+    if share is not None and not 0 < share < 1:
+        raise OptionError(f"validation must be a share in (0, 1), or None; got {share!r}")
+    _check_shape(estimator.shape)
+    _check_clip(estimator.clip)
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise OptionError unless the value is None or a positive integer."""
+    if isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1:
+        return
+    if value is not None:
+        raise OptionError(f"{name} must be a positive integer, or None; got {name}={value!r}")
+
+
+def given_settings(estimator: MatrixCompletion, shape: tuple[int, int]) -> dict[str, float]:
+    """Return the settings that are not to be chosen; the rank is an upper bound."""
+    names = ("rank", "radius", "penalty", "bias_penalty")
+    values = {name: getattr(estimator, name) for name in names}
+    given = {name: float(value) for name, value in values.items() if value is not None}
+    if "rank" in given:
+        given["rank"] = float(min(given["rank"], *shape))
+    return given
+
+
+def _check_shape(shape: tuple[int, int] | None) -> None:
+    if shape is None:
+        return
+    if len(shape) != 2 or not all(int(x) == x and x >= 1 for x in shape):
+        raise OptionError(f"shape must be two positive integers, or None; got shape={shape!r}")
+
+
+def _check_clip(clip: object) -> None:
+    if clip is None or (isinstance(clip, str) and clip == "auto"):
+        return
+    if isinstance(clip, tuple | list) and len(clip) == 2 and clip[0] <= clip[1]:
+        return
+    raise OptionError(f"clip must be 'auto', None or (smallest, largest); got clip={clip!r}")

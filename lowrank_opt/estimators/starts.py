@@ -1,0 +1,96 @@
+"""Where fits start: the spread of the values, random factors, the largest sensible penalty."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowrank_opt.completion import AdditiveBias, CompletionResult, CompletionStatus, History
+from lowrank_opt.completion.bias import fit_additive_bias, no_bias, weighted_mean
+from lowrank_opt.observations import Observations
+from lowrank_opt.operator import LowRankOperator
+
+Bias: TypeAlias = Literal["additive"] | None
+
+# The penalty of a row with n entries grows with its root: the weighted trace norm.
+EXPONENT = 0.5
+
+_SIZE_OF_START = 0.1
+
+
+def spread(observations: Observations, bias: Bias) -> float:
+    """Return the root mean square of the values, around their mean if there is a bias; or one."""
+    return spread_or_zero(observations, bias) or 1.0
+
+
+def spread_or_zero(observations: Observations, bias: Bias) -> float:
+    """Return the root mean square of the values, around their mean if there is a bias."""
+    values = observations.values.double()
+    if bias is not None:
+        # Rounding of the mean is no spread.
+        values = values - (values[0] if bool((values == values[0]).all()) else values.mean())
+    peak = float(values.abs().max())
+    return peak * float((values / peak).square().mean().sqrt()) if peak > 0 else 0.0
+
+
+def constant(observations: Observations) -> CompletionResult:
+    """Return the result that predicts the mean of the values."""
+    m, n = observations.shape
+    zeros = observations.values.new_zeros
+    operator = LowRankOperator(zeros(m, 1), zeros(1), zeros(n, 1))
+    bias = AdditiveBias(weighted_mean(observations), zeros(m), zeros(n))
+    return CompletionResult(operator, bias, CompletionStatus.EXACT_FIT, History())
+
+
+def random_start(
+    observations: Observations, rank: int, generator: torch.Generator
+) -> CompletionResult:
+    """Return small random factors in the unit of the values, and no biases."""
+    m, n = observations.shape
+    size = _SIZE_OF_START * math.sqrt(spread(observations, "additive") / rank)
+    left, right = (
+        size * torch.randn(k, rank, generator=generator, dtype=torch.float64) for k in (m, n)
+    )
+    operator = LowRankOperator(left, left.new_ones(rank), right)
+    return CompletionResult(operator, no_bias(observations), CompletionStatus.STALLED, History())
+
+
+def largest_penalty(observations: Observations, bias: Bias) -> float:
+    r"""Return the penalty above which only biases are left.
+
+    The largest singular value of the weighted residuals of the biases, row i divided by
+    :math:`n_i^{1/4}` and columns likewise; one if it is zero.
+    """
+    exact = observations.to(dtype=torch.float64)
+    residuals = _weighted_residuals(exact, bias)
+    if not bool(residuals.any()):
+        return 1.0
+    if min(exact.shape) == 1:
+        return float(residuals.norm())
+    return _top_singular_value(exact, residuals)
+
+
+def _weighted_residuals(exact: Observations, bias: Bias) -> Tensor:
+    start = fit_additive_bias(exact, penalty=1.0) if bias else no_bias(exact)
+    residuals = exact.values - start.predict(exact.rows, exact.cols)
+    if exact.weights is not None:
+        residuals = residuals * exact.weights
+    for index, counts in ((exact.rows, exact.row_counts), (exact.cols, exact.col_counts)):
+        residuals = residuals * counts[index].double().pow(-EXPONENT / 2)
+    return residuals
+
+
+def _top_singular_value(exact: Observations, values: Tensor) -> float:
+    import scipy.sparse
+    from scipy.sparse.linalg import svds
+
+    # ARPACK squares: bring the largest entry to one.
+    peak = float(values.abs().max())
+    pairs = (exact.rows.numpy(), exact.cols.numpy())
+    matrix = scipy.sparse.coo_array(((values / peak).numpy(), pairs), shape=exact.shape).tocsr()
+    v0 = np.random.default_rng(0).standard_normal(min(matrix.shape))
+    return peak * float(svds(matrix, 1, return_singular_vectors=False, tol=1e-2, v0=v0)[0])

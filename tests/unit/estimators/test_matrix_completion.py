@@ -1,0 +1,361 @@
+"""MatrixCompletion as a demanding user would use it."""
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from sklearn.base import clone
+from sklearn.compose import make_column_transformer
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils import estimator_checks as checks
+
+import lowrank_opt as lo
+from lowrank_opt.errors import ObservationError, OptionError, ShapeError
+from lowrank_opt.estimators import MatrixCompletion
+
+SHAPE = (40, 30)
+SOLVERS = ("als", "gradient", "variational", "bayesian")
+
+
+def ratings(seed: int = 0, count: int = 700) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs and noisy values of a biased matrix of rank 2."""
+    rng = np.random.default_rng(seed)
+    m, n = SHAPE
+    W = rng.normal(size=(m, 2)) @ rng.normal(size=(2, n)) + 3 + rng.normal(size=(m, 1))
+    cells = rng.permutation(m * n)[:count]
+    pairs = np.stack((cells // n, cells % n), axis=1)
+    return pairs, W[pairs[:, 0], pairs[:, 1]] + 0.1 * rng.normal(size=count)
+
+
+def quick(**options: object) -> MatrixCompletion:
+    """One cheap fit: everything given."""
+    settings = {"rank": 2, "penalty": 0.5, "bias_penalty": 1.0, "random_state": 0} | options
+    return MatrixCompletion(**settings)
+
+
+@pytest.mark.parametrize("solver", ["auto", "als", "bayesian"])
+def test_defaults_predict_held_out_entries(solver: str):
+    pairs, y = ratings()
+    model = MatrixCompletion(solver=solver, random_state=0).fit(pairs[:600], y[:600])
+    assert model.score(pairs[600:], y[600:]) > 0.95
+
+
+def test_grid_search_of_the_architecture_page():
+    pairs, y = ratings()
+    obs = lo.Observations(*pairs.T, y, SHAPE)
+    grid = {"rank": [1, 2], "radius": [1.0, 60.0]}
+    estimator = MatrixCompletion(shape=obs.shape, max_iterations=15)
+    search = GridSearchCV(estimator, grid, cv=3).fit(pairs, y)
+    assert {"rank": 2, "radius": 60.0} == search.best_params_
+    assert (y.dtype, (700,)) == (search.predict(pairs).dtype, search.predict(pairs).shape)
+
+
+def test_radius_bounds_the_nuclear_norm():
+    model = MatrixCompletion(radius=20.0, rank=5, weighted=False, random_state=0).fit(*ratings())
+    assert float(model.result_.operator.schatten_norm(1)) <= 20.0 * (1 + 1e-9)
+    assert model.result_.certificate().gap >= 0
+
+
+@pytest.mark.parametrize("solver", ["als", "variational"])
+def test_choosing_costs_at_most_four_fits(solver: str):
+    # A sweep, or an evaluation, costs about entries x rank^2; seconds would be noise.
+    pairs, y = ratings(count=1000)
+    model = MatrixCompletion(solver=solver, random_state=0).fit(pairs, y)
+    given = {name: int(v) if name == "rank" else v for name, v in model.setting_.items()}
+    single = MatrixCompletion(solver=solver, random_state=0, **given).fit(pairs, y)
+    path = sum(p.iterations * p.setting["rank"] ** 2 for p in model.path_.points)
+    total = path + len(model.result_.history) * model.rank_**2
+    assert 0 == len(single.path_)
+    assert total <= 5 * len(single.result_.history) * single.rank_**2
+
+
+def test_path_holds_what_was_tried():
+    model = MatrixCompletion(solver="als", random_state=0).fit(*ratings())
+    columns = model.path_.columns()
+    assert {"penalty", "bias_penalty", "rank", "validation_rmse", "iterations", "seconds"} == set(
+        columns
+    )
+    k = int(np.argmin(columns["validation_rmse"]))
+    assert model.setting_ == {x: columns[x][k] for x in ("penalty", "bias_penalty", "rank")}
+    assert (model.penalty_, model.rank_) == (columns["penalty"][k], int(columns["rank"][k]))
+
+
+def test_given_settings_are_not_chosen():
+    model = quick(bias_penalty=None, solver="als").fit(*ratings())
+    assert {2.0} == set(model.path_.columns()["rank"])
+    assert {0.5} == set(model.path_.columns()["penalty"])
+
+
+def test_cross_val_score_is_that_of_the_estimator():
+    pairs, y = ratings()
+    scores = cross_val_score(quick(), pairs, y, cv=3)
+    assert scores.min() > 0.8
+
+
+def test_clone_and_pickle_predict_the_same():
+    pairs, y = ratings()
+    model = quick().fit(pairs, y)
+    again = clone(model).fit(pairs, y)
+    np.testing.assert_array_equal(model.predict(pairs), again.predict(pairs))
+    np.testing.assert_array_equal(
+        model.predict(pairs), pickle.loads(pickle.dumps(model)).predict(pairs)
+    )
+
+
+def test_pipeline_with_a_column_selector():
+    pairs, y = ratings()
+    frame = pd.DataFrame({"day": 1, "item": pairs[:, 1], "user": pairs[:, 0], "text": "x"})
+    select = make_column_transformer(("passthrough", ["user", "item"]))
+    pipeline = make_pipeline(select, quick()).fit(frame, y)
+    np.testing.assert_array_equal(quick().fit(pairs, y).predict(pairs), pipeline.predict(frame))
+
+
+def test_pipeline_keeps_strings_in_frames():
+    pairs, y = ratings()
+    frame = pd.DataFrame({"text": "x", "user": pairs[:, 0], "item": pairs[:, 1]}).astype(str)
+    select = FunctionTransformer(lambda table: table[["user", "item"]])
+    model = make_pipeline(select, quick()).fit(frame, y)
+    assert model.score(frame, y) > 0.9
+    assert ["user", "item"] == model[-1].feature_names_in_.tolist()
+
+
+def test_weights_are_repetitions():
+    pairs, y = ratings(count=300)
+    weights = np.random.default_rng(1).integers(0, 4, len(y))
+    repeated = quick(tolerance=1e-9).fit(np.repeat(pairs, weights, axis=0), np.repeat(y, weights))
+    weighted = quick(tolerance=1e-9).fit(pairs, y, sample_weight=weights)
+    np.testing.assert_allclose(weighted.predict(pairs), repeated.predict(pairs), atol=1e-5)
+
+
+def test_weights_are_routed():
+    import sklearn
+
+    pairs, y = ratings(count=300)
+    weights = np.where(np.arange(300) % 2, 1.0, 0.0)
+    with sklearn.config_context(enable_metadata_routing=True):
+        model = quick().set_fit_request(sample_weight=True).set_score_request(sample_weight=False)
+        search = GridSearchCV(model, {"rank": [2]}, cv=2)
+        search.fit(pairs, y, sample_weight=weights)
+    fitted = quick().fit(pairs, y, sample_weight=weights)
+    np.testing.assert_array_equal(fitted.predict(pairs), search.predict(pairs))
+
+
+def names(pairs: np.ndarray) -> list[tuple[str, str]]:
+    return [(f"user {i * 7 % 41}", f"item {j}") for i, j in pairs.tolist()]
+
+
+def test_string_ids_are_kept_and_change_nothing():
+    pairs, y = ratings()
+    model = quick(solver="als").fit(names(pairs), y)
+    labels = model.row_labels_.ids.tolist()
+    assert {f"user {k}" for k in range(41)} >= set(labels)
+    assert labels == list(model.result_.row_ids)
+    assert model.score(names(pairs), y) == pytest.approx(
+        quick(solver="als").fit(pairs, y).score(pairs, y), abs=1e-3
+    )
+
+
+def test_unsorted_integer_ids():
+    pairs, y = ratings()
+    far = np.stack((pairs[:, 0] * -1000003, pairs[:, 1] ** 3 + 5), axis=1)
+    assert quick().fit(far, y).score(far, y) > 0.9
+
+
+def test_unknown_ids_fall_back():
+    pairs, y = ratings()
+    model = quick(clip=None).fit(names(pairs), y)
+    bias = model.result_.bias
+    i, j = model.row_labels_.positions(["user 7"])[0], model.col_labels_.positions(["item 3"])[0]
+    asked = [("user 7", "item 3"), ("user 7", "?"), ("?", "item 3"), ("?", 5)]
+    predicted, known = model.predict(asked, return_known=True)
+    assert ["pair", "row", "column", "mean"] == known.tolist()
+    expected = [bias.mean + bias.rows[i], bias.mean + bias.cols[j], bias.mean]
+    np.testing.assert_allclose(predicted[1:], [float(x) for x in expected])
+
+
+def test_positions_without_entries_are_unknown():
+    model = quick(shape=(50, 30)).fit(*ratings())
+    _, known = model.predict([(45, 2), (3, 2), (99, 2), (-1, 99)], return_known=True)
+    assert ["column", "pair", "column", "mean"] == known.tolist()
+
+
+def test_without_bias_the_unknown_is_the_mean():
+    pairs, y = ratings()
+    model = quick(bias=None).fit(pairs, y)
+    assert y.mean() == pytest.approx(model.predict([(99, 99)])[0])
+
+
+def test_standard_deviations_of_the_bayesian_solver():
+    pairs, y = ratings()
+    model = MatrixCompletion(solver="bayesian", rank=2, random_state=0).fit(pairs[:600], y[:600])
+    mean, std = model.predict(pairs[600:], return_std=True)
+    z = (mean - y[600:]) / std
+    assert 0.5 < z.std() < 1.5
+    mean, std, known = model.predict([(0, 0), (99, 99)], return_std=True, return_known=True)
+    assert (["pair", "mean"], True) == (known.tolist(), bool(std[1] > std[0]))
+
+
+def test_point_estimates_have_no_standard_deviation():
+    with pytest.raises(OptionError, match="use solver='bayesian'"):
+        quick().fit(*ratings()).predict([(0, 0)], return_std=True)
+
+
+def test_float32_stays_and_agrees():
+    pairs, y = ratings()
+    single = quick().fit(pairs, y.astype(np.float32)).predict(pairs)
+    assert np.float32 == single.dtype
+    np.testing.assert_allclose(single, quick().fit(pairs, y).predict(pairs), atol=1e-4)
+
+
+@pytest.mark.parametrize("unit", [2.0**-400, 2.0**20, 2.0**400])
+def test_unit_of_the_values_does_not_matter(unit: float):
+    pairs, y = ratings()
+    model, other = (MatrixCompletion(solver="als", random_state=0) for _ in range(2))
+    expected = model.fit(pairs, y).predict(pairs)
+    scaled = other.fit(pairs, unit * y).predict(pairs) / unit
+    np.testing.assert_allclose(scaled, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(
+    ("pairs", "y"),
+    [
+        ([(0, 0)], [2.5]),
+        ([(k % 5, k % 4) for k in range(20)], [3.0] * 20),
+        ([(0, k) for k in range(12)], list(np.linspace(1.0, 4.0, 12))),
+        ([(k, 0) for k in range(12)], list(np.linspace(1.0, 4.0, 12))),
+        ([(0, 0)] * 15, list(np.linspace(1.0, 4.0, 15))),
+    ],
+    ids=["one entry", "all equal", "one row", "one column", "one pair"],
+)
+def test_degenerate_data_predict_within_their_range(solver: str, pairs: list, y: list[float]):
+    predicted = MatrixCompletion(solver=solver, random_state=0).fit(pairs, y).predict(pairs)
+    assert np.isfinite(predicted).all()
+    assert min(y) - 0.2 <= predicted.min() <= predicted.max() <= max(y) + 0.2
+
+
+def test_sparse_matrix_with_explicit_zeros():
+    pairs, y = ratings()
+    matrix = sp.csr_array((y, tuple(pairs.T)), shape=SHAPE)
+    matrix.data[::10] = 0.0
+    coo = matrix.tocoo()
+    from_matrix = quick(shape=SHAPE).fit(matrix)
+    from_pairs = quick(shape=SHAPE).fit(np.stack((coo.row, coo.col), 1), coo.data)
+    predicted = from_matrix.predict(matrix)
+    np.testing.assert_array_equal(from_pairs.predict(np.stack((coo.row, coo.col), 1)), predicted)
+
+
+def test_ratings_are_clipped_to_their_scale():
+    pairs, y = ratings()
+    stars = np.clip(np.round(y), 1, 5)
+    assert (1.0, 5.0) == quick().fit(pairs, stars).clip_
+    assert quick().fit(pairs, y).clip_ is None
+    assert quick(clip=(2, 3)).fit(pairs, stars).predict(pairs).max() <= 3.0
+
+
+def test_custom_solver():
+    pairs, y = ratings()
+
+    def solve(observations: lo.Observations, rank: int) -> lo.CompletionResult:
+        ball = lo.HomogeneousBall(observations.shape, rank, radius=200.0, dtype=observations.dtype)
+        return lo.complete(observations, ball, max_iterations=30)
+
+    model = MatrixCompletion(solver=solve, random_state=0).fit(pairs, y)
+    assert model.score(pairs, y) > 0.9
+    assert len(model.path_) > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 0}, "rank must be a positive integer, or None; got rank=0"),
+        ({"rank": 1.5}, "rank must be a positive integer"),
+        ({"radius": -1.0}, "radius must be positive, or None; got radius=-1.0"),
+        ({"penalty": float("nan")}, "penalty must be positive"),
+        ({"bias": "yes"}, "bias must be 'additive' or None; got bias='yes'"),
+        ({"validation": 1.0}, r"validation must be a share in \(0, 1\)"),
+        ({"shape": (3,)}, "shape must be two positive integers"),
+        ({"clip": (2, 1)}, r"clip must be 'auto', None or \(smallest, largest\)"),
+        ({"solver": "magic"}, "solver must be one of"),
+        ({"solver": "variational", "penalty": 2.0}, r"got \['penalty'\] too"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, object], message: str):
+    with pytest.raises(OptionError, match=message):
+        MatrixCompletion(**options).fit(*ratings())
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "error", "message"),
+    [
+        (np.zeros((5, 1), int), np.ones(5), ShapeError, "2 columns, row and column id; got"),
+        (np.zeros((5, 4), int), np.ones(5), ShapeError, "of 4 feature"),
+        (np.zeros(5, int), np.ones(5), ShapeError, "shape \\(n, 2\\); got shape \\(5,\\)"),
+        (np.zeros((5, 2), int), np.ones(4), ShapeError, "one length; got pairs 5, y 4"),
+        (np.zeros((2, 2), int), [1.0, np.nan], ObservationError, "y must be finite; got 1 of 2"),
+        (np.zeros((2, 2), int), ["a", "b"], ObservationError, "y must be real numbers"),
+        (np.zeros((0, 2), int), [], ObservationError, "at least one entry"),
+        (np.zeros((2, 2), int), None, ObservationError, "values are needed"),
+        ([("a", None), ("b", "c")], [1, 2], ObservationError, "cols must not be missing"),
+    ],
+)
+def test_broken_inputs_are_refused(X: object, y: object, error: type, message: str):
+    with pytest.raises(error, match=message):
+        quick().fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [([1.0, -1.0], "nonnegative; got -1.0 at position 1"), ([0.0, 0.0], "must be positive")],
+)
+def test_broken_weights_are_refused(weights: list[float], message: str):
+    with pytest.raises(ObservationError, match=message):
+        quick().fit([(0, 0), (1, 1)], [1.0, 2.0], sample_weight=weights)
+
+
+def test_ids_beyond_the_shape_are_refused():
+    with pytest.raises(ObservationError, match=r"positions in 0..2; got 5 at position 0"):
+        quick(shape=(3, 3)).fit([(5, 0), (1, 1)], [1.0, 2.0])
+
+
+def test_swapped_columns_are_refused():
+    pairs, y = ratings()
+    frame = pd.DataFrame(pairs, columns=["user", "item"])
+    with pytest.raises(ValueError, match="feature names should match"):
+        quick().fit(frame, y).predict(frame[["item", "user"]])
+
+
+def test_unfitted_is_an_error():
+    from sklearn.exceptions import NotFittedError
+
+    with pytest.raises(NotFittedError):
+        MatrixCompletion().predict([(0, 0)])
+
+
+@pytest.mark.filterwarnings("ignore:Can't test estimator")
+def test_check_estimator_asks_nothing_that_fails():
+    checks.check_estimator(MatrixCompletion(), on_skip=None)
+
+
+# With pairs as input, scikit-learn asks nothing by itself: these need no feature matrix.
+@pytest.mark.parametrize(
+    "check",
+    [
+        checks.check_estimator_cloneable,
+        checks.check_estimator_repr,
+        checks.check_get_params_invariance,
+        checks.check_no_attributes_set_in_init,
+        checks.check_parameters_default_constructible,
+        checks.check_set_params,
+        checks.check_estimator_tags_renamed,
+        checks.check_valid_tag_types,
+        checks.check_do_not_raise_errors_in_init_or_set_params,
+        checks.check_mixin_order,
+    ],
+)
+def test_scikit_learn_check(check: object):
+    check("MatrixCompletion", MatrixCompletion())
