@@ -22,8 +22,8 @@ from problems.metrics import rmse
 BURN_IN, SAMPLES = 10, 150
 METHODS: dict[str, tuple[int, bool, bool]] = {
     "ratings": (16, False, False),
-    "implicit": (11, True, False),
-    "implicit + side": (11, True, True),
+    "implicit": (16, True, False),
+    "implicit + side": (16, True, True),
 }
 
 

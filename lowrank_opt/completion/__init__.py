@@ -12,6 +12,7 @@ from lowrank_opt.completion.history import History as History
 from lowrank_opt.completion.history import Iteration as Iteration
 from lowrank_opt.completion.posterior import BayesianResult as BayesianResult
 from lowrank_opt.completion.result import CompletionResult as CompletionResult
+from lowrank_opt.completion.sgd import sgd as sgd
 from lowrank_opt.completion.status import CompletionStatus as CompletionStatus
 from lowrank_opt.completion.storage import check_writable as check_writable
 from lowrank_opt.completion.variational import variational as variational
