@@ -1,0 +1,131 @@
+"""``lowrank-opt verify``: the laws of parameterizations, tried on classes given by name."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lowrank_opt.errors import TargetError
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+    from lowrank_opt.cli import Commands
+    from lowrank_opt.testing.session import Session, Settings
+    from lowrank_opt.testing.targets import Target
+
+_DTYPES = ("float64", "float32", "float16", "bfloat16")
+_INTERRUPTED = 130
+_DESCRIPTION = """\
+Try every law of parameterizations and look for counter-examples. TARGET is a class or a function
+make(shape, rank): package.module:Class, file.py:Class, or with arguments by name, as in
+"package.module:Class(radius=3.0)". Without a target, every parameterization of this package."""
+_STATUS = (
+    "Exit status: 0 if all laws hold, 1 if one is broken, 2 for a wrong call, 130 after Ctrl-C."
+)
+
+
+def add_to(commands: Commands) -> None:
+    """Register the command."""
+    parser = commands.add_parser(
+        "verify",
+        help="try the laws on a parameterization, or on all of this package",
+        description=_DESCRIPTION,
+        epilog=_STATUS,
+    )
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help="what to verify")
+    _add_options(parser)
+    parser.set_defaults(run=_run)
+
+
+def _add_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--profile", choices=("quick", "standard", "thorough"), default="standard",
+        help="how hard to try (default: %(default)s)")  # fmt: skip
+    add("--dtype", choices=_DTYPES, default="float64", help="default: %(default)s")
+    add("--device", default="cpu", help="cpu, cuda or cuda:1 (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="chooses the examples (default: 0)")
+    add("--expected-failures", nargs="+", action="extend", default=[], metavar="LAW=REASON",
+        help="laws that are known not to hold, or TOML files of them")  # fmt: skip
+    add("--report", type=Path, metavar="FILE.html", help="write a report for people")
+    add("--junit", type=Path, metavar="FILE.xml", help="write a report for machines")
+    add("--jobs", type=int, default=1, metavar="N", help="processes (default: 1)")
+
+
+def _run(options: Namespace) -> int:
+    _need_the_extra()
+    import torch
+
+    from lowrank_opt.cli.verify_console import Console
+    from lowrank_opt.testing.session import run
+
+    if not sys.warnoptions:
+        # A warning in the middle of the table helps nobody; -W brings it back.
+        warnings.simplefilter("ignore")
+    # Matrices are small: more threads cost time, and sums in another order change digits.
+    torch.set_num_threads(1)
+    settings, targets = _settings(options), _targets(options)
+    _check_folders(options)
+    console = Console(sys.stdout, targets, settings)
+    with console:
+        session = run(targets, settings, console)
+    console.summary(session)
+    _write_reports(session, options)
+    return _INTERRUPTED if session.interrupted else int(not session.holds)
+
+
+def _need_the_extra() -> None:
+    try:
+        import hypothesis  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        import pytest  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    except ModuleNotFoundError as error:
+        raise TargetError(
+            f"verification needs {error.name}, which is not installed: "
+            "pip install 'lowrank_opt[testing]'"
+        ) from None
+
+
+def _settings(options: Namespace) -> Settings:
+    import torch
+
+    from lowrank_opt.testing.session import Settings
+
+    if options.jobs < 1:
+        raise TargetError(f"--jobs must be at least 1; got {options.jobs}")
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise TargetError(
+            f"--device must be a device of this machine; got {options.device!r}: {reason}"
+        ) from None
+    dtype = getattr(torch, options.dtype)
+    return Settings(options.profile, dtype, options.device, options.seed, options.jobs)
+
+
+def _targets(options: Namespace) -> list[Target]:
+    from lowrank_opt.testing.expectations import with_expectations
+    from lowrank_opt.testing.library import library
+    from lowrank_opt.testing.targets import load_target
+
+    targets = [load_target(text) for text in options.targets] or library()
+    return with_expectations(targets, options.expected_failures)
+
+
+def _check_folders(options: Namespace) -> None:
+    """Refuse a report that cannot be written before the laws take their time."""
+    for path in (options.report, options.junit):
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise TargetError(f"a report must be a file in an existing folder; got {str(path)!r}")
+
+
+def _write_reports(session: Session, options: Namespace) -> None:
+    from lowrank_opt.testing.report_html import html_report
+    from lowrank_opt.testing.report_junit import junit_report
+
+    for path, render in ((options.report, html_report), (options.junit, junit_report)):
+        if path is not None:
+            path.write_text(render(session), encoding="utf-8")
+            print(f"report: {path}")

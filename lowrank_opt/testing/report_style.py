@@ -1,0 +1,96 @@
+"""Style and script of the HTML report, which go into the page itself."""
+
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --paper: #fff; --ink: #1b1f24; --faint: #5a6572; --line: #d8dee4; --box: #f5f7f9;
+  --good: #1a7f37; --bad: #c4232f; --warn: #8a5d00; --link: #0b5fc1;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --paper: #14181d; --ink: #e4e8ec; --faint: #9aa5b1; --line: #323b45; --box: #1d232a;
+    --good: #4cc26a; --bad: #ff7b78; --warn: #e0b04b; --link: #74b0ff;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere;
+}
+main { max-width: 60rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: 1rem 0 .5rem; }
+h2 { font-size: 1.2rem; margin: 2rem 0 .75rem; }
+h3 { font-size: 1.05rem; margin: 0 0 .5rem; }
+a { color: var(--link); }
+code, pre { font: .875rem/1.5 ui-monospace, Menlo, Consolas, monospace; }
+.outcome {
+  font-weight: 600; padding: .5rem .75rem; border-left: .3rem solid; background: var(--box);
+}
+.counts { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; list-style: none; padding: 0; }
+.counts strong { font-size: 1.4rem; margin-right: .25rem; }
+.passed { color: var(--good); }
+.failed { color: var(--bad); }
+.expected_failure { color: var(--warn); }
+.skipped { color: var(--faint); }
+.badge {
+  border: 1px solid; border-radius: 1rem; padding: 0 .55rem; font-size: .8rem; white-space:
+  nowrap;
+}
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; }
+th, td {
+  text-align: left; vertical-align: top; padding: .45rem .6rem; border-bottom: 1px solid
+  var(--line);
+}
+th { color: var(--faint); font-weight: 600; font-size: .85rem; }
+.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.note { color: var(--faint); font-size: .85rem; }
+.failure {
+  border: 1px solid var(--line); border-left: .3rem solid var(--bad); padding: .9rem; margin: 0
+  0 1.25rem;
+}
+.failure p { margin: .25rem 0; }
+.found { color: var(--bad); font-weight: 600; }
+.bar {
+  display: flex; justify-content: space-between; align-items: center; gap: 1rem; margin-top:
+  .75rem; color: var(--faint); font-size: .85rem;
+}
+button {
+  font: inherit; color: var(--link); background: var(--paper); border: 1px solid var(--line);
+  border-radius: .3rem; padding: .3rem .8rem; cursor: pointer;
+}
+pre {
+  background: var(--box); padding: .75rem; overflow-x: auto; margin: .4rem 0 0; overflow-wrap:
+  normal;
+}
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .9rem; }
+dt { color: var(--faint); }
+dd { margin: 0; }
+@media (max-width: 40rem) {
+  thead { display: none; }
+  table, tbody, tr, td { display: block; }
+  tr { border-bottom: 1px solid var(--line); padding: .5rem 0; }
+  td { border: 0; padding: .1rem 0; }
+  td.number {
+    display: inline-block; text-align: left; margin-right: 1rem; color: var(--faint); font-size:
+    .85rem;
+  }
+}
+"""
+
+# Pages opened from a file have no clipboard in some browsers: there the code is selected.
+SCRIPT = """
+for (const button of document.querySelectorAll("button[data-copy]")) {
+  button.addEventListener("click", async () => {
+    const code = document.getElementById(button.dataset.copy);
+    try {
+      await navigator.clipboard.writeText(code.textContent);
+      button.textContent = "copied";
+    } catch {
+      window.getSelection().selectAllChildren(code);
+      button.textContent = "selected";
+    }
+    setTimeout(() => { button.textContent = "copy"; }, 2000);
+  });
+}
+"""
