@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from lowrank_opt.completion.objective import Loss
+from lowrank_opt.completion.losses import Loss, entry_loss
 from lowrank_opt.errors import RadiusError, ShapeError
 from lowrank_opt.observations import Observations
 from lowrank_opt.parameterizations.base import Parameterization
@@ -15,7 +15,7 @@ def check_choices(
     *, loss: Loss, bias: Literal["additive"] | None, optimizer: object, progress: object
 ) -> None:
     """Raise RadiusError unless every choice is a known one."""
-    _check_choice("loss", loss, ("squared", "absolute", "huber"))
+    entry_loss(loss)
     _check_choice("optimizer", optimizer, ("lbfgs", "adam"))
     if bias not in ("additive", None):
         raise RadiusError(f"bias must be 'additive' or None; got bias={bias!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lowrank_opt.completion.objective import Loss
+from lowrank_opt.completion.losses import Loss
 from lowrank_opt.completion.support import has_support_function
 from lowrank_opt.errors import CertificateError
 from lowrank_opt.observations import Observations

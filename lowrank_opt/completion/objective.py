@@ -1,73 +1,82 @@
 """What `complete` minimises, as a function of the free parameters and the biases."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from lowrank_opt.completion.bias import AdditiveBias
+from lowrank_opt.completion.bias import AdditiveBias, fit_additive_bias, no_bias
+from lowrank_opt.completion.links import IDENTITY, Link
+from lowrank_opt.completion.losses import EntryLoss, Loss, Residual, Squared, entry_loss
 from lowrank_opt.kernels import observed_entries, observed_squared_loss
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
 
-Loss: TypeAlias = Literal["squared", "absolute", "huber"] | Callable[[Tensor], Tensor]
-
 
 class Objective:
     r"""Loss on the observed entries plus ridge penalties, divided by the loss of the mean alone.
 
-    :math:`\sum_k w_k\, \rho(W_{i_k j_k} + a_{i_k} + b_{j_k} + \mu - v_k)
+    :math:`\sum_k w_k\, \rho(W_{i_k j_k} + a_{i_k} + b_{j_k} + \mu, v_k)
     + \tfrac12 \lambda \|\theta\|^2 + \tfrac12 \lambda_b (\|a\|^2 + \|b\|^2)`
-    with :math:`\rho(e) = e^2/2`, :math:`|e|` or Huber's function. The division makes step lengths
-    and tolerances independent of the number and the unit of the values; inside, values and biases
-    are in units of the root mean square of the centred values.
+    with a loss :math:`\rho` of scores and values. The division makes step lengths and tolerances
+    independent of the number and the unit of the values. Where scores are predictions, they are,
+    inside, in units of the root mean square of the centred values.
 
     Parameters
     ----------
     parameterization : Parameterization
         Trained in place.
     observations : Observations
-    bias : AdditiveBias
-        The start; kept as it is unless `fit_bias`.
     fit_bias : bool
-    loss : {"squared", "absolute", "huber"} or callable
-        A callable maps residuals to losses, entry by entry.
+    loss : str, EntryLoss or callable
     penalty, bias_penalty : float
+
+    Raises
+    ------
+    ObservationError
+        If the loss is not defined at the values.
     """
 
     def __init__(
         self,
         parameterization: Parameterization,
         observations: Observations,
-        bias: AdditiveBias,
         *,
         fit_bias: bool,
         loss: Loss,
         penalty: float,
         bias_penalty: float,
     ) -> None:
-        self.parameterization = parameterization
-        self.mean = bias.mean
-        self.spread = _root_mean_square(observations, bias.mean)
+        self.parameterization, self.observations = parameterization, observations
+        self.loss: EntryLoss = entry_loss(loss)
+        self.loss.check(observations)
+        self.penalty, self.bias_penalty, self.fit_bias = penalty, bias_penalty, fit_bias
+        start = self._start()
+        self.mean = start.mean
+        on_scale = self.loss.on_value_scale
+        self.spread = _root_mean_square(observations, self.mean) if on_scale else 1.0
         self.centred = self._centred(observations)
-        self.loss: Loss = loss
-        self.penalty, self.bias_penalty = penalty, bias_penalty
         self.free = [p for p in parameterization.parameters() if p.requires_grad]
-        self.biases = (bias.rows / self.spread, bias.cols / self.spread)
-        self.fit_bias = fit_bias
+        self.biases = (start.rows / self.spread, start.cols / self.spread)
         for b in self.biases:
             b.requires_grad_(fit_bias)
+        self.extra = self.loss.start(observations, intercept=fit_bias)
+        self.extra.requires_grad_(self.extra.numel() > 0)
         self.seen = _seen(observations)
         self.unit = self._unit()
+
+    def _start(self) -> AdditiveBias:
+        if self.loss.on_value_scale and self.fit_bias:
+            return fit_additive_bias(self.observations, penalty=self.bias_penalty)
+        return no_bias(self.observations)
 
     @property
     def variables(self) -> list[Tensor]:
         """All tensors that are optimised."""
-        return [*self.free, *(self.biases if self.fit_bias else ())]
+        biases = self.biases if self.fit_bias else ()
+        return [*self.free, *biases, *([self.extra] if self.extra.requires_grad else [])]
 
     def value(self) -> Tensor:
         """Return the objective in its own unit, a float64 scalar."""
@@ -89,15 +98,25 @@ class Objective:
 
     def bias(self) -> AdditiveBias:
         """Return the present biases, detached."""
-        return AdditiveBias(self.mean, *(self.spread * b.detach() for b in self.biases))
+        mean = self.mean + self.loss.intercept(self.extra)
+        return AdditiveBias(mean, *(self.spread * b.detach() for b in self.biases))
+
+    def link(self) -> Link:
+        """Return what takes scores to predictions."""
+        return self.loss.link(self.extra, self.observations)
 
     @torch.no_grad()
     def rmse(self, observations: Observations) -> float:
-        """Return the root of the (weighted) mean squared error on other entries."""
-        op = self.operator() * (1 / self.spread)
-        centred = self._centred(observations)
-        loss = observed_squared_loss(op, centred, bias=self.biases, dtype=torch.float64)
-        return self.spread * float((loss / _total_weight(observations)).sqrt())
+        """Return the root of the (weighted) mean squared error of predictions of other entries."""
+        op, total = self.operator() * (1 / self.spread), _total_weight(observations)
+        centred, link = self._centred(observations), self.link()
+        if link == IDENTITY:
+            loss = observed_squared_loss(op, centred, bias=self.biases, dtype=torch.float64)
+            return self.spread * float((loss / total).sqrt())
+        entries = self.spread * observed_entries(op, centred, bias=self.biases).double()
+        scores = entries + self.mean + self.loss.intercept(self.extra)
+        errors = link.mean(scores) - observations.values.double()
+        return float((self._weighted_sum(errors.square(), observations) / total).sqrt())
 
     def _centred(self, observations: Observations) -> Observations:
         return observations.with_values((observations.values - self.mean) / self.spread)
@@ -105,35 +124,33 @@ class Objective:
     def _data_term(self) -> Tensor:
         op = self.parameterization() * (1 / self.spread)
         bias = self.biases if self.fit_bias else None
-        if self.loss == "squared":
+        if isinstance(self.loss, Squared):
             loss = observed_squared_loss(op, self.centred, bias=bias, dtype=torch.float64)
             return 0.5 * self.spread**2 * loss
-        residuals = observed_entries(op, self.centred, bias=bias) - self.centred.values
-        return self._weighted_sum(_elementwise(self.loss)(self.spread * residuals))
+        return self._loss_of(observed_entries(op, self.centred, bias=bias))
 
-    def _weighted_sum(self, losses: Tensor) -> Tensor:
-        w = self.centred.weights
+    def _loss_of(self, entries: Tensor) -> Tensor:
+        """Return the loss of centred and scaled scores."""
+        values, scores = self.observations.values, self.spread * entries
+        if isinstance(self.loss, Residual):
+            # Without the mean, beside which small residuals would be rounded.
+            losses = self.loss.losses(scores, self.spread * self.centred.values, self.extra)
+        else:
+            losses = self.loss.losses(scores.double() + self.mean, values.double(), self.extra)
+        return self._weighted_sum(losses, self.observations)
+
+    def _weighted_sum(self, losses: Tensor, observations: Observations) -> Tensor:
+        w = observations.weights
         return (losses if w is None else losses * w).sum(dtype=torch.float64)
 
+    @torch.no_grad()
     def _unit(self) -> float:
         """Return the loss of predicting the mean, or the total weight where that is zero."""
-        if self.loss == "squared":
+        if isinstance(self.loss, Squared):
             unit = 0.5 * self.spread**2 * _total_weight(self.centred)
         else:
-            losses = _elementwise(self.loss)(self.spread * self.centred.values)
-            unit = float(self._weighted_sum(losses.detach()))
+            unit = float(self._loss_of(torch.zeros_like(self.centred.values)))
         return unit if unit > 0 and math.isfinite(unit) else _total_weight(self.centred)
-
-
-def _elementwise(loss: Loss) -> Callable[[Tensor], Tensor]:
-    if callable(loss):
-        return loss
-    assert loss != "squared", "the fused kernel computes the squared loss"
-    return {"absolute": torch.abs, "huber": _huber}[loss]
-
-
-def _huber(residuals: Tensor) -> Tensor:
-    return F.huber_loss(residuals, torch.zeros_like(residuals), reduction="none")
 
 
 def _root_mean_square(observations: Observations, mean: float) -> float:

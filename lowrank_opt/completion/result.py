@@ -15,6 +15,7 @@ from lowrank_opt.completion import storage
 from lowrank_opt.completion.bias import AdditiveBias
 from lowrank_opt.completion.history import History
 from lowrank_opt.completion.ids import Ids, check_ids, from_tensors, to_tensors
+from lowrank_opt.completion.links import IDENTITY, Link
 from lowrank_opt.completion.status import CompletionStatus
 from lowrank_opt.errors import CertificateError, ConvergenceError, ObservationError, ShapeError
 from lowrank_opt.operator import LowRankOperator
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CompletionResult:
-    """A completed matrix: ``operator + mean + row bias + column bias``.
+    """A completed matrix: ``operator + mean + row bias + column bias``, through a link.
 
     Parameters
     ----------
@@ -47,6 +48,8 @@ class CompletionResult:
         What was minimised, where a certificate can be given; not saved.
     row_ids, col_ids : sequence of str or int, optional
         Distinct names of the rows and columns; kept in files.
+    link : Link
+        From the sum above to predictions; the identity, except after losses with another scale.
 
     Examples
     --------
@@ -64,6 +67,7 @@ class CompletionResult:
     problem: ConvexProblem | None = None
     row_ids: Ids | None = None
     col_ids: Ids | None = None
+    link: Link = IDENTITY
 
     def __post_init__(self) -> None:
         names = ("row_ids", "col_ids")
@@ -105,13 +109,14 @@ class CompletionResult:
         m, n = self.shape
         i, j = self._broadcast(self._indices(rows, m, "rows"), self._indices(cols, n, "cols"))
         entries = self.operator.entries(i.reshape(-1), j.reshape(-1)).reshape(i.shape)
-        predictions = entries + self.bias.predict(i, j)
+        predictions = self.link.mean(entries + self.bias.predict(i, j))
         return predictions if clip is None else predictions.clamp(*clip)
 
     def to_dense(self) -> Tensor:
         """Return all predictions, shape (m, n)."""
         bias = self.bias
-        return self.operator.to_dense() + (bias.mean + bias.rows).unsqueeze(1) + bias.cols
+        scores = self.operator.to_dense() + (bias.mean + bias.rows).unsqueeze(1) + bias.cols
+        return self.link.mean(scores)
 
     def certificate(self) -> OptimalityCertificate:
         """Bound how far the objective is from its optimum over the whole convex set.
@@ -167,6 +172,9 @@ class CompletionResult:
         for name, ids in (("row_ids", self.row_ids), ("col_ids", self.col_ids)):
             tensors |= {} if ids is None else to_tensors(ids, name)
         header: storage.JsonObject = {"status": self.status.name, "shape": list(self.shape)}
+        header["link"] = self.link.name
+        if self.link.numbers:
+            tensors["link"] = torch.tensor(self.link.numbers, dtype=torch.float64)
         storage.write(path, "CompletionResult", header, tensors, self.history)
 
     @classmethod
@@ -184,7 +192,9 @@ class CompletionResult:
             storage.check((len(bias.rows), len(bias.cols)) == operator.shape, "biases do not fit")
             status = CompletionStatus[str(header["status"])]
             row_ids, col_ids = (from_tensors(tensors, name) for name in ("row_ids", "col_ids"))
-            return cls(operator, bias, status, history, row_ids=row_ids, col_ids=col_ids)
+            numbers = tensors["link"].tolist() if "link" in tensors else ()
+            link = Link(str(header.get("link", "identity")), tuple(numbers))
+            return cls(operator, bias, status, history, row_ids=row_ids, col_ids=col_ids, link=link)
 
     def summary(self) -> str:
         """Return a few lines on the matrix and on how the iteration went."""
