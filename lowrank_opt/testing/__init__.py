@@ -20,6 +20,7 @@ from lowrank_opt.testing.laws import check_lmo as check_lmo
 from lowrank_opt.testing.laws import check_membership as check_membership
 from lowrank_opt.testing.laws import check_merge as check_merge
 from lowrank_opt.testing.laws import check_never_dense as check_never_dense
+from lowrank_opt.testing.laws import check_precision as check_precision
 from lowrank_opt.testing.laws import check_projection as check_projection
 from lowrank_opt.testing.laws import check_purity as check_purity
 from lowrank_opt.testing.laws import check_rank as check_rank

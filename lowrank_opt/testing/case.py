@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import random
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -146,6 +147,25 @@ class Subject:
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Generator[None]:
     """Seed the default generators for a while, for factories that draw from them."""
+    with _seeded_elsewhere(seed), _seeded_torch(seed, device):
+        yield
+
+
+@contextmanager
+def _seeded_elsewhere(seed: int) -> Generator[None]:
+    """As `_seeded`, for the generators of Python and NumPy."""
+    state, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (a factory may)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(legacy)  # noqa: NPY002
+
+
+@contextmanager
+def _seeded_torch(seed: int, device: torch.device) -> Generator[None]:
     if device.type != "cpu":
         with torch.random.fork_rng(devices=[device]):
             torch.manual_seed(seed)

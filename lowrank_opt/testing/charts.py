@@ -31,6 +31,8 @@ Map = Callable[[Array], Array]
 
 # Rounding allowed by the package's rule, in units of eps sqrt(rank) times the size of the set.
 _TOLERANCE_FACTOR = 16
+# A set with a value of this size has no bound.
+_HUGE = 2.0**100
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,10 @@ class Chart:
     @property
     def bounded(self) -> bool:
         """Whether the set is known to be bounded."""
-        return not isinstance(self.core, RankAtMost)
+        if isinstance(self.core, RankAtMost) or not isinstance(self.core, SpectralSet):
+            return False
+        huge = np.where(np.arange(self.core.rank) < 1, _HUGE, 0.0)
+        return value_excess(self.core, huge) > 0
 
     @property
     def cone(self) -> bool:

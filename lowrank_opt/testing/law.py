@@ -18,6 +18,9 @@ from lowrank_opt.testing.search import Scene, Search, cases
 from lowrank_opt.testing.strategies import free_parameters, shapes_and_ranks, targets
 from lowrank_opt.testing.verdict import BrokenLawError, CheckResult
 
+# Sides at which programs take other branches: past a block of sixteen.
+_LARGE = (17, 40)
+
 
 @dataclass(frozen=True)
 class Law:
@@ -37,7 +40,7 @@ class Law:
     members : tuple of Member
         Members of the feasible set to try, each with the first of `parameters`.
     free : bool
-        Whether to try parameters and members drawn at will too.
+        Whether to try parameters and members drawn at will too, and some at larger shapes.
     sides : tuple of int, optional
         Bounds on m and n, in place of the profile's.
     max_rank : int, optional
@@ -166,6 +169,8 @@ class Law:
             wide = shapes_and_ranks(min_side=low, max_side=2 * high, max_rank=self.max_rank)
             drawn = st.just(self.parameters[0]) if self.members else free_parameters(dtype=dtype)
             yield Scene("free", cases(wide, drawn, targets()), chosen.free_examples)
+            large = shapes_and_ranks(min_side=_LARGE[0], max_side=_LARGE[1], max_rank=self.max_rank)
+            yield Scene("large", cases(large, drawn, targets()), chosen.large_examples)
 
     def _listed(self) -> Iterator[tuple[FreeParameters, Member]]:
         if self.members:

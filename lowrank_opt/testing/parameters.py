@@ -14,6 +14,7 @@ Structure: TypeAlias = Literal[
     "zero",
     "constant",
     "one_hot",
+    "zero_columns",
     "parallel",
     "nearly_parallel",
     "mixed_columns",
@@ -33,13 +34,13 @@ class FreeParameters:
     ----------
     structure : str
         ``normal`` (independent normal entries), ``start`` (as constructed), ``zero``,
-        ``constant``, ``one_hot`` (one entry, the rest 0), ``parallel`` (all columns multiples of
-        one), ``nearly_parallel`` (columns that differ by about one where they are large, by the
-        root of machine precision otherwise), ``mixed_columns`` and ``mixed_entries`` (sizes
-        spread over 16 decades).
+        ``constant``, ``one_hot`` (one entry, the rest 0), ``zero_columns`` (every other column is
+        zero), ``parallel`` (all columns multiples of one), ``nearly_parallel`` (columns that
+        differ by about one where they are large, by the root of machine precision otherwise),
+        ``mixed_columns`` and ``mixed_entries`` (sizes spread over 16 decades).
     magnitudes : tuple of float
         Sizes of the entries; the parameters of a module take them in turn, so ``(1e8, 1e-30)``
-        gives two factors of very different sizes.
+        gives two factors of very different sizes, and ``(0.0, 1.0)`` a zero beside another.
     seed : int
 
     Examples
@@ -61,7 +62,8 @@ class FreeParameters:
     def fits(self, dtype: torch.dtype) -> bool:
         """Whether `dtype` holds numbers of these sizes."""
         info = torch.finfo(dtype)
-        return all(info.smallest_normal * info.eps <= s <= info.max / 8 for s in self.magnitudes)
+        low, high = info.smallest_normal * info.eps, info.max / 8
+        return all(s == 0 or low <= s <= high for s in self.magnitudes)
 
     def tensor(
         self, shape: tuple[int, ...], *, dtype: torch.dtype = torch.float64, index: int = 0
@@ -102,6 +104,8 @@ class FreeParameters:
                 return torch.full(shape, size, dtype=torch.float64)
             case "one_hot":
                 return _one_hot(shape, size, generator)
+            case "zero_columns":
+                return size * normal(*shape) * _every_other(cols, generator)
             case "parallel":
                 return size * normal(*rows, *(1 for _ in cols)) * normal(*cols)
             case "nearly_parallel":
@@ -126,6 +130,12 @@ def _one_hot(shape: tuple[int, ...], size: float, generator: torch.Generator) ->
         place = torch.randint(values.numel(), (1,), generator=generator)
         values.view(-1)[place] = size
     return values
+
+
+def _every_other(cols: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    first = int(torch.randint(2, (), generator=generator))
+    places = torch.arange(cols[0] if cols else 1) + first
+    return (places % 2 == 0).double().reshape(cols)
 
 
 def _sizes(*sizes: float) -> tuple[FreeParameters, ...]:
@@ -157,4 +167,7 @@ ADVERSARIAL = (
     FreeParameters("normal", (1e8, 1e-30)),
     FreeParameters("normal", (1e-30, 1e8)),
     FreeParameters("normal", (1e-8, 1e4, 1.0)),
+    FreeParameters("zero_columns"),
+    FreeParameters("normal", (0.0, 1.0)),
+    FreeParameters("normal", (1.0, 0.0)),
 )

@@ -20,19 +20,22 @@ class Profile:
         Cases for each of the law's listed parameters or targets; the first is 1 x 1.
     free_examples : int
         Cases with parameters drawn at will.
+    large_examples : int
+        Such cases at shapes of some dozens of rows and columns.
     max_side : int
         Largest number of rows or columns.
     """
 
     examples: int
     free_examples: int
+    large_examples: int
     max_side: int
 
 
 _PROFILES: dict[ProfileName, Profile] = {
-    "quick": Profile(examples=2, free_examples=4, max_side=5),
-    "standard": Profile(examples=4, free_examples=12, max_side=7),
-    "thorough": Profile(examples=12, free_examples=100, max_side=24),
+    "quick": Profile(examples=2, free_examples=4, large_examples=2, max_side=5),
+    "standard": Profile(examples=4, free_examples=12, large_examples=12, max_side=7),
+    "thorough": Profile(examples=12, free_examples=100, large_examples=30, max_side=24),
 }
 
 

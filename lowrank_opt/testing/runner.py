@@ -27,6 +27,7 @@ LAWS: tuple[Law, ...] = (
     laws.check_escape,
     laws.check_rank,
     laws.check_agreement,
+    laws.check_precision,
     laws.check_dtype,
     laws.check_smoothness,
     laws.check_zero_start,

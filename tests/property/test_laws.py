@@ -85,12 +85,22 @@ FAMILIES = [
     lora_xs,
 ]
 
+CLAMPED = "norms clamped at 1e-4, as published: the first step of any size moves W by its radius"
 
-@parametrize_with_checks(FAMILIES, dtype=torch.float64)
+
+def published(make: object) -> dict[str, str]:
+    """Return the laws that a form breaks that is kept as others have it."""
+    options = make.keywords if isinstance(make, partial) else {}
+    return {"zero_start": CLAMPED} if options.get("variant") == "peft" else {}
+
+
+@parametrize_with_checks(FAMILIES, dtype=torch.float64, expected_failures=published)
 def test_laws_in_float64(make, check) -> None:
     check(make)
 
 
-@parametrize_with_checks(FAMILIES, dtype=torch.float32, profile="quick")
+@parametrize_with_checks(
+    FAMILIES, dtype=torch.float32, profile="quick", expected_failures=published
+)
 def test_laws_in_float32(make, check) -> None:
     check(make)

@@ -93,7 +93,8 @@ def test_message_names_law_finding_and_runnable_code() -> None:
     message = str(caught.value)
     assert "the law 'membership' is broken: W leaves SchattenBall(p=1.0, radius=1.0" in message
     assert "make = partial(Grown, radius=1.0)" in message
-    assert "W = make((1, 1), 1, dtype=torch.float64)" in message
+    case = caught.value.case
+    assert f"W = make({case.shape}, {case.rank}, dtype=torch.float64)" in message
     assert "W.left.copy_(torch.tensor([[" in message
 
 

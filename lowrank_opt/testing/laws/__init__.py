@@ -12,6 +12,7 @@ from lowrank_opt.testing.laws.membership import check_contract as check_contract
 from lowrank_opt.testing.laws.membership import check_membership as check_membership
 from lowrank_opt.testing.laws.membership import check_rank as check_rank
 from lowrank_opt.testing.laws.precision import check_dtype as check_dtype
+from lowrank_opt.testing.laws.precision import check_precision as check_precision
 from lowrank_opt.testing.laws.purity import check_copies as check_copies
 from lowrank_opt.testing.laws.purity import check_in_place as check_in_place
 from lowrank_opt.testing.laws.purity import check_purity as check_purity

@@ -27,6 +27,8 @@ def _never_dense(subject: Subject) -> None:
             (op.linear(x).sum() + op.entries(rows, rows).sum()).backward()
             module.certify()
             _invert(module)
+            _start_at_zero(module)
+            module.eval()().linear(x)
     except DenseMaterializationError as error:
         raise Violation(str(error)) from error
 
@@ -36,9 +38,14 @@ def _invert(module: Parameterization) -> None:
         module.right_inverse(module.factors().detach())
 
 
+def _start_at_zero(module: Parameterization) -> None:
+    with suppress(NotImplementedError):
+        module.zero_()
+
+
 check_never_dense = Law(
     "never_dense",
-    "Nothing in forward, backward, certificate or right inverse allocates m x n numbers.",
+    "Forward, backward, certificate, right inverse and zero start allocate no m x n numbers.",
     _never_dense,
     parameters=(FreeParameters("normal"),),
     sides=(80, 97),

@@ -13,6 +13,7 @@ from lowrank_opt.sets import FeasibleSet
 from lowrank_opt.testing.case import Subject
 from lowrank_opt.testing.charts import Chart
 from lowrank_opt.testing.law import Law
+from lowrank_opt.testing.laws.overflow import excuse_overflow
 from lowrank_opt.testing.oracle import (
     Array,
     dense,
@@ -43,10 +44,11 @@ def _contract(subject: Subject) -> None:
     expect(bool(trainable), "there is no trainable parameter")
 
 
-def _membership(subject: Subject) -> None:
+def membership(subject: Subject, where: str = "") -> None:
+    """Expect W in the declared set; `where` ends the sentence of what was found."""
     module = subject.module()
     op, feasible_set = module.factors(), module.feasible_set
-    expect(is_finite(op), "the factors of a finite parameter are not finite")
+    _expect_finite(subject, module, op, where)
     chart, exact = subject.chart(module), product(op)
     # In a cone the size of W does not matter, and its exact product may be no float64 number.
     W, exponent = (exact.mantissa, exact.exponent) if chart.cone else (exact.dense(), 0)
@@ -54,7 +56,7 @@ def _membership(subject: Subject) -> None:
     explained = rule + underflow(op, exponent) + _cancellation(subject, chart, op, exponent)
     expect(
         excess <= explained,
-        f"W leaves {_name(feasible_set)} by {excess:.3e}; rounding explains {explained:.1e}",
+        f"W leaves {_name(feasible_set)} by {excess:.3e}{where}; rounding explains {explained:.1e}",
     )
     expect(
         excess > rule / 2 or not _well_scaled(chart, op) or feasible_set.contains(op),
@@ -63,17 +65,24 @@ def _membership(subject: Subject) -> None:
     )
 
 
-def _cancellation(subject: Subject, chart: Chart, op: LowRankOperator, exponent: int) -> float:
-    """Return what rounding of factors explains where large terms cancel in an unbounded set.
+def _expect_finite(
+    subject: Subject, module: Parameterization, op: LowRankOperator, where: str = ""
+) -> None:
+    if not is_finite(op):
+        excuse_overflow(subject, module)
+        expect(False, f"the factors of a finite parameter are not finite{where}")
 
-    Bounded sets make no such allowance: their factors are bounded too.
+
+def _cancellation(subject: Subject, chart: Chart, op: LowRankOperator, exponent: int) -> float:
+    """Return what rounding of factors explains where large terms cancel.
+
+    Bounded sets allow for the oracle's own sums only: their factors are bounded too.
     """
-    if chart.bounded:
-        return 0.0
+    unit = float(np.finfo(np.longdouble).eps) if chart.bounded else subject.eps
     sizes = product(LowRankOperator(*(x.detach().abs() for x in op)))
     with np.errstate(over="ignore"):
         peak = np.ldexp(singular_values(sizes.mantissa)[0], sizes.exponent - exponent)
-    return 4 * subject.eps * float(peak) / chart.gain
+    return 4 * unit * float(peak) / chart.gain
 
 
 def _well_scaled(chart: Chart, op: LowRankOperator) -> bool:
@@ -86,7 +95,7 @@ def _well_scaled(chart: Chart, op: LowRankOperator) -> bool:
 def _rank(subject: Subject) -> None:
     module = subject.module()
     op, chart = module.factors(), subject.chart(module)
-    expect(is_finite(op), "the factors of a finite parameter are not finite")
+    _expect_finite(subject, module, op)
     W = product(op)
     rank = module.feasible_set.rank
     expect(rank <= min(subject.case.shape), f"the declared rank {rank} exceeds min(m, n)")
@@ -103,6 +112,7 @@ def _rank(subject: Subject) -> None:
 def _certificate(subject: Subject) -> None:
     module = subject.module()
     op = module.factors().detach()
+    _expect_finite(subject, module, op)
     W, chart = product(op).dense(), subject.chart(module)
     if not _representable(W):
         raise NotApplicable("float64 does not hold W to full precision")
@@ -115,6 +125,8 @@ def _certificate(subject: Subject) -> None:
     low = min(_shortfall(certificate.singular_values, X) for X in (W, chart.pull(W)))
     expect(low <= 0, f"a bound on the singular values is too low by {low:.2e}")
     exact = 16 * _EPS64 * chart.size(W) * len(certificate.singular_values)
+    # Where large terms cancel, what is left has the rounding of the oracle's own sum.
+    exact += 16 * float(np.finfo(np.longdouble).eps) * float(np.linalg.norm(magnitude(op)))
     over = chart.spectral_excess(W)
     expect(over <= exact or not certificate.exact, f"exact is claimed, but W exceeds by {over:.2e}")
     excess, rule = chart.excess(W), chart.tolerance(W, subject.dtype, module.feasible_set.rank)
@@ -157,7 +169,7 @@ check_contract = Law(
 check_membership = Law(
     "membership",
     "W is in the declared set for every finite parameter, to the rounding of the dtype.",
-    _membership,
+    membership,
     parameters=ADVERSARIAL,
     free=True,
 )

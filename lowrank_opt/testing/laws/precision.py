@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.testing.case import Subject
 from lowrank_opt.testing.law import Law
+from lowrank_opt.testing.laws.elsewhere import expect_device_independent
 from lowrank_opt.testing.laws.gradients import gradient
+from lowrank_opt.testing.laws.membership import membership
 from lowrank_opt.testing.oracle import is_finite
-from lowrank_opt.testing.parameters import TAME
-from lowrank_opt.testing.verdict import expect
+from lowrank_opt.testing.parameters import ADVERSARIAL, TAME
+from lowrank_opt.testing.verdict import NotApplicable, expect
 
 
 def _dtype(subject: Subject) -> None:
@@ -18,8 +22,9 @@ def _dtype(subject: Subject) -> None:
     _expect_dtype(module, subject.dtype, subject.device)
     for name, g in gradient(subject, module).items():
         expect(g.dtype == subject.dtype, f"the gradient of {name} is of {g.dtype}")
-    other = torch.float32 if subject.dtype == torch.float64 else torch.float64
+    other = _other(subject.dtype)
     _expect_dtype(module.to(dtype=other), other, subject.device)
+    expect_device_independent(subject.module())
 
 
 def _expect_dtype(module: Parameterization, dtype: torch.dtype, device: torch.device) -> None:
@@ -33,9 +38,26 @@ def _expect_dtype(module: Parameterization, dtype: torch.dtype, device: torch.de
     expect(is_finite(op), f"the factors are not finite in {dtype}")
 
 
+def _precision(subject: Subject) -> None:
+    other = _other(subject.dtype)
+    if not subject.case.parameters.fits(other):
+        raise NotApplicable(f"{other} does not hold numbers of this size")
+    membership(replace(subject, dtype=other), f" in {other}")
+
+
+def _other(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype == torch.float64 else torch.float64
+
+
 check_dtype = Law(
     "dtype",
     "Factors and gradients have the dtype and device of the parameters, after conversion too.",
     _dtype,
     parameters=TAME,
+)
+check_precision = Law(
+    "precision",
+    "W is in the declared set in the other precision too: a bound that rounding breaks is none.",
+    _precision,
+    parameters=ADVERSARIAL,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -9,9 +10,13 @@ from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.testing.case import Subject
 from lowrank_opt.testing.law import Law
 from lowrank_opt.testing.laws.gradients import gradient
-from lowrank_opt.testing.oracle import to_array
+from lowrank_opt.testing.oracle import dense, to_array
 from lowrank_opt.testing.parameters import FreeParameters
 from lowrank_opt.testing.verdict import NotApplicable, expect
+
+# Steps from the start, relative to its largest parameter, and by how much W may grow early.
+_SHORT, _LONG = 1e-4, 1e-2
+_JUMP = 0.3
 
 
 def _zero_start(subject: Subject) -> None:
@@ -28,6 +33,28 @@ def _zero_start(subject: Subject) -> None:
         expect(bool(torch.isfinite(g).all()), f"after zero_() the gradient of {name} is not finite")
     moving = any(bool(g.any()) for g in gradients.values())
     expect(moving, "after zero_() the gradient is zero: training cannot leave the start")
+    _expect_no_jump(subject, module)
+
+
+def _expect_no_jump(subject: Subject, module: Parameterization) -> None:
+    """Expect W to grow with the step: a clamped division gives all of W to the smallest one."""
+    start = {k: p.detach().clone() for k, p in module.named_parameters() if p.requires_grad}
+    unit = float(max((p.abs().max() for p in start.values() if p.numel()), default=0.0)) or 1.0
+    directions = {
+        k: subject.normal(*p.shape, salt=30 + i) for i, (k, p) in enumerate(start.items())
+    }
+    sizes: list[float] = []
+    for step in (_SHORT, _LONG):
+        with torch.no_grad():
+            for k, d in directions.items():
+                module.get_parameter(k).copy_(start[k] + step * unit * d)
+        sizes.append(float(np.linalg.norm(dense(module.factors()))))
+    short, long = sizes
+    expect(
+        short <= _JUMP * long or long == 0,
+        f"zero_() is next to a jump: a step of {_SHORT:g} gives |W| = {short:.3g}, one of "
+        f"{_LONG:g} gives {long:.3g}: every learning rate leaves the start at once",
+    )
 
 
 def _views(subject: Subject, module: Parameterization) -> dict[str, Tensor]:
@@ -47,7 +74,7 @@ def _views(subject: Subject, module: Parameterization) -> dict[str, Tensor]:
 
 check_zero_start = Law(
     "zero_start",
-    "zero_() gives W = 0 exactly in every entry, with a gradient that is finite and not zero.",
+    "zero_() gives W = 0 exactly in every entry, a gradient that is finite and not zero, no jump.",
     _zero_start,
     parameters=(
         FreeParameters("start"),
