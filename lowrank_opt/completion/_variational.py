@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from lowrank_opt.completion import _noise
 from lowrank_opt.completion._normal_wishart import NormalWishart
 from lowrank_opt.completion.bias import AdditiveBias
+from lowrank_opt.completion.checkpoint import State, packed, unpacked
 from lowrank_opt.completion.standardize import standardize
 from lowrank_opt.kernels.gaussian_rows import GaussianRows, Moments
 from lowrank_opt.observations import Observations
@@ -21,6 +22,7 @@ Floats = NDArray[np.floating]
 # A strong prior in the first sweeps empties directions before they had a chance to fit.
 _FIRST_PRECISION = 0.3
 _LARGEST_EXPONENT = 600.0
+_CHANGING = ("sides", "precisions", "priors", "noise", "relative", "divergences")
 
 
 class VariationalPosterior:
@@ -78,6 +80,16 @@ class VariationalPosterior:
         operator = LowRankOperator(left, left.new_ones(r), right)
         a, c = (x[:, -1] * self.unit for x in means)
         return operator, AdditiveBias(self.offset, a, c)
+
+    def state(self) -> State:
+        """Return what sweeps change, for a `Checkpoint`."""
+        return {name: unpacked(getattr(self, name)) for name in _CHANGING}
+
+    def resume(self, state: State) -> None:
+        """Go on from a state."""
+        assert isinstance(state, dict), "as `state` returned it"
+        for name in _CHANGING:
+            setattr(self, name, packed(getattr(self, name), state[name]))
 
     def in_unit_of_loss(self, energy: float) -> float:
         """Return half the sum of squares of Gaussian noise with the given free energy."""

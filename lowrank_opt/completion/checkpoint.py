@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
 from hashlib import sha256
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 # A tree of dictionaries with text for keys, lists and tuples; its leaves are tensors, arrays,
 # numbers, text, truth values and None.
 State: TypeAlias = object
+
+T = TypeVar("T")
 
 _LAYOUT = files.Layout(
     noun="a checkpoint",
@@ -141,6 +144,27 @@ def fingerprint(observations: Observations) -> str:
     return digest.hexdigest()
 
 
+def unpacked(x: object) -> State:
+    """Return a list, or a dataclass, as a state: its fields by name, those of fields too."""
+    if isinstance(x, list):
+        return [unpacked(part) for part in x]
+    if is_dataclass(x) and not isinstance(x, type):
+        return {f.name: unpacked(getattr(x, f.name)) for f in fields(x)}
+    return x
+
+
+def packed(template: T, state: State) -> T:
+    """Return what was unpacked, with the classes of a template that has the same structure."""
+    if isinstance(template, list):
+        assert isinstance(state, list), "as `unpacked` returned it"
+        return [packed(*pair) for pair in zip(template, state, strict=True)]  # pyright: ignore[reportReturnType]
+    if is_dataclass(template) and not isinstance(template, type):
+        assert isinstance(state, dict), "as `unpacked` returned it"
+        parts = {k: packed(getattr(template, k), x) for k, x in state.items()}
+        return replace(template, **parts)
+    return state  # pyright: ignore[reportReturnType]
+
+
 def _encode(tree: State, tensors: dict[str, Tensor]) -> Json:
     match tree:
         case None | bool() | int() | str():
@@ -151,7 +175,11 @@ def _encode(tree: State, tensors: dict[str, Tensor]) -> Json:
         case Tensor():
             return {"tensor": _keep(tree, tensors)}
         case np.ndarray():
-            return {"array": _keep(torch.from_numpy(np.ascontiguousarray(tree)), tensors)}
+            # In another memory order, a product may be summed in another order.
+            swapped = tree.flags.f_contiguous and not tree.flags.c_contiguous
+            array = np.ascontiguousarray(tree.T if swapped else tree)
+            kind = "transposed" if swapped else "array"
+            return {kind: _keep(torch.from_numpy(array), tensors)}
         case dict():
             return {"dict": {str(k): _encode(v, tensors) for k, v in tree.items()}}
         case list():
@@ -181,9 +209,11 @@ def _decode(tree: Json, tensors: dict[str, Tensor]) -> State:
         case "float", str():
             return float(content)
         case "tensor", str():
-            return tensors[content]
+            return tensors[content].clone()
         case "array", str():
-            return tensors[content].numpy()
+            return tensors[content].clone().numpy()
+        case "transposed", str():
+            return tensors[content].clone().numpy().T
         case "dict", dict():
             return {k: _decode(v, tensors) for k, v in content.items()}
         case "tuple", list():

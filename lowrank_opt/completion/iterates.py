@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from lowrank_opt.completion.bias import AdditiveBias, weighted_mean
+from lowrank_opt.completion.checkpoint import Checkpoint, State
 from lowrank_opt.completion.convex_problem import ConvexProblem
 from lowrank_opt.completion.held_out import root_mean_square_error
 from lowrank_opt.completion.history import History, Iteration
@@ -15,6 +17,7 @@ from lowrank_opt.completion.progress import Progress, reporting
 from lowrank_opt.completion.result import CompletionResult
 from lowrank_opt.completion.status import CompletionStatus
 from lowrank_opt.completion.stopping import Stopping
+from lowrank_opt.errors import OptionError
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
 
@@ -41,6 +44,19 @@ class Iterate(NamedTuple):
     settled: bool = False
 
 
+@runtime_checkable
+class Resumable(Protocol):
+    """An iterator of iterates that can go on from a `Checkpoint`."""
+
+    def state(self) -> State:
+        """Return what the next iterates depend on, besides the arguments of the solver."""
+        ...
+
+    def resume(self, state: State) -> None:
+        """Go on from a state."""
+        ...
+
+
 def run(
     iterates: Iterator[Iterate],
     observations: Observations,
@@ -51,6 +67,7 @@ def run(
     patience: int = 20,
     progress: Progress = False,
     problem: ConvexProblem | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> CompletionResult:
     """Take iterates from a solver until one of the criteria of `Stopping` is met.
 
@@ -67,12 +84,15 @@ def run(
         As in `complete`; a tolerance of zero leaves the decision to the solver.
     problem : ConvexProblem, optional
         What the solver minimises, for `CompletionResult.certificate`.
+    checkpoint : Checkpoint, optional
+        Where to leave the state, and to go on from it; the iterator must be `Resumable`.
     """
     loop = _Loop(
         observations, held_out, Stopping(observations.dtype, tolerance=tolerance, patience=patience)
     )
     with reporting(progress, max_iterations) as report:
-        status = loop.run(iterates, max_iterations, report)
+        first = 0 if checkpoint is None else loop.resume(iterates, checkpoint)
+        status = loop.run(iterates, first, max_iterations, report, checkpoint)
     assert loop.best is not None, "a solver yields its start before anything can go wrong"
     return CompletionResult(
         loop.best.operator, loop.best.bias, status, loop.history, problem=problem
@@ -90,18 +110,54 @@ class _Loop:
         self.start = time.perf_counter()
 
     def run(
-        self, iterates: Iterator[Iterate], max_iterations: int, report: Callable[[Iteration], None]
+        self,
+        iterates: Iterator[Iterate],
+        first: int,
+        max_iterations: int,
+        report: Callable[[Iteration], None],
+        checkpoint: Checkpoint | None,
     ) -> CompletionStatus:
+        if first > max_iterations:
+            return CompletionStatus.MAX_ITERATIONS
         try:
-            for step, iterate in enumerate(iterates):
+            for step, iterate in enumerate(iterates, start=first):
                 status = self._judge(iterate, report)
                 if status is not None:
                     return status
                 if step == max_iterations:
                     return CompletionStatus.MAX_ITERATIONS
+                if checkpoint is not None:
+                    checkpoint.offer(step + 1, partial(self._state, iterates))
         except KeyboardInterrupt:
             return CompletionStatus.INTERRUPTED
         return CompletionStatus.STALLED
+
+    def resume(self, iterates: Iterator[Iterate], checkpoint: Checkpoint) -> int:
+        """Go on from a checkpoint, if there is one; return the number of iterates so far."""
+        if not isinstance(iterates, Resumable):
+            raise OptionError("this solver leaves no checkpoints: leave checkpoint at None")
+        state = checkpoint.restored()
+        if state is None:
+            return 0
+        assert isinstance(state, dict), "as `_state` returned it"
+        iterates.resume(state["solver"])
+        self.stopping.resume(state["stopping"])
+        self.history = History(**state["history"])
+        self.start -= self.history.seconds[-1]
+        factors, bias, objective = state["best"]
+        self.best = Iterate(LowRankOperator(*factors), AdditiveBias(*bias), objective)
+        return len(self.history)
+
+    def _state(self, iterates: Iterator[Iterate]) -> State:
+        assert isinstance(iterates, Resumable), "checked before the first step"
+        assert self.best is not None, "there was a step"
+        operator, (mean, rows, cols) = self.best.operator, vars(self.best.bias).values()
+        return {
+            "solver": iterates.state(),
+            "stopping": self.stopping.state(),
+            "history": self.history.columns(),
+            "best": [list(operator), [mean, rows, cols], self.best.objective],
+        }
 
     def _judge(
         self, iterate: Iterate, report: Callable[[Iteration], None]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lowrank_opt.completion._noise import check_noise_strength
 from lowrank_opt.completion._variational import VariationalPosterior
+from lowrank_opt.completion.checkpoint import Checkpoint, State
 from lowrank_opt.completion.checks import check_amounts, check_counts
 from lowrank_opt.completion.held_out import training_and_validation
 from lowrank_opt.completion.iterates import Iterate, run
@@ -34,6 +35,7 @@ def variational(
     patience: int = 5,
     generator: torch.Generator | None = None,
     progress: Progress = False,
+    checkpoint: Checkpoint | None = None,
 ) -> CompletionResult:
     r"""Complete a matrix by the mean of a Gaussian approximation to the posterior.
 
@@ -67,6 +69,8 @@ def variational(
         For the start and the held-out entries. The result does not depend on the number of
         threads.
     progress : bool or callable
+    checkpoint : Checkpoint, optional
+        Where to leave the state after a sweep, and to go on from it.
 
     Returns
     -------
@@ -103,28 +107,40 @@ def variational(
     fitted, held_out = training_and_validation(observations, validation, generator)
     model = VariationalPosterior(fitted, size, noise_strength, generator)
     return run(
-        _iterates(model, tolerance, feasible),
+        _Sweeps(model, tolerance, feasible),
         fitted,
         held_out=held_out,
         tolerance=0.0,
         max_iterations=max_iterations,
         patience=patience,
         progress=progress,
+        checkpoint=checkpoint,
     )
 
 
-def _iterates(
-    model: VariationalPosterior, tolerance: float, feasible: FeasibleSet | None
-) -> Iterator[Iterate]:
-    previous = math.inf
-    while True:
-        energy = model.sweep()
-        settled = previous - energy <= tolerance / 2 * model.count
+class _Sweeps(Iterator[Iterate]):
+    def __init__(
+        self, model: VariationalPosterior, tolerance: float, feasible: FeasibleSet | None
+    ) -> None:
+        self.model, self.tolerance, self.feasible = model, tolerance, feasible
+        self.energy = math.inf
+
+    def __next__(self) -> Iterate:
+        model, previous = self.model, self.energy
+        self.energy = model.sweep()
+        settled = previous - self.energy <= self.tolerance / 2 * model.count
         operator, bias = model.mean()
-        if feasible is not None:
-            operator = feasible.project(operator)
-        yield Iterate(operator, bias, model.in_unit_of_loss(energy), settled=settled)
-        previous = energy
+        if self.feasible is not None:
+            operator = self.feasible.project(operator)
+        return Iterate(operator, bias, model.in_unit_of_loss(self.energy), settled=settled)
+
+    def state(self) -> State:
+        return {"model": self.model.state(), "energy": self.energy}
+
+    def resume(self, state: State) -> None:
+        assert isinstance(state, dict), "as `state` returned it"
+        self.model.resume(state["model"])
+        self.energy = state["energy"]
 
 
 def _rank_of(rank: int | FeasibleSet, shape: tuple[int, int]) -> int:

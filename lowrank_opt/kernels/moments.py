@@ -129,9 +129,11 @@ def _invert(U: Floats, S: Floats, C: Floats) -> None:
 @njit(nogil=True, cache=True, fastmath=_FASTMATH)
 def _scale_values(begin: int, end: int, values: Floats, weights: Floats, scaled: Floats) -> float:
     """Write ``w y``, and return ``sum w y^2``."""
-    total = 0.0
     for k in range(begin, end):
         scaled[k] = weights[k] * values[k]
+    # In a loop of its own, the sum is taken in one order wherever the arrays happen to lie.
+    total = 0.0
+    for k in range(begin, end):
         total += np.float64(scaled[k]) * values[k]
     return total
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lowrank_opt as lo
-from lowrank_opt.completion import CompletionResult, Iteration
+from lowrank_opt.completion import CompletionResult, Iteration, variational
 from lowrank_opt.completion.checkpoint import Checkpoint, fingerprint
 from lowrank_opt.completion.complete import complete
+from lowrank_opt.completion.iterates import Iterate, run
 from lowrank_opt.errors import DataError, OptionError
 from lowrank_opt.observations import Observations
 from tests.completion_cases import normal, observe, seeded
@@ -80,6 +81,33 @@ def test_killed_and_resumed_is_the_same(
     np.testing.assert_equal(numbers(resumed), numbers(expected))
     # It went on, instead of beginning again.
     assert len(expected.history) - len(seen) == 3 * ((killed - 1) // 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("killed", [3, 6, 11])
+def test_posterior_killed_and_resumed_is_the_same(tmp_path: Path, dtype: torch.dtype, killed: int):
+    observed = OBSERVED.to(dtype=dtype)
+
+    def sweeps(**options: object) -> CompletionResult:
+        settings = {"validation": 0.1, "max_iterations": 14, "tolerance": 0.0, "patience": 99}
+        return variational(observed, 5, generator=seeded(3), **(settings | options))
+
+    expected = sweeps()
+    with pytest.raises(Killed):
+        sweeps(checkpoint=Checkpoint(tmp_path, every=2), progress=killed_after(killed))
+    seen: list[Iteration] = []
+    resumed = sweeps(checkpoint=Checkpoint(tmp_path, every=2, resume=True), progress=seen.append)
+    np.testing.assert_equal(numbers(resumed), numbers(expected))
+    assert len(expected.history) - len(seen) == 2 * ((killed - 1) // 2)
+
+
+def test_solver_without_a_state_refuses():
+    def iterates() -> Iterator[Iterate]:
+        raise AssertionError("no work starts")
+        yield
+
+    with pytest.raises(OptionError, match="leaves no checkpoints"):
+        run(iterates(), OBSERVED, tolerance=0.0, max_iterations=1, checkpoint=Checkpoint("x"))
 
 
 def test_more_iterations_than_at_first(tmp_path: Path):
