@@ -95,7 +95,7 @@ def test_message_names_law_finding_and_runnable_code() -> None:
     assert "make = partial(Grown, radius=1.0)" in message
     case = caught.value.case
     assert f"W = make({case.shape}, {case.rank}, dtype=torch.float64)" in message
-    assert "W.left.copy_(torch.tensor([[" in message
+    assert "W.left.copy_(torch.tensor([" in message
 
 
 def test_collect_returns_failures_with_code() -> None:
