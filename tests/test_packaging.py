@@ -17,6 +17,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("lowrank_opt", "problems", "experiments", "tests", "docs")
 METADATA = ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md")
+# Beside the package, so that a run of pytest imports no torch.
+PLUGIN = "_lowrank_opt_pytestplugin.py"
 PLANTED = ("data/ml-100k/u.data", "lowrank_opt/u1.base", "results/movielens.json", "secret.inter")
 
 
@@ -25,7 +27,7 @@ def copy_sources(target: Path) -> Path:
     ignore = shutil.ignore_patterns("__pycache__", "_build")
     for name in filter(lambda name: (ROOT / name).is_dir(), SOURCES):
         shutil.copytree(ROOT / name, target / name, ignore=ignore)
-    for name in METADATA:
+    for name in (*METADATA, PLUGIN):
         shutil.copy(ROOT / name, target / name)
     for name in PLANTED:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -71,12 +73,20 @@ def metadata(wheel: Path) -> str:
 
 def test_wheel_holds_the_library_only(members: list[str]) -> None:
     roots = {name.split("/")[0] for name in members}
-    assert {"lowrank_opt"} == {root for root in roots if not root.endswith(".dist-info")}
+    assert {"lowrank_opt", PLUGIN} == {root for root in roots if not root.endswith(".dist-info")}
 
 
 def test_wheel_holds_every_module(members: list[str]) -> None:
     expected = {p.relative_to(ROOT).as_posix() for p in (ROOT / "lowrank_opt").rglob("*.py")}
-    assert expected == {name for name in members if name.endswith(".py")}
+    assert expected | {PLUGIN} == {name for name in members if name.endswith(".py")}
+
+
+def test_wheel_registers_command_and_pytest_plugin(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith("/entry_points.txt"))
+        entries = archive.read(name).decode()
+    assert "lowrank-opt = lowrank_opt.cli:main" in entries
+    assert f"[pytest11]\nlowrank_opt = {PLUGIN.removesuffix('.py')}" in entries
 
 
 def test_wheel_holds_no_data(members: list[str]) -> None:

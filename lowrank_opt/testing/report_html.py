@@ -15,6 +15,7 @@ _WORDS: dict[Status, str] = {
     "skipped": "not claimed",
     "expected_failure": "known not to hold",
 }
+_PLURALS: dict[Status, str] = {"passed": "hold"}
 
 
 def html_report(session: Session) -> str:
@@ -56,9 +57,12 @@ def html_report(session: Session) -> str:
 
 
 def _title(session: Session) -> str:
+    return f"{_name(session)}: {_outcome(session)}"
+
+
+def _name(session: Session) -> str:
     names = [v.target.name for v in session.verdicts]
-    named = names[0] if len(names) == 1 else f"{len(names)} parameterizations"
-    return f"{named}: {_outcome(session)}"
+    return names[0] if len(names) == 1 else f"{len(names)} parameterizations"
 
 
 def _outcome(session: Session) -> str:
@@ -72,12 +76,12 @@ def _summary(session: Session) -> str:
     mark = "failed" if session.count("failed") else "skipped" if session.interrupted else "passed"
     counts = [
         f'<li class="{status}"><strong>{session.count(status)}</strong> {word}</li>'
-        for status, word in _WORDS.items()
+        for status, word in (_WORDS | _PLURALS).items()
     ]
     settings = session.settings
     dtype = str(settings.dtype).removeprefix("torch.")
     rows = [
-        f"<h1>{escape(_title(session))}</h1>",
+        f"<h1>{escape(_name(session))}</h1>",
         f'<p class="outcome {mark}">{_outcome(session)}</p>',
         f'<ul class="counts">{"".join(counts)}</ul>',
         f"<p>Profile {settings.profile}, {dtype} on {escape(settings.device)}, "
@@ -117,7 +121,7 @@ def _section(index: int, verdicts: Verdicts) -> str:
     failures = [_failure(index, result) for result in verdicts.broken]
     name = escape(verdicts.target.name)
     title = f'<h2 id="target-{index}"><code>{name}</code></h2>'
-    return "\n".join(["<section>", title, *failures, _table(head, lines), "</section>"])
+    return "\n".join(["<section>", title, _table(head, lines), *failures, "</section>"])
 
 
 def _table(head: str, lines: list[str]) -> str:

@@ -23,6 +23,7 @@ h2 { font-size: 1.2rem; margin: 2rem 0 .75rem; }
 h3 { font-size: 1.05rem; margin: 0 0 .5rem; }
 a { color: var(--link); }
 code, pre { font: .875rem/1.5 ui-monospace, Menlo, Consolas, monospace; }
+h2 code { font-size: 1.1rem; }
 .outcome {
   font-weight: 600; padding: .5rem .75rem; border-left: .3rem solid; background: var(--box);
 }
@@ -45,6 +46,7 @@ th, td {
 th { color: var(--faint); font-weight: 600; font-size: .85rem; }
 .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .note { color: var(--faint); font-size: .85rem; }
+h2 + .wide { margin-bottom: 1.5rem; }
 .failure {
   border: 1px solid var(--line); border-left: .3rem solid var(--bad); padding: .9rem; margin: 0
   0 1.25rem;

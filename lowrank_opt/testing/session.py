@@ -159,10 +159,11 @@ def _results(
     for index, target in enumerate(targets):
         for law in LAWS:
             progress.started(target, law)
-            yield index, _judge(target, law, settings)
+            yield index, judge_target(target, law, settings)
 
 
-def _judge(target: Target, law: Law, settings: Settings) -> CheckResult:
+def judge_target(target: Target, law: Law, settings: Settings) -> CheckResult:
+    """Return the verdict of one law on one target."""
     return judge(
         law,
         target.make,
@@ -207,4 +208,4 @@ def _work(task: _Task) -> CheckResult:
     name, listed, known, law, settings = task
     found = library_target(name) if listed else load_target(name)
     target = Target(name, found.make, known)
-    return _judge(target, next(x for x in LAWS if x.name == law), settings)
+    return judge_target(target, next(x for x in LAWS if x.name == law), settings)
