@@ -50,25 +50,33 @@ def random_start_bound(matrix: Matrix, generator: torch.Generator | None) -> tup
     J. Kuczynski and H. Wozniakowski, Estimating the largest eigenvalue by the power and Lanczos
     algorithms with a random start, SIAM J. Matrix Anal. Appl. 13 (1992), section 3.
     """
-    s = _estimate(matrix) ** 2
-    data = matrix.ravel() if isinstance(matrix, np.ndarray) else np.asarray(matrix.data)
-    # Of one step, relative to the norms of the two vectors before it.
-    rounding = 8 * gamma(sum(_longest(matrix)) + 8) * (float(np.dot(data, data)) / s + 1)
     x = torch.randn(matrix.shape[1], _STARTS, generator=generator, dtype=torch.float64).numpy()
+    data = matrix.ravel() if isinstance(matrix, np.ndarray) else np.asarray(matrix.data)
+    squares = float(np.dot(data, data)) * (1 + gamma(data.size + 8))
+    s, gain = _estimate(matrix) ** 2, math.nan
+    # With an estimate far too small, rounding errors grow until they could hide the start.
+    while s < squares and math.isnan(gain := _gain(matrix, x, s, squares)):
+        s *= 1.5
+    if math.isnan(gain):
+        return math.sqrt(squares) * (1 + 4 * U), 0.0
+    xi = (gain + 1 / gain) / 2
+    return math.sqrt((xi + 1) / 2 * s) * (1 + 16 * U), (0.8 * _SHARE) ** _STARTS
+
+
+def _gain(matrix: Matrix, x: NDArray[np.float64], s: float, squares: float) -> float:
+    """Return a bound on z, at least 1; NaN if roundings could hide the start."""
+    # Of one step, relative to the norms of the two vectors before it.
+    rounding = 8 * gamma(sum(_longest(matrix)) + 8) * (squares / s + 1)
     before, now = x, 2 / s * (matrix.T @ (matrix @ x)) - x
-    first, noise = np.linalg.norm(before, axis=0), np.zeros(_STARTS)
-    noise += rounding * first
+    noise = rounding * np.linalg.norm(before, axis=0)
     for _ in range(_STEPS - 1):
         noise += rounding * (np.linalg.norm(now, axis=0) + np.linalg.norm(before, axis=0))
         before, now = now, 4 / s * (matrix.T @ (matrix @ now)) - 2 * now - before
-    part = _SHARE / 2 - _STEPS * noise.max()
+    part = _SHARE / 2 - _STEPS * float(noise.max())
     if not part > 0:
-        # Roundings could hide the start: what remains true is the Frobenius norm.
-        return math.sqrt(float(np.dot(data, data))) * (1 + gamma(data.size + 8)), 0.0
+        return math.nan
     growth = float(np.linalg.norm(now, axis=0).max()) * (1 + gamma(len(now) + 8)) / part
-    z = max(1.0, growth) ** (1 / _STEPS) * (1 + 16 * U)
-    xi = (z + 1 / z) / 2
-    return math.sqrt((xi + 1) / 2 * s) * (1 + 16 * U), (0.8 * _SHARE) ** _STARTS
+    return max(1.0, growth) ** (1 / _STEPS) * (1 + 16 * U)
 
 
 def _estimate(matrix: Matrix) -> float:

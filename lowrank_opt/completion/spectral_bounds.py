@@ -95,7 +95,8 @@ def singular_value_bounds(
         top, failure = random_start_bound(scaled, generator)
         values = np.minimum(top, _frobenius(scaled) / np.sqrt(np.arange(1.0, count + 1)))
     # Weyl's inequality for `error`; the last factors cover the roundings of these last lines.
-    rounded = (values * factor + error) * (1 + 16 * U)
+    with np.errstate(over="ignore"):
+        rounded = (values * factor + error) * (1 + 16 * U)
     return SingularValueBounds(torch.from_numpy(np.nextafter(rounded, math.inf)), failure)
 
 
