@@ -1,4 +1,5 @@
 """Estimators in the manner of scikit-learn, which this subpackage imports."""
 
 from lowrank_opt.estimators.ids import Labels as Labels
+from lowrank_opt.estimators.imputer import LowRankImputer as LowRankImputer
 from lowrank_opt.estimators.matrix_completion import MatrixCompletion as MatrixCompletion

@@ -10,6 +10,7 @@ import numpy as np
 from lowrank_opt.errors import OptionError
 
 if TYPE_CHECKING:
+    from lowrank_opt.estimators.imputer import LowRankImputer
     from lowrank_opt.estimators.matrix_completion import MatrixCompletion
 
 _AMOUNTS = ("radius", "penalty", "bias_penalty", "tolerance")
@@ -19,16 +20,12 @@ _COUNTS = ("rank", "max_iterations")
 def check_options(estimator: MatrixCompletion) -> None:
     """Raise OptionError unless every parameter is in its domain."""
     for name in _AMOUNTS:
-        value = getattr(estimator, name)
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise OptionError(f"{name} must be positive, or None; got {name}={value!r}")
+        _check_amount(name, getattr(estimator, name))
     for name in _COUNTS:
         check_count(name, getattr(estimator, name))
     if estimator.bias not in ("additive", None):
         raise OptionError(f"bias must be 'additive' or None; got bias={estimator.bias!r}")
-    share = estimator.validation
-    if share is not None and not 0 < share < 1:
-        raise OptionError(f"validation must be a share in (0, 1), or None; got {share!r}")
+    _check_share(estimator.validation)
     _check_shape(estimator.shape)
     _check_clip(estimator.clip)
 
@@ -51,6 +48,16 @@ def given_settings(estimator: MatrixCompletion, shape: tuple[int, int]) -> dict[
     return given
 
 
+def _check_amount(name: str, value: float | None) -> None:
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise OptionError(f"{name} must be positive, or None; got {name}={value!r}")
+
+
+def _check_share(share: float | None) -> None:
+    if share is not None and not 0 < share < 1:
+        raise OptionError(f"validation must be a share in (0, 1), or None; got {share!r}")
+
+
 def _check_shape(shape: tuple[int, int] | None) -> None:
     if shape is None:
         return
@@ -64,3 +71,12 @@ def _check_clip(clip: object) -> None:
     if isinstance(clip, tuple | list) and len(clip) == 2 and clip[0] <= clip[1]:
         return
     raise OptionError(f"clip must be 'auto', None or (smallest, largest); got clip={clip!r}")
+
+
+def check_imputer_options(imputer: LowRankImputer) -> None:
+    """Raise OptionError unless every parameter is in its domain."""
+    for name in ("penalty", "tolerance"):
+        _check_amount(name, getattr(imputer, name))
+    for name in ("rank", "max_iterations"):
+        check_count(name, getattr(imputer, name))
+    _check_share(imputer.validation)

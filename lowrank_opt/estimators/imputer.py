@@ -1,0 +1,211 @@
+"""Imputation of missing values by a low-rank matrix, as a scikit-learn transformer."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from lowrank_opt.completion import CompletionResult
+from lowrank_opt.completion.fold_in import FactorPrior, fold_in_rows
+from lowrank_opt.completion.path import RegularizationPath
+from lowrank_opt.estimators.choosing import choose_and_fit
+from lowrank_opt.estimators.columns import ColumnScales
+from lowrank_opt.estimators.options import check_imputer_options
+from lowrank_opt.estimators.solvers import Als
+from lowrank_opt.estimators.starts import EXPONENT
+from lowrank_opt.observations import Observations
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+    from sklearn.utils import Tags
+
+Matrix = NDArray[np.floating]
+
+
+class LowRankImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+    r"""Replace missing values by those of a matrix of low rank.
+
+    Columns are centred and scaled by what is observed of them. The matrix minimises the squared
+    error on observed entries plus a penalty on the weighted nuclear norm, which is chosen on
+    held-out entries like the rank, unless given. A row is transformed by a ridge regression on the
+    column factors alone, so that new rows are no different from those of the fit.
+
+    Parameters
+    ----------
+    rank : int, optional
+        Largest rank. Chosen by default.
+    penalty : float, optional
+        In units of standard deviations of the columns. Chosen by default.
+    missing_values : float
+        What stands for a missing value; NaN by default.
+    keep_empty_features : bool
+        Columns without any value at the fit are removed by `transform`, as `SimpleImputer` does;
+        or, if True, kept and filled with zero.
+    validation : float
+        Share of the observed entries that settings are chosen on.
+    tolerance : float
+        Relative decrease of the objective in a sweep at which to stop.
+    max_iterations : int
+        Most sweeps.
+    random_state : int, RandomState or None
+        Of the start, and of the held-out entries.
+
+    Attributes
+    ----------
+    result_ : CompletionResult or None
+        Of the scaled columns, those without values left out; None if no column varies.
+    path_ : RegularizationPath
+    rank_ : int
+    penalty_ : float
+    statistics_ : array, shape (n_features_in_,)
+        Mean of each column; without values NaN, or zero with `keep_empty_features`.
+    n_features_in_ : int
+    feature_names_in_ : array, shape (n_features_in_,)
+        If the columns of the input have names.
+
+    References
+    ----------
+    Hastie, Mazumder, Lee and Zadeh (2015), Matrix completion and low-rank SVD via fast alternating
+    least squares, sections 2 and 5.
+
+    Examples
+    --------
+    >>> X = np.outer(np.arange(1.0, 9.0), [1.0, 2.0, -1.0, 3.0])
+    >>> X[3, 1] = X[5, 2] = np.nan
+    >>> filled = LowRankImputer(rank=1, penalty=1e-6, random_state=0).fit_transform(X)
+    >>> filled[[3, 5], [1, 2]].round(2)
+    array([ 8., -6.])
+    """
+
+    def __init__(
+        self,
+        rank: int | None = None,
+        *,
+        penalty: float | None = None,
+        missing_values: float = math.nan,
+        keep_empty_features: bool = False,
+        validation: float = 0.1,
+        tolerance: float = 1e-5,
+        max_iterations: int = 200,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.rank = rank
+        self.penalty = penalty
+        self.missing_values = missing_values
+        self.keep_empty_features = keep_empty_features
+        self.validation = validation
+        self.tolerance = tolerance
+        self.max_iterations = max_iterations
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: object = None) -> Self:
+        """Fit column means and scales, and column factors.
+
+        Parameters
+        ----------
+        X : array or frame, shape (n_samples, n_features)
+            Missing values are `missing_values`.
+        y : ignored
+
+        Raises
+        ------
+        ValueError
+            If X is not a finite matrix apart from what is missing.
+        OptionError
+            If a parameter is outside its domain.
+        """
+        check_imputer_options(self)
+        data = self._validated(X, reset=True)
+        self.scales_ = ColumnScales.of(data)
+        statistics = self.scales_.statistics
+        self.statistics_ = np.nan_to_num(statistics) if self.keep_empty_features else statistics
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        self._fit_scaled(self.scales_.scaled(data), seed)
+        return self
+
+    def transform(self, X: ArrayLike) -> Matrix:
+        """Return X with its missing values filled; all others stay as they are.
+
+        Parameters
+        ----------
+        X : array or frame, shape (k, n_features_in_)
+
+        Returns
+        -------
+        array, shape (k, n_features_out)
+            float32 if X is, else float64.
+        """
+        check_is_fitted(self)
+        data = self._validated(X, reset=False)
+        kept = self.scales_.kept
+        filled = data[:, kept]
+        missing = np.isnan(filled)
+        if missing.any():
+            filled[missing] = self._predicted(data, missing)
+        if not self.keep_empty_features or kept.all():
+            return filled
+        whole = np.where(np.isnan(data), 0.0, data).astype(data.dtype)
+        whole[:, kept] = filled
+        return whole
+
+    def get_feature_names_out(self, input_features: ArrayLike | None = None) -> NDArray[np.object_]:
+        """Return the names of the columns that `transform` returns."""
+        check_is_fitted(self)
+        names = super().get_feature_names_out(input_features)
+        return names if self.keep_empty_features else names[self.scales_.kept]
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = bool(np.isnan(self.missing_values))
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    def _validated(self, X: ArrayLike, *, reset: bool) -> Matrix:
+        """Return a checked copy, with NaN where a value is missing."""
+        finite: Any = "allow-nan" if np.isnan(self.missing_values) else True
+        data: Matrix = validate_data(
+            self,
+            X,
+            reset=reset,
+            dtype=(np.float64, np.float32),
+            ensure_all_finite=finite,
+            copy=True,
+        )
+        if not np.isnan(self.missing_values):
+            data[data == self.missing_values] = np.nan
+        return data
+
+    def _fit_scaled(self, scaled: Matrix, seed: int) -> None:
+        self.path_, self.result_ = RegularizationPath(()), None
+        self.rank_, self.penalty_ = min(self.rank or 1, *scaled.shape), self.penalty or 1.0
+        if not np.nanmax(np.abs(scaled), initial=0.0) > 0:
+            return
+        given = {"bias_penalty": 1.0}
+        given |= {} if self.rank is None else {"rank": float(self.rank_)}
+        given |= {} if self.penalty is None else {"penalty": float(self.penalty)}
+        solver = Als(None, self.tolerance, self.max_iterations, seed)
+        observations = Observations.from_dense(torch.from_numpy(scaled))
+        choice = choose_and_fit(
+            observations, solver, given, bias=None, validation=self.validation, seed=seed
+        )
+        assert isinstance(choice.result, CompletionResult), "als gives no draws"
+        self.result_, self.path_ = choice.result, choice.path
+        self.rank_, self.penalty_ = int(choice.setting["rank"]), choice.setting["penalty"]
+
+    def _predicted(self, data: Matrix, missing: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Return the missing values of the kept columns, in the order of the mask."""
+        i, j = missing.nonzero()
+        if self.result_ is None or missing.all():
+            return self.scales_.unscaled(np.zeros(len(j)), j)
+        observations = Observations.from_dense(torch.from_numpy(self.scales_.scaled(data)))
+        rank, penalty = self.result_.operator.rank, self.penalty_
+        prior = FactorPrior.ridge(rank, penalty=penalty, bias_penalty=None, exponent=EXPONENT)
+        rows = fold_in_rows(self.result_, observations, prior)
+        return self.scales_.unscaled(rows.predict(i, j).double().numpy(), j)
