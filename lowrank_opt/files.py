@@ -72,7 +72,10 @@ def write(
         _remove_leftovers(layout, folder)
         part = _part(folder / layout.tensors)
         with _removed_at_the_end(part):
+            part.touch()
+            mode = part.stat().st_mode
             safetensors.torch.save_file(own, part)
+            part.chmod(mode)
             digest = _digest_and_sync(part)
             pending = part.replace(_pending(layout, folder, digest))
         full = {"format": layout.format, "version": layout.version, "sha256": digest}

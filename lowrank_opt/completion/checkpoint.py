@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from hashlib import sha256
 from os import PathLike
@@ -122,6 +123,9 @@ class Checkpoint:
         """Delete the state, once the result is safe."""
         for name in (_LAYOUT.description, _LAYOUT.tensors):
             (self.path / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            # Not empty, or not there.
+            self.path.rmdir()
 
     def _check_settings(self, found: Json) -> None:
         known = found if isinstance(found, dict) else {}

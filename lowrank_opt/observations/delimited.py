@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from os import PathLike, fspath
 from typing import TypeAlias
 
@@ -86,7 +86,8 @@ class DelimitedFile:
     ----------
     path : str or path
     texts : sequence of str or int
-        Columns of text, by their names in the first line; by position, from one, without a header.
+        Columns of text: the names that the first line gives them, or positions, from one. Without a
+        header, text such as ``"2"`` is a position as well.
     number : str or int, optional
         The column of numbers.
     separator : str, optional
@@ -99,6 +100,8 @@ class DelimitedFile:
 
     Attributes
     ----------
+    names : list of str or None
+        Of all columns, if there is a header.
     bad : BadLines
         Those met by `chunks`.
     unterminated : bool
@@ -123,10 +126,17 @@ class DelimitedFile:
     ) -> None:
         self.path, self.header = fspath(path), header
         self.bad, self.unterminated = BadLines(max_bad_lines), False
-        first = self._first_line()
+        with _reading(self.path):
+            # Opened once: a pipe cannot be read again.
+            self.stream = _open(self.path)
+            self.first = self.stream.readline()
+        first = self.first.removesuffix("\n")
+        if not first.strip():
+            raise DataError(f"a file must begin with a line of data; {self.path!r} has none")
         self.separator = separator or _guess(first, self.path)
         names = _split(first, self.separator)
         self.width = len(names)
+        self.names = [name.strip() for name in names] if header else None
         self.texts = [self._position(column, names) for column in texts]
         self.number = None if number is None else self._position(number, names)
         if header and self.number is not None and _is_number(names[self.number]):
@@ -136,7 +146,7 @@ class DelimitedFile:
             )
 
     def chunks(self) -> Iterator[Chunk]:
-        """Yield the columns, in order, some thousand lines at a time.
+        """Yield the columns, in order, some thousand lines at a time; once.
 
         Raises
         ------
@@ -144,12 +154,10 @@ class DelimitedFile:
             If there are more malformed lines than allowed, naming the first ones; or the file is
             cut off inside its compressed data.
         """
-        number, blank = 1, list[int]()
-        with _opened(self.path) as file:
-            if self.header:
-                next(file, None)
-                number += 1
-            while lines := list(islice(file, CHUNK)):
+        number, blank = 1 + int(self.header), list[int]()
+        with _reading(self.path), self.stream:
+            rest = chain([] if self.header else [self.first], self.stream)
+            while lines := list(islice(rest, CHUNK)):
                 chunk = self._fast(lines) or self._slow(lines, number, blank)
                 number += len(lines)
                 if len(self.bad.numbers) > self.bad.limit:
@@ -220,26 +228,19 @@ class DelimitedFile:
             raise ValueError(f"{fields[self.number]!r} is not a finite number")
         return fields
 
-    def _first_line(self) -> str:
-        with _opened(self.path) as file:
-            line = file.readline().removesuffix("\n")
-        if not line.strip():
-            raise DataError(f"a file must begin with a line of data; {self.path!r} has none")
-        return line
-
     def _position(self, column: str | int, names: list[str]) -> int:
-        if self.header:
+        if self.header and isinstance(column, str):
             stripped = [name.strip() for name in names]
-            if stripped.count(str(column)) != 1:
+            if stripped.count(column) != 1:
                 raise DataError(
-                    f"a column must be one of {stripped[:20]}; got {str(column)!r} for "
+                    f"a column must be one of {stripped[:20]}; got {column!r} for "
                     f"{self.path!r}: name another one, or say that there is no header"
                 )
-            return stripped.index(str(column))
+            return stripped.index(column)
         if not (str(column).isdecimal() and 1 <= int(column) <= self.width):
             raise DataError(
-                f"without a header, a column is a number in 1..{self.width}; got {column!r} for "
-                f"{self.path!r}"
+                f"a position of a column must be in 1..{self.width}; got {column!r} for "
+                f"{self.path!r}: columns have names only if the first line gives them"
             )
         return int(column) - 1
 
@@ -285,16 +286,18 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+def _open(path: str) -> io.TextIOWrapper:
+    """Return the text of a file; its bytes are decompressed if they begin as those of gzip do."""
+    raw = open(path, "rb")  # noqa: SIM115
+    opener: Callable[..., io.BufferedIOBase] = gzip.GzipFile
+    data = opener(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
+    return io.TextIOWrapper(data, encoding="utf-8-sig", errors="surrogateescape")
+
+
 @contextmanager
-def _opened(path: str) -> Generator[io.TextIOWrapper]:
-    """Yield the text of a file; its bytes are decompressed if they begin as those of gzip do."""
+def _reading(path: str) -> Generator[None]:
     try:
-        with open(path, "rb") as raw:
-            opener: Callable[..., io.BufferedIOBase] = gzip.GzipFile
-            compressed = raw.peek(2)[:2] == b"\x1f\x8b"
-            data = opener(fileobj=raw) if compressed else raw
-            with io.TextIOWrapper(data, encoding="utf-8-sig", errors="surrogateescape") as text:
-                yield text
+        yield
     except DataError:
         raise
     except (OSError, EOFError, zlib.error) as error:

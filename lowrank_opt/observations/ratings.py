@@ -77,7 +77,7 @@ def read_ratings(
     ----------
     path : str or path
     row, col, value : str or int
-        The columns, by name; by position, counted from one, without a header.
+        The columns, by name or by position, counted from one.
     separator : str, optional
         Found by the first line if not given.
     header : bool

@@ -1,0 +1,193 @@
+"""``lowrank-opt complete``: a file of ratings to a saved model."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lowrank_opt.cli.tables import add_columns, columns, count, report, say
+from lowrank_opt.errors import OptionError
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from lowrank_opt.cli import Commands
+    from lowrank_opt.completion import Checkpoint, CompletionResult, Iteration
+    from lowrank_opt.files import Json
+    from lowrank_opt.observations import Observations
+    from lowrank_opt.observations.ratings import Ratings
+
+_RANK = 12
+_EVERY = {"variational": 1, "gradient": 10}
+_SECONDS = 10.0
+_INTERRUPTED = 130
+
+
+def add_to(commands: Commands) -> None:
+    """Register the command."""
+    parser = commands.add_parser(
+        "complete",
+        help="complete the matrix of a file of ratings, and save the model",
+        epilog="Status: 0 if the iteration ended by its own criterion, 1 if not, 2 after an "
+        "error, 130 after Ctrl-C. In all cases but an error the best model is saved.",
+    )
+    parser.add_argument("ratings", help="file with a user, an item and a value on each line")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the model goes")
+    parser.add_argument("--rank", type=int, metavar="R", help=f"at most ({_RANK})")
+    parser.add_argument("--radius", type=float, metavar="X", help="bound on the nuclear norm")
+    parser.add_argument("--penalty", type=float, default=0.0, metavar="X", help="of the solver")
+    parser.add_argument(
+        "--solver",
+        metavar="NAME",
+        help="variational, which needs no settings; gradient, if there is a radius; or another "
+        "one of the library",
+    )
+    parser.add_argument(
+        "--validation", type=float, metavar="SHARE", help="of the ratings, held out to stop early"
+    )
+    parser.add_argument("--tolerance", type=float, metavar="X", help="of the solver's criterion")
+    parser.add_argument("--max-iterations", type=int, metavar="N", help="at most")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all random numbers")
+    parser.add_argument(
+        "--duplicates", choices=("error", "last", "mean"), default="error", help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--checkpoint-every",
+        type=count,
+        metavar="N",
+        help="iterations, 0 for never (1 for variational, 10 for gradient)",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    add_columns(parser, value=True)
+    parser.set_defaults(run=_run)
+
+
+def _run(options: Namespace) -> int:
+    from lowrank_opt.completion import check_writable
+    from lowrank_opt.observations.ratings import read_ratings
+
+    folder, solver = check_writable(options.out), _solver(options)
+    ratings = read_ratings(
+        options.ratings,
+        **columns(options, value=True),
+        separator=options.separator,
+        header=not options.no_header,
+        duplicates=options.duplicates,
+        max_bad_lines=options.max_bad_lines,
+    )
+    _describe(options, ratings)
+    checkpoint = _checkpoint(options, solver, folder, ratings.observations)
+    result = _fit(options, solver, ratings.observations, checkpoint)
+    if sys.stderr.isatty() and not options.quiet:
+        say("")
+    replace(result, row_ids=ratings.row_ids, col_ids=ratings.col_ids).save(folder)
+    print(result.summary())
+    return _ended(result, checkpoint)
+
+
+def _solver(options: Namespace) -> str:
+    """Return the name of the solver, and refuse what does not fit it before the file is read."""
+    solver = options.solver or ("variational" if options.radius is None else "gradient")
+    if solver == "gradient" and options.radius is None:
+        raise OptionError("the solver gradient needs --radius: a bound on the nuclear norm")
+    if options.checkpoint_every and solver not in _EVERY:
+        raise OptionError(
+            f"--checkpoint-every needs the solver {' or '.join(_EVERY)}; got {solver}: leave it out"
+        )
+    if options.resume and (solver not in _EVERY or options.checkpoint_every == 0):
+        raise OptionError(f"--resume needs the solver {' or '.join(_EVERY)}, with checkpoints")
+    if options.rank is not None and options.rank < 1:
+        raise OptionError(f"--rank must be at least 1; got {options.rank}")
+    return solver
+
+
+def _describe(options: Namespace, ratings: Ratings) -> None:
+    report(options.ratings, ratings.bad, ratings.unterminated)
+    if ratings.merged:
+        say(f"{ratings.merged} lines repeat a pair: {options.duplicates} taken")
+    m, n = ratings.observations.shape
+    if not options.quiet:
+        say(f"{len(ratings.observations)} ratings, {m} users x {n} items")
+
+
+def _checkpoint(
+    options: Namespace, solver: str, folder: Path, observations: Observations
+) -> Checkpoint | None:
+    from lowrank_opt.completion.checkpoint import Checkpoint, fingerprint
+
+    every = _EVERY.get(solver, 0) if options.checkpoint_every is None else options.checkpoint_every
+    if every == 0:
+        return None
+    # The number of iterations is no setting: an iteration that ended early may be given more.
+    names = ("rank", "radius", "penalty", "validation", "tolerance", "seed")
+    settings: dict[str, Json] = {name: getattr(options, name) for name in names}
+    settings |= {"solver": solver, "data": fingerprint(observations)}
+    path = folder / "checkpoint"
+    checkpoint = Checkpoint(path, every=every, resume=options.resume, settings=settings)
+    if options.resume:
+        found = checkpoint.restored() is not None
+        say(f"going on from {path}" if found else f"no checkpoint in {path}: starting anew")
+    return checkpoint
+
+
+def _fit(
+    options: Namespace, solver: str, observations: Observations, checkpoint: Checkpoint | None
+) -> CompletionResult:
+    import torch
+
+    from lowrank_opt import Factored, HomogeneousBall
+    from lowrank_opt.completion import complete, variational
+
+    generator = torch.Generator().manual_seed(options.seed)
+    rank = min(options.rank or _RANK, *observations.shape)
+    given = {
+        name: value
+        for name in ("tolerance", "max_iterations", "validation")
+        if (value := getattr(options, name)) is not None
+    }
+    given |= {"generator": generator, "progress": _Progress(quiet=options.quiet)}
+    given |= {} if checkpoint is None else {"checkpoint": checkpoint}
+    if solver == "variational" and options.radius is None and options.penalty == 0:
+        return variational(observations, rank, **given)
+    shape = observations.shape
+    if options.radius is None:
+        parameterization = Factored(shape, rank, generator=generator)
+    else:
+        parameterization = HomogeneousBall(shape, rank, radius=options.radius, generator=generator)
+    return complete(observations, parameterization, solver=solver, penalty=options.penalty, **given)  # pyright: ignore[reportArgumentType]
+
+
+def _ended(result: CompletionResult, checkpoint: Checkpoint | None) -> int:
+    from lowrank_opt.completion import CompletionStatus
+
+    if result.status.succeeded:
+        if checkpoint is not None:
+            checkpoint.remove()
+        return 0
+    hint = "" if checkpoint is None else " --resume goes on from the last checkpoint."
+    say(f"warning: {result.status.value} The best model was saved.{hint}")
+    return _INTERRUPTED if result.status is CompletionStatus.INTERRUPTED else 1
+
+
+class _Progress:
+    """Says how far the iteration is: in place on a terminal, else a line now and then."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet, self.last, self.wide = quiet, -math.inf, sys.stderr.isatty()
+
+    def __call__(self, iteration: Iteration) -> None:
+        if self.quiet or not (self.wide or time.monotonic() - self.last >= _SECONDS):
+            return
+        self.last = time.monotonic()
+        text = f"{iteration.seconds:8.1f} s  objective {iteration.objective:.6g}"
+        if not math.isnan(iteration.validation_rmse):
+            text += f"  validation RMSE {iteration.validation_rmse:.4f}"
+        print(
+            f"\r{text:<70}" if self.wide else text, end="" if self.wide else "\n", file=sys.stderr
+        )
+        sys.stderr.flush()

@@ -1,0 +1,61 @@
+"""Saved models on the command line: ids are text, and unknown ones are predicted too."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lowrank_opt.completion import CompletionResult
+
+Positions = NDArray[np.int64]
+
+
+class Model:
+    """A saved result, asked by the text of ids.
+
+    Parameters
+    ----------
+    path : str
+        Folder. Without ids in it, rows and columns are called 0, 1, 2, ...
+
+    Attributes
+    ----------
+    user_ids, item_ids : list of str
+    """
+
+    def __init__(self, path: str) -> None:
+        from lowrank_opt.completion import CompletionResult
+        from lowrank_opt.completion.ids import Lookup
+
+        self.result: CompletionResult = CompletionResult.load(path)
+        result, (m, n) = self.result, self.result.shape
+        self.user_ids = [*map(str, range(m) if result.row_ids is None else result.row_ids)]
+        self.item_ids = [*map(str, range(n) if result.col_ids is None else result.col_ids)]
+        self.users, self.items = Lookup(self.user_ids), Lookup(self.item_ids)
+
+    def predict(self, users: Positions, items: Positions) -> Tensor:
+        """Predict pairs of positions, -1 for an unknown one, shape (k,), float64.
+
+        An unknown user has the factors and the bias of nobody: the mean and the item's bias remain.
+        """
+        i, j = torch.from_numpy(users), torch.from_numpy(items)
+        left, scale, right = self.result.operator
+        bias = self.result.bias
+        known = (i >= 0) & (j >= 0)
+        products = ((left[i] * scale) * right[j]).sum(1)
+        parts = (
+            products.where(known, 0),
+            bias.rows[i].where(i >= 0, 0),
+            bias.cols[j].where(j >= 0, 0),
+        )
+        return torch.stack([x.double() for x in parts]).sum(0) + bias.mean
+
+    def positions(self, texts: tuple[list[str], ...]) -> tuple[Positions, Positions]:
+        """Return the positions of users and items, -1 for an unknown one."""
+        users, items = texts
+        return self.users.positions(users), self.items.positions(items)

@@ -1,0 +1,91 @@
+"""``lowrank-opt recommend``: the best items for users of a saved model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from lowrank_opt.cli.tables import add_format, report, writing
+from lowrank_opt.errors import DataError, OptionError
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from lowrank_opt.cli import Commands
+    from lowrank_opt.cli.models import Model
+
+
+def add_to(commands: Commands) -> None:
+    """Register the command."""
+    parser = commands.add_parser("recommend", help="list the best items for users")
+    parser.add_argument("model", help="folder that `complete` wrote")
+    parser.add_argument(
+        "--user", action="append", required=True, metavar="ID", help="may be given several times"
+    )
+    parser.add_argument("-k", type=int, default=10, metavar="N", help="items a user (%(default)s)")
+    parser.add_argument("--out", metavar="FILE", help="CSV file to write (standard output)")
+    parser.add_argument(
+        "--exclude-seen", metavar="FILE", help="file of ratings, whose pairs are left out"
+    )
+    group = parser.add_argument_group("the file of seen pairs")
+    group.add_argument("--user-column", metavar="COLUMN", help="name of its users' column (first)")
+    group.add_argument("--item-column", metavar="COLUMN", help="name of its items' column (second)")
+    add_format(group)
+    parser.set_defaults(run=_run)
+
+
+def _run(options: Namespace) -> int:
+    from lowrank_opt.cli.models import Model
+
+    if options.k < 1:
+        raise OptionError(f"-k must be at least 1; got {options.k}")
+    model = Model(options.model)
+    unknown = [user for user in options.user if user not in model.users.position]
+    if unknown:
+        raise DataError(
+            f"a user must be one that the model knows; got {', '.join(map(repr, unknown))}: "
+            "complete again with their ratings"
+        )
+    seen = _seen(options, model)
+    with writing(options.out) as writer:
+        writer.writerow(["user", "item", "prediction"])
+        for user in options.user:
+            for j, score in _best(model, model.users.position[user], seen[user], options.k):
+                writer.writerow([user, model.item_ids[j], f"{score:.6g}"])
+    return 0
+
+
+def _best(model: Model, user: int, seen: set[int], k: int) -> list[tuple[int, float]]:
+    """Return positions and predictions of the k best items not seen, best first."""
+    n = len(model.item_ids)
+    scores = model.predict(np.full(n, user), np.arange(n))
+    scores[list(seen)] = -torch.inf
+    # Stable: of equal predictions, the item that came first.
+    order = torch.sort(scores, descending=True, stable=True).indices[: min(k, n - len(seen))]
+    return [(int(j), float(scores[j])) for j in order]
+
+
+def _seen(options: Namespace, model: Model) -> dict[str, set[int]]:
+    """Return the positions of the items that each of the users has in the file."""
+    from lowrank_opt.observations.delimited import DelimitedFile
+
+    seen: dict[str, set[int]] = defaultdict(set)
+    if options.exclude_seen is None:
+        return seen
+    file = DelimitedFile(
+        options.exclude_seen,
+        (options.user_column or 1, options.item_column or 2),
+        separator=options.separator,
+        header=not options.no_header,
+        max_bad_lines=options.max_bad_lines,
+    )
+    asked, position = set(options.user), model.items.position
+    for chunk in file.chunks():
+        for user, item in zip(*chunk.texts, strict=True):
+            if user in asked and item in position:
+                seen[user].add(position[item])
+    report(options.exclude_seen, file.bad, file.unterminated)
+    return seen
