@@ -39,7 +39,7 @@ def bayesian(
     col_features: Sequence[Features] = (),
     noise_strength: float = 50.0,
     burn_in: int = 10,
-    samples: int = 150,
+    samples: int = 100,
     thinning: int = 1,
     generator: torch.Generator | None = None,
     progress: Progress = False,

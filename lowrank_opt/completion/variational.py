@@ -26,7 +26,7 @@ Floats = NDArray[np.floating]
 
 def variational(
     observations: Observations,
-    rank: int | FeasibleSet = 12,
+    rank: int | FeasibleSet | None = None,
     *,
     noise_strength: float = 50.0,
     tolerance: float = 2e-3,
@@ -50,9 +50,11 @@ def variational(
     ----------
     observations : Observations, shape (m, n)
         On the CPU; the weights are relative noise precisions.
-    rank : int or FeasibleSet
+    rank : int, FeasibleSet or None
         Of the factors, an upper bound: directions without support vanish. With a set, its rank is
-        used, and the mean is projected onto the set in the end.
+        used, and the mean is projected onto the set. By default it grows with the number of entries
+        per row and column as :math:`1.3 (N / (m + n))^{0.65}`, within 2 and 32, which is 12 on
+        MovieLens-100K and 25 on MovieLens-1M.
     noise_strength : float
         :math:`\nu`: :math:`\alpha_i, \beta_j \sim \text{Gamma}(\nu/2, \nu/2)`, so that a row or
         column with that many entries is half-way between the common noise level and its own.
@@ -102,7 +104,7 @@ def variational(
     True
     """
     feasible = rank if isinstance(rank, FeasibleSet) else None
-    size = _rank_of(rank, observations.shape)
+    size = _rank_of(rank, observations)
     _check(observations, size, noise_strength, tolerance, max_iterations, patience)
     fitted, held_out = training_and_validation(observations, validation, generator)
     model = VariationalPosterior(fitted, size, noise_strength, generator)
@@ -143,11 +145,13 @@ class _Sweeps(Iterator[Iterate]):
         self.energy = state["energy"]
 
 
-def _rank_of(rank: int | FeasibleSet, shape: tuple[int, int]) -> int:
-    """Return the rank of the factors; a set without a bound of its own allows the full one."""
-    if not isinstance(rank, FeasibleSet):
+def _rank_of(rank: int | FeasibleSet | None, observations: Observations) -> int:
+    """Return the rank of the factors; a set without a bound of its own allows the default."""
+    if isinstance(rank, int):
         return rank
-    return min(*shape, rank.rank if rank.rank is not None else min(shape))
+    bound = None if rank is None else rank.rank
+    ample = round(1.3 * (len(observations) / sum(observations.shape)) ** 0.65)
+    return min(max(ample, 2), 32) if bound is None else min(bound, *observations.shape)
 
 
 def _check(
