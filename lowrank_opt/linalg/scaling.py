@@ -142,7 +142,9 @@ def lp_norm(values: Tensor, p: float) -> Tensor:
     keep = peak >= torch.finfo(values.dtype).tiny
     ratio = torch.where(keep, size, 1.0) / torch.where(keep, peak, 1.0)
     norm = ratio.pow(p).sum(dim=-1, keepdim=True).pow(1.0 / p)
-    return torch.where(keep, norm * peak, 0.0).squeeze(-1)
+    # Neither infinity nor NaN is negligible: the norm is the peak.
+    norm = torch.where(peak.isfinite(), norm * peak, peak)
+    return torch.where(keep | ~peak.isfinite(), norm, 0.0).squeeze(-1)
 
 
 def top_k_sum(values: Tensor, k: int) -> Tensor:

@@ -28,7 +28,8 @@ def product_svd(left: Tensor, scale: Tensor, right: Tensor) -> tuple[Tensor, Ten
     -------
     U : Tensor, shape (..., m, min(m, r))
     sigma : Tensor, shape (..., min(m, n, r))
-        Decreasing; computed in the working dtype (float64 where the device has it).
+        Decreasing; computed in the working dtype (float64 where the device has it). All infinite
+        if the product overflows it, all NaN if the factors are not finite.
     V : Tensor, shape (..., n, min(n, r))
         `U` and `V` have orthonormal columns even where `sigma` is zero. Both are cut to the
         length of `sigma`.
@@ -46,8 +47,11 @@ def product_svd(left: Tensor, scale: Tensor, right: Tensor) -> tuple[Tensor, Ten
     Q_left, R_left = torch.linalg.qr(left)
     Q_right, R_right = torch.linalg.qr(right)
     core = (R_left * (size * scale.sign()).unsqueeze(-2)) @ R_right.mT
-    U, sigma, Vh = torch.linalg.svd(core, full_matrices=False)
-    return Q_left @ U, sigma * peak, Q_right @ Vh.mT
+    fine = core.isfinite().all(-1).all(-1)[..., None]
+    # The SVD raises on what is not finite: a norm that is infinite or NaN tells more.
+    U, sigma, Vh = torch.linalg.svd(core.where(fine.unsqueeze(-1), 0.0), full_matrices=False)
+    other = torch.where(peak.isinf(), peak, torch.nan)
+    return Q_left @ U, (sigma * peak).where(fine, other), Q_right @ Vh.mT
 
 
 def _unit(x: Tensor, *, dim: int) -> tuple[Tensor, Tensor]:

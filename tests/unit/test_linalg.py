@@ -380,3 +380,20 @@ def test_orthonormal_columns_keep_the_span():
     Q = orthonormal_columns(torch.cat((x, x), dim=1)[:, :3], 5)
     torch.testing.assert_close(Q.mT @ Q, torch.eye(5, dtype=D), rtol=0, atol=1e-14)
     torch.testing.assert_close(Q @ (Q.mT @ x), x)
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_norms_of_what_is_not_finite_are_not(p, value):
+    norm = lp_norm(torch.tensor([1.0, value, 2.0], dtype=torch.float64), p)
+    torch.testing.assert_close(norm, torch.tensor(value).double(), equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"), [(1e200, math.inf), (math.nan, math.nan), (math.inf, math.inf)]
+)
+def test_singular_values_of_products_that_overflow(entry, expected):
+    left = torch.full((3, 2), entry, dtype=torch.float64)
+    right = torch.full((4, 2), 1e200, dtype=torch.float64)
+    sigma = product_svd(left, torch.ones(2, dtype=torch.float64), right)[1]
+    torch.testing.assert_close(sigma, torch.full_like(sigma, expected), equal_nan=True)
