@@ -212,6 +212,7 @@ def best_rate(outcomes: Sequence[Outcome]) -> float:
     """Return the learning rate with the least validation loss, averaged over seeds."""
 
     def mean_loss(lr: float) -> float:
+        # A run that diverged has no finite loss: its rate is never the best one.
         losses = [o.validation_loss for o in outcomes if o.lr == lr]
         return statistics.fmean(losses) if all(map(math.isfinite, losses)) else math.inf
 
