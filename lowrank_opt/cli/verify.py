@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,24 +58,34 @@ def _add_options(parser: ArgumentParser) -> None:
 
 def _run(options: Namespace) -> int:
     _need_the_extra()
-    import torch
-
     from lowrank_opt.cli.verify_console import Console
     from lowrank_opt.testing.session import run
 
-    if not sys.warnoptions:
-        # A warning in the middle of the table helps nobody; -W brings it back.
-        warnings.simplefilter("ignore")
-    # Matrices are small: more threads cost time, and sums in another order change digits.
-    torch.set_num_threads(1)
     settings, targets = _settings(options), _targets(options)
     _check_folders(options)
     console = Console(sys.stdout, targets, settings)
-    with console:
+    with _quietly(), console:
         session = run(targets, settings, console)
     console.summary(session)
     _write_reports(session, options)
     return _INTERRUPTED if session.interrupted else int(not session.holds)
+
+
+@contextmanager
+def _quietly() -> Generator[None]:
+    """Run on one thread, and without warnings unless -W asks for them."""
+    import torch
+
+    threads = torch.get_num_threads()
+    # Matrices are small: more threads cost time, and sums in another order change digits.
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _need_the_extra() -> None:

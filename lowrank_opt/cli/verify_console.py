@@ -80,13 +80,11 @@ class Console:
 
     def finished(self, target: Target, result: CheckResult) -> None:
         """Print the verdict of a law, or of a target after its last law."""
-        from lowrank_opt.testing.runner import LAWS
-
         tally = self._tallies[id(target)]
         tally.append(result)
         if self._single:
             self._line(self._of_law(result))
-        elif len(tally) == len(LAWS):
+        elif len(tally) == len(target.laws):
             self._line(self._of_target(target, tally))
 
     def summary(self, session: Session) -> None:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from lowrank_opt.errors import TargetError
-from lowrank_opt.testing.runner import LAWS
 from lowrank_opt.testing.targets import Target
 
 Known = dict[str, str]
@@ -44,8 +43,9 @@ def with_expectations(targets: Iterable[Target], words: Iterable[str]) -> list[T
             _read(path, general, special)
         else:
             general |= _pair(word)
-    _check(general, special)
-    return [replace(t, known={**t.known, **general, **special.get(t.name, {})}) for t in targets]
+    asked = list(targets)
+    _check(general, special, asked)
+    return [replace(t, known={**t.known, **general, **special.get(t.name, {})}) for t in asked]
 
 
 def _pair(word: str) -> Known:
@@ -69,8 +69,8 @@ def _read(path: Path, general: Known, special: dict[str, Known]) -> None:
             general[key] = str(value)
 
 
-def _check(general: Known, special: Mapping[str, Known]) -> None:
-    laws = [law.name for law in LAWS]
+def _check(general: Known, special: Mapping[str, Known], targets: list[Target]) -> None:
+    laws = list(dict.fromkeys(law.name for target in targets for law in target.laws))
     used = {*general, *(law for known in special.values() for law in known)}
     if unknown := sorted(used - set(laws)):
         raise TargetError(f"expected failures must name laws, {laws}; got {unknown}")

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 
-from lowrank_opt.errors import TargetError
+from lowrank_opt.errors import ShapeError, TargetError
 from lowrank_opt.parameterizations import Contractions, NBLoRA, Parameterization, WeightDecomposed
 from lowrank_opt.parameterizations.catalog import METHODS, Method
 from lowrank_opt.testing.expressions import Expression
 from lowrank_opt.testing.targets import Target
 
 Shape = tuple[int, int]
+_Make = Callable[..., Parameterization]
 
 _WEIGHT = {"never_dense": "the map reads the base weight, which is m x n"}
 _TRILINEAR = {
@@ -42,7 +44,11 @@ class FromCatalog:
     name: str
 
     def __call__(self, shape: Shape, rank: int) -> Parameterization:
-        made = next(m for m in METHODS if m.name == self.name).make(shape, rank)
+        method = next(m for m in METHODS if m.name == self.name)
+        try:
+            made = method.make(shape, rank)
+        except TargetError as error:
+            raise ShapeError(f"the example of {self.name} does not fit {shape}: {error}") from None
         assert isinstance(made, Parameterization), "sums with a weight are left out"
         return made
 
@@ -92,14 +98,15 @@ def contractions_in_a_box(
 
 
 # The table's examples have three bounds: they fit one rank only.
-_ANY_RANK: Mapping[str, Callable[..., Parameterization]] = {
+_ANY_RANK: Mapping[str, _Make] = {
     "NBLoRA(bounds)": nb_lora_in_a_box,
     "Contractions(bounds)": contractions_in_a_box,
 }
 
 
-def _factory(method: Method) -> Callable[..., Parameterization]:
+def _factory(method: Method) -> _Make:
     if method.name in _ANY_RANK:
         return _ANY_RANK[method.name]
-    # A partial takes the dtype that is asked for; other examples are converted.
-    return method.make if isinstance(method.make, partial) else FromCatalog(method.name)
+    # A partial of a class takes the dtype that is asked for; other examples are converted.
+    direct = isinstance(method.make, partial) and isinstance(method.make.func, type)
+    return cast("_Make", method.make) if direct else FromCatalog(method.name)

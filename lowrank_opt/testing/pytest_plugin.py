@@ -20,7 +20,6 @@ import torch
 from lowrank_opt.errors import LowRankError
 from lowrank_opt.testing.expectations import with_expectations
 from lowrank_opt.testing.law import Law
-from lowrank_opt.testing.runner import LAWS
 from lowrank_opt.testing.session import Settings, judge_target
 from lowrank_opt.testing.targets import Target, load_target
 from lowrank_opt.testing.verdict import BrokenLawError
@@ -99,7 +98,7 @@ class TargetCollector(pytest.Collector):
     settings: Settings
 
     def collect(self) -> Iterator[pytest.Item]:
-        for law in LAWS:
+        for law in self.target.laws:
             item = LawItem.from_parent(self, name=law.name)
             item.target, item.law, item.settings = self.target, law, self.settings
             yield item

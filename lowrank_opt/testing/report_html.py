@@ -7,6 +7,7 @@ from html import escape
 
 from lowrank_opt.testing.report_style import SCRIPT, STYLE
 from lowrank_opt.testing.session import Session, Verdicts, environment
+from lowrank_opt.testing.text import fit_text
 from lowrank_opt.testing.verdict import CheckResult, Status
 
 _WORDS: dict[Status, str] = {
@@ -53,7 +54,7 @@ def html_report(session: Session) -> str:
         "</body>",
         "</html>",
     ]
-    return "\n".join(parts) + "\n"
+    return fit_text("\n".join(parts) + "\n")
 
 
 def _title(session: Session) -> str:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from lowrank_opt.testing.session import Session, Verdicts, environment
+from lowrank_opt.testing.text import fit_text
 from lowrank_opt.testing.verdict import CheckResult
-
-# Characters that XML 1.0 cannot hold, escaped or not.
-_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def junit_report(session: Session) -> str:
@@ -43,13 +40,13 @@ def _suite(session: Session, verdicts: Verdicts) -> Element:
     stamp = datetime.fromtimestamp(session.started, UTC).replace(tzinfo=None)
     suite = Element(
         "testsuite",
-        name=_text(verdicts.target.name),
+        name=fit_text(verdicts.target.name),
         timestamp=stamp.isoformat(timespec="seconds"),
     )
     _count(suite, [verdicts], verdicts.seconds)
     properties = SubElement(suite, "properties")
     for name, value in _properties(session).items():
-        SubElement(properties, "property", name=name, value=_text(value))
+        SubElement(properties, "property", name=name, value=fit_text(value))
     for result in verdicts.results:
         suite.append(_case(verdicts.target.name, result))
     return suite
@@ -78,24 +75,20 @@ def _properties(session: Session) -> dict[str, str]:
 def _case(target: str, result: CheckResult) -> Element:
     case = Element(
         "testcase",
-        classname=_text(target),
+        classname=fit_text(target),
         name=result.check,
         time=f"{result.seconds:.3f}",
     )
     match result.status:
         case "failed":
             failure = SubElement(
-                case, "failure", message=_text(result.message), type="BrokenLawError"
+                case, "failure", message=fit_text(result.message), type="BrokenLawError"
             )
-            failure.text = _text(f"{result.statement}\n\n{result.code}\n")
+            failure.text = fit_text(f"{result.statement}\n\n{result.code}\n")
         case "skipped":
-            SubElement(case, "skipped", message=_text(result.message))
+            SubElement(case, "skipped", message=fit_text(result.message))
         case "expected_failure":
-            SubElement(case, "skipped", message=_text(f"known not to hold: {result.message}"))
+            SubElement(case, "skipped", message=fit_text(f"known not to hold: {result.message}"))
         case _:
             pass
     return case
-
-
-def _text(value: str) -> str:
-    return _NO_XML.sub("\ufffd", value)

@@ -7,7 +7,7 @@ import multiprocessing
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +18,7 @@ import torch
 from lowrank_opt.testing.law import Law
 from lowrank_opt.testing.library import library_target
 from lowrank_opt.testing.profiles import ProfileName
-from lowrank_opt.testing.runner import LAWS, judge
+from lowrank_opt.testing.runner import judge
 from lowrank_opt.testing.targets import Target, load_target
 from lowrank_opt.testing.verdict import CheckResult, Status
 
@@ -157,7 +157,7 @@ def _results(
         yield from _in_processes(targets, settings, progress)
         return
     for index, target in enumerate(targets):
-        for law in LAWS:
+        for law in target.laws:
             progress.started(target, law)
             yield index, judge_target(target, law, settings)
 
@@ -183,7 +183,7 @@ def _in_processes(
     targets: Sequence[Target], settings: Settings, progress: Progress
 ) -> Iterator[tuple[int, CheckResult]]:
     folder = str(Path.cwd())
-    tasks = [(i, target, law) for i, target in enumerate(targets) for law in LAWS]
+    tasks = [(i, target, law) for i, target in enumerate(targets) for law in target.laws]
     jobs = [(t.name, t.listed, dict(t.known), law.name, settings) for _, t, law in tasks]
     # The spawned interpreters share nothing with this one: a seed means the same in each.
     context = multiprocessing.get_context("spawn")
@@ -207,5 +207,5 @@ def _enter(folder: str) -> None:
 def _work(task: _Task) -> CheckResult:
     name, listed, known, law, settings = task
     found = library_target(name) if listed else load_target(name)
-    target = Target(name, found.make, known)
-    return judge_target(target, next(x for x in LAWS if x.name == law), settings)
+    chosen = next(x for x in found.laws if x.name == law)
+    return judge_target(replace(found, known=known), chosen, settings)

@@ -19,6 +19,8 @@ from typing import cast
 from lowrank_opt.errors import LowRankError, RankError, ShapeError, TargetError
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.testing.case import Factory
+from lowrank_opt.testing.law import Law
+from lowrank_opt.testing.runner import LAWS
 
 # Shapes and ranks at which a factory is tried before the laws are asked.
 _PROBES = (((4, 3), 1), ((4, 3), 2), ((3, 3), 3), ((1, 1), 1), ((16, 16), 4))
@@ -39,12 +41,15 @@ class Target:
         Laws that are known not to hold.
     listed : bool
         Whether the name is one of `lowrank_opt.testing.library`.
+    laws : tuple of Law
+        What is tried on it.
     """
 
     name: str
     make: Factory
     known: Mapping[str, str] = field(default_factory=dict[str, str])
     listed: bool = False
+    laws: tuple[Law, ...] = field(default_factory=lambda: LAWS)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,204 @@
+"""Reports of a run: well-formed, escaped, complete; counter-examples that run."""
+
+import re
+from functools import partial
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+import lowrank_opt as lo
+from lowrank_opt.testing import LAWS, BrokenLawError
+from lowrank_opt.testing.describe import describe
+from lowrank_opt.testing.expressions import expression
+from lowrank_opt.testing.report_html import html_report
+from lowrank_opt.testing.report_junit import junit_report
+from lowrank_opt.testing.session import Session, Settings, Verdicts, judge_target, run
+from lowrank_opt.testing.targets import Target
+from tests.property import broken, broken_state
+
+LAW_OF = {law.name: law for law in LAWS}
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+class Hostile(lo.Factored):
+    """Says things that markup must not believe."""
+
+    def factors(self):
+        raise ValueError("</code><script>alert('\x01')</script> & \"quoted\" ]]> \ud800")
+
+
+class Silent:
+    def started(self, target, law) -> None: ...
+    def finished(self, target, result) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def session() -> Session:
+    laws = tuple(LAW_OF[name] for name in ("contract", "rank", "lmo", "zero_start"))
+    targets = [
+        Target("my.module:Right<1>", lo.Factored, laws=laws),
+        Target("my.module:Hostile", Hostile, known={"rank": "never <was>"}, laws=laws),
+    ]
+    return run(targets, Settings("quick", seed=7), Silent())
+
+
+# HTML
+
+
+class Outline(HTMLParser):
+    """Checks that tags are closed in order, and remembers what is on the page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.loaded: list[str] = []
+        self.scripts = 0
+        self.text = ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs) -> None:
+        named = dict(attrs)
+        self.ids += [named["id"]] if "id" in named else []
+        self.links += [named["href"]] if "href" in named else []
+        self.loaded += [named["src"]] if "src" in named else []
+        self.scripts += tag == "script"
+        self.open += [] if tag in VOID else [tag]
+
+    def handle_endtag(self, tag) -> None:
+        assert tag == self.open.pop()
+
+    def handle_data(self, data) -> None:
+        self.text += data
+
+
+def test_page_is_well_formed_and_closed(session) -> None:
+    page = Outline(html_report(session))
+    assert [] == page.open
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_page_needs_nothing_from_elsewhere(session) -> None:
+    page = html_report(session)
+    outline = Outline(page)
+    assert [] == outline.loaded
+    assert set() == {link[0] for link in outline.links} - {"#"}
+    assert not re.search(r"https?://|@import|url\(", page)
+
+
+def test_links_lead_to_places_on_the_page(session) -> None:
+    page = Outline(html_report(session))
+    assert {link[1:] for link in page.links} <= set(page.ids)
+    assert page.links
+
+
+def test_page_escapes_what_the_class_says(session) -> None:
+    page = html_report(session)
+    assert 1 == Outline(page).scripts
+    assert "<script>alert" not in page
+    assert "</code><script>alert" in Outline(page).text
+
+
+def test_page_says_seed_versions_law_and_code(session) -> None:
+    text = Outline(html_report(session)).text
+    for said in (
+        "seed 7",
+        "torch",
+        "hypothesis",
+        "known not to hold",
+        "not claimed",
+        "2 parameterizations",
+    ):
+        assert said in text
+    assert LAW_OF["contract"].statement in text
+    assert "make = Hostile" in text
+
+
+def test_page_can_be_stored(session) -> None:
+    html_report(session).encode("utf-8")
+    junit_report(session).encode("utf-8")
+
+
+def test_interrupted_run_says_so() -> None:
+    cut = Session(Settings(), [Verdicts(Target("a:B", lo.Factored))], interrupted=True)
+    assert "Interrupted after 0 laws" in Outline(html_report(cut)).text
+    assert not cut.holds
+
+
+# JUnit
+
+
+def test_junit_counts_and_properties(session) -> None:
+    root = ElementTree.fromstring(junit_report(session))
+    right, hostile = root.findall("testsuite")
+    assert ("4", "0", "1") == tuple(right.get(k) for k in ("tests", "failures", "skipped"))
+    assert ("4", "2", "2") == tuple(hostile.get(k) for k in ("tests", "failures", "skipped"))
+    assert ("8", "2", "0") == tuple(root.get(k) for k in ("tests", "failures", "errors"))
+    properties = {p.get("name"): p.get("value") for p in hostile.find("properties")}
+    assert "7" == properties["seed"]
+    assert "quick" == properties["profile"]
+
+
+def test_junit_failure_has_message_and_program(session) -> None:
+    root = ElementTree.fromstring(junit_report(session))
+    failure = root.find(".//testcase[@classname='my.module:Hostile'][@name='contract']/failure")
+    assert "<script>alert" in failure.get("message")
+    assert "make = Hostile" in failure.text
+
+
+def test_junit_known_failure_is_skipped_with_its_reason(session) -> None:
+    root = ElementTree.fromstring(junit_report(session))
+    skipped = root.find(".//testcase[@classname='my.module:Hostile'][@name='rank']/skipped")
+    assert skipped.get("message").startswith("known not to hold: never <was>")
+
+
+# Counter-examples as programs
+
+
+def one_for_each_way_of_breaking() -> list[tuple[object, str, object]]:
+    """Return the planted defects that are quickly found, all laws among them."""
+    slow = {"SignedValues", "SoftmaxValues", "TextbookCayley", "OptimisticCertificate"}
+    defects = [*broken.BROKEN_MAPS, *broken_state.BROKEN_STATE]
+    return [d for d in defects if describe(d[0]).partition("(")[0] not in slow]
+
+
+DEFECTS = one_for_each_way_of_breaking()
+
+
+def test_defects_cover_the_laws_they_are_for() -> None:
+    assert {law for _, law, _ in DEFECTS} >= {"contract", "escape", "in_place", "lmo", "section"}
+
+
+@pytest.mark.parametrize(
+    ("make", "law", "dtype"), DEFECTS, ids=[f"{describe(m)}-{law}-{d}" for m, law, d in DEFECTS]
+)
+def test_counter_example_runs_and_shows_the_violation(make, law, dtype, capsys) -> None:
+    result = LAW_OF[law].verdict(make, dtype=dtype)
+    with pytest.raises(Exception, match=r".") as raised:
+        exec(compile(result.code, "program", "exec"), {"__name__": "program"})
+    found = re.sub(r"\d\S*", "#", getattr(raised.value, "found", str(raised.value)))
+    told = re.sub(r"\d\S*", "#", result.message)
+    crashed = type(raised.value).__name__ in ("DenseMaterializationError", "RuntimeError")
+    assert (isinstance(raised.value, BrokenLawError) and told == found) or crashed
+    assert capsys.readouterr().out or crashed
+
+
+def test_counter_example_has_a_name_only_if_it_can_be_imported() -> None:
+    def local(shape, rank):
+        return lo.Factored(shape, rank)
+
+    assert expression(local) is None
+    assert expression(partial(lo.NBLoRA, norm=object())) is None
+    found = expression(partial(lo.RadialBall, norm=partial(lo.KyFanBall, 2), radius=2.0))
+    scope: dict[str, object] = {}
+    exec("\n".join([*found.imports, f"make = {found.code}"]), scope)
+    assert 2.0 == scope["make"]((3, 3), 2).feasible_set.radius
+
+
+def test_verdicts_carry_seed_statement_and_time() -> None:
+    result = judge_target(Target("x:Y", lo.Factored), LAW_OF["rank"], Settings("quick", seed=11))
+    assert (11, LAW_OF["rank"].statement) == (result.seed, result.statement)
+    assert result.seconds > 0
