@@ -92,7 +92,11 @@ def _run(options: Namespace) -> int:
 
 def _solver(options: Namespace) -> str:
     """Return the name of the solver, and refuse what does not fit it before the file is read."""
+    from lowrank_opt.completion.solvers import SOLVERS
+
     solver = options.solver or ("variational" if options.radius is None else "gradient")
+    if solver not in ("gradient", *SOLVERS):
+        raise OptionError(f"--solver must be one of gradient, {', '.join(SOLVERS)}; got {solver}")
     if solver == "gradient" and options.radius is None:
         raise OptionError("the solver gradient needs --radius: a bound on the nuclear norm")
     if options.checkpoint_every and solver not in _EVERY:

@@ -142,7 +142,7 @@ class DelimitedFile:
         if header and self.number is not None and _is_number(names[self.number]):
             raise DataError(
                 f"the first line must have the names of the columns; {self.path!r} begins with "
-                f"{first[:_SHOWN]!r}: say that there is no header"
+                f"{first[:_SHOWN]!r}: pass header=False, or --no-header"
             )
 
     def chunks(self) -> Iterator[Chunk]:
@@ -234,7 +234,7 @@ class DelimitedFile:
             if stripped.count(column) != 1:
                 raise DataError(
                     f"a column must be one of {stripped[:20]}; got {column!r} for "
-                    f"{self.path!r}: name another one, or say that there is no header"
+                    f"{self.path!r}: name another one, or pass header=False, or --no-header"
                 )
             return stripped.index(column)
         if not (str(column).isdecimal() and 1 <= int(column) <= self.width):
