@@ -7,7 +7,14 @@ from lowrank_opt.completion.certificate import OptimalityCertificate as Optimali
 from lowrank_opt.completion.certificate import certify_completion as certify_completion
 from lowrank_opt.completion.checkpoint import Checkpoint as Checkpoint
 from lowrank_opt.completion.complete import complete as complete
+from lowrank_opt.completion.conformal import Conformal as Conformal
+from lowrank_opt.completion.conformal import calibrate as calibrate
+from lowrank_opt.completion.conformal import conformal as conformal
+from lowrank_opt.completion.conformal import conformal_intervals as conformal_intervals
+from lowrank_opt.completion.conformal import residual_scale as residual_scale
+from lowrank_opt.completion.conformal import row_importance as row_importance
 from lowrank_opt.completion.convex_problem import ConvexProblem as ConvexProblem
+from lowrank_opt.completion.frank_wolfe import frank_wolfe as frank_wolfe
 from lowrank_opt.completion.history import History as History
 from lowrank_opt.completion.history import Iteration as Iteration
 from lowrank_opt.completion.posterior import BayesianResult as BayesianResult
