@@ -16,7 +16,7 @@ import torch
 from lowrank_opt.completion.eigenvalue_bounds import gamma
 from lowrank_opt.completion.spectral_bounds import singular_value_bounds
 from lowrank_opt.errors import CertificateError
-from lowrank_opt.sets import FeasibleSet, NestedSet, ShiftedSet, SpectralSet, WeightedSet
+from lowrank_opt.sets import FeasibleSet, ImageSet, NestedSet, ShiftedSet, SpectralSet, WeightedSet
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -43,7 +43,7 @@ def has_support_function(feasible_set: FeasibleSet) -> bool:
             # The default of the base class approaches the maximum from below: no bound.
             own = type(feasible_set).support_singular_values
             return own is not SpectralSet.support_singular_values
-        case WeightedSet() | NestedSet() | ShiftedSet():
+        case WeightedSet() | NestedSet() | ShiftedSet() | ImageSet():
             return has_support_function(feasible_set.inner)
         case _:
             return False
@@ -115,7 +115,7 @@ def _support(
             weighted, rounding = _weigh(Y, _array(a), _array(b))
             growth = math.prod(1.0 if x is None else float(x.max()) for x in (a, b))
             return _support(inner, weighted, error * growth + rounding, generator)
-        case NestedSet(inner=inner):
+        case NestedSet(inner=inner) | ImageSet(inner=inner):
             A, B = _array(feasible_set.left), _array(feasible_set.right)
             core, rounding = _compress(A, Y, B)
             growth = math.prod(_norm(x) for x in (A, B) if x is not None)
