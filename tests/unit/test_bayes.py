@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from lowrank_opt.completion import side
 from lowrank_opt.completion._gibbs import draw_normal_wishart, draw_wishart
 from lowrank_opt.completion.bayes import bayesian
 from lowrank_opt.completion.implicit import implicit_features
@@ -84,6 +85,25 @@ def test_link_reproduces_the_gram_matrix_of_scaled_features(shape):
     link = FeatureLink.of(X)
     expected = X @ X.T * shape[0] / np.sum(X**2)
     np.testing.assert_allclose(link.basis * link.spread**2 @ link.basis.T, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_long_features_are_projected_onto_a_leading_subspace(monkeypatch, sparse):
+    from scipy.sparse import csr_array
+
+    monkeypatch.setattr(side, "_COMPLETE_UP_TO", 10)
+    monkeypatch.setattr(side, "_LEADING", 8)
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((60, 5)) @ rng.standard_normal((5, 40))
+    X += 1e-2 * rng.standard_normal((60, 40))
+    link = FeatureLink.of(csr_array(X) if sparse else X)
+    np.testing.assert_allclose(link.basis.T @ link.basis, np.eye(8), atol=1e-5)
+    values = np.linalg.svd(X, compute_uv=False)
+    best = np.sum(values[:8] ** 2) / np.sum(values**2)
+    assert 0.999 * best < link.explained <= best * (1 + 1e-6)
+    scale = 60 / np.sum(X**2)
+    gram = link.basis * link.spread**2 @ link.basis.T
+    assert np.linalg.norm(gram - X @ X.T * scale, 2) < 1.5 * scale * values[5] ** 2
 
 
 def test_implicit_features_are_normalised_patterns():
