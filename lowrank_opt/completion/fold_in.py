@@ -166,24 +166,43 @@ def fold_in_cols(
     return transposed(fold_in_rows(transposed(result), flipped, prior))
 
 
-def stack_rows(top: CompletionResult, bottom: CompletionResult) -> CompletionResult:
-    """Return the first result with the rows that `fold_in_rows` made below.
+def put_rows(
+    result: CompletionResult, rows: CompletionResult, positions: Tensor
+) -> CompletionResult:
+    """Return a result with rows replaced, or added below, by those that `fold_in_rows` made of it.
+
+    Parameters
+    ----------
+    result : CompletionResult, shape (m, n)
+    rows : CompletionResult, shape (k, n)
+    positions : Tensor, shape (k,)
+        Where they go. Beyond m, the matrix grows; rows in between without a position are zero.
 
     Raises
     ------
     ShapeError
-        If the columns are not the same.
+        If the number of positions or of columns does not fit, or the column factors are others.
     """
-    left, right = balanced_factors(top.operator)
-    more, same = balanced_factors(bottom.operator)
-    tolerance = float(torch.finfo(top.operator.dtype).eps) ** 0.5 * float(right.abs().max())
+    left, right = balanced_factors(result.operator)
+    new, same = balanced_factors(rows.operator)
+    tolerance = float(torch.finfo(result.operator.dtype).eps) ** 0.5 * float(right.abs().max())
     if right.shape != same.shape or not bool((right - same).abs().max() <= tolerance):
-        raise ShapeError("stacked results must share their columns: use fold_in_rows of the first")
-    dtype = top.operator.dtype
-    factors = LowRankOperator(torch.cat((left, more)), left.new_ones(left.shape[1]), right)
-    rows = torch.cat((top.bias.rows, bottom.bias.rows.to(top.bias.rows.dtype)))
-    bias = AdditiveBias(top.bias.mean, rows, top.bias.cols)
-    return CompletionResult(factors.to(dtype=dtype), bias, top.status, top.history)
+        raise ShapeError("both results must have the same columns: use fold_in_rows of the first")
+    if len(positions) != len(new):
+        raise ShapeError(f"each row needs a position; got {len(new)} and {len(positions)}")
+    more = max(int(positions.max()) + 1 - len(left), 0)
+    left = torch.cat((left, left.new_zeros(more, left.shape[1])))
+    biases = torch.cat((result.bias.rows, result.bias.rows.new_zeros(more)))
+    left[positions], biases[positions] = new, rows.bias.rows.to(biases.dtype)
+    factors = LowRankOperator(left, left.new_ones(left.shape[1]), right)
+    return replace(
+        result,
+        operator=factors.to(dtype=result.operator.dtype),
+        bias=AdditiveBias(result.bias.mean, biases, result.bias.cols),
+        problem=None,
+        row_ids=None,
+        col_ids=None,
+    )
 
 
 def transposed(result: CompletionResult) -> CompletionResult:

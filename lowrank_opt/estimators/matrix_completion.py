@@ -161,10 +161,32 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
         OptionError
             If a parameter is outside its domain.
         """
+        return self.fit_triplets(read_triplets(X, y, sample_weight))
+
+    def fit_triplets(self, found: Triplets) -> Self:
+        """Fit what `read_triplets` returned."""
         check_options(self)
-        return self._fit_entries(
-            entries_of(read_triplets(X, y, sample_weight), self.shape), self._seed()
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        return self._fit_entries(entries_of(found, self.shape), seed)
+
+    def take(self, entries: Entries, result: AnyResult) -> None:
+        """Take over a result that was computed elsewhere, from these entries."""
+        self.row_labels_, self.col_labels_ = entries.row_labels, entries.col_labels
+        self.n_features_in_ = 2
+        if entries.names is not None:
+            self.feature_names_in_ = np.array(entries.names, dtype=object)
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
+        observations = entries.observations
+        self._rows_known, self._cols_known = (
+            (x > 0).numpy() for x in (observations.row_counts, observations.col_counts)
         )
+        self._fallback = _fallback(result, observations, self.bias)
+        self._spread = spread_or_zero(observations, self.bias)
+        self.result_ = result
+        if isinstance(result, CompletionResult):
+            rows, cols = (_named(x) for x in (self.row_labels_, self.col_labels_))
+            self.result_ = dataclasses.replace(result, row_ids=rows, col_ids=cols)
 
     def predict(
         self, X: Interactions, *, return_known: bool = False, return_std: bool = False
@@ -235,28 +257,8 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
         self.setting_ = dict(setting)
         for name, value in setting.items():
             setattr(self, f"{name}_", int(value) if name == "rank" else value)
-        self._take_labels(entries)
-        self._take_result(result, observations)
+        self.take(entries, result)
         return self
-
-    def _take_labels(self, entries: Entries) -> None:
-        self.row_labels_, self.col_labels_ = entries.row_labels, entries.col_labels
-        self.n_features_in_ = 2
-        if entries.names is not None:
-            self.feature_names_in_ = np.array(entries.names, dtype=object)
-        elif hasattr(self, "feature_names_in_"):
-            del self.feature_names_in_
-
-    def _take_result(self, result: AnyResult, observations: Observations) -> None:
-        self._rows_known, self._cols_known = (
-            (x > 0).numpy() for x in (observations.row_counts, observations.col_counts)
-        )
-        self._fallback = _fallback(result, observations, self.bias)
-        self._spread = spread_or_zero(observations, self.bias)
-        if isinstance(result, CompletionResult):
-            ids = [_named(x) for x in (self.row_labels_, self.col_labels_)]
-            result = dataclasses.replace(result, row_ids=ids[0], col_ids=ids[1])
-        self.result_ = result
 
     def _predict(
         self,
@@ -299,9 +301,6 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
                 "The feature names should match those that were passed during fit: "
                 f"{list(fitted)}; got {list(pairs.names)}: select and order the columns"
             )
-
-    def _seed(self) -> int:
-        return int(check_random_state(self.random_state).randint(2**31 - 1))
 
 
 def _among(known: NDArray[np.bool_], positions: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -11,7 +11,7 @@ from lowrank_opt.completion.fold_in import (
     balanced_factors,
     fold_in_cols,
     fold_in_rows,
-    stack_rows,
+    put_rows,
     transposed,
 )
 from lowrank_opt.errors import OptionError, ShapeError
@@ -81,7 +81,7 @@ def test_folding_in_is_nearly_a_refit():
     base = fitted(Observations(old.rows, old.cols, old.values, (60, 40)), sweeps=100)
     entries = Observations(new.rows - 60, new.cols, new.values, (20, 40))
     for prior in (ridge(), FactorPrior.empirical(base, Observations(*_parts(old), (60, 40)))):
-        stacked = stack_rows(base, fold_in_rows(base, entries, prior))
+        stacked = put_rows(base, fold_in_rows(base, entries, prior), torch.arange(60, 80))
         refit = fitted(noisy, sweeps=100)
         errors = [(x.to_dense()[60:] - W[60:]).norm() for x in (stacked, refit)]
         assert (80, 40) == stacked.shape
@@ -130,26 +130,39 @@ def test_empirical_prior_of_degenerate_factors_is_finite(values: list[float]):
     assert bool(torch.isfinite(rows.to_dense()).all())
 
 
-def test_stacking_and_transposing_keep_predictions():
+def test_rows_go_where_they_are_put():
     result = fitted(observe(normal(20, 12) + 3, 0.7))
-    rows = fold_in_rows(result, observe(normal(6, 12, seed=5) + 3, 0.4), ridge())
-    dense = torch.cat((result.to_dense(), rows.to_dense()))
-    torch.testing.assert_close(stack_rows(result, rows).to_dense(), dense)
+    rows = fold_in_rows(result, observe(normal(3, 12, seed=5) + 3, 0.4), ridge())
+    expected = torch.cat((result.to_dense(), result.bias.mean + result.bias.cols.expand(3, 12)))
+    expected[[4, 22, 21]] = rows.to_dense()
+    positions = torch.tensor([4, 22, 21])
+    torch.testing.assert_close(put_rows(result, rows, positions).to_dense(), expected)
+
+
+def test_transposing_keeps_predictions():
+    result = fitted(observe(normal(20, 12) + 3, 0.7))
     torch.testing.assert_close(transposed(result).to_dense(), result.to_dense().T)
 
 
 def test_float32_stays():
     result = fitted(observe(normal(20, 12) + 3, 0.7).to(dtype=torch.float32))
     rows = fold_in_rows(result, observe(normal(6, 12) + 3, 0.4), ridge())
-    assert torch.float32 == rows.to_dense().dtype == stack_rows(result, rows).operator.dtype
+    assert (
+        torch.float32
+        == rows.to_dense().dtype
+        == put_rows(result, rows, torch.arange(6)).operator.dtype
+    )
 
 
 def test_other_columns_are_refused():
     result = fitted(observe(normal(20, 12) + 3, 0.7))
     with pytest.raises(ShapeError, match=r"new rows must have 12 columns, and the prior 3 or 4"):
         fold_in_rows(result, observe(normal(6, 11), 0.4), ridge())
-    with pytest.raises(ShapeError, match="must share their columns"):
-        stack_rows(result, fitted(observe(normal(20, 12, seed=3), 0.7)))
+    other = fitted(observe(normal(20, 12, seed=3), 0.7))
+    with pytest.raises(ShapeError, match="must have the same columns"):
+        put_rows(result, other, torch.arange(20))
+    with pytest.raises(ShapeError, match="each row needs a position; got 20 and 3"):
+        put_rows(result, result, torch.arange(3))
 
 
 def test_penalties_are_positive():

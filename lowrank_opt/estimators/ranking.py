@@ -1,0 +1,169 @@
+"""The best columns for each row, a block of rows at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lowrank_opt.completion import CompletionResult
+from lowrank_opt.completion.fold_in import balanced_factors
+from lowrank_opt.estimators.ids import UNKNOWN, Ids, Labels, Positions
+from lowrank_opt.observations import Observations
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+# Scores of one block of rows and all columns.
+_BLOCK = 1 << 22
+
+
+class Recommendations(NamedTuple):
+    """Ranked items, a line for each asked id.
+
+    Parameters
+    ----------
+    asked : array, shape (u,)
+        The users, or items, that were asked for.
+    ids : array, shape (u, k)
+        The best first. None where there are fewer candidates than k, in an array of objects.
+    scores : array, shape (u, k)
+        NaN where there is no id.
+    positions : array of int, shape (u, k)
+        Columns of the matrix; -1 where there is no id.
+    """
+
+    asked: Ids
+    ids: Ids
+    scores: NDArray[np.floating]
+    positions: Positions
+
+    @classmethod
+    def of(
+        cls, asked: Ids, labels: Labels, positions: Positions, scores: NDArray[np.floating]
+    ) -> Recommendations:
+        """Look the ids up."""
+        empty = positions == UNKNOWN
+        ids = labels.ids[np.where(empty, 0, positions)]
+        if empty.any():
+            ids = ids.astype(object)
+            ids[empty] = None
+        return cls(asked, ids, np.where(empty, np.nan, scores), positions)
+
+    def to_pandas(self) -> DataFrame:
+        """Return a data frame with one line for each recommendation: asked, id, score, rank."""
+        import pandas as pd
+
+        i, t = (self.positions != UNKNOWN).nonzero()
+        columns = {"asked": self.asked[i], "id": self.ids[i, t], "score": self.scores[i, t]}
+        return pd.DataFrame(columns | {"rank": t + 1})
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """What is ranked: a completed matrix, and the entries that were seen.
+
+    Parameters
+    ----------
+    result : CompletionResult, shape (m, n)
+    observations : Observations, shape (m, n)
+        Columns without an entry are never candidates.
+    """
+
+    result: CompletionResult
+    observations: Observations
+
+    @cached_property
+    def known_cols(self) -> Tensor:
+        """Which columns have an entry, shape (n,)."""
+        return self.observations.col_counts > 0
+
+    @cached_property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Balanced factors, shapes (m, r) and (n, r)."""
+        return balanced_factors(self.result.operator)
+
+    def scores(self, rows: Tensor) -> Tensor:
+        """Return the predictions of some rows; of row -1, mean and column biases alone."""
+        left, right = self.factors
+        bias, known = self.result.bias, rows >= 0
+        safe = rows.clamp_min(0)
+        row_bias = torch.where(known, bias.rows.double()[safe], 0.0)
+        low_rank = torch.where(known.unsqueeze(1), left[safe], 0.0) @ right.mT
+        return low_rank + (bias.mean + row_bias).unsqueeze(1) + bias.cols.double()
+
+    def seen(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return positions in `rows`, and columns, of the entries that were seen."""
+        csr = self.observations.csr
+        counts = torch.where(rows >= 0, csr.counts[rows.clamp_min(0)], 0)
+        line = torch.repeat_interleave(torch.arange(len(rows)), counts)
+        first = counts.cumsum(0) - counts
+        within = torch.arange(int(counts.sum())) - first[line]
+        return line, csr.indices[csr.pointers[rows.clamp_min(0)][line] + within].long()
+
+
+def best_columns(
+    candidates: Candidates, rows: Positions, k: int, *, exclude_seen: bool
+) -> tuple[Positions, NDArray[np.floating]]:
+    """Return the k columns with the largest predictions for each row, and these.
+
+    Parameters
+    ----------
+    candidates : Candidates
+    rows : array of int, shape (u,)
+        -1 for an unknown row.
+    k : int
+    exclude_seen : bool
+
+    Returns
+    -------
+    positions, scores : arrays, shape (u, k)
+        -1 where there are fewer candidates.
+    """
+    found: list[tuple[Tensor, Tensor]] = []
+    block = max(1, _BLOCK // candidates.result.shape[1])
+    for part in torch.from_numpy(np.asarray(rows, dtype=np.int64)).split(block):
+        scores = candidates.scores(part)
+        scores[:, ~candidates.known_cols] = -torch.inf
+        if exclude_seen:
+            scores[candidates.seen(part)] = -torch.inf
+        found.append(_top(scores, k))
+    return _joined(found, k)
+
+
+def most_similar(
+    candidates: Candidates, cols: Positions, k: int
+) -> tuple[Positions, NDArray[np.floating]]:
+    """Return the k other columns with the largest cosine to each, and the cosines.
+
+    The columns are those of the low-rank matrix itself: their inner products need no basis.
+    """
+    left, right = candidates.factors
+    vectors = right @ torch.linalg.qr(left, mode="r").R.mT
+    length = vectors.norm(dim=1, keepdim=True)
+    units = torch.where(length > 0, vectors / length, 0.0)
+    found: list[tuple[Tensor, Tensor]] = []
+    for part in torch.from_numpy(cols).split(max(1, _BLOCK // len(right))):
+        cosines = units[part] @ units.mT
+        cosines[:, ~candidates.known_cols] = -torch.inf
+        cosines[torch.arange(len(part)), part] = -torch.inf
+        found.append(_top(cosines, k))
+    return _joined(found, k)
+
+
+def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    values, positions = scores.topk(min(k, scores.shape[1]), dim=1)
+    return torch.where(values == -torch.inf, UNKNOWN, positions), values
+
+
+def _joined(found: list[tuple[Tensor, Tensor]], k: int) -> tuple[Positions, NDArray[np.floating]]:
+    if not found:
+        return np.empty((0, k), np.int64), np.empty((0, k))
+    positions, scores = (torch.cat(x).numpy() for x in zip(*found, strict=True))
+    lacking = ((0, 0), (0, k - positions.shape[1]))
+    return np.pad(positions, lacking, constant_values=UNKNOWN), np.pad(scores, lacking)

@@ -1,0 +1,271 @@
+"""Recommendations from a completed matrix: lists, similar items, new ratings without a refit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, clone
+from sklearn.utils.validation import check_is_fitted
+
+from lowrank_opt.completion import CompletionResult
+from lowrank_opt.errors import ObservationError
+from lowrank_opt.estimators.choosing import fitted_completion
+from lowrank_opt.estimators.entries import Entries, entries_of, extended
+from lowrank_opt.estimators.ids import UNKNOWN, Labels
+from lowrank_opt.estimators.inputs import Triplets, read_triplets
+from lowrank_opt.estimators.matrix_completion import MatrixCompletion
+from lowrank_opt.estimators.options import check_count
+from lowrank_opt.estimators.ranking import Candidates, Recommendations, best_columns, most_similar
+from lowrank_opt.estimators.updates import Updater
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sklearn.utils import Tags
+
+    from lowrank_opt.estimators.ids import Ids
+    from lowrank_opt.estimators.inputs import Interactions, Reals
+    from lowrank_opt.estimators.matrix_completion import Floats
+
+# Of a posterior mean, which has the rank of all its draws together.
+_LARGEST_RANK = 64
+
+
+class Recommender(BaseEstimator):
+    """Rank items for users by predicted ratings, and take new ratings without fitting again.
+
+    Parameters
+    ----------
+    estimator : MatrixCompletion, optional
+        Cloned and fitted; by default one that chooses its settings.
+
+    Attributes
+    ----------
+    model_ : MatrixCompletion
+        The fitted estimator; it follows what is folded in.
+    result_ : CompletionResult
+    row_labels_, col_labels_ : Labels
+        Ids of users and items.
+
+    Examples
+    --------
+    >>> ratings = [("ann", "M", 5), ("ann", "Up", 2), ("bob", "M", 4), ("bob", "Her", 5)]
+    >>> model = Recommender(MatrixCompletion(random_state=0)).fit(ratings)
+    >>> model.recommend(["ann"], k=1).ids
+    array([['Her']], dtype=object)
+    >>> model.fold_in_rows([("eve", "Up", 4), ("eve", "Her", 1)]).recommend(["eve"], k=1).ids
+    array([['M']], dtype=object)
+    """
+
+    def __init__(self, estimator: MatrixCompletion | None = None) -> None:
+        self.estimator = estimator
+
+    def fit(
+        self, X: Interactions, y: Reals | None = None, sample_weight: Reals | None = None
+    ) -> Self:
+        """Fit ratings.
+
+        Parameters
+        ----------
+        X : array, frame, list, sparse matrix or path
+            Pairs of user and item, with ratings in `y` or in a third column, as
+            `MatrixCompletion.fit`.
+        y, sample_weight : array, shape (nnz,), optional
+
+        Raises
+        ------
+        ShapeError, ObservationError, OptionError
+            As `MatrixCompletion.fit`.
+        """
+        model = MatrixCompletion() if self.estimator is None else clone(self.estimator)
+        found = read_triplets(X, y, sample_weight)
+        self.model_ = model.fit_triplets(found)
+        result = fitted_completion(self.model_.result_)
+        if result.operator.rank > _LARGEST_RANK:
+            result = _truncated(result)
+        entries = entries_of(found, model.shape)
+        biased = self.model_.bias is not None
+        self._updater = Updater.of(result, entries.observations, biased=biased)
+        self._take(entries, result)
+        return self
+
+    def partial_fit(
+        self, X: Interactions, y: Reals | None = None, sample_weight: Reals | None = None
+    ) -> Self:
+        """Take new ratings, of known and of new users and items; the first call is a fit.
+
+        The rows and columns that the ratings are in are solved again, in turn, from all of their
+        ratings; a rating of a pair that was rated before replaces the old one. The rest stays.
+        """
+        if not hasattr(self, "model_"):
+            return self.fit(X, y, sample_weight)
+        found = read_triplets(X, y, sample_weight)
+        entries = extended(self._entries, found)
+        rows, cols = (
+            _touched(entries.row_labels, found.rows),
+            _touched(entries.col_labels, found.cols),
+        )
+        result = self._updater.alternate(self.result_, entries.observations, rows, cols)
+        self._take(entries, result)
+        return self
+
+    def fold_in_rows(
+        self, X: Interactions, y: Reals | None = None, sample_weight: Reals | None = None
+    ) -> Self:
+        """Solve the rows of new users, or of old ones with more ratings; items stay as they are.
+
+        Raises
+        ------
+        ObservationError
+            If an item was never seen.
+        """
+        return self._fold_in(read_triplets(X, y, sample_weight), "row")
+
+    def fold_in_cols(
+        self, X: Interactions, y: Reals | None = None, sample_weight: Reals | None = None
+    ) -> Self:
+        """Solve the columns of new items, or of old ones with more ratings; users stay.
+
+        Raises
+        ------
+        ObservationError
+            If a user was never seen.
+        """
+        return self._fold_in(read_triplets(X, y, sample_weight), "column")
+
+    def predict(
+        self, X: Interactions, *, return_known: bool = False
+    ) -> Floats | tuple[Floats, ...]:
+        """Predict ratings; see `MatrixCompletion.predict`."""
+        check_is_fitted(self)
+        return self.model_.predict(X, return_known=return_known)
+
+    def recommend(
+        self, users: Sequence[object] | Ids | None = None, k: int = 10, *, exclude_seen: bool = True
+    ) -> Recommendations:
+        """Return the k items with the largest predictions for each user.
+
+        Works in blocks of users: memory does not grow with users times items. Users that were
+        never seen get the items that are rated best.
+
+        Parameters
+        ----------
+        users : sequence of ids, optional
+            All users by default.
+        k : int
+        exclude_seen : bool
+            Leave out what the user has rated.
+
+        Returns
+        -------
+        Recommendations
+            Items and predictions, shape (users, k), the best first.
+
+        Raises
+        ------
+        OptionError
+            If k is not a positive integer.
+        """
+        check_is_fitted(self)
+        check_count("k", k)
+        positions = (
+            np.arange(len(self.row_labels_))
+            if users is None
+            else self.row_labels_.positions(users, "users")
+        )
+        asked = self.row_labels_.ids if users is None else np.asarray(users, dtype=object)
+        found, scores = best_columns(self._candidates(), positions, k, exclude_seen=exclude_seen)
+        if self.model_.clip_ is not None:
+            low, high = self.model_.clip_
+            scores = np.clip(scores, low, high)
+        return Recommendations.of(asked, self.col_labels_, found, scores)
+
+    def similar_items(self, items: Sequence[object] | Ids, k: int = 10) -> Recommendations:
+        """Return the k items whose columns of the matrix point in the most similar direction.
+
+        Parameters
+        ----------
+        items : sequence of ids
+        k : int
+
+        Returns
+        -------
+        Recommendations
+            Other items and cosines, shape (items, k), the most similar first. Biases are left out.
+
+        Raises
+        ------
+        ObservationError
+            If an item was never seen.
+        """
+        check_is_fitted(self)
+        check_count("k", k)
+        positions = self.col_labels_.positions(items, "items")
+        _require_known(self.col_labels_, items, positions, "items", "recommend from what is rated")
+        found, cosines = most_similar(self._candidates(), positions, k)
+        return Recommendations.of(np.asarray(items, dtype=object), self.col_labels_, found, cosines)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        # Ratings are no features: checks with numbers of any width do not apply.
+        tags.input_tags.two_d_array = False
+        tags.input_tags.categorical = True
+        tags.input_tags.string = True
+        tags.input_tags.sparse = True
+        return tags
+
+    def _fold_in(self, found: Triplets, side: Literal["row", "column"]) -> Self:
+        check_is_fitted(self)
+        fixed, ids = (
+            (self.col_labels_, found.cols) if side == "row" else (self.row_labels_, found.rows)
+        )
+        name, other = ("columns", "fold_in_cols") if side == "row" else ("rows", "fold_in_rows")
+        _require_known(fixed, ids, fixed.positions(ids), name, f"use {other} first, or partial_fit")
+        entries = extended(self._entries, found)
+        if side == "row":
+            touched = _touched(entries.row_labels, found.rows)
+            result = self._updater.rows(self.result_, entries.observations, touched)
+        else:
+            touched = _touched(entries.col_labels, found.cols)
+            result = self._updater.cols(self.result_, entries.observations, touched)
+        self._take(entries, result)
+        return self
+
+    def _take(self, entries: Entries, result: CompletionResult) -> None:
+        self._entries = entries
+        self.model_.take(entries, result)
+        assert isinstance(self.model_.result_, CompletionResult), "a point estimate was given"
+        self.result_ = self.model_.result_
+        self.row_labels_, self.col_labels_ = entries.row_labels, entries.col_labels
+        self.n_features_in_ = self.model_.n_features_in_
+
+    def _candidates(self) -> Candidates:
+        return Candidates(self.result_, self._entries.observations)
+
+
+def _touched(labels: Labels, ids: Ids) -> torch.Tensor:
+    return torch.from_numpy(np.unique(labels.positions(ids)))
+
+
+def _truncated(result: CompletionResult) -> CompletionResult:
+    operator = result.operator.truncate(min(_LARGEST_RANK, *result.shape))
+    return CompletionResult(operator, result.bias, result.status, result.history)
+
+
+def _require_known(
+    labels: Labels,
+    ids: Sequence[object] | Ids,
+    positions: NDArray[np.int64],
+    name: str,
+    cure: str,
+) -> None:
+    unknown = positions == UNKNOWN
+    if unknown.any():
+        first = list(ids)[int(unknown.argmax())]
+        raise ObservationError(
+            f"{name} must be among the {len(labels)} known ones; got {int(unknown.sum())} of "
+            f"{len(positions)} unknown, the first {first!r}: {cure}"
+        )
