@@ -23,7 +23,7 @@ def read_file(path: str | PathLike[str]) -> pd.DataFrame | spmatrix:
     ----------
     path : path
         Ends in .csv or .tsv, with one line of names and perhaps compressed; in .parquet, which
-        needs pyarrow; or in .mtx, a Matrix Market file, perhaps compressed.
+        needs pyarrow or polars; or in .mtx, a Matrix Market file, perhaps compressed.
 
     Raises
     ------
@@ -51,8 +51,23 @@ def _read(file: Path, kind: str) -> pd.DataFrame | spmatrix:
     import pandas as pd
 
     if kind == ".parquet":
-        return pd.read_parquet(file)
+        return _read_parquet(file)
     return pd.read_csv(file, sep=_SEPARATORS[kind])
+
+
+def _read_parquet(file: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(file)
+    except ImportError:
+        import polars
+
+        try:
+            frame = polars.read_parquet(file)
+        except polars.exceptions.PolarsError as error:
+            raise ValueError(str(error)) from error
+        return pd.DataFrame({name: frame[name].to_numpy() for name in frame.columns})
 
 
 def _ending(file: Path) -> str:
