@@ -21,3 +21,14 @@ def movielens_data() -> Path:
         if (folder / "ml-100k" / "u1.base").is_file():
             return folder
     pytest.skip("no MovieLens data: set LOWRANK_OPT_DATA to a folder that contains ml-100k/")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many of the planted defects that were tried have been caught."""
+    outcomes = {
+        outcome: sum("catches_defect" in r.nodeid for r in terminalreporter.getreports(outcome))
+        for outcome in ("passed", "failed")
+    }
+    tried = sum(outcomes.values())
+    if tried:
+        terminalreporter.write_line(f"planted defects caught: {outcomes['passed']} of {tried}")

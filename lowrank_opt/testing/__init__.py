@@ -28,10 +28,14 @@ from lowrank_opt.testing.laws import check_section as check_section
 from lowrank_opt.testing.laws import check_smoothness as check_smoothness
 from lowrank_opt.testing.laws import check_zero_start as check_zero_start
 from lowrank_opt.testing.members import Member as Member
+from lowrank_opt.testing.operators import OPERATOR_LAWS as OPERATOR_LAWS
+from lowrank_opt.testing.operators import check_operator as check_operator
 from lowrank_opt.testing.parameters import FreeParameters as FreeParameters
 from lowrank_opt.testing.runner import LAWS as LAWS
 from lowrank_opt.testing.runner import check_parameterization as check_parameterization
 from lowrank_opt.testing.runner import parametrize_with_checks as parametrize_with_checks
+from lowrank_opt.testing.sets import SET_LAWS as SET_LAWS
+from lowrank_opt.testing.sets import check_spectral_set as check_spectral_set
 from lowrank_opt.testing.strategies import feasible_sets as feasible_sets
 from lowrank_opt.testing.strategies import free_parameters as free_parameters
 from lowrank_opt.testing.strategies import members as members

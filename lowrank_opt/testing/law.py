@@ -46,6 +46,8 @@ class Law:
     max_rank : int, optional
     max_examples : int, optional
         Bound on the profile's number of cases, for laws that take long.
+    program : callable
+        Writes a counter-example as a program, from the subject, the law's name and what was found.
 
     Examples
     --------
@@ -68,6 +70,7 @@ class Law:
     sides: tuple[int, int] | None = None
     max_rank: int | None = None
     max_examples: int | None = None
+    program: Callable[[Subject, str, str], str] = counter_example
 
     def __call__(
         self,
@@ -150,7 +153,7 @@ class Law:
     def _found(self, search: Search) -> CheckResult:
         if search.failure is not None:
             subject, found = search.failure
-            code = counter_example(subject, self.name, found)
+            code = self.program(subject, self.name, found)
             return CheckResult(self.name, "failed", found, subject.case, code)
         if search.tried:
             return CheckResult(self.name, "passed")

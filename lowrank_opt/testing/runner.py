@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import pytest
 import torch
 
-from lowrank_opt.errors import TargetError
 from lowrank_opt.testing import laws
 from lowrank_opt.testing.case import Factory
 from lowrank_opt.testing.describe import describe
 from lowrank_opt.testing.law import Law
-from lowrank_opt.testing.profiles import ProfileName, profile_of
-from lowrank_opt.testing.verdict import BrokenLawError, CheckResult
+from lowrank_opt.testing.profiles import ProfileName
+from lowrank_opt.testing.suite import OnFail, Options, check_laws, judged
+from lowrank_opt.testing.verdict import CheckResult
 
-OnFail: TypeAlias = Literal["raise", "collect"]
 BoundCheck: TypeAlias = Callable[[Factory], CheckResult]
 
 # In the order in which a reader wants to hear of them.
@@ -96,17 +95,16 @@ def check_parameterization(
     >>> [v.check for v in verdicts if v.status == "skipped"]
     ['escape', 'lmo']
     """
-    known = dict(expected_failures or {})
-    _check_options(profile, known, on_fail)
-    results: list[CheckResult] = []
-    for law in LAWS:
-        result = judge(law, make, known, profile=profile, dtype=dtype, device=device, seed=seed)
-        if progress is not None:
-            progress(result)
-        if result.status == "failed" and on_fail == "raise":
-            raise BrokenLawError(law.name, result.message, result.case, result.code)
-        results.append(result)
-    return results
+    options = Options(
+        profile=profile,
+        dtype=dtype,
+        device=device,
+        seed=seed,
+        expected_failures=expected_failures,
+        on_fail=on_fail,
+        progress=progress,
+    )
+    return check_laws(LAWS, make, options)
 
 
 def judge(
@@ -121,12 +119,7 @@ def judge(
 ) -> CheckResult:
     """Return the verdict of one law, given the laws that are known not to hold and why."""
     result = law.verdict(make, profile=profile, dtype=dtype, device=device, seed=seed)
-    reason = known.get(law.name)
-    if reason is None or result.status == "skipped":
-        return result
-    if result.status == "failed":
-        return replace(result, status="expected_failure", message=f"{reason} ({result.message})")
-    return replace(result, message=f"holds, although expected to fail: {reason}")
+    return judged(result, known)
 
 
 def parametrize_with_checks(
@@ -189,13 +182,3 @@ class _Check:
 def _parameter(make: Factory, law: Law, check: _Check, known: Mapping[str, str]) -> object:
     marks = [pytest.mark.xfail(reason=known[law.name], strict=False)] if law.name in known else []
     return pytest.param(make, check, id=f"{describe(make)}-{law.name}", marks=marks)
-
-
-def _check_options(profile: ProfileName, known: Mapping[str, str], on_fail: OnFail) -> None:
-    profile_of(profile)
-    names = [law.name for law in LAWS]
-    unknown = sorted(set(known) - set(names))
-    if unknown:
-        raise TargetError(f"expected_failures must name laws, {names}; got {unknown}")
-    if on_fail not in ("raise", "collect"):
-        raise TargetError(f"on_fail must be 'raise' or 'collect'; got {on_fail!r}")
