@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from lowrank_opt.completion import AdditiveBias, CompletionResult
 from lowrank_opt.completion.bias import weighted_mean
 from lowrank_opt.errors import OptionError
-from lowrank_opt.estimators.choosing import choose_and_fit, clip_range
+from lowrank_opt.estimators.choosing import choose_and_fit, clip_range, error_quantile
 from lowrank_opt.estimators.entries import Entries, entries_of
 from lowrank_opt.estimators.ids import Labels
 from lowrank_opt.estimators.inputs import Triplets, read_pairs, read_triplets
@@ -229,6 +229,37 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
         found = [mean, *([] if std is None else [std]), *levels]
         return found[0] if len(found) == 1 else tuple(found)
 
+    def predict_interval(self, X: Interactions, *, coverage: float = 0.9) -> tuple[Floats, Floats]:
+        """Return intervals that contain new values with about a given probability.
+
+        Predictions plus and minus a quantile of the errors on the entries that settings were
+        chosen on, by the path's best fit, which had not seen them. As those entries chose the
+        settings, this is no exact guarantee; `lowrank_opt.completion.conformal` gives one, for
+        entries set aside. All intervals are equally wide.
+
+        Parameters
+        ----------
+        X : array, frame, list or sparse matrix
+            Pairs of ids, shape (k, 2).
+        coverage : float
+            In (0, 1).
+
+        Returns
+        -------
+        lower, upper : array, shape (k,)
+            Infinite, or the bounds of `clip_`, if there are too few errors for the coverage.
+
+        Raises
+        ------
+        OptionError
+            If nothing was chosen, so that there are no errors, or the coverage is no share.
+        """
+        predicted = self.predict(X)
+        assert isinstance(predicted, np.ndarray), "nothing else was asked for"
+        margin = error_quantile(self._errors, coverage)
+        low, high = self.clip_ or (-np.inf, np.inf)
+        return (predicted - margin).clip(low, high), (predicted + margin).clip(low, high)
+
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         # Index pairs are no features: checks with numbers of any width do not apply.
@@ -250,7 +281,7 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
             max_iterations=self.max_iterations,
             seed=seed,
         )
-        result, setting, self.path_ = choose_and_fit(
+        result, setting, self.path_, self._errors = choose_and_fit(
             observations, solver, given, bias=self.bias, validation=self.validation, seed=seed
         )
         self.clip_ = clip_range(observations) if self.clip == "auto" else self.clip

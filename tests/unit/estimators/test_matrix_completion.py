@@ -204,6 +204,25 @@ def test_point_estimates_have_no_standard_deviation():
         quick().fit(*ratings()).predict([(0, 0)], return_std=True)
 
 
+def test_intervals_cover():
+    pairs, y = ratings(count=1100)
+    model = MatrixCompletion(random_state=0).fit(pairs[:800], y[:800])
+    lower, upper = model.predict_interval(pairs[800:], coverage=0.8)
+    covered = np.mean((lower <= y[800:]) & (y[800:] <= upper))
+    # 80 calibration and 300 test entries: the standard deviation of the share is 0.05.
+    assert 0.65 < covered < 0.95
+    wider = model.predict_interval(pairs[800:], coverage=0.95)
+    assert (wider[0] < lower).all()
+    assert np.isinf(model.predict_interval(pairs, coverage=0.999)[1]).all()
+
+
+def test_intervals_need_held_out_errors():
+    with pytest.raises(OptionError, match="got a fit that chose nothing"):
+        quick().fit(*ratings()).predict_interval([(0, 0)])
+    with pytest.raises(OptionError, match=r"coverage must be in \(0, 1\); got coverage=90"):
+        MatrixCompletion().fit(*ratings()).predict_interval([(0, 0)], coverage=90)
+
+
 def test_float32_stays_and_agrees():
     pairs, y = ratings()
     single = quick().fit(pairs, y.astype(np.float32)).predict(pairs)
