@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from lowrank_opt.cli import complete, evaluate, inspect, predict, recommend, verify
+from lowrank_opt.cli import complete, evaluate, inspect, plot, predict, recommend, verify
 from lowrank_opt.errors import LowRankError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         argparse.ArgumentParser
     ]
 
-_COMMANDS = (complete, predict, recommend, evaluate, inspect, verify)
+_COMMANDS = (complete, predict, recommend, evaluate, plot, inspect, verify)
 _INTERRUPTED = 130
 
 

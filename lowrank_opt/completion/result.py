@@ -217,6 +217,11 @@ class CompletionResult:
         rank, name = self.operator.rank, self.status.name
         return f"CompletionResult({m} x {n}, rank <= {rank}, {name}, {len(self.history)} iterates)"
 
+    def _repr_html_(self) -> str:
+        from lowrank_opt.completion.html import to_html
+
+        return to_html(self)
+
     def _indices(self, index: Positions, size: int, name: str) -> Tensor:
         data = index if isinstance(index, Tensor) else torch.as_tensor(np.asarray(index))
         if data.numel() == 0:

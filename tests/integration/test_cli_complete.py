@@ -125,6 +125,38 @@ def test_recommend_leaves_out_what_was_seen(folder: Path, capsys: pytest.Capture
     assert ITEMS + 1 == len(capsys.readouterr().out.splitlines())
 
 
+@pytest.mark.parametrize("residuals", [False, True])
+def test_plot(folder: Path, tmp_path: Path, residuals: bool):
+    out, test = tmp_path / "figure.png", str(folder / "test.csv")
+    asked = ["plot", str(folder / "model"), "--out", str(out)]
+    assert 0 == main([*asked, *(["--residuals", test] if residuals else [])])
+    assert b"\x89PNG" == out.read_bytes()[:4]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["plot", "{m}", "--out", "x.foo"], "--out must end in one of"),
+        (["plot", "{m}", "--out", "no/such/folder/x.png"], "the figure must be writable"),
+        (["plot", "nothing", "--out", "x.png"], "a result is a folder with result.json"),
+        (["predict", "{m}", "{t}", "--clip", "2", "1"], "--clip must be a smaller and a larger"),
+        (["predict", "{m}", "{t}", "--out", "no/such/x.csv"], "the output must be writable"),
+        (["predict", "{m}", "{t}", "--item", "rating", "--user", "x"], "must be one of"),
+        (["recommend", "{m}", "--user", "nobody"], "that the model knows; got 'nobody'"),
+        (["recommend", "{m}", "--user", "u001", "-k", "0"], "-k must be at least 1; got 0"),
+        (["evaluate", "{m}", "nothing.csv"], "must be readable; got 'nothing.csv'"),
+    ],
+)
+def test_wrong_use_of_a_model(
+    folder: Path, capsys: pytest.CaptureFixture[str], command: list[str], message: str
+):
+    paths = {"m": folder / "model", "t": folder / "test.csv"}
+    assert 2 == main([part.format(**paths) for part in command])
+    err = capsys.readouterr().err
+    assert message in err
+    assert 1 == err.count("\n")
+
+
 DIRTY = {
     "a text column": (["a,b,good"], "line 3: 'good' is not a finite number"),
     "a cut line": (["a,b"], "line 3: 2 fields instead of 3"),
