@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from experiments.training_vit import (
     turned,
 )
 from lowrank_opt import training
+from lowrank_opt.errors import ConvergenceError
 from lowrank_opt.nn import adapter_report
 
 GRID = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
@@ -188,13 +189,14 @@ def train(index: int, lr: float, seed: int, *, test: bool) -> Outcome:
     run = method.run(model, method.optimizer(model, lr))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(run.optimizer, STEPS)
     began = time.process_time()
-    for batch in batches(len(task.training.labels), STEPS, seed):
-        with run.perturbed():
-            run.optimizer.zero_grad()
-            logits = model(task.training.images[batch])
-            nn.functional.cross_entropy(logits, task.training.labels[batch]).backward()
-        run.step()
-        schedule.step()
+    with suppress(ConvergenceError):  # a run that diverged shows in its losses
+        for batch in batches(len(task.training.labels), STEPS, seed):
+            with run.perturbed():
+                run.optimizer.zero_grad()
+                logits = model(task.training.images[batch])
+                nn.functional.cross_entropy(logits, task.training.labels[batch]).backward()
+            run.step()
+            schedule.step()
     seconds = time.process_time() - began
     return Outcome(
         method.name,

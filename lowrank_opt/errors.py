@@ -61,7 +61,10 @@ class CertificateError(LowRankError, ValueError):
 
 
 class ConvergenceError(LowRankError, RuntimeError):
-    """Raised only by ``result.raise_if_failed()``; solvers return a status instead."""
+    """Raised by ``result.raise_if_failed()``, and by an optimizer whose factors have diverged.
+
+    Solvers return a status instead.
+    """
 
 
 class DenseMaterializationError(LowRankError, RuntimeError):

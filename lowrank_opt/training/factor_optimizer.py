@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lowrank_opt.errors import ShapeError
+from lowrank_opt.errors import ConvergenceError, ShapeError
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.training.adam import State, adam_direction, restore_precision
 from lowrank_opt.training.roles import FactorPair, factor_pairs, other_parameters
@@ -130,7 +130,13 @@ class FactorOptimizer(Optimizer, ABC):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Take one step on every pair and parameter that has gradients."""
+        """Take one step on every pair and parameter that has gradients.
+
+        Raises
+        ------
+        ConvergenceError
+            If factors or gradients are not finite, so that they have no bases.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -145,9 +151,19 @@ class FactorOptimizer(Optimizer, ABC):
         for left in group["params"][::2]:
             pair = by_left[id(left)]
             if pair.left.grad is not None and pair.right.grad is not None:
-                view = read_pair(pair)
-                steps = self.pair_step(view, self.state[left], group)
-                _apply(view, *steps, group)
+                self._step_pair(pair, self.state[left], group)
+
+    def _step_pair(self, pair: FactorPair, state: State, group: Group) -> None:
+        try:
+            view = read_pair(pair)
+            steps = self.pair_step(view, state, group)
+        except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+            raise ConvergenceError(
+                "an optimizer over factors needs finite factors and gradients; got NaN or "
+                f"infinity in a pair of shape {pair.shape}, which was not changed: lower lr, clip "
+                "the gradients, or skip the step"
+            ) from error
+        _apply(view, *steps, group)
 
     def _adamw(self, group: Group) -> None:
         for p in group["params"]:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import lowrank_opt as lo
-from lowrank_opt.errors import ShapeError
+from lowrank_opt.errors import ConvergenceError, ShapeError
 from lowrank_opt.kernels import observed_squared_loss
 from lowrank_opt.training import (
     FactorPair,
@@ -352,3 +352,17 @@ def test_no_step_leaves_the_feasible_set(make, family):
         train(net, optimizer, 1)
         inside.append(net.update.feasible_set.contains(net.update()))
     assert [True] * 10 == inside
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_factors_that_are_not_finite_are_named(make, dtype):
+    net = model(dtype=dtype)
+    optimizer = make(net)
+    train(net, optimizer, 2)
+    with torch.no_grad():
+        net.update.right[0] = math.nan
+    before = net.update.left.detach().clone()
+    with pytest.raises(ConvergenceError, match="needs finite factors and gradients"):
+        train(net, optimizer, 1)
+    assert torch.equal(before, net.update.left.detach())
