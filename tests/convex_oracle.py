@@ -33,7 +33,7 @@ def fista(
     proximal: Callable[[Values, float], Values],
     *,
     ridge: float,
-    steps: int = 1200,
+    steps: int = 3000,
 ) -> tuple[torch.Tensor, AdditiveBias]:
     """Solve densely by accelerated proximal gradients with restarts: the independent solver."""
     m, n = obs.shape
@@ -51,6 +51,8 @@ def fista(
         if ridge > 0:
             new[:m, n] = a - step * (E.sum(1) + ridge * a)
             new[m, :n] = b - step * (E.sum(0) + ridge * b)
+        if float((new - z).abs().max()) < 1e-12:
+            break
         turned = float(((z - new) * (new - x)).sum()) > 0
         t_next = 1.0 if turned else (1 + math.sqrt(1 + 4 * t * t)) / 2
         z, x, t = new + (t - 1) / t_next * (new - x) * (not turned), new, t_next

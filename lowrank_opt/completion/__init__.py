@@ -20,6 +20,7 @@ from lowrank_opt.completion.history import Iteration as Iteration
 from lowrank_opt.completion.posterior import BayesianResult as BayesianResult
 from lowrank_opt.completion.result import CompletionResult as CompletionResult
 from lowrank_opt.completion.sgd import sgd as sgd
+from lowrank_opt.completion.soft_impute import soft_impute as soft_impute
 from lowrank_opt.completion.status import CompletionStatus as CompletionStatus
 from lowrank_opt.completion.storage import check_writable as check_writable
 from lowrank_opt.completion.variational import variational as variational
