@@ -14,6 +14,9 @@ from lowrank_opt.completion.conformal import conformal_intervals as conformal_in
 from lowrank_opt.completion.conformal import residual_scale as residual_scale
 from lowrank_opt.completion.conformal import row_importance as row_importance
 from lowrank_opt.completion.convex_problem import ConvexProblem as ConvexProblem
+from lowrank_opt.completion.drift import TimeBins as TimeBins
+from lowrank_opt.completion.drift import fit_drifting_bias as fit_drifting_bias
+from lowrank_opt.completion.drift import fit_with_drift as fit_with_drift
 from lowrank_opt.completion.frank_wolfe import frank_wolfe as frank_wolfe
 from lowrank_opt.completion.history import History as History
 from lowrank_opt.completion.history import Iteration as Iteration
