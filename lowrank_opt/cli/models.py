@@ -53,7 +53,8 @@ class Model:
             bias.rows[i].where(i >= 0, 0),
             bias.cols[j].where(j >= 0, 0),
         )
-        return torch.stack([x.double() for x in parts]).sum(0) + bias.mean
+        scores = torch.stack([x.double() for x in parts]).sum(0) + bias.mean
+        return self.result.link.mean(scores)
 
     def positions(self, texts: tuple[list[str], ...]) -> tuple[Positions, Positions]:
         """Return the positions of users and items, -1 for an unknown one."""

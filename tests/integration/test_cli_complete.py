@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.cli import main
+from lowrank_opt.cli.models import Model
 from lowrank_opt.completion import CompletionResult
+from lowrank_opt.completion.links import Link
 
 USERS, ITEMS = 60, 40
 
@@ -110,6 +113,15 @@ def test_predict_a_pipe_with_unknown_ids(folder: Path, tmp_path: Path):
     ]
     np.testing.assert_allclose([float(line[2]) for line in lines[1:]], expected, rtol=1e-5)
     assert (0, "warning: 3 of 4 pairs") == (process.returncode, err[:21])
+
+
+def test_predictions_go_through_the_link(folder: Path, tmp_path: Path):
+    result = CompletionResult.load(folder / "model")
+    replace(result, link=Link("logistic", (0.0, 1.0))).save(tmp_path)
+    model = Model(str(tmp_path))
+    expected = torch.sigmoid(result.predict([3, 4], [5, 6]).double())
+    found = model.predict(np.array([3, 4]), np.array([5, 6]))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
 def test_recommend_leaves_out_what_was_seen(folder: Path, capsys: pytest.CaptureFixture[str]):
