@@ -50,7 +50,9 @@ class Method:
         return self.large if dataset == "ml-1m" else self.small
 
 
-def _ours(name: str, kind: str, function: str, small: Settings, large: Settings) -> Method:
+def _ours(
+    name: str, kind: str, function: str, small: Settings | None, large: Settings | None
+) -> Method:
     return Method(name, kind, function, "lowrank_opt", small, large)
 
 
@@ -125,7 +127,22 @@ METHODS = (
         FEATURES,
         "lowrank_bayesian",
         {"rank": 16, "implicit": True, "side": True},
-        {"rank": 16, "implicit": True, "side": True},
+        None,
+    ),
+    Method(
+        "myFM, implicit",
+        FEATURES,
+        "myfm",
+        "myfm",
+        None,
+        {"rank": 24, "epochs": 200, "implicit": True},
+    ),
+    _ours(
+        "bayesian, implicit",
+        FEATURES,
+        "lowrank_bayesian",
+        None,
+        {"rank": 24, "implicit": True},
     ),
     Method(
         "SMURFF Macau, side",
