@@ -3,6 +3,9 @@
 Nothing else in the package imports this one; it needs the extra ``testing`` (hypothesis, pytest).
 """
 
+from lowrank_opt.testing.adapter_method import AdapterMethod as AdapterMethod
+from lowrank_opt.testing.adapters import ADAPTER_LAWS as ADAPTER_LAWS
+from lowrank_opt.testing.adapters import check_adapter as check_adapter
 from lowrank_opt.testing.case import Case as Case
 from lowrank_opt.testing.case import Factory as Factory
 from lowrank_opt.testing.case import Subject as Subject

@@ -106,7 +106,7 @@ def program_of(entry: str) -> Callable[[Subject, str, str], str]:
     """
 
     def program(subject: Subject, law: str, found: str) -> str:
-        wrapped = getattr(subject.make, "make", subject.make)
+        wrapped = getattr(subject.make, "written", getattr(subject.make, "make", subject.make))
         maker = _maker(wrapped)
         lines = [
             f"# found: {' '.join(found.split())}",

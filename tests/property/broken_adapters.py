@@ -1,0 +1,127 @@
+"""Adapters with one defect each, in the map or in the way they are merged, and who must notice."""
+
+import contextlib
+from dataclasses import replace
+
+import torch
+
+import lowrank_opt as lo
+from lowrank_opt.nn import AdaptedModule, adapt, disabled, merge, unmerge
+from lowrank_opt.testing.adapter_method import METHOD
+from tests.property.broken import DetachedFactor, MergesTwice, Product
+
+
+class StartsElsewhere(Product):
+    def zero_(self, *, generator=None):
+        return self
+
+
+class LinearWithoutScale(lo.LowRankOperator):
+    def linear(self, x):
+        return 1.01 * super().linear(x)
+
+
+class OnePercentForward(Product):
+    def operator(self, left, right):
+        return LinearWithoutScale(left, left.new_ones(left.shape[1]), right)
+
+
+class ScaledWhenEvaluating(Product):
+    def forward(self):
+        return self.factors() * (1.0 if self.training else 0.9)
+
+
+class ForgetsOnSaving(Product):
+    def state_dict(self, *args, destination=None, prefix="", keep_vars=False):
+        found = super().state_dict(*args, destination=destination, prefix=prefix)
+        found[f"{prefix}left"] = torch.zeros_like(self.left)
+        return found
+
+
+def wrappers(model):
+    return [m for m in model.modules() if isinstance(m, AdaptedModule)]
+
+
+def merge_twice(model):
+    """W + 2 dW."""
+    updates = {
+        w: {k: [o.to_dense() for o in v] for k, v in w.updates().items()} for w in wrappers(model)
+    }
+    merge(model)
+    with torch.no_grad():
+        for wrapper, own in updates.items():
+            for name, dense in own.items():
+                wrapper.base.get_parameter(name).add_(
+                    torch.stack(dense).reshape_as(wrapper.base.get_parameter(name))
+                )
+
+
+def unmerge_by_subtraction(model):
+    """W + dW - dW: not the bits of W."""
+    merged = {
+        w: {k: w.base.get_parameter(k).detach().clone() for k in w.originals()}
+        for w in wrappers(model)
+    }
+    unmerge(model)
+    with torch.no_grad():
+        for wrapper, own in merged.items():
+            for name, weight in own.items():
+                dense = torch.stack([o.to_dense() for o in wrapper.updates()[name]])
+                wrapper.base.get_parameter(name).copy_(weight - dense.reshape_as(weight))
+
+
+def unmerge_nothing(model):
+    """Leave the merged weights, and add the adapter to them."""
+    merged = {
+        w: {k: w.base.get_parameter(k).detach().clone() for k in w.originals()}
+        for w in wrappers(model)
+    }
+    unmerge(model)
+    with torch.no_grad():
+        for wrapper, own in merged.items():
+            for name, weight in own.items():
+                wrapper.base.get_parameter(name).copy_(weight)
+
+
+def adapt_without_freezing(model, make):
+    return adapt(model, make, targets=".*").requires_grad_(True)
+
+
+def adapt_with_initial_shift(model, make):
+    """Change the base weight at the start, as some initialisations do."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.001)
+    return adapt(model, make, targets=".*")
+
+
+@contextlib.contextmanager
+def disabled_for_ever(model):
+    with disabled(model):
+        yield
+    for wrapper in wrappers(model):
+        wrapper.enabled = False
+
+
+@contextlib.contextmanager
+def disabled_not_at_all(model):
+    yield
+
+
+SOUND = (Product, METHOD)
+# (parameterization, method, law that must notice)
+BROKEN_ADAPTERS = [
+    (Product, replace(METHOD, adapt=adapt_with_initial_shift), "start"),
+    (OnePercentForward, METHOD, "forward"),
+    (ScaledWhenEvaluating, METHOD, "forward"),
+    (MergesTwice, METHOD, "merging"),
+    (DetachedFactor, METHOD, "gradients"),
+    (Product, replace(METHOD, adapt=adapt_without_freezing), "gradients"),
+    (Product, replace(METHOD, adapt=adapt_without_freezing), "frozen"),
+    (Product, replace(METHOD, merge=merge_twice), "merging"),
+    (Product, replace(METHOD, unmerge=unmerge_by_subtraction), "merging"),
+    (Product, replace(METHOD, unmerge=unmerge_nothing), "merging"),
+    (Product, replace(METHOD, disabled=disabled_for_ever), "disabling"),
+    (Product, replace(METHOD, disabled=disabled_not_at_all), "disabling"),
+    (ForgetsOnSaving, METHOD, "state"),
+]
