@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
 _INTERRUPTED = 130
 _DESCRIPTION = """\
-Try every law of parameterizations and look for counter-examples. TARGET is a class or a function
-make(shape, rank): package.module:Class, file.py:Class, or with arguments by name, as in
-"package.module:Class(radius=3.0)". Without a target, every parameterization of this package."""
+Try every law and look for counter-examples. TARGET is a parameterization, a feasible set, a class
+of operators or a function make(shape, rank): package.module:Class, file.py:Class, or with arguments
+by name, as in "package.module:Class(radius=3.0)". Without a target, every parameterization of this
+package."""
 _STATUS = (
     "Exit status: 0 if all laws hold, 1 if one is broken, 2 for a wrong call, 130 after Ctrl-C."
 )

@@ -113,7 +113,7 @@ class Console:
         return self._row(result.check, str(result.examples), f"{result.seconds:.2f} s", said)
 
     def _row(self, law: str, examples: str, seconds: str, result: str) -> str:
-        return f"  {law:<14}{examples:>9}{seconds:>10}  {result}"
+        return f"  {law:<16}{examples:>9}{seconds:>10}  {result}"
 
     def _of_target(self, target: Target, tally: list[CheckResult]) -> str:
         broken = [r.check for r in tally if r.status == "failed"]

@@ -10,7 +10,7 @@ from torch import nn
 
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
-from lowrank_opt.testing.case import Case
+from lowrank_opt.testing.case import Case, Factory
 from lowrank_opt.testing.held import program_of
 from lowrank_opt.testing.law import Law
 from lowrank_opt.testing.laws import operator_laws
@@ -193,7 +193,12 @@ def check_operator(
         case=case if given is None else Case(given.shape, min(given.rank, *given.shape)),
     )
     laws = [law for law in OPERATOR_LAWS if given is None or law.name != "never_dense"]
-    return check_laws(laws, _Factory(make), options)
+    return check_laws(laws, operator_factory(make), options)
+
+
+def operator_factory(make: LowRankOperator | Callable[..., LowRankOperator]) -> Factory:
+    """Return the factory that `OPERATOR_LAWS` are tried on."""
+    return _Factory(make)
 
 
 def _number_of_arguments(make: Callable[..., LowRankOperator]) -> int:

@@ -164,7 +164,12 @@ def check_spectral_set(
         only=only,
         case=case,
     )
-    return check_laws(SET_LAWS, Holding(make, _builder(make)), options)
+    return check_laws(SET_LAWS, set_factory(make), options)
+
+
+def set_factory(make: FeasibleSet | Callable[..., FeasibleSet]) -> Holding[FeasibleSet]:
+    """Return the factory that `SET_LAWS` are tried on."""
+    return Holding(make, _builder(make))
 
 
 def _builder(make: FeasibleSet | Callable[..., FeasibleSet]) -> Callable[..., FeasibleSet]:

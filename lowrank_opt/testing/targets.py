@@ -9,21 +9,31 @@ import inspect
 import math
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import cast
+from typing import TypeAlias, cast
+
+import torch
 
 from lowrank_opt.errors import LowRankError, RankError, ShapeError, TargetError
+from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
+from lowrank_opt.sets import FeasibleSet
 from lowrank_opt.testing.case import Factory
 from lowrank_opt.testing.law import Law
+from lowrank_opt.testing.operators import OPERATOR_LAWS, operator_factory
 from lowrank_opt.testing.runner import LAWS
+from lowrank_opt.testing.sets import SET_LAWS, set_factory
+
+Sets: TypeAlias = Callable[..., FeasibleSet]
+Operators: TypeAlias = Callable[..., LowRankOperator]
 
 # Shapes and ranks at which a factory is tried before the laws are asked.
 _PROBES = (((4, 3), 1), ((4, 3), 2), ((3, 3), 3), ((1, 1), 1), ((16, 16), 4))
+_KINDS = (Parameterization, FeasibleSet, LowRankOperator)
 _FORM = "package.module:Class, file.py:Class or package.module:Class(radius=3.0)"
 
 
@@ -36,7 +46,7 @@ class Target:
     name : str
         As it was written.
     make : callable
-        ``make(shape, rank)`` returns a parameterization.
+        ``make(shape, rank)`` returns what the laws are tried on.
     known : mapping from law to reason
         Laws that are known not to hold.
     listed : bool
@@ -93,7 +103,10 @@ def parse_reference(text: str) -> Reference:
 
 
 def load_target(text: str, *, directory: Path | None = None) -> Target:
-    """Import what a name stands for and return it as a target.
+    """Import what a name stands for and return it as a target, with the laws of its kind.
+
+    Parameterizations, and functions ``make(shape, rank)`` that return them; feasible sets, as
+    classes or as instances; classes derived from `LowRankOperator`.
 
     Parameters
     ----------
@@ -105,8 +118,8 @@ def load_target(text: str, *, directory: Path | None = None) -> Target:
     Raises
     ------
     TargetError
-        If there is no such module or name, if importing it fails, or if it cannot be called as
-        ``make(shape, rank)`` to give a `Parameterization`.
+        If there is no such module or name, if importing it fails, or if it is of no such kind or
+        needs arguments that are not given.
 
     Examples
     --------
@@ -116,9 +129,33 @@ def load_target(text: str, *, directory: Path | None = None) -> Target:
     reference = parse_reference(text)
     module = _import(reference.module, Path.cwd() if directory is None else directory)
     found = _attribute(module, reference.name)
+    if isinstance(found, FeasibleSet):
+        return Target(text, set_factory(found), laws=SET_LAWS)
     make = partial(found, **reference.options) if reference.options else found
+    if _is_a(found, LowRankOperator):
+        return Target(text, operator_factory(cast("Operators", make)), laws=OPERATOR_LAWS)
+    if _is_a(found, FeasibleSet):
+        return _set_target(text, found, cast("Sets", make))
     _check_factory(text, found, make)
     return Target(text, make)
+
+
+def _is_a(found: object, kind: type) -> bool:
+    return isinstance(found, type) and issubclass(found, kind)
+
+
+def _set_target(text: str, found: object, make: Sets) -> Target:
+    if inspect.isabstract(found):
+        raise TargetError(f"a target must define all methods of a set; {text!r} is abstract")
+    target = Target(text, set_factory(make), laws=SET_LAWS)
+    try:
+        target.make((4, 3), 2, dtype=torch.float64, device=torch.device("cpu"))
+    except (TypeError, LowRankError) as error:
+        raise TargetError(
+            f"make(rank) must be enough to build the set {text!r}; got {type(error).__name__}: "
+            f"{error}: give the arguments, as in Class(radius=3.0), or a function make(rank)"
+        ) from None
+    return target
 
 
 def _options(call: str, text: str) -> dict[str, object]:
@@ -188,18 +225,19 @@ def _import_failed(name: str, error: Exception) -> TargetError:
     return TargetError(f"importing {name} failed with {type(error).__name__}: {reason}{place}")
 
 
-def _attribute(module: ModuleType, name: str) -> Factory:
+def _attribute(module: ModuleType, name: str) -> Factory | FeasibleSet:
     found: object = module
     for part in name.split("."):
         if not hasattr(found, part):
             raise TargetError(f"{module.__name__} has no {name!r}; {_suggestion(module, name)}")
         found = getattr(found, part)
-    if isinstance(found, type) and issubclass(found, Parameterization):
-        return found
+    if isinstance(found, FeasibleSet) or any(_is_a(found, kind) for kind in _KINDS):
+        return cast("Factory", found)
     if isinstance(found, type) or not callable(found) or isinstance(found, Parameterization):
         kind = "" if isinstance(found, type) else f", an instance of {type(found).__name__}"
         raise TargetError(
-            f"a target must be a subclass of Parameterization or a function make(shape, rank); "
+            "a target must be a Parameterization, a FeasibleSet, a LowRankOperator or a function "
+            f"make(shape, rank); "
             f"got {name}{kind}; {_suggestion(module, name)}"
         )
     return cast("Factory", found)
@@ -209,14 +247,12 @@ def _suggestion(module: ModuleType, name: str) -> str:
     classes = [
         key
         for key, value in vars(module).items()
-        if isinstance(value, type)
-        and issubclass(value, Parameterization)
-        and not inspect.isabstract(value)
+        if isinstance(value, type) and issubclass(value, _KINDS) and not inspect.isabstract(value)
     ]
     near = difflib.get_close_matches(name, classes, n=1)
     if near:
         return f"did you mean {near[0]!r}?"
-    return f"it has {', '.join(classes[:8])}" if classes else "it has no parameterization"
+    return f"it has {', '.join(classes[:8])}" if classes else "it has none of these"
 
 
 def _check_factory(text: str, found: Factory, make: Factory) -> None:

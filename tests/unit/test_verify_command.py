@@ -173,7 +173,7 @@ def test_jobs_change_nothing(capsys) -> None:
         (["divides.py:A"], r"failed with ZeroDivisionError: division by zero \(.*line 1\)"),
         (["no_python.py:A"], r"failed with SyntaxError: .*no_python.py, line 1\)"),
         (["verified.shapes:Wrnog"], "no 'Wrnog'; did you mean 'Wrong'"),
-        (["verified.shapes:Other"], "must be a subclass of Parameterization .*it has Right"),
+        (["verified.shapes:Other"], "must be a Parameterization, a FeasibleSet.*it has Right"),
         (["verified.shapes:value"], "got value, an instance of int"),
         (["verified.shapes:make_list"], "must return a Parameterization; .* returned list"),
         (["verified.shapes:NeedsWeight"], "missing a required argument: 'weight': give the arg"),
@@ -220,6 +220,45 @@ def test_arguments_are_literals() -> None:
 def test_nothing_in_a_name_is_evaluated() -> None:
     with pytest.raises(TargetError, match="must be literals"):
         parse_reference("a:B(x=__import__('os').getcwd())")
+
+
+SETS = """
+import lowrank_opt as lo
+
+BALL = lo.SchattenBall(1, 2.0, 3)
+
+class Loose(lo.SchattenBall):
+    def project_singular_values(self, values):
+        return 1.01 * super().project_singular_values(values)
+
+class Entries(lo.LowRankOperator):
+    def entries(self, rows, cols):
+        return 1.01 * super().entries(rows, cols)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "law"),
+    [
+        ("BALL", 0, "lmo"),
+        ("Loose(p=1, radius=2.0)", 1, "projection"),
+        ("Entries", 1, "agreement"),
+    ],
+)
+def test_sets_and_operators_have_laws_of_their_own(folder, name, status, law, capsys) -> None:
+    (folder / "kinds.py").write_text(SETS)
+    assert status == verify(f"kinds.py:{name}")
+    word = "BROKEN" if status else "holds"
+    assert re.search(rf"  {law} +\d+ +\d+\.\d\d s  {word}", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("SchattenBall", "enough to build the set"), ("FeasibleSet", "is abstract")],
+)
+def test_sets_that_cannot_be_built_are_wrong_calls(name, message, capsys) -> None:
+    assert 2 == verify(f"lowrank_opt:{name}")
+    assert message in capsys.readouterr().err
 
 
 # The library
