@@ -91,7 +91,8 @@ def _entries(found: Triplets, rows: Labels, cols: Labels, i: Positions, j: Posit
     if weights is not None:
         used = _positive(weights)
         i, j, values, weights = i[used], j[used], values[used], weights[used]
-    if len(np.unique(i * shape[1] + j)) == len(i):
+    keys = np.sort(i * shape[1] + j)
+    if not (keys[1:] == keys[:-1]).any():
         return Entries(Observations(i, j, values, shape, weights), rows, cols, found.names)
     # The squared loss of a repeated pair is that of its mean, as often.
     repeated = np.ones_like(values) if weights is None else weights

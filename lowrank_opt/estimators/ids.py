@@ -206,19 +206,30 @@ def _whole(x: NDArray[np.floating], name: str) -> NDArray[np.int64]:
 
 
 def _is_missing(value: object) -> bool:
-    return value is None or value != value or type(value).__name__ in ("NAType", "NaTType")
+    # pandas.NA is not even comparable with itself.
+    return value is None or type(value).__name__ in ("NAType", "NaTType") or value != value
 
 
 def _factorize(ids: Ids) -> tuple[Ids, Positions]:
     if ids.dtype.kind == "i":
-        unique, positions = np.unique(ids, return_inverse=True)
-        return unique, positions.reshape(-1).astype(np.int64)
+        return _factorize_integers(ids.astype(np.int64, copy=False))
     table: dict[object, int] = {}
     try:
         positions = np.fromiter((table.setdefault(x, len(table)) for x in ids), np.int64, len(ids))
     except TypeError as error:
         raise ObservationError(f"ids must be hashable; got one that is not: {error}") from error
     return _object_array(list(table)), positions
+
+
+def _factorize_integers(ids: Positions) -> tuple[Ids, Positions]:
+    dense = len(ids) > 0 and int(ids.min()) >= 0 and int(ids.max()) <= 4 * len(ids)
+    if not dense:
+        unique, positions = np.unique(ids, return_inverse=True)
+        return unique, positions.reshape(-1).astype(np.int64)
+    # A table of what is there is faster than sorting.
+    there = np.zeros(int(ids.max()) + 1, bool)
+    there[ids] = True
+    return there.nonzero()[0], (np.cumsum(there) - 1)[ids]
 
 
 def _look_up(table: dict[object, int], ids: Ids) -> Positions:

@@ -108,6 +108,10 @@ def read_triplets(
     """
     found = _read(data, alone=values is None)
     if values is not None:
+        if found.values is not None:
+            raise ShapeError(
+                "values come as y or with the pairs; got both: select the two columns of ids"
+            )
         found = replace(found, values=as_finite(values, "y"))
     if found.values is None:
         raise ObservationError(
@@ -185,7 +189,9 @@ def _from_frame(data: pd.DataFrame) -> Triplets:
     # By name: pandas and polars agree on nothing else. The labels themselves may be no strings.
     i, j, *rest = (data[x].to_numpy() for x in list(data.columns)[:3])
     value = as_finite(rest[0], names[2]) if rest else None
-    return Triplets(as_ids(i, names[0]), as_ids(j, names[1]), value, names=(names[0], names[1]))
+    named = all(isinstance(x, str) for x in data.columns)
+    pair = (names[0], names[1]) if named else None
+    return Triplets(as_ids(i, names[0]), as_ids(j, names[1]), value, names=pair)
 
 
 def _from_columns(data: Sequence[Any]) -> Triplets:

@@ -15,6 +15,7 @@ from lowrank_opt.estimators.ids import Labels
 integers = st.integers(-(2**63), 2**63 - 1)
 kinds = st.one_of(
     st.lists(integers, min_size=1),
+    st.lists(st.integers(0, 9), min_size=3),
     st.lists(st.text(), min_size=1),
     st.lists(st.one_of(st.integers(), st.text(), st.tuples(st.integers())), min_size=1),
 )

@@ -133,6 +133,22 @@ def test_broken_files_are_refused(tmp_path: Path, name: str, text: str, message:
         read_triplets(tmp_path / f"missing-{name}")
 
 
+def test_values_come_once():
+    frame = pd.DataFrame({"u": ROWS, "i": COLS, "v": VALUES})
+    for data in (frame, COO):
+        with pytest.raises(ShapeError, match="as y or with the pairs; got both"):
+            read_triplets(data, VALUES)
+
+
+def test_missing_ids_of_pandas_are_refused():
+    for missing in (None, pd.NA, np.nan):
+        frame = pd.DataFrame({"u": pd.Series(["a", missing], dtype=object), "i": ["b", "c"]})
+        with pytest.raises(ObservationError, match="u must not be missing; got 1 of 2"):
+            read_pairs(frame)
+        with pytest.raises(ObservationError, match="u must not be missing; got 1 of 2"):
+            read_pairs(frame.astype("string"))
+
+
 def test_text_among_ratings_is_refused(tmp_path: Path):
     (tmp_path / "a.csv").write_text("u,i,v\na,b,3\na,c,good\n")
     with pytest.raises(ObservationError, match="v must be real numbers"):

@@ -15,7 +15,7 @@ from sklearn.utils import estimator_checks as checks
 
 import lowrank_opt as lo
 from lowrank_opt.errors import ObservationError, OptionError, ShapeError
-from lowrank_opt.estimators import MatrixCompletion
+from lowrank_opt.estimators import Labels, MatrixCompletion
 
 SHAPE = (40, 30)
 SOLVERS = ("als", "gradient", "variational", "bayesian")
@@ -157,6 +157,19 @@ def test_string_ids_are_kept_and_change_nothing():
     assert model.score(names(pairs), y) == pytest.approx(
         quick(solver="als").fit(pairs, y).score(pairs, y), abs=1e-3
     )
+
+
+def test_ids_survive_save_and_load(tmp_path):
+    pairs, y = ratings()
+    for asked in (names(pairs), pairs):
+        model = quick().fit(asked, y)
+        model.result_.save(tmp_path / "model")
+        loaded = lo.CompletionResult.load(tmp_path / "model")
+        assert model.row_labels_.to_list() == list(loaded.row_ids)
+        users, items = (Labels.from_list(list(x)) for x in (loaded.row_ids, loaded.col_ids))
+        rows = users.positions([pair[0] for pair in asked])
+        cols = items.positions([pair[1] for pair in asked])
+        np.testing.assert_allclose(loaded.predict(rows, cols), model.predict(asked))
 
 
 def test_unsorted_integer_ids():
