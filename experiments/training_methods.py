@@ -38,7 +38,7 @@ from lowrank_opt.errors import ConvergenceError
 from lowrank_opt.nn import adapter_report
 
 GRID = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-STEPS = 200
+STEPS = 150
 TUNING_SEEDS, SEEDS = (0, 1), (0, 1, 2, 3)
 
 
