@@ -20,6 +20,7 @@ from lowrank_opt.completion.drift import fit_with_drift as fit_with_drift
 from lowrank_opt.completion.frank_wolfe import frank_wolfe as frank_wolfe
 from lowrank_opt.completion.history import History as History
 from lowrank_opt.completion.history import Iteration as Iteration
+from lowrank_opt.completion.max_norm import max_norm as max_norm
 from lowrank_opt.completion.posterior import BayesianResult as BayesianResult
 from lowrank_opt.completion.result import CompletionResult as CompletionResult
 from lowrank_opt.completion.sgd import sgd as sgd
