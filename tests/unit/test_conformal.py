@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import lowrank_opt as lo
+from experiments import rating_intervals
 from lowrank_opt.completion import als, bayesian
 from lowrank_opt.completion.conformal import (
     calibrate,
@@ -242,6 +243,14 @@ def test_bounds_clip_predictions_and_ends() -> None:
     lower, upper = intervals.interval(0, 0)
     assert (1.0, 5.0) == (float(lower), float(upper))
     assert 1.0 == intervals.coverage(new)
+
+
+def test_the_experiment_covers_planted_ratings() -> None:
+    ratings = (3 + normal(60, 50, seed=5)).round().clamp(1, 5)
+    train, test = observe(ratings, 0.9).split(0.2, generator=seeded(1))
+    lines = rating_intervals.lines_of("ball", "planted", train, test)
+    assert ["equal", "residual", "adaptive, importance"] == [line[2] for line in lines]
+    assert all(85 < float(line[4]) < 98 for line in lines)
 
 
 # Refusals.
