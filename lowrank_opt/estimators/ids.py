@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -151,15 +152,28 @@ def as_ids(ids: Sequence[object] | Ids | Tensor, name: str) -> Ids:
         return _as_integers(_whole(x, name))
     if x.dtype.kind in "US":
         return x.astype(object)
-    objects = _object_array(x.tolist())
-    missing = np.fromiter((_is_missing(v) for v in objects), bool, len(objects))
-    if missing.any():
-        raise ObservationError(
-            f"{name} must not be missing; got {int(missing.sum())} of {len(x)} missing, the first "
-            f"at position {int(missing.argmax())}: drop those lines"
-        )
-    whole = len(x) > 0 and all(isinstance(v, int | np.integer) for v in objects)
-    return _integers([int(v) for v in objects]) if whole else objects
+    items = x.tolist()
+    _check_present(items, name)
+    whole = bool(items) and all(issubclass(t, int | np.integer) for t in set(map(type, items)))
+    return _integers([int(v) for v in items]) if whole else _object_array(items)
+
+
+def _check_present(items: list[Any], name: str) -> None:
+    # Each distinct id is looked at once.
+    if not any(map(_is_missing, _distinct(items))):
+        return
+    missing = [_is_missing(v) for v in items]
+    raise ObservationError(
+        f"{name} must not be missing; got {sum(missing)} of {len(items)} missing, the first at "
+        f"position {missing.index(True)}: drop those lines"
+    )
+
+
+def _distinct(items: list[Any]) -> dict[Any, None]:
+    try:
+        return dict.fromkeys(items)
+    except TypeError as error:
+        raise ObservationError(f"ids must be hashable; got one that is not: {error}") from error
 
 
 def _plain(ids: Sequence[object] | Ids) -> NDArray[Any]:
@@ -213,11 +227,9 @@ def _is_missing(value: object) -> bool:
 def _factorize(ids: Ids) -> tuple[Ids, Positions]:
     if ids.dtype.kind == "i":
         return _factorize_integers(ids.astype(np.int64, copy=False))
-    table: dict[object, int] = {}
-    try:
-        positions = np.fromiter((table.setdefault(x, len(table)) for x in ids), np.int64, len(ids))
-    except TypeError as error:
-        raise ObservationError(f"ids must be hashable; got one that is not: {error}") from error
+    items = ids.tolist()
+    table = {x: k for k, x in enumerate(_distinct(items))}
+    positions = np.fromiter(map(table.__getitem__, items), np.int64, len(items))
     return _object_array(list(table)), positions
 
 
@@ -233,7 +245,6 @@ def _factorize_integers(ids: Positions) -> tuple[Ids, Positions]:
 
 
 def _look_up(table: dict[object, int], ids: Ids) -> Positions:
-    try:
-        return np.fromiter((table.get(x, UNKNOWN) for x in ids.tolist()), np.int64, len(ids))
-    except TypeError as error:
-        raise ObservationError(f"ids must be hashable; got one that is not: {error}") from error
+    items = ids.tolist()
+    _distinct(items)
+    return np.fromiter(map(table.get, items, repeat(UNKNOWN)), np.int64, len(items))
