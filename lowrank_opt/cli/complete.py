@@ -79,6 +79,7 @@ def _run(options: Namespace) -> int:
         header=not options.no_header,
         duplicates=options.duplicates,
         max_bad_lines=options.max_bad_lines,
+        progress=None if options.quiet else _Lines(),
     )
     _describe(options, ratings)
     checkpoint = _checkpoint(options, solver, folder, ratings.observations)
@@ -176,6 +177,18 @@ def _ended(result: CompletionResult, checkpoint: Checkpoint | None) -> int:
     hint = "" if checkpoint is None else " --resume goes on from the last checkpoint."
     say(f"warning: {result.status.value} The best model was saved.{hint}")
     return _INTERRUPTED if result.status is CompletionStatus.INTERRUPTED else 1
+
+
+class _Lines:
+    """Says now and then how many lines were read."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def __call__(self, count: int) -> None:
+        if time.monotonic() - self.last >= _SECONDS:
+            self.last = time.monotonic()
+            say(f"read {count} lines")
 
 
 class _Progress:

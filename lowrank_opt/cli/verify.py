@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,9 @@ def _run(options: Namespace) -> int:
     from lowrank_opt.cli.verify_console import Console
     from lowrank_opt.testing.session import run
 
+    if isinstance(sys.stdout, TextIOWrapper):
+        # Messages are other people's: what the terminal cannot show must not end the run.
+        sys.stdout.reconfigure(errors="backslashreplace")
     settings, targets = _settings(options), _targets(options)
     _check_folders(options)
     console = Console(sys.stdout, targets, settings)

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from os import PathLike, fspath
 from typing import TypeAlias
 
@@ -172,17 +172,15 @@ class DelimitedFile:
         text = "".join(lines)
         if '"' in text or not _is_unicode(text):
             return None
-        separator = self.separator
-        fields = [line.split(separator) for line in text.removesuffix("\n").split("\n")]
-        if set(map(len, fields)) != {self.width} or len(fields) != len(lines):
+        if set(map(str.count, lines, repeat(self.separator))) != {self.width - 1}:
             return None
-        texts = tuple([f[c] for f in fields] for c in self.texts)
+        fields = _flat(text.removesuffix("\n"), self.separator)
+        texts = tuple(fields[c :: self.width] for c in self.texts)
         if any("" in set(column) for column in texts):
             return None
         if self.number is None:
             return Chunk(texts, None)
-        c = self.number
-        written = [f[c] for f in fields]
+        written = fields[self.number :: self.width]
         try:
             values = np.fromiter(map(float, written), np.float64, len(written))
         except ValueError:
@@ -260,6 +258,14 @@ def _guess(line: str, path: str) -> str:
         f"a line must have fields with a separator; {path!r} begins with {line[:_SHOWN]!r}: "
         "name the separator"
     )
+
+
+def _flat(text: str, separator: str) -> list[str]:
+    """Return the fields of all lines, one after the other."""
+    if len(separator) == 1:
+        return text.replace("\n", separator).split(separator)
+    # A field that ends in a part of the separator must not run into the next line.
+    return [field for line in text.split("\n") for field in line.split(separator)]
 
 
 def _split(line: str, separator: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from typing import Literal, TypeAlias
@@ -67,6 +68,7 @@ def read_ratings(
     header: bool = True,
     duplicates: Duplicates = "error",
     max_bad_lines: int = 0,
+    progress: Callable[[int], None] | None = None,
 ) -> Ratings:
     r"""Read a file of ids and values, a chunk at a time: CSV, TSV, ``::``, gzip or not.
 
@@ -88,6 +90,8 @@ def read_ratings(
         How many malformed lines are left out; one more is an error. A line is malformed if its
         number of fields is not that of the first line, an id is empty or not UTF-8, quotes do not
         match, or the value is not a finite number.
+    progress : callable, optional
+        Called with the number of lines read so far, every few thousand lines.
 
     Raises
     ------
@@ -116,20 +120,25 @@ def read_ratings(
     )
     row_codes, col_codes = _Codes(), _Codes()
     parts: tuple[list[NDArray[np.int32]], list[NDArray[np.int32]], list[NDArray[np.float32]]]
-    parts = ([], [], [])
+    parts, count = ([], [], []), 0
     for chunk in file.chunks():
         assert chunk.values is not None, "a column of numbers was asked for"
         parts[0].append(row_codes.of(chunk.texts[0]))
         parts[1].append(col_codes.of(chunk.texts[1]))
         parts[2].append(chunk.values.astype(np.float32))
+        count += len(chunk)
+        if progress is not None:
+            progress(count)
     if not parts[0]:
         raise DataError(f"a file of ratings must have a line of data; {file.path!r} has none")
     rows, cols, values = (_joined(part) for part in parts)
     shape = (len(row_codes), len(col_codes))
     row_ids, col_ids = list(row_codes), list(col_codes)
-    if duplicates == "error":
-        _check_distinct(rows, cols, shape, file, row_ids, col_ids)
-    observations = Observations(rows, cols, values, shape, duplicates=duplicates)
+    try:
+        observations = Observations(rows, cols, values, shape, duplicates=duplicates)
+    except ObservationError:
+        _raise_repetition(rows, cols, shape, file, row_ids, col_ids)
+        raise
     merged = len(rows) - len(observations)
     return Ratings(observations, row_ids, col_ids, file.bad, merged, file.unterminated)
 
@@ -141,7 +150,7 @@ def _joined(parts: list[NDArray[np.int32]] | list[NDArray[np.float32]]) -> Tenso
     return torch.from_numpy(whole)
 
 
-def _check_distinct(
+def _raise_repetition(
     rows: Tensor,
     cols: Tensor,
     shape: tuple[int, int],
@@ -149,6 +158,7 @@ def _check_distinct(
     row_ids: list[str],
     col_ids: list[str],
 ) -> None:
+    """Raise an error with the lines of a repeated pair, if there is one."""
     pairs = sort_pairs(rows.long(), cols.long(), shape)
     count = int(pairs.repeated.sum())
     if count == 0:
@@ -158,7 +168,8 @@ def _check_distinct(
     i, j = row_ids[int(pairs.rows[k])], col_ids[int(pairs.cols[k])]
     raise ObservationError(
         f"a pair of ids must come once; {file.path!r} has {count} repetitions, such as "
-        f"({i!r}, {j!r}) on lines {first} and {again}: take the mean, or the last one"
+        f"({i!r}, {j!r}) on lines {first} and {again}: pass duplicates='mean' or 'last', or "
+        "--duplicates"
     )
 
 

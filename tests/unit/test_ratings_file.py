@@ -158,22 +158,30 @@ def test_unusable_file(tmp_path: Path, text: str | bytes, options: dict, message
         read(tmp_path / "r", text, **options)
 
 
+def test_progress_counts_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(delimited, "CHUNK", 2)
+    seen: list[int] = []
+    read(tmp_path / "r", CLEAN, progress=seen.append)
+    assert [2, 3] == seen
+
+
 def test_unknown_rule(tmp_path: Path):
     with pytest.raises(ObservationError, match="duplicates must be 'error', 'mean' or 'last'"):
         read(tmp_path / "r", CLEAN, duplicates="sum")
 
 
-FIELD = st.sampled_from(["a", "bb", "7", "", '"q"', 'q"', "é", "4", "nan", "1_0", " "])
-LINES = st.lists(st.lists(FIELD, min_size=2, max_size=4).map(",".join), max_size=30)
+FIELD = st.sampled_from(["a", "bb", "7", "", '"q"', 'q"', "é", "4", "nan", "1_0", " ", ":", "3:"])
+LINES = st.lists(st.lists(FIELD, min_size=2, max_size=4), max_size=30)
 
 
-@given(LINES, st.integers(1, 7))
+@given(LINES, st.integers(1, 7), st.sampled_from([",", "::"]))
 def test_chunks_and_paths_agree(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[str], size: int
+    tmp_path_factory: pytest.TempPathFactory, lines: list[list[str]], size: int, separator: str
 ):
     """Short chunks, the fast path and the slow path find the same lines."""
     path = tmp_path_factory.mktemp("r") / "r.csv"
-    path.write_text("\n".join(["user,item,stars", "a,b,1", *lines]) + "\n", encoding="utf-8")
+    records = [["user", "item", "stars"], ["a", "b", "1"], *lines]
+    path.write_text("\n".join(map(separator.join, records)) + "\n", encoding="utf-8")
     whole = _records(path, 1 << 12, fast=False)
     assert whole == _records(path, size, fast=True)
 
