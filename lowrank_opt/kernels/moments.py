@@ -13,6 +13,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from lowrank_opt.kernels.lanes import LANES, factor, invert, solve
+
 Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]
 
@@ -54,6 +56,7 @@ def pack_moments(means: Floats, moments: Floats) -> None:
 
 @njit(nogil=True, cache=True, fastmath=_FASTMATH)
 def _assemble(
+    lane: int,
     summed: Floats,
     products: Floats,
     scale: float,
@@ -62,68 +65,15 @@ def _assemble(
     A: Floats,
     b: Floats,
 ) -> None:
-    """Set the upper triangle of the posterior precision, and its product with the mean."""
+    """Set the lower triangle of a posterior precision, and its product with the mean."""
     D = len(b)
     corner = D * (D + 1) // 2
     s = 0
     for p in range(D):
-        b[p] = scale * (np.float64(products[p]) - summed[corner + p]) + pull[p]
+        b[p, lane] = scale * (np.float64(products[p]) - summed[corner + p]) + pull[p]
         for q in range(p + 1):
-            A[q, p] = scale * summed[s] + precision[q, p]
+            A[p, q, lane] = scale * summed[s] + precision[p, q]
             s += 1
-
-
-@njit(nogil=True, cache=True, fastmath=_FASTMATH)
-def _factor(A: Floats, smallest: float) -> float:
-    """Replace the upper triangle by U with ``A = U^T U``, reciprocals on the diagonal.
-
-    Pivots below `smallest` of their diagonal entry are rounding, and raised to it. Returns the log
-    determinant.
-    """
-    D = len(A)
-    logdet = 0.0
-    for p in range(D):
-        # The diagonal entry before elimination was kept below the diagonal's first column.
-        pivot = A[p, p]
-        floor = smallest * A[p, 0] if p > 0 else 0.0
-        if pivot < floor:
-            pivot = floor
-        logdet += np.log(pivot)
-        root = 1 / np.sqrt(pivot)
-        A[p, p] = root
-        for c in range(p + 1, D):
-            A[p, c] *= root
-        for r in range(p + 1, D):
-            t = A[p, r]
-            for c in range(r, D):
-                A[r, c] -= t * A[p, c]
-    return logdet
-
-
-@njit(nogil=True, cache=True, fastmath=_FASTMATH)
-def _keep_diagonal(A: Floats) -> None:
-    for p in range(1, len(A)):
-        A[p, 0] = A[p, p]
-
-
-@njit(nogil=True, cache=True, fastmath=_FASTMATH)
-def _invert(U: Floats, S: Floats, C: Floats) -> None:
-    """Set S to ``U^-T`` and the lower triangle of C to ``U^-1 U^-T``."""
-    D = len(U)
-    S[:] = 0
-    C[:] = 0
-    for p in range(D):
-        S[p, p] = 1
-        for r in range(p):
-            t = U[r, p]
-            for c in range(r + 1):
-                S[p, c] -= t * S[r, c]
-        for c in range(p + 1):
-            S[p, c] *= U[p, p]
-        for r in range(p + 1):
-            t = S[p, r]
-            for c in range(r + 1):
-                C[r, c] += t * S[p, c]
 
 
 @njit(nogil=True, cache=True, fastmath=_FASTMATH)
@@ -249,32 +199,37 @@ def posterior_pass(
         Receives the log determinant of the posterior precision.
     """
     D = means.shape[1] - 1
-    summed, products = np.empty(moments.shape[1], moments.dtype), np.empty(D + 1, means.dtype)
+    summed = np.empty((LANES, moments.shape[1]), moments.dtype)
+    products, energy = np.empty((LANES, D + 1), means.dtype), np.empty(LANES)
     scaled = np.empty(len(values), values.dtype)
-    A, S, C = np.empty((D, D)), np.empty((D, D)), np.empty((D, D))
-    b, x = np.empty(D), np.empty(D)
-    for i in range(first, last):
-        begin, end = pointers[i], pointers[i + 1]
-        energy = _scale_values(begin, end, values, weights, scaled)
-        _sum_vectors(begin, end, indices, weights, moments, summed)
-        _sum_vectors(begin, end, indices, scaled, means, products)
-        _assemble(summed, products, scales[i], precision, pull[i], A, b)
-        _keep_diagonal(A)
-        logdets[i] = _factor(A, smallest)
-        _invert(A, S, C)
-        for p in range(D):
-            for q in range(p):
-                C[q, p] = C[p, q]
-        for p in range(D):
-            x[p] = 0
-            for q in range(D):
-                x[p] += C[p, q] * b[q]
-        quadratic = _quadratic(summed, x, C)
-        losses[i] = energy - 2 * _linear(products, x) + quadratic
-        if losses[i] < _CANCELLED * energy:
-            loss, fitted = _loss_of_means(begin, end, indices, values, weights, means, x)
-            losses[i] = loss + max(quadratic - fitted, 0.0)
-        _store_moments(x, C, out_means[i], out_moments[i])
+    A, S, C = np.empty((D, D, LANES)), np.empty((D, D, LANES)), np.empty((D, D, LANES))
+    b, logs, covariance, x = np.empty((D, LANES)), np.empty(LANES), np.empty((D, D)), np.empty(D)
+    for start in range(first, last, LANES):
+        for lane in range(LANES):
+            # Spare lanes repeat the last row.
+            i = min(start + lane, last - 1)
+            begin, end, S_i, y = pointers[i], pointers[i + 1], summed[lane], products[lane]
+            energy[lane] = _scale_values(begin, end, values, weights, scaled)
+            _sum_vectors(begin, end, indices, weights, moments, S_i)
+            _sum_vectors(begin, end, indices, scaled, means, y)
+            _assemble(lane, S_i, y, scales[i], precision, pull[i], A, b)
+        factor(A, smallest, logs)
+        invert(A, S, C)
+        solve(A, b, None)
+        for lane in range(min(LANES, last - start)):
+            i, S_i = start + lane, summed[lane]
+            for p in range(D):
+                x[p] = b[p, lane]
+                for q in range(p + 1):
+                    covariance[p, q] = covariance[q, p] = C[p, q, lane]
+            quadratic = _quadratic(S_i, x, covariance)
+            losses[i] = energy[lane] - 2 * _linear(products[lane], x) + quadratic
+            if losses[i] < _CANCELLED * energy[lane]:
+                begin, end = pointers[i], pointers[i + 1]
+                loss, fitted = _loss_of_means(begin, end, indices, values, weights, means, x)
+                losses[i] = loss + max(quadratic - fitted, 0.0)
+            logdets[i] = logs[lane]
+            _store_moments(x, covariance, out_means[i], out_moments[i])
 
 
 @njit(nogil=True, cache=True, fastmath=_FASTMATH)
@@ -305,30 +260,33 @@ def draw_pass(
         Receives (u, 1, a).
     """
     D = means.shape[1] - 1
-    summed, products = np.empty(moments.shape[1], moments.dtype), np.empty(D + 1, means.dtype)
+    summed = np.empty((LANES, moments.shape[1]), moments.dtype)
+    products, energy = np.empty((LANES, D + 1), means.dtype), np.empty(LANES)
     scaled = np.empty(len(values), values.dtype)
-    A, b, x = np.empty((D, D)), np.empty(D), np.empty(D)
-    for i in range(first, last):
-        begin, end = pointers[i], pointers[i + 1]
-        energy = _scale_values(begin, end, values, weights, scaled)
-        _sum_vectors(begin, end, indices, weights, moments, summed)
-        _sum_vectors(begin, end, indices, scaled, means, products)
-        _assemble(summed, products, scales[i], precision, pull[i], A, b)
-        _keep_diagonal(A)
-        _factor(A, smallest)
-        for p in range(D):
-            b[p] *= A[p, p]
-            for c in range(p + 1, D):
-                b[c] -= A[p, c] * b[p]
-        for p in range(D - 1, -1, -1):
-            t = b[p] + noise[i, p]
-            for c in range(p + 1, D):
-                t -= A[p, c] * x[c]
-            x[p] = t * A[p, p]
-        for p in range(D - 1):
-            out[i, p] = x[p]
-        out[i, D - 1] = 1
-        out[i, D] = x[D - 1]
-        losses[i] = energy - 2 * _linear(products, x) + _quadratic(summed, x, None)
-        if losses[i] < _CANCELLED * energy:
-            losses[i], _ = _loss_of_means(begin, end, indices, values, weights, means, x)
+    A, b, z = np.empty((D, D, LANES)), np.empty((D, LANES)), np.empty((D, LANES))
+    logs, x = np.empty(LANES), np.empty(D)
+    for start in range(first, last, LANES):
+        for lane in range(LANES):
+            i = min(start + lane, last - 1)
+            begin, end, S_i, y = pointers[i], pointers[i + 1], summed[lane], products[lane]
+            energy[lane] = _scale_values(begin, end, values, weights, scaled)
+            _sum_vectors(begin, end, indices, weights, moments, S_i)
+            _sum_vectors(begin, end, indices, scaled, means, y)
+            _assemble(lane, S_i, y, scales[i], precision, pull[i], A, b)
+            for p in range(D):
+                z[p, lane] = noise[i, p]
+        factor(A, smallest, logs)
+        solve(A, b, z)
+        for lane in range(min(LANES, last - start)):
+            i = start + lane
+            for p in range(D):
+                x[p] = b[p, lane]
+            for p in range(D - 1):
+                out[i, p] = x[p]
+            out[i, D - 1] = 1
+            out[i, D] = x[D - 1]
+            quadratic = _quadratic(summed[lane], x, None)
+            losses[i] = energy[lane] - 2 * _linear(products[lane], x) + quadratic
+            if losses[i] < _CANCELLED * energy[lane]:
+                begin, end = pointers[i], pointers[i + 1]
+                losses[i], _ = _loss_of_means(begin, end, indices, values, weights, means, x)
