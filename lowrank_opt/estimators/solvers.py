@@ -51,7 +51,7 @@ class Solver(Protocol):
 
 
 @dataclass(frozen=True)
-class Als:
+class Als(Solver):
     """Alternating least squares with a weighted trace-norm penalty."""
 
     bias: Bias
@@ -114,7 +114,7 @@ class Als:
 
 
 @dataclass(frozen=True)
-class Ball:
+class Ball(Solver):
     """L-BFGS on a ball of the nuclear norm, with rows and columns weighted by their counts."""
 
     bias: Bias
@@ -188,7 +188,7 @@ class Ball:
 
 
 @dataclass(frozen=True)
-class Variational:
+class Variational(Solver):
     """The mean of a variational posterior, which finds its own penalties."""
 
     tolerance: float
@@ -225,7 +225,7 @@ class Variational:
 
 
 @dataclass(frozen=True)
-class Bayesian:
+class Bayesian(Solver):
     """Draws from the posterior, which has no settings but the rank."""
 
     seed: int
@@ -251,7 +251,7 @@ class Bayesian:
 
 
 @dataclass(frozen=True)
-class Custom:
+class Custom(Solver):
     """A callable of observations and a rank."""
 
     solve: CustomSolver
