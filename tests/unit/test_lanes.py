@@ -14,7 +14,7 @@ def matrices(request):
 
 
 def lanes(x):
-    return np.ascontiguousarray(np.moveaxis(x, 0, -1))
+    return np.moveaxis(x, 0, -1).copy(order="C")
 
 
 def factored(matrices, smallest=0.0):
