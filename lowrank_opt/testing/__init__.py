@@ -39,6 +39,8 @@ from lowrank_opt.testing.runner import check_parameterization as check_parameter
 from lowrank_opt.testing.runner import parametrize_with_checks as parametrize_with_checks
 from lowrank_opt.testing.sets import SET_LAWS as SET_LAWS
 from lowrank_opt.testing.sets import check_spectral_set as check_spectral_set
+from lowrank_opt.testing.solvers import SOLVER_LAWS as SOLVER_LAWS
+from lowrank_opt.testing.solvers import check_solver as check_solver
 from lowrank_opt.testing.strategies import feasible_sets as feasible_sets
 from lowrank_opt.testing.strategies import free_parameters as free_parameters
 from lowrank_opt.testing.strategies import members as members
