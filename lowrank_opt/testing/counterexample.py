@@ -99,7 +99,7 @@ def _parameter_lines(subject: Subject, law: str) -> list[str]:
         return []
     try:
         module = subject.module()
-        trainable = {k: p for k, p in module.named_parameters() if p.requires_grad}
+        trainable = {k: p for k, p in module.named_parameters() if p.requires_grad and p.numel()}
     except Exception:
         return []
     if sum(p.numel() for p in trainable.values()) > _MAX_PRINTED:

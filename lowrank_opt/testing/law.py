@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from hypothesis import strategies as st
@@ -15,11 +16,14 @@ from lowrank_opt.testing.members import Member
 from lowrank_opt.testing.parameters import TAME, FreeParameters
 from lowrank_opt.testing.profiles import ProfileName, profile_of
 from lowrank_opt.testing.search import Scene, Search, cases
+from lowrank_opt.testing.simpler import simpler_cases
 from lowrank_opt.testing.strategies import free_parameters, shapes_and_ranks, targets
 from lowrank_opt.testing.verdict import BrokenLawError, CheckResult
 
 # Sides at which programs take other branches: past a block of sixteen.
 _LARGE = (17, 40)
+# How many simpler cases are tried once a law is broken.
+_SIMPLER = 60
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,7 @@ class Law:
             search.once(case)
         else:
             all(search.explore(scene, self.name) for scene in self._scenes(profile, dtype))
+            self._simplify(search)
         found = self._found(search)
         return replace(
             found,
@@ -149,6 +154,13 @@ class Law:
             seed=seed,
             statement=self.statement,
         )
+
+    def _simplify(self, search: Search) -> None:
+        if search.failure is None:
+            return
+        subject, _ = search.failure
+        cases = simpler_cases(subject.case, smallest=self.sides[0] if self.sides else 1)
+        search.simplify(islice(cases, self.max_examples or _SIMPLER))
 
     def _found(self, search: Search) -> CheckResult:
         if search.failure is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import hypothesis
@@ -15,6 +15,7 @@ from lowrank_opt.errors import ShapeError
 from lowrank_opt.testing.case import Case, RefusedCase, Subject
 from lowrank_opt.testing.members import Member
 from lowrank_opt.testing.parameters import FreeParameters
+from lowrank_opt.testing.simpler import same_kind
 from lowrank_opt.testing.strategies import seeds
 from lowrank_opt.testing.verdict import NotApplicable, Violation
 
@@ -120,6 +121,27 @@ class Search:
             return False
         return True
 
+    def simplify(self, cases: Iterable[Case]) -> None:
+        """Replace the counter-example by the first case with the same finding, if there is one."""
+        subject, found = self._failed()
+        tried = self.tried
+        for case in cases:
+            self.failure = None
+            if not self._breaks(case):
+                continue
+            simple, other = self._failed()
+            if same_kind(found, other):
+                self.tried = tried
+                self.failure = simple, other
+                return
+        self.tried, self.failure = tried, (subject, found)
+
+    def _breaks(self, case: Case) -> bool:
+        try:
+            return not self.once(case)
+        except RefusedCase:
+            return False
+
     def _attempt(self, case: Case) -> None:
         try:
             self._judge(self._subject_of(case))
@@ -137,7 +159,7 @@ class Search:
         except Violation as violation:
             self.failure = subject, str(violation)
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.failure = subject, f"{type(error).__name__}: {error}"
             raise Violation(self.failure[1]) from error
         self.tried += 1

@@ -32,6 +32,10 @@ class Interrupted(Right):
     def certify(self):
         raise KeyboardInterrupt
 
+class Exits(Right):
+    def factors(self):
+        raise SystemExit(0)
+
 class NeedsWeight(Right):
     def __init__(self, shape, rank, weight):
         super().__init__(shape, rank)
@@ -122,6 +126,11 @@ def test_same_seed_prints_the_same_counter_example(capsys) -> None:
 def test_interrupt_says_what_was_done(capsys) -> None:
     assert 130 == verify("verified.shapes:Interrupted")
     assert "interrupted after 2 laws" in capsys.readouterr().out
+
+
+def test_class_that_exits_is_broken(capsys) -> None:
+    assert 1 == verify("verified.shapes:Exits")
+    assert "BROKEN: SystemExit: 0" in capsys.readouterr().out
 
 
 def test_expected_failures_count_as_known(folder, capsys) -> None:

@@ -8,12 +8,13 @@ from xml.etree import ElementTree
 import pytest
 
 import lowrank_opt as lo
-from lowrank_opt.testing import LAWS, BrokenLawError
+from lowrank_opt.testing import LAWS, BrokenLawError, Case, FreeParameters
 from lowrank_opt.testing.describe import describe
 from lowrank_opt.testing.expressions import expression
 from lowrank_opt.testing.report_html import html_report
 from lowrank_opt.testing.report_junit import junit_report
 from lowrank_opt.testing.session import Session, Settings, Verdicts, judge_target, run
+from lowrank_opt.testing.simpler import simpler_cases
 from lowrank_opt.testing.targets import Target
 from tests.property import broken, broken_state
 
@@ -160,7 +161,7 @@ def test_junit_known_failure_is_skipped_with_its_reason(session) -> None:
 
 def one_for_each_way_of_breaking() -> list[tuple[object, str, object]]:
     """Return the planted defects that are quickly found, all laws among them."""
-    slow = {"SignedValues", "SoftmaxValues", "TextbookCayley", "OptimisticCertificate"}
+    slow = {"SoftmaxValues", "TextbookCayley", "OptimisticCertificate"}
     defects = [*broken.BROKEN_MAPS, *broken_state.BROKEN_STATE]
     return [d for d in defects if describe(d[0]).partition("(")[0] not in slow]
 
@@ -184,6 +185,26 @@ def test_counter_example_runs_and_shows_the_violation(make, law, dtype, capsys) 
     crashed = type(raised.value).__name__ in ("DenseMaterializationError", "RuntimeError")
     assert (isinstance(raised.value, BrokenLawError) and told == found) or crashed
     assert capsys.readouterr().out or crashed
+
+
+def test_counter_example_is_simplified_beyond_shrinking() -> None:
+    make = partial(broken.OnePercentTooLarge, radius=1.0)
+    case = LAW_OF["membership"].verdict(make).case
+    assert Case((1, 1), 1, FreeParameters("constant")) == case
+
+
+def test_simpler_cases_are_simpler_and_keep_the_kind() -> None:
+    case = Case((2, 2), 1, FreeParameters("parallel", (1e4,), seed=77))
+    simpler = list(simpler_cases(case))
+    assert Case((1, 1), 1, FreeParameters("constant")) == simpler[0]
+    assert case not in simpler
+    assert {4, 3, 2} == {sum(c.shape) for c in simpler}
+    assert all(c.rank == 1 for c in simpler)
+
+
+def test_start_stays_a_start() -> None:
+    case = Case((2, 2), 1, FreeParameters("start", seed=9))
+    assert {"start"} == {c.parameters.structure for c in simpler_cases(case)}
 
 
 def test_counter_example_has_a_name_only_if_it_can_be_imported() -> None:
