@@ -66,7 +66,7 @@ def write(
         If the folder cannot be made or written, or holds a description of another format.
     """
     folder = check_target(layout, path)
-    own = {key: x.detach().cpu().contiguous().clone() for key, x in tensors.items()}
+    own = _separate(tensors)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(layout, folder)
@@ -142,6 +142,19 @@ def damaged(layout: Layout, path: str | PathLike[str], fault: str) -> DataError:
         f"{layout.noun} must be as {layout.writer} wrote it; in {str(path)!r}, {fault}: "
         "save it again"
     )
+
+
+def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors on the CPU that share no memory, copying those alone that do."""
+    own, seen = dict[str, Tensor](), set[int]()
+    for key, x in tensors.items():
+        y = x.detach().cpu().contiguous()
+        storage = y.untyped_storage()
+        if storage.nbytes() != y.nbytes or storage.data_ptr() in seen:
+            y = y.clone()
+        own[key] = y
+        seen.add(y.untyped_storage().data_ptr())
+    return own
 
 
 def _read_description(layout: Layout, folder: Path) -> JsonObject:

@@ -26,6 +26,7 @@ from lowrank_opt.completion import (
 )
 from lowrank_opt.completion.ids import Lookup
 from lowrank_opt.errors import DataError, ObservationError, ShapeError
+from lowrank_opt.operator import LowRankOperator
 
 
 def make(dtype: torch.dtype = torch.float64, seed: int = 0) -> CompletionResult:
@@ -37,7 +38,7 @@ def make(dtype: torch.dtype = torch.float64, seed: int = 0) -> CompletionResult:
     history = History()
     history.append(Iteration(3.0, 1.0, math.nan, 0.1))
     history.append(Iteration(2.0, 0.5, 0.75, 0.2))
-    op = lo.LowRankOperator(left, scale, right)
+    op = LowRankOperator(left, scale, right)
     return CompletionResult(op, AdditiveBias(0.1, rows, cols), CompletionStatus.CONVERGED, history)
 
 
@@ -108,6 +109,17 @@ def test_ids_are_checked(ids: list, error: type[Exception], message: str):
 
 def test_lookup_knows_types_apart():
     assert [1, -1, 0] == Lookup(["1", "2"]).positions(["2", 1, "1"]).tolist()
+
+
+def test_shared_and_strided_tensors_are_saved(tmp_path: Path):
+    x = torch.arange(40.0).reshape(5, 8)
+    shared = LowRankOperator(x[:, :2], torch.ones(2), x[:4, :2])
+    result = replace(make(torch.float32), operator=shared)
+    result = replace(result, bias=AdditiveBias(0.0, x[:, 3], x.T[4, :4]))
+    result.save(tmp_path)
+    assert_same(result, CompletionResult.load(tmp_path))
+    x[:] = 0
+    assert 8.0 == float(CompletionResult.load(tmp_path).operator.left[1, 0])
 
 
 def test_saving_again_replaces(tmp_path: Path):
