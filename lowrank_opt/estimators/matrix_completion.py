@@ -60,7 +60,8 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
         trace norm. Without, `radius` bounds the nuclear norm itself.
     solver : {"auto", "als", "gradient", "variational", "bayesian"} or callable
         "auto" is "gradient" if a radius is given, "als" if a penalty or no bias is asked for, and
-        "variational" otherwise. A callable maps `Observations` and a rank to a `CompletionResult`.
+        "variational" otherwise. A callable maps `Observations` and a rank to a `CompletionResult`;
+        it is given `generator`, `tolerance` and `max_iterations` if it has such parameters.
     validation : float or None
         Share of the entries that settings are chosen on. None chooses nothing.
     clip : {"auto"}, pair of float or None

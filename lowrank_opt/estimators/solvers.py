@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import Protocol, TypeAlias
 
 import torch
@@ -19,7 +20,7 @@ from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import HomogeneousBall, Weighted
 
 AnyResult: TypeAlias = CompletionResult | BayesianResult
-CustomSolver: TypeAlias = Callable[[Observations, int], CompletionResult]
+CustomSolver: TypeAlias = Callable[..., CompletionResult]
 
 NAMES = ("auto", "als", "gradient", "variational", "bayesian")
 
@@ -252,9 +253,12 @@ class Bayesian(Solver):
 
 @dataclass(frozen=True)
 class Custom(Solver):
-    """A callable of observations and a rank."""
+    """A callable of observations and a rank, and of those options that it has parameters for."""
 
     solve: CustomSolver
+    tolerance: float | None
+    max_iterations: int | None
+    seed: int
 
     def first(self, observations: Observations) -> dict[str, float]:
         return {"rank": float(min(_SMALL_RANK, *observations.shape))}
@@ -266,7 +270,14 @@ class Custom(Solver):
     def fit(
         self, observations: Observations, setting: Setting, start: CompletionResult | None
     ) -> CompletionResult:
-        return self.solve(observations, int(setting["rank"]))
+        options = {
+            "tolerance": self.tolerance,
+            "max_iterations": self.max_iterations,
+            "generator": torch.Generator().manual_seed(self.seed),
+        }
+        known = signature(self.solve).parameters
+        given = {k: v for k, v in options.items() if k in known and v is not None}
+        return self.solve(observations, int(setting["rank"]), **given)
 
     def refit(
         self, observations: Observations, setting: Setting, start: CompletionResult | None
@@ -292,7 +303,7 @@ def solver_of(
 ) -> Solver:
     """Return the solver of that name; "auto" looks at the settings that are given."""
     if callable(solver):
-        return Custom(solver)
+        return Custom(solver, tolerance, max_iterations, seed)
     if solver not in NAMES:
         raise OptionError(f"solver must be one of {NAMES} or a callable; got solver={solver!r}")
     if solver == "auto":

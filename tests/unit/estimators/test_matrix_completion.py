@@ -14,6 +14,7 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks as checks
 
 import lowrank_opt as lo
+from lowrank_opt.completion import sgd
 from lowrank_opt.errors import ObservationError, OptionError, ShapeError
 from lowrank_opt.estimators import Labels, MatrixCompletion
 
@@ -299,6 +300,18 @@ def test_custom_solver():
     model = MatrixCompletion(solver=solve, random_state=0).fit(pairs, y)
     assert model.score(pairs, y) > 0.9
     assert len(model.path_) > 1
+
+
+def test_solvers_of_the_library_follow_the_seed():
+    pairs, y = ratings()
+    models = [
+        MatrixCompletion(solver=sgd, rank=5, max_iterations=50, random_state=k).fit(pairs, y)
+        for k in (0, 0, 1)
+    ]
+    same, again, other = (model.predict(pairs) for model in models)
+    np.testing.assert_array_equal(same, again)
+    assert not np.array_equal(same, other)
+    assert models[0].score(pairs, y) > 0.8
 
 
 @pytest.mark.parametrize(
