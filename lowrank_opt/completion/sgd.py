@@ -28,6 +28,7 @@ _START = 0.01
 # The loss stands still while the start is left, and falls again: a tolerance that is never met.
 _NEVER = -1.0
 _RATE, _LARGEST_RATE, _ORDINARY_COUNT = 0.01, 0.1, 64
+_PENALTY, _LEAST_PENALTY, _LARGEST_PENALTY = 0.06, 0.02, 0.1
 _MOST_EPOCHS = 200
 _EPOCHS_OF_FEW = 30
 _FEW_ENTRIES = 100
@@ -47,7 +48,7 @@ def sgd(
     observations: Observations,
     rank: int | FeasibleSet = 100,
     *,
-    penalty: float = 0.06,
+    penalty: float | None = None,
     learning_rate: float | None = None,
     max_iterations: int | None = None,
     validation: float | Observations | None = None,
@@ -69,12 +70,12 @@ def sgd(
         On the CPU.
     rank : int or FeasibleSet
         With a set, its rank is used, and every epoch's matrix is projected onto it.
-    penalty : float
-        Nonnegative.
+    penalty : float, optional
+        Nonnegative. By default :math:`0.06 (64 / c)^{1/2}`, within 0.02 and 0.1, where
+        :math:`c = N / (m n)^{1/2}` is the (geometric) mean number of entries of rows and columns.
     learning_rate : float, optional
-        Positive; a step is shortened so that it never overshoots its residual. By default 0.01, or
-        as much more, up to 0.1, as rows and columns have fewer than 64 entries on average: the
-        small start is left at the same pace.
+        Positive; a step is shortened so that it never overshoots its residual. By default
+        :math:`0.01 \max(64 / c, 1)`, at most 0.1: the small start is left at the same pace.
     max_iterations : int, optional
         Number of epochs. By default it is the best one, of at most 200, for a tenth of the entries
         (at most 20,000) held out; then all entries are fitted. Fewer than 100 entries get 30.
@@ -117,8 +118,14 @@ def sgd(
     >>> bool(errors.abs().max() < 4)
     True
     """
-    pace = _default_rate(observations) if learning_rate is None else learning_rate
-    settings = _checked(observations, rank, penalty, pace, progress)
+    default_penalty, default_rate = _defaults(observations)
+    settings = _checked(
+        observations,
+        rank,
+        default_penalty if penalty is None else penalty,
+        default_rate if learning_rate is None else learning_rate,
+        progress,
+    )
     check_counts(patience=patience, max_iterations=1 if max_iterations is None else max_iterations)
     if validation is None and max_iterations is None:
         epochs = _best_epoch(observations, settings, patience, generator)
@@ -128,10 +135,11 @@ def sgd(
     return _fit(fitted, held_out, settings, epochs, patience, generator)
 
 
-def _default_rate(observations: Observations) -> float:
-    m, n = observations.shape
-    entries = len(observations) / math.sqrt(m * n)
-    return min(max(_RATE, _RATE * _ORDINARY_COUNT / entries), _LARGEST_RATE)
+def _defaults(observations: Observations) -> tuple[float, float]:
+    """Return penalty and learning rate for the mean number of entries of rows and columns."""
+    sparsity = _ORDINARY_COUNT * math.sqrt(math.prod(observations.shape)) / len(observations)
+    penalty = min(max(_PENALTY * math.sqrt(sparsity), _LEAST_PENALTY), _LARGEST_PENALTY)
+    return penalty, min(_RATE * max(sparsity, 1.0), _LARGEST_RATE)
 
 
 def _best_epoch(
