@@ -72,13 +72,17 @@ def certify(op: LowRankOperator, feasible_set: FeasibleSet) -> Certificate:
     """Return the certificate of `op` for `feasible_set`.
 
     The excess is an upper bound for every set with a spectral form (weighted ones too; for nested
-    sets it covers norm and rank), and the computed excess for shifted ones.
+    sets it covers norm and rank). For others, shifted sets and images under ill-conditioned
+    features, it is the computed excess and a margin for its rounding, so that nothing is `exact`.
     """
-    view = feasible_set.as_spectral(op)
+    view, unit = feasible_set.as_spectral(op), feasible_set.unit(op)
     values = singular_value_bounds(op if view is None else view[0])
-    excess = feasible_set.excess(op) if view is None else _value_excess(values, view[1])
-    tolerance = relative_tolerance(op.dtype, feasible_set.rank) * feasible_set.unit(op)
-    if view is not None:
+    tolerance = relative_tolerance(op.dtype, feasible_set.rank) * unit
+    if view is None:
+        margin = relative_tolerance(torch.float64, feasible_set.rank) * unit
+        excess, tolerance = feasible_set.excess(op) + margin, tolerance + margin
+    else:
+        excess = _value_excess(values, view[1])
         tolerance += max(0.0, excess) - view[1].excess(view[0])
     return Certificate(
         feasible_set=feasible_set,

@@ -30,7 +30,8 @@ class Inductive(Parameterization):
     Johnson, theorem 3.3.16), and so does the rank. With ``orthonormal=True`` the features are
     replaced by orthonormal bases of their column spaces: then :math:`\sigma_i(W) = \sigma_i(C)`,
     every norm bound on C is one on W, and the set is a `NestedSet` where both sides have features.
-    In floating point this holds to a few units of rounding, times the condition numbers of A and B.
+    In floating point this holds to a few units of rounding, times the condition numbers of A and B:
+    right inverses and projections lose as many digits, and certificates say so.
 
     Parameters
     ----------

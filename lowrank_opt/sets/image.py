@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from lowrank_opt.sets.base import Gradient
 
 
+# Rounding on the way back that the margins of certificates cover.
+_WELL = 16.0
+
+
 class FeatureSVD(NamedTuple):
     """The thin SVD ``basis diag(values) weights^T`` of features, cut to their rank; float64.
 
@@ -114,6 +118,11 @@ class ImageSet(FeasibleSet):
         left, right = (None if x is None else feature_svd(x) for x in (self.left, self.right))
         return left, right
 
+    @property
+    def condition(self) -> float:
+        """The product of the condition numbers of A and B."""
+        return math.prod(x.condition for x in self.svds if x is not None)
+
     def core(self, op: LowRankOperator) -> LowRankOperator:
         """Return ``A^+ W (B^+)^T`` as an operator of the inner shape, in float64."""
         (left, scale, right), (a, b) = (x.double() for x in op), self.svds
@@ -125,8 +134,11 @@ class ImageSet(FeasibleSet):
         return LowRankOperator(_pushed(self.left, left), scale, _pushed(self.right, right))
 
     def as_spectral(self, op: LowRankOperator) -> tuple[LowRankOperator, SpectralSet] | None:
-        """Return what the inner set makes of C: norm and rank, not the column spaces."""
-        return self.inner.as_spectral(self.core(op))
+        """Return what the inner set makes of C: norm and rank, not the column spaces.
+
+        None for features so ill-conditioned that C has fewer digits than certificates allow for.
+        """
+        return self.inner.as_spectral(self.core(op)) if self.condition <= _WELL else None
 
     def excess(self, op: LowRankOperator) -> float:
         core = self.core(op.detach())
@@ -144,8 +156,7 @@ class ImageSet(FeasibleSet):
 
     def unit(self, op: LowRankOperator) -> float:
         """Return the inner unit of C times the condition numbers of A and B."""
-        conditions = (1.0 if x is None else x.condition for x in self.svds)
-        return math.prod(conditions) * self.inner.unit(self.core(op.detach()))
+        return self.condition * self.inner.unit(self.core(op.detach()))
 
     def project(self, op: LowRankOperator) -> LowRankOperator:
         """Return the member whose C is nearest, in the norm of the inner projection, to C of W."""

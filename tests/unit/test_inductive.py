@@ -210,6 +210,21 @@ def test_compositions_inside_keep_their_guarantee(wrap, rows) -> None:
     assert not module.feasible_set.contains(far + 1e3 * module().detach())
 
 
+@pytest.mark.parametrize("inner", [INNER["NBLoRA"], INNER["Factored"]])
+@pytest.mark.parametrize("digits", [0, 1, 3, 6])
+def test_certificates_claim_no_digits_that_features_lose(inner, digits) -> None:
+    A, B = (normal(m, 4, seed=m) * torch.logspace(0, -digits, 4, dtype=D) for m in (9, 8))
+    module = fill(lo.Inductive(inner((4, 4), 2, dtype=D), A, B), 3.0)
+    certificate = module.certify()
+    pulled = np.linalg.pinv(A.numpy()) @ dense(module()) @ np.linalg.pinv(B.numpy()).T
+    truth = [singular_values(module()), np.linalg.svd(pulled, compute_uv=False)]
+    assert certificate.holds
+    assert any(
+        (x[:2] <= np.array(certificate.singular_values[:2]) * (1 + 1e-15)).all() for x in truth
+    )
+    assert digits <= 1 or not certificate.exact
+
+
 # Right inverses.
 
 
