@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
 
 _FEWEST_STEPS, _MOST_STEPS = 20, 640
-_MUCH, _LITTLE = 0.9, 0.97
+_MUCH, _LITTLE, _SMALL = 0.9, 0.97, 0.03
 
 
 def frank_wolfe(
@@ -77,8 +77,8 @@ def frank_wolfe(
         Every iterate is in the set. CONVERGED means that the gap is reached, and that
         `CompletionResult.certificate` proves it. Where the best matrix of the convex hull has a
         larger rank than the set allows, the projections truncate to that rank: the result is then
-        a local minimum, STALLED or stopped by `max_iterations`, with a gap that stays. A nuclear
-        ball with ``rank=min(m, n)`` never truncates.
+        a local minimum, with a gap that stays: STALLED, when an iteration lowers the objective by
+        less than 3 % of `tolerance`. A nuclear ball with ``rank=min(m, n)`` never truncates.
 
     Raises
     ------
@@ -135,12 +135,13 @@ def _iterates(
     objective, lowest_gap = fit.objective(point), math.inf
     while True:
         G = sparse_matrix(fit.residual_gradient(point))
-        atom = feasible_set.lmo(G)
+        # The atom does not depend on the unit, and squares of tiny entries would vanish.
+        atom = feasible_set.lmo(G / (float(abs(G).max()) or 1.0))
         gap = _gap(fit, point, G, atom)
         operator, bias = fit.operator(point).to(dtype=dtype), fit.bias(point).to(dtype=dtype)
         yield Iterate(operator, bias, objective, gap, settled=gap <= tolerance * objective)
         # Subspaces that no longer bring much deserve a more exact solution.
-        if gap > _LITTLE * lowest_gap:
+        if gap > _LITTLE * lowest_gap and not _is_truncated(point, fit):
             steps = min(2 * steps, _MOST_STEPS)
         elif gap < _MUCH * lowest_gap:
             steps = max(steps // 2, _FEWEST_STEPS)
@@ -154,6 +155,14 @@ def _iterates(
             elif steps == _MOST_STEPS:
                 return
             steps = min(2 * steps, _MOST_STEPS) if not objective < before else steps
+        if _is_truncated(point, fit) and before - objective < _SMALL * tolerance * before:
+            return
+
+
+def _is_truncated(point: SubspacePoint, fit: SubspaceFit) -> bool:
+    """Return whether the rank bound of the set may stand in the way of the gap."""
+    rank = fit.feasible_set.rank
+    return len(point.core) >= rank < min(len(point.rows), len(point.cols))
 
 
 def _widened(

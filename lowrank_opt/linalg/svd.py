@@ -144,7 +144,8 @@ def _sparse_svd(matrix: sp.csr_array, k: int) -> tuple[Tensor, Tensor, Tensor]:
     from scipy.sparse.linalg import svds
 
     short = min(matrix.shape)
-    if matrix.nnz == 0:
+    # Stored zeros count as none: ARPACK refuses a product that vanishes.
+    if matrix.count_nonzero() == 0:
         return _zero_svd(matrix.shape[0], matrix.shape[1], k)
     if short <= k + 1:
         # At most k + 1 rows or columns: the dense array is no larger than the factors.
