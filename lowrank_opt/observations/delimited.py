@@ -133,6 +133,8 @@ class DelimitedFile:
         first = self.first.removesuffix("\n")
         if not first.strip():
             raise DataError(f"a file must begin with a line of data; {self.path!r} has none")
+        if "\0" in first:
+            raise DataError(f"a file must be text in UTF-8; {self.path!r} is not: convert it first")
         self.separator = separator or _guess(first, self.path)
         names = _split(first, self.separator)
         self.width = len(names)
