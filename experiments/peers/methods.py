@@ -86,6 +86,7 @@ METHODS = (
         {"rank": 12, "radius": 750.0},
         {"rank": 24, "radius": 4800.0},
     ),
+    _ours("variational, rank 16", POINT, "lowrank_variational", None, {"rank": 16}),
     Method(
         "cmfrec ALS, CG",
         POINT,

@@ -15,13 +15,13 @@ def lowrank_variational(split: Split, settings: Settings, seed: int, timer: Time
     """Run `variational`; with a radius, in a ball of the weighted nuclear norm."""
     observed, generator = _prepare(split, seed)
     variational(observed.take(torch.arange(50)), 2, max_iterations=1)  # compiles the loops
-    chosen: FeasibleSet | None = None
-    if settings:
-        rank, radius = int(str(settings["rank"])), float(str(settings["radius"]))
-        chosen = weighted_ball(observed, rank, radius)
+    chosen: int | FeasibleSet | None = int(str(settings["rank"])) if settings else None
+    if "radius" in settings:
+        assert isinstance(chosen, int), "a ball has a rank"
+        chosen = weighted_ball(observed, chosen, float(str(settings["radius"])))
     with timer:
         result = variational(observed, chosen, generator=generator)
-    assert chosen is None or chosen.contains(result.operator)
+    assert not isinstance(chosen, FeasibleSet) or chosen.contains(result.operator)
     return _predictions(result, split)
 
 
