@@ -14,7 +14,9 @@ from lowrank_opt.cli.verify_console import Console
 from lowrank_opt.errors import TargetError
 from lowrank_opt.testing import LAWS
 from lowrank_opt.testing.library import library, library_target
+from lowrank_opt.testing.operators import OPERATOR_LAWS
 from lowrank_opt.testing.session import Settings, run
+from lowrank_opt.testing.sets import SET_LAWS
 from lowrank_opt.testing.targets import load_target, parse_reference
 
 SOURCE = """
@@ -52,7 +54,7 @@ def in_the_distance(shape, rank):
 class Other: ...
 value = 3
 """
-FEW = tuple(law for law in LAWS if law.name in ("contract", "membership", "certificate"))
+FEW = tuple(law for law in LAWS if law.name in ("contract", "membership", "purity"))
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +72,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("verified", "verified.shapes", "verified_file"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr("lowrank_opt.testing.targets.LAWS", FEW)
+    monkeypatch.setattr("lowrank_opt.testing.targets.SET_LAWS", SET_LAWS[-3:] + SET_LAWS[5:6])
+    monkeypatch.setattr("lowrank_opt.testing.targets.OPERATOR_LAWS", OPERATOR_LAWS[:2])
     return tmp_path
 
 
@@ -135,7 +139,7 @@ def test_class_that_exits_is_broken(capsys) -> None:
 
 def test_expected_failures_count_as_known(folder, capsys) -> None:
     (folder / "known.toml").write_text(
-        'certificate = "of the same reason"\n["verified.shapes:Wrong"]\nmembership = "too large"\n'
+        'purity = "of the same reason"\n["verified.shapes:Wrong"]\nmembership = "too large"\n'
     )
     assert 0 == verify("verified.shapes:Wrong", "--expected-failures", "known.toml")
     out = capsys.readouterr().out
