@@ -53,7 +53,8 @@ def _compare_with_differences(
 ) -> None:
     """Compare a directional derivative with central differences of a float64 twin."""
     twin = subject.fresh(dtype=torch.float64)
-    twin.load_state_dict({k: v.double() for k, v in module.state_dict().items()})
+    state = module.state_dict()
+    twin.load_state_dict({k: v.double() if isinstance(v, Tensor) else v for k, v in state.items()})
     unit = subject.case.parameters.magnitudes[0]
     directions = {
         k: unit * subject.normal(*g.shape, salt=3 + i).double()
