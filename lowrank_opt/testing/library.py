@@ -19,13 +19,7 @@ Shape = tuple[int, int]
 _Make = Callable[..., Parameterization]
 
 _WEIGHT = {"never_dense": "the map reads the base weight, which is m x n"}
-_TRILINEAR = {
-    "smoothness": "a product of three factors of size 1e300 has no gradient in the dtype's range",
-    "section": "a product of three factors of size 1e-30 is below the range of float32",
-}
 _KNOWN: Mapping[str, Mapping[str, str]] = {
-    "AdaLoRA": _TRILINEAR,
-    "DynamicRank": _TRILINEAR,
     "ETHER(weight, blocks=r)": _WEIGHT,
     "ETHERPlus(weight, blocks=r)": _WEIGHT,
 }
