@@ -18,12 +18,18 @@ from lowrank_opt.completion.drift import TimeBins as TimeBins
 from lowrank_opt.completion.drift import fit_drifting_bias as fit_drifting_bias
 from lowrank_opt.completion.drift import fit_with_drift as fit_with_drift
 from lowrank_opt.completion.frank_wolfe import frank_wolfe as frank_wolfe
+from lowrank_opt.completion.gauss_newton import gauss_newton as gauss_newton
 from lowrank_opt.completion.history import History as History
 from lowrank_opt.completion.history import Iteration as Iteration
 from lowrank_opt.completion.max_norm import max_norm as max_norm
 from lowrank_opt.completion.posterior import BayesianResult as BayesianResult
 from lowrank_opt.completion.result import CompletionResult as CompletionResult
+from lowrank_opt.completion.riemannian import riemannian as riemannian
+from lowrank_opt.completion.scaled_gd import scaled_gd as scaled_gd
 from lowrank_opt.completion.sgd import sgd as sgd
+from lowrank_opt.completion.singular_value_projection import (
+    singular_value_projection as singular_value_projection,
+)
 from lowrank_opt.completion.soft_impute import soft_impute as soft_impute
 from lowrank_opt.completion.status import CompletionStatus as CompletionStatus
 from lowrank_opt.completion.storage import check_writable as check_writable
