@@ -11,7 +11,8 @@ STAMP := $(VENV)/.installed
 # One thread for each test process: two processes with two threads each are slower on two cores.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-SOURCES := lowrank_opt problems experiments tests docs conftest.py noxfile.py
+SOURCES := lowrank_opt problems experiments tests docs conftest.py noxfile.py \
+	_lowrank_opt_pytestplugin.py
 PRESENT = $(wildcard $(SOURCES))
 
 .DEFAULT_GOAL := help

@@ -64,10 +64,10 @@ class LowRankImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     path_ : RegularizationPath
     rank_ : int
     penalty_ : float
-    statistics_ : array, shape (n_features_in_,)
+    statistics_ : array, shape (n,)
         Mean of each column; without values NaN, or zero with `keep_empty_features`.
     n_features_in_ : int
-    feature_names_in_ : array, shape (n_features_in_,)
+    feature_names_in_ : array, shape (n,)
         If the columns of the input have names.
 
     References
@@ -135,7 +135,7 @@ class LowRankImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array or frame, shape (k, n_features_in_)
+        X : array or frame, shape (k, n)
 
         Returns
         -------
