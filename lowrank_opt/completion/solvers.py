@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from typing import Literal, TypeAlias
 
@@ -33,6 +34,7 @@ SolverChoice: TypeAlias = (
         "max_norm",
         "riemannian",
         "scaled_gd",
+        "sgd",
         "singular_value_projection",
         "soft_impute",
         "variational",
@@ -47,6 +49,7 @@ SOLVERS = (
     "max_norm",
     "riemannian",
     "scaled_gd",
+    "sgd",
     "singular_value_projection",
     "soft_impute",
     "variational",
@@ -118,7 +121,8 @@ def solve(
 
 def _resolve(solver: SolverChoice) -> tuple[Solver, str]:
     if callable(solver):
-        return solver, getattr(solver, "__name__", type(solver).__name__)
+        inner = solver.func if isinstance(solver, partial) else solver
+        return solver, getattr(inner, "__name__", type(inner).__name__)
     if solver not in SOLVERS:
         known = ", ".join(map(repr, ("gradient", *SOLVERS)))
         raise OptionError(f"solver must be {known} or a callable; got solver={solver!r}")
@@ -152,7 +156,10 @@ def _call(
         if p.default is p.empty and p.kind is p.KEYWORD_ONLY and p.name not in given
     ]
     if missing:
-        raise OptionError(f"solver {name!r} needs {', '.join(missing)}; got none: pass a value")
+        raise OptionError(
+            f"solver {name!r} needs {', '.join(missing)}; got none: pass it, or for an "
+            f"option that complete does not have, functools.partial({name}, {missing[0]}=...)"
+        )
     return function(observations, target, **given)
 
 

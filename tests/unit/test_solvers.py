@@ -1,6 +1,7 @@
 """`complete(solver=...)`: every solver by its name, what it is given and what it refuses."""
 
 import inspect
+from functools import partial
 
 import pytest
 import torch
@@ -70,6 +71,32 @@ def test_a_callable_is_given_the_rank_and_the_changed_options():
 
     lo.complete(planted(), free(3), solver=mine, tolerance=1e-3)
     assert {"rank": 3, "tolerance": 1e-3} == seen
+
+
+def test_option_of_its_own_is_bound_beforehand():
+    observations = planted()
+    with pytest.raises(OptionError, match=r"'max_norm' needs radius.*partial\(max_norm, radius="):
+        lo.complete(observations, free(), solver="max_norm")
+    bound = partial(completion.max_norm, radius=2.0)
+    result = lo.complete(observations, free(), solver=bound, bias=None)
+    assert float(result.to_dense().abs().max()) <= 2.0 * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("solver", ["sgd", "variational"])
+def test_solvers_of_ratings_predict(solver):
+    observations = planted(share=0.9)
+    parameterization = free().float()
+    result = lo.complete(observations, parameterization, solver=solver, generator=seeded(2))
+    errors = result.predict(observations.rows, observations.cols) - observations.values
+    assert float(errors.square().mean()) < 0.5 * float(observations.values.var())
+
+
+@pytest.mark.parametrize("solver", ["frank_wolfe", "variational"])
+def test_sets_are_handed_over(solver):
+    ball = lo.HomogeneousBall((24, 18), 10, radius=30.0, dtype=torch.float64)
+    result = lo.complete(planted(), ball, solver=solver, bias="additive", generator=seeded(1))
+    assert ball.feasible_set.contains(result.operator)
+    torch.testing.assert_close(ball().to_dense(), result.operator.to_dense(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
