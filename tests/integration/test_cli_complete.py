@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,8 +56,39 @@ def run(*arguments: object) -> tuple[int, str, str]:
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
+    return python("-m", "lowrank_opt.cli", *arguments)
+
+
+# The command, in a process that sends itself a signal when it has left its third checkpoint: a
+# signal from outside may come after the end of a short fit.
+SIGNALLED = """
+import os, sys
+from lowrank_opt.cli import main
+from lowrank_opt.completion import Checkpoint
+
+offer, offers = Checkpoint.offer, []
+
+def offer_and_signal(self, *arguments):
+    offer(self, *arguments)
+    offers.append(self)
+    if len(offers) == 6:
+        os.kill(os.getpid(), int(sys.argv[1]))
+
+Checkpoint.offer = offer_and_signal
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def signalled(number: signal.Signals, *arguments: object) -> tuple[int, str, str]:
+    """Run the command and interrupt it; return status, output and errors."""
+    process = python("-c", SIGNALLED, int(number), *arguments)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def python(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "lowrank_opt.cli", *map(str, arguments)],
+        [sys.executable, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -259,12 +289,9 @@ def test_killed_and_resumed_is_the_same(tmp_path: Path, ratings: list[str], solv
     asked = ["complete", path, "--validation", "0.1", "--checkpoint-every", "2", "--quiet"]
     asked += ["--solver", solver, *SOLVERS[solver]]
     whole, _, _ = run(*asked, "--out", tmp_path / "whole")
-    process = start(*asked, "--out", tmp_path / "killed")
-    while not (tmp_path / "killed" / "checkpoint" / "checkpoint.json").exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    killed, _, _ = signalled(signal.SIGKILL, *asked, "--out", tmp_path / "killed")
+    assert -signal.SIGKILL == killed
+    assert (tmp_path / "killed" / "checkpoint" / "checkpoint.json").exists()
     assert not (tmp_path / "killed" / "result.json").exists()
     resumed, _, err = run(*asked, "--out", tmp_path / "killed", "--resume")
     assert "going on from" in err
@@ -283,13 +310,8 @@ def test_resume_with_other_data_is_refused(tmp_path: Path, ratings: list[str], c
 def test_interrupt_saves_the_best(tmp_path: Path, ratings: list[str]):
     path = write(tmp_path / "r.csv", ratings)
     never = ["--tolerance", "0", "--max-iterations", "1000000", "--checkpoint-every", "1"]
-    process = start("complete", path, "--out", tmp_path / "m", *never)
-    while not (tmp_path / "m" / "checkpoint" / "checkpoint.json").exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.001)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    assert 130 == process.returncode
+    status, _, err = signalled(signal.SIGINT, "complete", path, "--out", tmp_path / "m", *never)
+    assert 130 == status
     assert "The best model was saved." in err
     assert "Traceback" not in err
     assert not any(map(math.isnan, CompletionResult.load(tmp_path / "m").history.objective))
