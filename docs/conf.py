@@ -7,6 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import reference_pages
+from sphinx.application import Sphinx
 
 import lowrank_opt
 
@@ -49,5 +50,18 @@ napoleon_preprocess_types = False
 
 # "Tensor, shape (m, r)" in a docstring is no reference to an attribute named shape.
 suppress_warnings = ["ref.python"]
+
+
+def _skip_foreign(
+    app: object, what: str, name: str, obj: object, skip: bool, options: object
+) -> bool | None:
+    """Leave out what scikit-learn generates on its estimators: its text refers to its own pages."""
+    return True if name.startswith("set_") and name.endswith("_request") else None
+
+
+def setup(app: Sphinx) -> None:
+    """Connect to Sphinx."""
+    app.connect("autodoc-skip-member", _skip_foreign)
+
 
 reference_pages.write(lowrank_opt, Path(__file__).parent / "reference" / "generated")

@@ -119,6 +119,7 @@ class LawItem(pytest.Item):
     settings: Settings
 
     def runtest(self) -> None:
+        """Judge the target by the law."""
         # Overflow at hostile parameters warns; under -W error that would break laws.
         with warnings.catch_warnings(action="ignore"):
             result = judge_target(self.target, self.law, self.settings)
@@ -133,6 +134,7 @@ class LawItem(pytest.Item):
     def repr_failure(
         self, excinfo: ExceptionInfo[BaseException], style: TracebackStyle | None = None
     ) -> str | TerminalRepr:
+        """Return the report of a broken law instead of a traceback."""
         error = excinfo.value
         if not isinstance(error, BrokenLawError):
             return super().repr_failure(excinfo, style)
@@ -146,6 +148,7 @@ class LawItem(pytest.Item):
         return "\n".join(lines) + f"\n{textwrap.indent(error.code, '    ')}"
 
     def reportinfo(self) -> tuple[os.PathLike[str] | str, int | None, str]:
+        """Return where the target is defined, and what is asked of it."""
         path, line = _place(self.target)
         return path or self.path, line, f"{self.target.name}: {self.law.name}"
 
