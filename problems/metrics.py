@@ -83,6 +83,41 @@ def mae(predicted: Values, observed: Values) -> float:
     return float(np.mean(_errors(predicted, observed)))
 
 
+def psnr(predicted: Values, observed: Values, *, peak: float = 1.0) -> float:
+    r"""Give the peak signal-to-noise ratio in decibels.
+
+    Returns :math:`20 \log_{10}(\text{peak} / \mathrm{rmse})`, computed in float64.
+
+    Parameters
+    ----------
+    predicted, observed
+        As in `rmse`.
+    peak : float
+        Largest value of a pixel; positive and finite.
+
+    Returns
+    -------
+    float
+        Infinite if nothing differs; NaN if an entry is NaN.
+
+    Raises
+    ------
+    ShapeError, ObservationError
+        As `rmse`.
+    OptionError
+        If `peak` is not positive and finite.
+
+    Examples
+    --------
+    >>> psnr([0.1, 0.9], [0.0, 1.0])
+    20.0
+    """
+    if not 0.0 < peak < math.inf:
+        raise OptionError(f"peak must be positive and finite; got {peak!r}; 1 or 255 are usual")
+    error = rmse(predicted, observed)
+    return math.inf if error == 0.0 else 20.0 * float(np.log10(peak) - np.log10(error))
+
+
 def ndcg_at_k(ranked: Values, held_out: Observations, k: int) -> float:
     r"""Give the mean normalised discounted cumulative gain of the first k places.
 
