@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowrank_opt.errors import ObservationError, RadiusError, RankError
-from problems.synthetic import PlantedProblem, planted_low_rank
+from problems.synthetic import (
+    PlantedProblem,
+    coherence,
+    planted_low_rank,
+    planted_not_at_random,
+)
 
 
 def planted(*args: object, seed: int = 0, **options: object) -> PlantedProblem:
@@ -125,3 +130,59 @@ def test_impossible_noise_is_an_error(noise: float) -> None:
 def test_impossible_oversampling_is_an_error(oversampling: float) -> None:
     with pytest.raises(ObservationError, match=r"1\.\.72 entries .* at most 2\.4 works here"):
         planted((9, 8), 2, oversampling=oversampling)
+
+
+def test_spikiness_raises_the_coherence_and_keeps_the_spectrum() -> None:
+    problems = [planted((80, 60), 3, condition_number=10.0, spikiness=k) for k in (0, 0.5, 1, 3)]
+    measured = [coherence(problem.truth) for problem in problems]
+    assert measured == sorted(measured)
+    # The largest of 140 chi-squared variables of 3 degrees of freedom, over 3.
+    assert 1.0 <= measured[0] < 7.0
+    assert measured[-1] == pytest.approx(80 / 3, rel=0.1)
+    for problem in problems:
+        sigma = torch.linalg.svdvals(dense(problem))
+        assert 10.0 == pytest.approx(float(sigma[0] / sigma[2]), rel=1e-9)
+
+
+def selected(seed: int = 0, **options: float) -> PlantedProblem:
+    generator = torch.Generator().manual_seed(seed)
+    return planted_not_at_random((90, 70), 3, oversampling=3.0, generator=generator, **options)
+
+
+def test_large_entries_are_seen_more_often() -> None:
+    means = [float(selected(selection=k).observations.values.mean()) for k in (-1.0, 0.0, 1.0)]
+    count = len(selected().observations)
+    assert round(3.0 * 3 * (90 + 70 - 3)) == count
+    # Entries have root mean square 1: the mean of a uniform sample is within 5 deviations of 0.
+    assert abs(means[1]) < 5 / math.sqrt(count)
+    assert means[0] < -0.2
+    assert means[2] > 0.2
+
+
+def test_popular_rows_are_seen_more_often() -> None:
+    plain, popular = (
+        selected(selection=0.0, popularity=k).observations.row_counts.double() for k in (0.0, 1.0)
+    )
+    # Counts without popularity vary like those of draws with replacement, at most.
+    assert float(plain.var()) < 2.0 * float(plain.mean())
+    assert float(popular.var()) > 5.0 * float(popular.mean())
+
+
+def test_places_are_distinct_and_values_are_those_of_the_truth() -> None:
+    observations, truth = selected()
+    places = observations.rows * 70 + observations.cols
+    assert len(places) == len(places.unique())
+    torch.testing.assert_close(
+        observations.values, truth.entries(observations.rows, observations.cols)
+    )
+
+
+@pytest.mark.parametrize("options", [{"selection": math.nan}, {"popularity": math.inf}])
+def test_influences_must_be_finite(options: dict[str, float]) -> None:
+    with pytest.raises(RadiusError, match="selection and popularity must be finite"):
+        selected(**options)
+
+
+def test_spikiness_must_not_be_negative() -> None:
+    with pytest.raises(RadiusError, match="spikiness must be finite and not negative"):
+        planted((5, 4), 1, oversampling=1.0, spikiness=-1.0)
