@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lowrank_opt.completion.bias import AdditiveBias, fit_additive_bias, no_bias
 from lowrank_opt.completion.iterates import Iterate
+from lowrank_opt.errors import ObservationError
 from lowrank_opt.kernels.dispatch import backend_of
 from lowrank_opt.kernels.functions import Model, Needed
 from lowrank_opt.operator import LowRankOperator
@@ -31,6 +32,11 @@ class ObservedFit:
     bias : AdditiveBias
         Subtracted from the values, and kept.
 
+    Raises
+    ------
+    ObservationError
+        If the squares of the values overflow or underflow in their dtype.
+
     Attributes
     ----------
     values : Tensor, shape (nnz,)
@@ -50,12 +56,13 @@ class ObservedFit:
         counted = observations if w is None else observations.take(w > 0)
         self.dtype, self.bias, self.shape = observations.dtype, bias, observations.shape
         exact = counted.to(dtype=torch.float64)
+        _check_size(_root_mean_square(exact.values, None), observations.dtype)
         mean_weight = 1.0 if exact.weights is None else float(exact.weights.mean())
         self.weights = None if exact.weights is None else exact.weights / mean_weight
         centred = exact.values - bias.predict(exact.rows, exact.cols).double()
         self.spread = _root_mean_square(centred, self.weights)
         self.values = centred / self.spread
-        self.unit = self.spread**2 * mean_weight
+        self.unit = self.spread * self.spread * mean_weight
         self._entries = exact.with_values(self.values)
         self._backend = backend_of(exact.device.type)
         self._seen = exact.row_counts > 0, exact.col_counts > 0
@@ -99,9 +106,10 @@ class ObservedFit:
         return gradient.left, gradient.right
 
     def sparse(self, entries: Tensor) -> Tensor:
-        """Return a sparse m x n tensor with these entries."""
-        places = torch.stack((self._entries.rows, self._entries.cols))
-        return torch.sparse_coo_tensor(places, entries, self.shape, check_invariants=True)
+        """Return a sparse m x n tensor with those of these entries that are not zero."""
+        k = entries.nonzero().squeeze(1)
+        places = torch.stack((self._entries.rows[k], self._entries.cols[k]))
+        return torch.sparse_coo_tensor(places, entries[k], self.shape, check_invariants=True)
 
     def iterate(
         self,
@@ -109,7 +117,9 @@ class ObservedFit:
         scale: Tensor,
         right: Tensor,
         loss: float,
-        gradient_norm: float = math.nan,
+        gradient_norm: float,
+        *,
+        settled: bool,
     ) -> Iterate:
         """Return the matrix in the unit and dtype of the observations, zero where none is seen."""
         U, V = (
@@ -118,7 +128,7 @@ class ObservedFit:
         )
         operator = LowRankOperator(U, (scale * self.spread).to(self.dtype), V)
         unit = self.unit / self.spread  # of the gradient with respect to the matrix
-        return Iterate(operator, self.bias, loss * self.unit, gradient_norm * unit)
+        return Iterate(operator, self.bias, loss * self.unit, gradient_norm * unit, settled)
 
 
 def _root_mean_square(x: Tensor, weights: Tensor | None) -> float:
@@ -127,3 +137,14 @@ def _root_mean_square(x: Tensor, weights: Tensor | None) -> float:
     squares = (x / peak).square()
     mean = squares.mean() if weights is None else (squares * weights).mean()
     return peak * math.sqrt(float(mean)) or 1.0
+
+
+def _check_size(size: float, dtype: torch.dtype) -> None:
+    """Raise ObservationError unless the squares of values of this size are normal numbers."""
+    info = torch.finfo(dtype)
+    low, high = math.sqrt(info.tiny), math.sqrt(info.max)
+    if not low <= size <= high:
+        raise ObservationError(
+            f"values must be of a size between {low:.0e} and {high:.0e} in {dtype}, or their "
+            f"squares overflow or vanish; got a root mean square of {size:.1e}: rescale them"
+        )

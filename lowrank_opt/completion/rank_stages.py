@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
+import torch
+
 from lowrank_opt.completion.checks import check_amounts, check_counts
 from lowrank_opt.completion.fixed_rank import Point
 from lowrank_opt.completion.held_out import training_and_validation
@@ -15,8 +17,6 @@ from lowrank_opt.errors import OptionError, RankError
 from lowrank_opt.operator import LowRankOperator
 
 if TYPE_CHECKING:
-    from torch import Generator
-
     from lowrank_opt.completion.progress import Progress
     from lowrank_opt.completion.result import CompletionResult
     from lowrank_opt.observations import Observations
@@ -26,6 +26,7 @@ Start: TypeAlias = Literal["stages", "spectral"]
 # A stage ends when a step decreases the loss by less than this share: what is left is mostly the
 # components that it does not have.
 _STAGE_SETTLED = 0.01
+_ROUNDING = 64 * torch.finfo(torch.float64).eps
 
 
 class State(NamedTuple):
@@ -36,12 +37,15 @@ class State(NamedTuple):
     operator : LowRankOperator, float64
     loss : float
     gradient_norm : float
-        Frobenius norm of what the solver calls its gradient.
+        Of the Riemannian gradient, in a metric close to that of the m x n matrices.
+    final : bool
+        Whether the rank grows no further.
     """
 
     operator: LowRankOperator
     loss: float
     gradient_norm: float
+    final: bool = True
 
 
 Descent: TypeAlias = Callable[[ObservedFit, Point], Iterator[State]]
@@ -59,7 +63,7 @@ def complete_at_rank(
     max_iterations: int,
     validation: float | Observations | None,
     patience: int,
-    generator: Generator | None,
+    generator: torch.Generator | None,
     progress: Progress,
 ) -> CompletionResult:
     """Check settings, hold out entries, fit biases, and run a descent from its start.
@@ -112,7 +116,7 @@ def by_stages(fit: ObservedFit, rank: int, descend: Descent) -> Iterator[State]:
         last = None
         for state in _until_settled(descend(fit, point)):
             last = state
-            yield state
+            yield state._replace(final=False)
         assert last is not None, "a descent yields its start"
         point = grow(fit, _point(last), rank)
     yield from descend(fit, point)
@@ -138,7 +142,10 @@ def _point(state: State) -> Point:
 
 def _iterate(fit: ObservedFit, state: State) -> Iterate:
     left, scale, right = state.operator
-    return fit.iterate(left, scale, right, state.loss, state.gradient_norm)
+    # Weights are about one: a gradient step decreases the loss by about half the square of the
+    # gradient. When that is rounding, the minimum is reached.
+    settled = state.final and state.gradient_norm**2 <= _ROUNDING * state.loss
+    return fit.iterate(left, scale, right, state.loss, state.gradient_norm, settled=settled)
 
 
 def _check_rank_and_choices(

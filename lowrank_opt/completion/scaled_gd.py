@@ -102,10 +102,10 @@ def scaled_gradient_steps(fit: ObservedFit, point: Point) -> Iterator[State]:
     while True:
         residuals = fit.residuals(L, R)
         along_L, along_R = fit.products(fit.weigh(residuals), L, R)
-        norm = math.hypot(float(along_L.norm()), float(along_R.norm()))
-        ones = L.new_ones(L.shape[1])
-        yield State(LowRankOperator(L, ones, R), fit.loss(residuals), norm)
         dL, dR = -_divide(along_L, R.mT @ R), -_divide(along_R, L.mT @ L)
+        slope = float(torch.sum(along_L * dL) + torch.sum(along_R * dR))
+        matrix = LowRankOperator(L, L.new_ones(L.shape[1]), R)
+        yield State(matrix, fit.loss(residuals), math.sqrt(max(0.0, -slope)))
         # W(t) = L R^T + t (dL R^T + L dR^T) + t^2 dL dR^T
         linear = fit.predict(torch.cat((dL, L), dim=1), torch.cat((R, dR), dim=1))
         step = _RELAXED * first_minimiser(fit, residuals, linear, fit.predict(dL, dR))

@@ -13,7 +13,7 @@ from lowrank_opt.completion import (
     scaled_gd,
     singular_value_projection,
 )
-from lowrank_opt.errors import OptionError, RankError
+from lowrank_opt.errors import ObservationError, OptionError, RankError
 from tests.completion_cases import normal, observe, seeded
 
 SOLVERS = (gauss_newton, riemannian, scaled_gd, singular_value_projection)
@@ -147,6 +147,37 @@ def test_full_rank_one_by_one_and_constant_matrices(solve):
     assert relative_error(full, W) < 1e-6
     zero = solve(lo.Observations([0, 1], [0, 1], [0.0, 0.0], (3, 3)), 2)
     assert not bool(zero.to_dense().any())
+
+
+@EVERY
+@pytest.mark.parametrize("bias", [None, "additive"])
+def test_large_matrix_of_zeros_is_zero(solve, bias):
+    rows = torch.arange(20)
+    zero = solve(lo.Observations(rows, rows, torch.zeros(20), (20, 20)), 2, bias=bias)
+    assert not bool(zero.to_dense().any())
+
+
+@EVERY
+def test_biases_that_leave_nothing_are_the_whole_fit(solve):
+    rows = torch.arange(20)
+    constant = solve(lo.Observations(rows, rows, 2 * torch.ones(20), (20, 20)), 2, bias="additive")
+    torch.testing.assert_close(constant.to_dense(), 2 * torch.ones(20, 20))
+
+
+@EVERY
+def test_minimum_that_is_no_exact_fit_counts_as_converged(solve):
+    result = solve(observe(normal(5, 5), 1.0), 4, tolerance=0.0)
+    assert result.status.succeeded
+    U, sigma, Vh = torch.linalg.svd(normal(5, 5))
+    nearest = (U[:, :4] * sigma[:4]) @ Vh[:4]
+    torch.testing.assert_close(result.to_dense(), nearest, rtol=0, atol=1e-6)
+
+
+@EVERY
+@pytest.mark.parametrize("unit", [1e-310, 1e-200, 1e200])
+def test_values_whose_squares_are_no_numbers_are_refused(solve, unit):
+    with pytest.raises(ObservationError, match=r"values must be of a size .* rescale them"):
+        solve(observe(unit * normal(6, 5), 1.0), 2)
 
 
 @EVERY
