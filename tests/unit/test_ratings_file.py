@@ -43,7 +43,7 @@ EXPECTED = [("ann", "heat", 5.0), ("bob", "heat", 3.0), ("ann", "alien", 4.5)]
         CLEAN.replace(",", "|"),
         "\ufeff" + CLEAN,
         CLEAN.replace("heat", '"heat"'),
-        gzip.compress(CLEAN.encode()),
+        gzip.compress(CLEAN.encode(), mtime=0),
         CLEAN.replace("user,item,stars", "user, item ,stars"),
         "title,user,x,stars,item\n" + 'é,ann,,5,heat\n"a,b",bob,,3,heat\nx,ann,,4.5,alien\n',
         b"title,user,stars,item\n\xe9,ann,5,heat\n,bob,3,heat\n,ann,4.5,alien\n",
@@ -150,8 +150,12 @@ def test_duplicates_are_named_with_their_lines(tmp_path: Path):
         ("1,2,3\n", {"header": False, "row": 1, "col": 2, "value": 4}, "got 4 for"),
         ("user,item,3\n", {"value": "3"}, "must have the names of the columns"),
         ("user,user,stars,item\n1,2,3,4\n", {}, "got 'user' for"),
-        (gzip.compress(CLEAN.encode() * 9)[:-9], {}, "must be readable; got .*ended before"),
-        (gzip.compress(CLEAN.encode())[:20] + b"x" * 30, {}, "must be readable"),
+        (
+            gzip.compress(CLEAN.encode() * 9, mtime=0)[:-9],
+            {},
+            "must be readable; got .*ended before",
+        ),
+        (gzip.compress(CLEAN.encode(), mtime=0)[:20] + b"x" * 30, {}, "must be readable"),
     ],
 )
 def test_unusable_file(tmp_path: Path, text: str | bytes, options: dict, message: str):
