@@ -1,0 +1,200 @@
+"""How many entries a solver needs: recovered fraction against oversampling, solver by solver.
+
+``python -m experiments.phase_transition`` completes planted matrices without noise from random
+entries and writes a table, a JSON record and a figure.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+import lowrank_opt as lo
+from experiments.parallel import Workers
+from experiments.records import Json, environment, prepare_folder, write_record
+from experiments.tables import markdown_table, text_table
+from lowrank_opt import completion
+from lowrank_opt.observations import Observations
+from problems.synthetic import planted_low_rank
+
+SIDE, RANK = 80, 3
+OVERSAMPLING = (1.2, 1.6, 2.0, 2.5, 3.0, 4.0)
+CONDITIONS = (1.0, 1e4)
+SEEDS = (0, 1, 2)
+RECOVERED = 1e-4
+
+Fit = Callable[[Observations, float], lo.CompletionResult]
+
+
+def factored(observations: Observations, _: float) -> lo.CompletionResult:
+    """Fit two free factors by L-BFGS."""
+    generator = torch.Generator().manual_seed(0)
+    free = lo.Factored(observations.shape, RANK, dtype=torch.float64, generator=generator)
+    return lo.complete(observations, free, bias=None, tolerance=1e-9, max_iterations=500)
+
+
+def ball(observations: Observations, nuclear_norm: float) -> lo.CompletionResult:
+    """Fit the ball of the true nuclear norm by L-BFGS; the rank is not known to it."""
+    generator = torch.Generator().manual_seed(0)
+    bounded = lo.HomogeneousBall(
+        observations.shape, 12, radius=nuclear_norm, dtype=torch.float64, generator=generator
+    )
+    return lo.complete(observations, bounded, bias=None, tolerance=1e-9, max_iterations=500)
+
+
+def soft(observations: Observations, nuclear_norm: float) -> lo.CompletionResult:
+    """Fit with a small nuclear penalty; the rank is not known to it."""
+    generator = torch.Generator().manual_seed(0)
+    return completion.soft_impute(
+        observations,
+        12,
+        penalty=1e-5 * nuclear_norm,
+        bias=None,
+        tolerance=1e-9,
+        max_iterations=500,
+        generator=generator,
+    )
+
+
+def alternating(observations: Observations, _: float) -> lo.CompletionResult:
+    """Fit by alternating least squares with a tiny penalty."""
+    generator = torch.Generator().manual_seed(0)
+    return completion.als(
+        observations,
+        RANK,
+        penalty=1e-9,
+        bias=None,
+        sweeps=1000,
+        tolerance=1e-9,
+        generator=generator,
+    )
+
+
+def at_rank(name: str, observations: Observations, _: float) -> lo.CompletionResult:
+    """Fit by a solver of a fixed rank, with its defaults."""
+    solve = getattr(completion, name)
+    return solve(observations, RANK)
+
+
+SOLVERS: dict[str, Fit] = {
+    **{
+        name: partial(at_rank, name)
+        for name in ("gauss_newton", "riemannian", "scaled_gd", "singular_value_projection")
+    },
+    "als": alternating,
+    "Factored, L-BFGS": factored,
+    "HomogeneousBall, L-BFGS": ball,
+    "soft_impute": soft,
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One fit of one planted matrix."""
+
+    solver: str
+    condition: float
+    oversampling: float
+    seed: int
+    error: float
+    cpu_seconds: float
+
+
+def attempt(solver: str, condition: float, oversampling: float, seed: int) -> Trial:
+    """Plant, complete, and measure the relative error over all entries."""
+    observations, truth = planted_low_rank(
+        (SIDE, SIDE),
+        RANK,
+        oversampling=oversampling,
+        condition_number=condition,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    began = time.process_time()
+    result = SOLVERS[solver](observations, float(truth.schatten_norm(1)))
+    seconds = time.process_time() - began
+    difference = result.to_dense().double() - truth.to_dense()
+    error = float(difference.norm() / truth.schatten_norm(2))
+    return Trial(solver, condition, oversampling, seed, error, seconds)
+
+
+def fractions(trials: Sequence[Trial], solver: str, condition: float) -> list[float]:
+    """Return the recovered fraction at each oversampling of the trials."""
+    own = [t for t in trials if (t.solver, t.condition) == (solver, condition)]
+    shares = sorted({t.oversampling for t in own})
+    return [
+        statistics.fmean(t.error < RECOVERED for t in own if t.oversampling == share)
+        for share in shares
+    ]
+
+
+def draw(trials: Sequence[Trial], path: Path) -> None:
+    """Draw one panel for each condition number."""
+    from matplotlib.figure import Figure
+
+    conditions = sorted({t.condition for t in trials})
+    shares = sorted({t.oversampling for t in trials})
+    figure = Figure(figsize=(4.6 * len(conditions), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(conditions), sharey=True, squeeze=False)[0]
+    for ax, condition in zip(panels, conditions, strict=True):
+        for k, solver in enumerate(SOLVERS):
+            ax.plot(
+                shares, fractions(trials, solver, condition), marker="osv^DXP*"[k % 8], label=solver
+            )
+        ax.set_title(f"condition number {condition:g}")
+        ax.set_xlabel("observed entries / degrees of freedom")
+    panels[0].set_ylabel("fraction recovered")
+    panels[-1].legend(fontsize=7)
+    figure.savefig(path, dpi=90)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the experiment."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
+    parser.add_argument("--quick", action="store_true", help="two amounts of data, one seed")
+    options = parser.parse_args(arguments)
+    folder = prepare_folder(options.out)
+    shares, seeds = ((1.5, 4.0), SEEDS[:1]) if options.quick else (OVERSAMPLING, SEEDS)
+    calls = [
+        partial(attempt, solver, condition, share, seed)
+        for solver in SOLVERS
+        for condition in CONDITIONS
+        for share in shares
+        for seed in seeds
+    ]
+    with Workers(_ready) as workers:
+        trials = workers.run(calls, "planted matrices")
+    header = ["solver", "condition", *(f"{share:g}" for share in shares), "CPU s"]
+    rows = [_row(trials, solver, c) for solver in SOLVERS for c in CONDITIONS]
+    print(text_table(header, rows))
+    draw(trials, folder / "phase-transition.png")
+    settings: dict[str, Json] = {"side": SIDE, "rank": RANK, "recovered": RECOVERED}
+    record: dict[str, Json] = {
+        "environment": environment(),
+        "settings": settings,
+        "trials": [asdict(t) for t in trials],
+        "table": markdown_table(header, rows),
+    }
+    write_record(folder / "phase-transition.json", record)
+    return 0
+
+
+def _row(trials: Sequence[Trial], solver: str, condition: float) -> list[str]:
+    own = [t for t in trials if (t.solver, t.condition) == (solver, condition)]
+    seconds = statistics.fmean(t.cpu_seconds for t in own)
+    shares = (f"{x:.2f}" for x in fractions(trials, solver, condition))
+    return [solver, f"{condition:g}", *shares, f"{seconds:.2f}"]
+
+
+def _ready() -> None:
+    attempt("als", 1.0, 4.0, 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
