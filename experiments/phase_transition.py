@@ -24,7 +24,7 @@ from lowrank_opt.observations import Observations
 from problems.synthetic import planted_low_rank
 
 SIDE, RANK = 80, 3
-OVERSAMPLING = (1.2, 1.6, 2.0, 2.5, 3.0, 4.0)
+OVERSAMPLING = (1.2, 1.6, 2.0, 2.5, 3.0, 4.0, 6.0)
 CONDITIONS = (1.0, 1e4)
 SEEDS = (0, 1, 2)
 RECOVERED = 1e-4
@@ -49,17 +49,21 @@ def ball(observations: Observations, nuclear_norm: float) -> lo.CompletionResult
 
 
 def soft(observations: Observations, nuclear_norm: float) -> lo.CompletionResult:
-    """Fit with a small nuclear penalty; the rank is not known to it."""
-    generator = torch.Generator().manual_seed(0)
-    return completion.soft_impute(
-        observations,
-        12,
-        penalty=1e-5 * nuclear_norm,
-        bias=None,
-        tolerance=1e-9,
-        max_iterations=500,
-        generator=generator,
-    )
+    """Fit with ever smaller nuclear penalties, each from the last; the rank is not known to it."""
+    result = None
+    for share in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5):
+        result = completion.soft_impute(
+            observations,
+            12,
+            penalty=share * nuclear_norm,
+            bias=None,
+            tolerance=1e-9,
+            max_iterations=200,
+            start=result,
+            generator=torch.Generator().manual_seed(0),
+        )
+    assert result is not None, "there are penalties"
+    return result
 
 
 def alternating(observations: Observations, _: float) -> lo.CompletionResult:
