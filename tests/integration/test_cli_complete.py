@@ -62,7 +62,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 # The command, in a process that sends itself a signal when it has left its third checkpoint: a
 # signal from outside may come after the end of a short fit.
 SIGNALLED = """
-import os, sys
+import os, signal, sys
 from lowrank_opt.cli import main
 from lowrank_opt.completion import Checkpoint
 
@@ -75,6 +75,8 @@ def offer_and_signal(self, *arguments):
         os.kill(os.getpid(), int(sys.argv[1]))
 
 Checkpoint.offer = offer_and_signal
+# A shell that runs the tests in the background has its children ignore interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(main(sys.argv[2:]))
 """
 
