@@ -1,5 +1,6 @@
 """Adam's moments on one tensor, for parameters that belong to no pair."""
 
+import math
 from typing import Any
 
 import torch
@@ -10,9 +11,14 @@ State = dict[str, Any]
 
 
 def adam_direction(
-    gradient: Tensor, state: State, name: str, betas: tuple[float, float], eps: float
+    gradient: Tensor,
+    state: State,
+    name: str,
+    betas: tuple[float, float],
+    eps: float,
+    scale: float = 1.0,
 ) -> Tensor:
-    """Update the two moments stored under `name` and return Adam's direction, bias-corrected.
+    """Update the two moments stored under `name`; return `scale` times Adam's direction.
 
     References
     ----------
@@ -20,14 +26,16 @@ def adam_direction(
     """
     b1, b2 = betas
     g = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-    m: Tensor = state.setdefault(f"{name}_mean", torch.zeros_like(g))
-    v: Tensor = state.setdefault(f"{name}_square", torch.zeros_like(g))
+    if f"{name}_mean" not in state:
+        state |= {f"{name}_{x}": torch.zeros_like(g) for x in ("mean", "square")}
+    m: Tensor = state[f"{name}_mean"]
+    v: Tensor = state[f"{name}_square"]
     t: int = state.get(f"{name}_step", 0) + 1
     state[f"{name}_step"] = t
     m.lerp_(g, 1 - b1)
     v.mul_(b2).addcmul_(g, g, value=1 - b2)
-    root = (v / (1 - b2**t)).sqrt_().add_(eps)
-    return torch.div(m, root).div_(1 - b1**t)
+    root = v.sqrt().mul_(1 / math.sqrt(1 - b2**t)).add_(eps)
+    return torch.div(m, root, out=root).mul_(scale / (1 - b1**t))
 
 
 def corrected_decay(beta: float, t: int) -> float:

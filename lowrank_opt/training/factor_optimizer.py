@@ -17,8 +17,8 @@ from lowrank_opt.errors import ConvergenceError, ShapeError
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.training.adam import State, adam_direction, restore_precision
 from lowrank_opt.training.roles import FactorPair, factor_pairs, other_parameters
-from lowrank_opt.training.tall import Terms, add_to, evaluate, scaled
-from lowrank_opt.training.thin_basis import ThinBasis, thin_bases
+from lowrank_opt.training.tall import Both, TallPair, Terms, add_to, evaluate
+from lowrank_opt.training.thin_basis import ThinBases, thin_bases
 
 Group = dict[str, Any]
 
@@ -30,15 +30,20 @@ class PairView:
     A change :math:`(\dot L, \dot R)` moves W by :math:`\dot L \bar R^T + \bar L \dot R^T` with
     :math:`\bar L = s L C`, :math:`\bar R = s R C^T`; the bases are those of the barred factors, so
     that the constant s has no influence on the size of a step of W.
+
+    Parameters
+    ----------
+    pair : FactorPair
+    factors, gradients : tuple of Tensor, shapes (m, r), (n, r)
+        L and R; the gradients at least in float32.
+    partners : ThinBases, shapes (n, r), (m, r)
+        Of :math:`\bar R` and :math:`\bar L`, in the order of the factors whose steps they govern.
     """
 
     pair: FactorPair
-    left: Tensor
-    right: Tensor
-    left_gradient: Tensor
-    right_gradient: Tensor
-    left_basis: ThinBasis
-    right_basis: ThinBasis
+    factors: Both
+    gradients: Both
+    partners: ThinBases
 
 
 def read_pair(pair: FactorPair) -> PairView:
@@ -47,20 +52,15 @@ def read_pair(pair: FactorPair) -> PairView:
     assert pair.left.grad is not None, "checked by the caller"
     assert pair.right.grad is not None, "checked by the caller"
     dtype = torch.promote_types(left.dtype, torch.float32)
-    return PairView(
-        pair,
-        left,
-        right,
-        pair.left.grad.to(dtype),
-        pair.columns(pair.right.grad).to(dtype),
-        *thin_bases((pair.times_core(left), pair.times_core(right, transposed=True))),
-    )
+    gradients = pair.left.grad.to(dtype), pair.columns(pair.right.grad).to(dtype)
+    partners = thin_bases((pair.times_core(right, transposed=True), pair.times_core(left)))
+    return PairView(pair, (left, right), gradients, partners)
 
 
 class FactorOptimizer(Optimizer, ABC):
     r"""An optimizer whose unit is a pair of factors; other parameters take AdamW steps.
 
-    A subclass writes `pair_step`. The step is damped where the bilinear model breaks down: if
+    A subclass writes `directions`. The step is damped where the bilinear model breaks down: if
     :math:`\|\dot L C \dot R^T\|_F` exceeds `trust` times the larger of the two first-order changes
     of W, the pair's step is shortened until it does not. From a zero start the first steps would
     otherwise turn the other factor by an angle that does not depend on `lr`. All three norms
@@ -119,8 +119,8 @@ class FactorOptimizer(Optimizer, ABC):
         super().__init__(groups, defaults | {"betas": (0.9, 0.999), "eps": 1e-8})
 
     @abstractmethod
-    def pair_step(self, view: PairView, state: State, group: Group) -> tuple[Terms, Terms]:
-        """Return the steps of left and right (to be added), before damping; updates `state`.
+    def directions(self, view: PairView, state: State, group: Group) -> Terms:
+        """Return what left and right lose, before damping, at ``lr = 1``; updates `state`.
 
         As sums of products, so that each term costs one pass over the factor.
         """
@@ -156,14 +156,14 @@ class FactorOptimizer(Optimizer, ABC):
     def _step_pair(self, pair: FactorPair, state: State, group: Group) -> None:
         try:
             view = read_pair(pair)
-            steps = self.pair_step(view, state, group)
+            directions = self.directions(view, state, group)
         except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
             raise ConvergenceError(
                 "an optimizer over factors needs finite factors and gradients; got NaN or "
                 f"infinity in a pair of shape {pair.shape}, which was not changed: lower lr, clip "
                 "the gradients, or skip the step"
             ) from error
-        _apply(view, *steps, group)
+        _apply(view, directions, group)
 
     def _adamw(self, group: Group) -> None:
         for p in group["params"]:
@@ -181,48 +181,55 @@ class FactorOptimizer(Optimizer, ABC):
         return {**super().__getstate__(), "pairs": self.pairs}
 
 
-def _apply(view: PairView, d_left: Terms, d_right: Terms, group: Group) -> None:
-    c = _damping(view, d_left, d_right, group["trust"])
+def adam_directions(directions: Both, state: State, group: Group) -> Terms:
+    """Return Adam's directions for those of the factors, entry by entry; updates `state`."""
+    options = group["betas"], group["eps"]
+    left, right = (
+        adam_direction(d, state, name, *options)
+        for d, name in zip(directions, ("left", "right"), strict=True)
+    )
+    return [TallPair((left, right))]
+
+
+def _apply(view: PairView, directions: Terms, group: Group) -> None:
+    lr = group["lr"]
+    lr *= _damping(view, directions, lr, group["trust"])
     keep = math.sqrt(max(0.0, 1 - group["lr"] * group["weight_decay"]))
     # A step may be spanned by the factor itself: it is evaluated before the decay changes that.
-    for factor, step in ((view.left, d_left), (view.right, d_right)):
-        if keep == 1.0:
-            add_to(factor, step if c == 1.0 else scaled(step, c))
-        else:
-            change = evaluate(step)
-            factor.mul_(keep).add_((change * c).to(factor.dtype))
+    if keep == 1.0:
+        add_to(view.factors, directions, -lr)
+    else:
+        for factor, direction in zip(view.factors, evaluate(directions), strict=True):
+            factor.mul_(keep).sub_((lr * direction).to(factor.dtype))
 
 
-def _damping(view: PairView, d_left: Terms, d_right: Terms, trust: float) -> float:
-    if math.isinf(trust) or _is_short(view, d_left, d_right, trust):
+def _damping(view: PairView, directions: Terms, lr: float, trust: float) -> float:
+    if math.isinf(trust) or _is_short(view, directions, lr, trust):
         return 1.0
-    steps = (evaluate(d_left), evaluate(d_right))
-    gram_left, gram_right = ((d.mT @ d).double() for d in steps)
-    by_left = (gram_left * view.right_basis.gram).sum()
-    by_right = (gram_right * view.left_basis.gram).sum()
+    steps = evaluate(directions)
+    gram_left, gram_right = grams = lr**2 * torch.stack([(d.mT @ d).double() for d in steps])
+    first = (grams * view.partners.grams).sum((-2, -1)).amax()
     second = (_with_core(view.pair, gram_left) * gram_right).sum()
-    first = torch.maximum(by_left, by_right)
     square = float(trust**2 * first / second) if bool(second > 0) else 1.0
     return min(1.0, math.sqrt(max(square, 0.0)))
 
 
-def _is_short(view: PairView, d_left: Terms, d_right: Terms, trust: float) -> bool:
+def _is_short(view: PairView, directions: Terms, lr: float, trust: float) -> bool:
     r"""Return whether norms alone show that the step needs no damping, as they mostly do.
 
     :math:`\|\dot L C \dot R^T\| \le \|\dot L \bar R^T\| \; \|C\| \; \|\dot R\| / \sigma_r(\bar R)`,
     and likewise with the sides exchanged; only well-conditioned factors are looked at.
     """
-    core = view.pair.scale
+    core = abs(view.pair.scale)
     if view.pair.core is not None:
         core *= float(torch.linalg.vector_norm(view.pair.core.detach().double()))
-    sides = ((d_right, view.right_basis), (d_left, view.left_basis))
-    for step, basis in sides:
-        if basis.frame.coordinates is None:
-            continue
-        size = torch.stack([x.size_bound() for x in step]).sum()
-        # The margin is for the rounding of the norms.
-        if float(size * torch.linalg.vector_norm(basis.inverse)) * abs(core) <= 0.99 * trust:
-            return True
+    # The right factor's step against its own basis, the first one; then the left one's.
+    for side, size in ((1, view.partners.inverse_norms[0]), (0, view.partners.inverse_norms[1])):
+        if math.isfinite(size):
+            length = lr * sum(x.size_bound(side) for x in directions)
+            # The margin is for the rounding of the norms.
+            if length * size * core <= 0.99 * trust:
+                return True
     return False
 
 

@@ -8,14 +8,14 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.training.adam import State, adam_direction, corrected_decay
-from lowrank_opt.training.factor_optimizer import FactorOptimizer, Group, PairView
+from lowrank_opt.training.adam import State, corrected_decay
+from lowrank_opt.training.factor_optimizer import FactorOptimizer, Group, PairView, adam_directions
 from lowrank_opt.training.roles import FactorPair
-from lowrank_opt.training.tall import Tall, Terms, evaluate, scaled
+from lowrank_opt.training.tall import Both, Terms, evaluate, scaled
 from lowrank_opt.training.tangent import Split, Tangent
 
 
-def tangent_direction(view: PairView, split: Split = "symmetric") -> tuple[Tensor, Tensor]:
+def tangent_direction(view: PairView, split: Split = "symmetric") -> Both:
     r"""Return factor directions whose change of W is nearest to the full gradient G.
 
     The change :math:`a_L \bar R^T + \bar L a_R^T` equals :math:`q = P_L G + G P_R - P_L G P_R`, the
@@ -39,8 +39,7 @@ def tangent_direction(view: PairView, split: Split = "symmetric") -> tuple[Tenso
     ----------
     Wang et al., LoRA-Pro (arXiv 2407.18242), Theorems 2.1 and 2.3; written with thin QR.
     """
-    left, right = Tangent.of_gradient(view).directions(view, split)
-    return evaluate(left), evaluate(right)
+    return evaluate(Tangent.of_gradient(view).directions(view, split))
 
 
 @final
@@ -108,19 +107,17 @@ class LoRAPro(FactorOptimizer):
             split=split,
         )
 
-    def pair_step(self, view: PairView, state: State, group: Group) -> tuple[Terms, Terms]:
-        lr, momentum = group["lr"], group["momentum"]
-        q = Tangent.of_gradient(view)
+    def directions(self, view: PairView, state: State, group: Group) -> Terms:
+        momentum, q = group["momentum"], Tangent.of_gradient(view)
         t: int = state.get("step", 0) + 1
         state["step"] = t
-        if group["normalized"]:
-            lr /= _size(q, state, group["beta"], t)
+        size = _size(q, state, group["beta"], t) if group["normalized"] else 1.0
         if momentum > 0.0:
-            if t > 1:
-                q = q.averaged(Tangent.get(state), corrected_decay(momentum, t))
+            weight = corrected_decay(momentum, t)
+            q = q.averaged(Tangent.get(state), weight, view) if t > 1 else q.multiplied_out(view)
             q.put(state)
-        left, right = q.directions(view, group["split"])
-        return scaled(left, -lr), scaled(right, -lr)
+        directions = q.directions(view, group["split"])
+        return directions if size == 1.0 else scaled(directions, 1 / size)
 
 
 def _size(q: Tangent, state: State, beta: float, t: int) -> float:
@@ -185,10 +182,5 @@ class LoRAProAdamW(FactorOptimizer):
             split=split,
         )
 
-    def pair_step(self, view: PairView, state: State, group: Group) -> tuple[Terms, Terms]:
-        a_left, a_right = tangent_direction(view, group["split"])
-        options = (group["betas"], group["eps"])
-        return (
-            [Tall(-group["lr"] * adam_direction(a_left, state, "left", *options))],
-            [Tall(-group["lr"] * adam_direction(a_right, state, "right", *options))],
-        )
+    def directions(self, view: PairView, state: State, group: Group) -> Terms:
+        return adam_directions(tangent_direction(view, group["split"]), state, group)

@@ -11,11 +11,7 @@ from torch import Tensor, nn
 from lowrank_opt.training.adam import State, corrected_decay
 from lowrank_opt.training.factor_optimizer import FactorOptimizer, Group, PairView
 from lowrank_opt.training.roles import FactorPair
-from lowrank_opt.training.tall import Tall, Terms, add_to, inner_products, store, stored
-
-# The left factor's coordinates are in the right one's frame, and the other way round.
-_FRAMES = ("left_frame", "right_frame")
-_MEANS = ("left_mean", "right_mean")
+from lowrank_opt.training.tall import TallPair, Terms, evaluate
 
 
 @final
@@ -87,36 +83,31 @@ class LoRARite(FactorOptimizer):
             escaped_mass=escaped_mass,
         )
 
-    def pair_step(self, view: PairView, state: State, group: Group) -> tuple[Terms, Terms]:
+    def directions(self, view: PairView, state: State, group: Group) -> Terms:
         t: int = state.get("step", 0) + 1
         b1, b2 = (corrected_decay(b, t) for b in group["betas"])
-        gradients = (view.left_gradient, view.right_gradient)
-        others = (view.right_basis, view.left_basis)
-        h = [basis.unmagnified(g) for basis, g in zip(others, gradients, strict=True)]
-        V = inner_products([(x, x) for x in h])
-        V /= torch.tensor([[[float(len(g))]] for g in gradients], dtype=V.dtype, device=V.device)
-        means, rho = [], 0.0
+        partners, h = view.partners, view.partners.unmagnified(view.gradients)
+        V = h.inner(h).div_(_rows(h))
+        rho: float | Tensor = 0.0
         if t > 1:
-            frames = [stored(state, name) for name in _FRAMES]
-            Pt = inner_products([(x, y.frame) for x, y in zip(frames, others, strict=True)])
+            Pt = TallPair.get(state, "frame").inner(partners.frames)
             V, rho = _second_moment(V, Pt, state, b2, group["escaped_mass"])
-            moves = zip(_MEANS, b1 * Pt, strict=True)
-            means = [Tall(state[name], P).dense() for name, P in moves]
         w, Q = torch.linalg.eigh(V)
-        root = (w.clamp_min(0) + rho).sqrt() + group["eps"]
-        whiten = (Q * ((1 - b1) / root).unsqueeze(-2)) @ Q.mT
-        S = [x.times(core) for x, core in zip(h, whiten, strict=True)]
-        for mean, new in zip(means, S, strict=False):
-            add_to(mean, [new])
-        means = means or [x.dense() for x in S]
-        state |= {"step": t, "second": V, "escaped": rho, **dict(zip(_MEANS, means, strict=True))}
-        for name, basis in zip(_FRAMES, others, strict=True):
-            store(state, name, basis.frame)
-        lr = -group["lr"]
-        left, right = (
-            [Tall(M, lr * basis.inverse.mT)] for M, basis in zip(means, others, strict=True)
-        )
-        return left, right
+        root = (w.clamp_min_(0) + rho).sqrt_().add_(group["eps"])
+        steps = [h.times((Q * ((1 - b1) / root).unsqueeze(-2)) @ Q.mT)]
+        if t > 1:
+            steps.append(TallPair.get(state, "mean").times(b1 * Pt))
+        # M K^{-T} is what moves the factors, and what is kept, so that it costs no second product.
+        D = evaluate([x.times(partners.inverses.mT) for x in steps])
+        state |= {"step": t, "second": V, "escaped": rho}
+        TallPair(D, partners.roots.mT).put(state, "mean")
+        partners.frames.copied().put(state, "frame")
+        return [TallPair(D)]
+
+
+def _rows(pair: TallPair) -> float | Tensor:
+    m, n = (len(x) for x in pair.spans)
+    return m if m == n else torch.tensor([[[m]], [[n]]], device=pair.spans[0].device)
 
 
 def _second_moment(

@@ -238,7 +238,7 @@ def _cut_state(optimizer: Optimizer, pair: FactorPair, r: int, index: Tensor) ->
     for tensor in (pair.left, pair.right, pair.core):
         state = optimizer.state.get(tensor, {}) if tensor is not None else {}
         # States in a frame of the factors' ranges are transported to any rank at the next step.
-        if any(name.endswith("frame") or name == "outer" for name in state):
+        if any(name.startswith("frame") for name in state):
             continue
         for name, value in state.items():
             if isinstance(value, Tensor) and value.ndim > 0:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.linalg import leading_svd
-from lowrank_opt.training.adam import State, adam_direction
-from lowrank_opt.training.factor_optimizer import FactorOptimizer, Group, PairView
+from lowrank_opt.training.adam import State
+from lowrank_opt.training.factor_optimizer import FactorOptimizer, Group, PairView, adam_directions
 from lowrank_opt.training.roles import FactorPair
-from lowrank_opt.training.tall import Tall, Terms, scaled
-from lowrank_opt.training.thin_basis import ThinBasis
+from lowrank_opt.training.tall import TallPair, Terms
 
 
 @final
@@ -71,12 +70,8 @@ class ScaledGD(FactorOptimizer):
             damping=damping,
         )
 
-    def pair_step(self, view: PairView, state: State, group: Group) -> tuple[Terms, Terms]:
-        lr, damping = -group["lr"], group["damping"]
-        return (
-            scaled([precondition(view.left_gradient, view.right_basis, damping)], lr),
-            scaled([precondition(view.right_gradient, view.left_basis, damping)], lr),
-        )
+    def directions(self, view: PairView, state: State, group: Group) -> Terms:
+        return [preconditioned(view, group["damping"])]
 
 
 @final
@@ -131,31 +126,21 @@ class ScaledAdamW(FactorOptimizer):
             eps=eps,
         )
 
-    def pair_step(self, view: PairView, state: State, group: Group) -> tuple[Terms, Terms]:
-        damping, options = group["damping"], (group["betas"], group["eps"])
-        d_left = precondition(view.left_gradient, view.right_basis, damping).dense()
-        d_right = precondition(view.right_gradient, view.left_basis, damping).dense()
-        return (
-            [Tall(-group["lr"] * adam_direction(d_left, state, "left", *options))],
-            [Tall(-group["lr"] * adam_direction(d_right, state, "right", *options))],
-        )
+    def directions(self, view: PairView, state: State, group: Group) -> Terms:
+        return adam_directions(preconditioned(view, group["damping"]).dense(), state, group)
 
 
-def precondition(gradient: Tensor, other: ThinBasis, damping: float = 0.0) -> Tall:
-    r"""Return :math:`g (F^T F + \lambda I)^{-1}`; the pseudo-inverse at :math:`\lambda = 0`.
+def preconditioned(view: PairView, damping: float = 0.0) -> TallPair:
+    r"""Return :math:`\nabla_L (\bar R^T \bar R + \lambda I)^{-1}`, likewise for R.
 
-    Parameters
-    ----------
-    gradient : Tensor, shape (m, r)
-    other : ThinBasis
-        Of the other factor F.
-    damping : float
+    At :math:`\lambda = 0` with pseudo-inverses.
     """
+    partners = view.partners
     if damping == 0.0:
-        return other.unmagnified(gradient).times(other.inverse.mT)
-    metric = other.gram.clone()
-    metric.diagonal().add_(damping)
-    return Tall(gradient, torch.linalg.inv(metric))
+        return partners.unmagnified(view.gradients).times(partners.inverses.mT)
+    metrics = partners.grams.clone()
+    metrics.diagonal(dim1=-2, dim2=-1).add_(damping)
+    return TallPair(view.gradients, torch.linalg.inv(metrics))
 
 
 def spectral_start(observed: Tensor, rank: int, *, fraction: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import final
 
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 from lowrank_opt.training.adam import State
 from lowrank_opt.training.factor_optimizer import FactorOptimizer, Group, PairView
 from lowrank_opt.training.roles import FactorPair
-from lowrank_opt.training.tall import Tall, Terms, add_to, scaled, store, stored
-from lowrank_opt.training.thin_basis import ThinBasis, thin_basis
+from lowrank_opt.training.tall import Both, TallPair, Terms, add_to
+from lowrank_opt.training.thin_basis import thin_bases
 
 
 @final
@@ -70,11 +71,18 @@ class SpectralDescent(FactorOptimizer):
             momentum=momentum,
         )
 
-    def pair_step(self, view: PairView, state: State, group: Group) -> tuple[Terms, Terms]:
-        return (
-            _side_step(view.left_gradient, view.right_basis, state, "left", group),
-            _side_step(view.right_gradient, view.left_basis, state, "right", group),
-        )
+    def directions(self, view: PairView, state: State, group: Group) -> Terms:
+        beta, partners = group["momentum"], view.partners
+        h = partners.unmagnified(view.gradients)
+        if "mean_0" in state:
+            Pt = TallPair.get(state, "frame").inner(partners.frames)
+            M = TallPair.get(state, "mean").times(beta * Pt).dense()
+            add_to(M, [h], 1 - beta)
+        else:
+            M = h.dense()
+        TallPair(M).put(state, "mean")
+        partners.frames.copied().put(state, "frame")
+        return [_msign(M, 0.5).times(partners.inverses.mT)]
 
 
 def msign(x: Tensor) -> Tensor:
@@ -94,24 +102,15 @@ def msign(x: Tensor) -> Tensor:
     >>> msign(torch.diag(torch.tensor([3.0, -2.0, 0.0])))[:, :2]
     tensor([[ 1.,  0.], [ 0., -1.], [ 0.,  0.]])
     """
-    return _msign(x).dense()
+    return _msign((x, x)).dense()[0]
 
 
-def _msign(x: Tensor) -> Tall:
-    basis = thin_basis(x)
-    U, _, Vh = torch.linalg.svd(basis.root)
-    return basis.frame.times(U @ Vh)
-
-
-def _side_step(gradient: Tensor, other: ThinBasis, state: State, side: str, group: Group) -> Terms:
-    beta, h = group["momentum"], other.unmagnified(gradient)
-    if f"{side}_mean" in state:
-        old = Tall(state[f"{side}_mean"])
-        Pt = stored(state, f"{side}_frame").inner(other.frame)
-        M = old.times(beta * Pt).dense()
-        add_to(M, scaled([h], 1 - beta))
-    else:
-        M = h.dense()
-    state[f"{side}_mean"] = M
-    store(state, f"{side}_frame", other.frame)
-    return [_msign(M).times((-group["lr"] / 2) * other.inverse.mT)]
+def _msign(factors: Both, size: float = 1.0) -> TallPair:
+    """Return the polar factors times `size`."""
+    bases = thin_bases(factors)
+    if all(map(math.isfinite, bases.inverse_norms)):
+        # Accurate where the Gram matrix is, and half the price.
+        w, Q = torch.linalg.eigh(bases.grams)
+        return TallPair(factors, (Q * (size * w.rsqrt()).unsqueeze(-2)) @ Q.mT)
+    U, _, Vh = torch.linalg.svd(bases.roots)
+    return bases.frames.times(size * U @ Vh)

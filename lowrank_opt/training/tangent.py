@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from lowrank_opt.training.adam import State
 from lowrank_opt.training.factor_optimizer import PairView
-from lowrank_opt.training.tall import Tall, Terms, evaluate, scaled, store, stored
+from lowrank_opt.training.tall import Both, TallPair, Terms, evaluate, scaled
 
 Split = Literal["symmetric", "zero", "sylvester"]
 
@@ -22,79 +21,90 @@ class Tangent:
 
     Parameters
     ----------
-    outer : Tall, shape (m, r)
-        :math:`A = q V`.
-    inner : Tall, shape (n, r)
-        :math:`B = q^T U`.
+    parts : TallPair, shapes (m, r), (n, r)
+        :math:`A = q V` and :math:`B = q^T U`.
+    moves : TallPair, shapes (m, r), (n, r)
+        :math:`A K_R^{-T}` and :math:`B K_L^{-T}`: what moves the factors.
     core : Tensor, shape (r, r)
         :math:`C = U^T q V`, in float64.
-    left, right : Tall, shapes (m, r), (n, r)
+    frames : TallPair, shapes (m, r), (n, r)
         U and V.
     """
 
-    outer: Tall
-    inner: Tall
+    parts: TallPair
+    moves: TallPair
     core: Tensor
-    left: Tall
-    right: Tall
+    frames: TallPair
 
     @classmethod
     def of_gradient(cls, view: PairView) -> Tangent:
         """Return the orthogonal projection of the full gradient, from those of the factors."""
-        U, V = view.left_basis.frame, view.right_basis.frame
-        outer = view.right_basis.unmagnified(view.left_gradient)
-        inner = view.left_basis.unmagnified(view.right_gradient)
-        return cls(outer, inner, U.inner(outer), U, V)
+        frames = view.partners.frames.swapped()
+        parts = view.partners.unmagnified(view.gradients)
+        moves = parts.times(view.partners.inverses.mT)
+        return cls(parts, moves, frames.inner_of(parts, 0), frames)
 
     def square(self) -> Tensor:
         """Return the squared Frobenius norm, a float64 scalar."""
-        parts = [x.inner(x).diagonal().sum() for x in (self.outer, self.inner)]
-        return (parts[0] + parts[1] - self.core.square().sum()).clamp_min(0)
+        squares = self.parts.inner(self.parts).diagonal(dim1=-2, dim2=-1).sum()
+        return (squares - self.core.square().sum()).clamp_min(0)
 
-    def averaged(self, old: Tangent, weight: float) -> Tangent:
+    def averaged(self, old: Tangent, weight: float, view: PairView) -> Tangent:
         """Return ``weight P old + (1 - weight) self``, P the projection on this tangent space."""
-        t, s = old.right.inner(self.right), old.left.inner(self.left)
-        a, b = self.left.inner(old.outer), old.inner.inner(self.right)
-        b = b - old.core @ t
-        outer = _mixed([old.outer.times(t), old.left.times(b)], self.outer, weight)
-        a_beyond = a.mT - old.core.mT @ s
-        inner = _mixed([old.inner.times(s), old.right.times(a_beyond)], self.inner, weight)
-        core = torch.lerp(self.core, a @ t + s.mT @ b, weight)
-        return Tangent(outer, inner, core, self.left, self.right)
+        # U_old^T U and V_old^T V, then P old = A t + ... with t for A and s for B.
+        s, t = old.frames.inner(self.frames)
+        turns = torch.stack((t, s))
+        # U^T A_old and V^T B_old.
+        a, b = self.frames.inner(old.parts)
+        beyond = torch.stack((b.mT, a.mT)) - _both(old.core) @ turns
+        core = torch.lerp(self.core, a @ t + s.mT @ beyond[0], weight)
+        to_moves = weight * view.partners.inverses.mT
+        terms = [
+            old.parts.times(turns @ to_moves),
+            old.frames.times(beyond @ to_moves),
+            *scaled([self.moves], 1 - weight),
+        ]
+        return self._of_moves(evaluate(terms), core, view)
+
+    def multiplied_out(self, view: PairView) -> Tangent:
+        """Return the same vector, ready to be stored."""
+        return self._of_moves(self.moves.dense(), self.core, view)
+
+    def _of_moves(self, moves: Both, core: Tensor, view: PairView) -> Tangent:
+        # Moves are kept and parts derived: applying the moves then costs no product.
+        parts = TallPair(moves, view.partners.roots.mT)
+        return Tangent(parts, TallPair(moves), core, self.frames)
 
     def put(self, state: State) -> None:
-        """Store a copy; outer and inner must be multiplied out."""
-        state |= {"outer": self.outer.dense(), "inner": self.inner.dense(), "core": self.core}
-        store(state, "left_frame", self.left)
-        store(state, "right_frame", self.right)
+        """Store a copy; it must be multiplied out."""
+        state["core"] = self.core
+        self.parts.put(state, "mean")
+        self.frames.copied().put(state, "frame")
 
     @classmethod
     def get(cls, state: State) -> Tangent:
         """Return what `put` stored."""
-        frames = (stored(state, "left_frame"), stored(state, "right_frame"))
-        return cls(Tall(state["outer"]), Tall(state["inner"]), state["core"], *frames)
+        parts = TallPair.get(state, "mean")
+        return cls(parts, TallPair(parts.spans), state["core"], TallPair.get(state, "frame"))
 
-    def directions(self, view: PairView, split: Split) -> tuple[Terms, Terms]:
+    def directions(self, view: PairView, split: Split) -> Terms:
         """Return factor directions, at the same point, that change W by q to first order."""
-        U, V, core = self.left, self.right, self.core
-        left_inverse, right_inverse = view.left_basis.inverse.mT, view.right_basis.inverse.mT
-        a_left, a_right = self.outer.times(right_inverse), self.inner.times(left_inverse)
-        if split == "sylvester":
-            X = _balancing(view, core)
-            return (
-                [a_left, U.times(-(core @ right_inverse) - view.left_basis.root @ X)],
-                [a_right, V.times(view.right_basis.root @ X.mT)],
-            )
-        if split == "zero":
-            return [a_left, U.times(-core @ right_inverse)], [a_right]
-        return (
-            [a_left, U.times(-0.5 * core @ right_inverse)],
-            [a_right, V.times(-0.5 * core.mT @ left_inverse)],
-        )
+        # K_R^{-T} and K_L^{-T}.
+        inverses = view.partners.inverses.mT
+        core = _both(self.core) @ inverses
+        if split == "symmetric":
+            core = -0.5 * core
+        elif split == "zero":
+            core = torch.stack((-core[0], torch.zeros_like(core[1])))
+        else:
+            K_right, K_left = view.partners.roots
+            X = _balancing(view, self.core)
+            core = torch.stack((-core[0] - K_left @ X, K_right @ X.mT))
+        return [self.moves, self.frames.times(core)]
 
 
-def _mixed(old: Sequence[Tall], new: Tall, weight: float) -> Tall:
-    return Tall(evaluate([*scaled(old, weight), *scaled([new], 1 - weight)]))
+def _both(core: Tensor) -> Tensor:
+    return torch.stack((core, core.mT))
 
 
 def _balancing(view: PairView, core: Tensor) -> Tensor:
@@ -102,9 +112,10 @@ def _balancing(view: PairView, core: Tensor) -> Tensor:
 
     With :math:`a_R = B K_L^{-T}`, the right-hand side is :math:`-K_L^{-1} C K_R`.
     """
-    left, Q_left = torch.linalg.eigh(view.left_basis.gram)
-    right, Q_right = torch.linalg.eigh(view.right_basis.gram)
-    C = Q_left.mT @ -(view.left_basis.inverse @ core @ view.right_basis.root) @ Q_right
+    (right, left), (Q_right, Q_left) = torch.linalg.eigh(view.partners.grams)
+    _, K_left_inverse = view.partners.inverses
+    K_right, _ = view.partners.roots
+    C = Q_left.mT @ -(K_left_inverse @ core @ K_right) @ Q_right
     weights = left.unsqueeze(1) + right
     X = torch.where(weights > 0, C / torch.where(weights > 0, weights, 1.0), 0.0)
     return Q_left @ X @ Q_right.mT

@@ -3,128 +3,180 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lowrank_opt.linalg import negligible
-from lowrank_opt.training.tall import Tall
+from lowrank_opt.training.tall import Both, TallPair
 
 # A Gram matrix gives frames that are orthonormal to cond^2 times the rounding of its arithmetic:
-# float32 is enough for float32 frames up to the first condition number, float64 up to the second.
-_SINGLE_CONDITION = 10.0
-_DOUBLE_CONDITION = 1e4
+# enough for float32 up to the first condition number; up to the second one, a repetition on the
+# result makes it as good as Householder's QR.
+_ONE_PASS_CONDITION = 10.0
+_TWO_PASS_CONDITION = 1e3
 
 
-@dataclass(frozen=True, eq=False)
-class ThinBasis:
-    r"""``F = frame K`` with orthonormal `frame` and the pseudo-inverse of K beside it.
+class ThinBases(NamedTuple):
+    r"""``F = frame K`` of two factors, with orthonormal `frames` and pseudo-inverses of K.
 
-    Directions of `F` that are zero to rounding (relative size ``4 sqrt(r) eps``) have zero columns
-    in `frame` and in `inverse`, so that nothing depends on an arbitrary completion.
+    Directions of F that are zero to rounding (relative size ``4 sqrt(r) eps``) have zero columns
+    in the frame and in the inverse, so that nothing depends on an arbitrary completion.
 
     Parameters
     ----------
-    frame : Tall, shape (m, r)
-        Orthonormal columns, or zero ones; the product of F and `inverse` itself where F is well
-        conditioned.
-    root : Tensor, shape (r, r)
+    frames : TallPair, shapes (m, r), (n, r)
+        Orthonormal columns, or zero ones.
+    roots : Tensor, shape (2, r, r)
         K, in float64.
-    inverse : Tensor, shape (r, r)
-        :math:`K^+`, in float64; ``frame = F @ inverse``.
-    gram : Tensor, shape (r, r)
+    inverses : Tensor, shape (2, r, r)
+        :math:`K^+`, in float64.
+    grams : Tensor, shape (2, r, r)
         ``F^T F``, in float64.
+    inverse_norms : tuple of float
+        Frobenius norms of the inverses where K is so well conditioned that ``F @ inverse``, not
+        multiplied out, is the frame; otherwise infinite.
     """
 
-    frame: Tall
-    root: Tensor
-    inverse: Tensor
-    gram: Tensor
+    frames: TallPair
+    roots: Tensor
+    inverses: Tensor
+    grams: Tensor
+    inverse_norms: tuple[float, float]
 
-    def unmagnified(self, gradient: Tensor) -> Tall:
-        """Return ``gradient @ inverse``: the gradient with respect to the other factor's frame.
+    def swapped(self) -> ThinBases:
+        """Return the bases in the other order."""
+        small = (x.flip(0) for x in (self.roots, self.inverses, self.grams))
+        return ThinBases(self.frames.swapped(), *small, self.inverse_norms[::-1])
+
+    def unmagnified(self, gradients: Both) -> TallPair:
+        """Return ``gradients @ inverses``: with respect to the frames instead of the factors.
 
         Multiplied out unless K is well conditioned: coordinates must not lose what the span of
         lower precision can still tell.
         """
-        if self.frame.coordinates is None:
-            return Tall(gradient @ self.inverse.to(gradient.dtype))
-        return Tall(gradient, self.inverse)
+        product = TallPair(gradients, self.inverses)
+        tame = all(map(math.isfinite, self.inverse_norms))
+        return product if tame else TallPair(product.dense())
 
 
-def thin_basis(factor: Tensor) -> ThinBasis:
-    """Return the thin basis of a factor, in its dtype (float32 for half precision).
+def thin_bases(factors: Both) -> ThinBases:
+    """Return the thin bases of two factors of one rank, in their dtype (float32 for half).
 
-    Thin QR and the SVD of its r x r part in float64. A factor of lower precision that is not
-    badly conditioned takes the Cholesky factor of its Gram matrix instead, which is then as
-    accurate; if it is well conditioned, its frame is not even multiplied out.
+    Factors in float64 take a thin QR and the SVD of its r x r part. In lower precision, well
+    conditioned ones take the Cholesky factor of their Gram matrix, and their frame is not even
+    multiplied out; moderately conditioned ones take it twice (CholeskyQR2); others, QR in float64.
 
     Parameters
     ----------
-    factor : Tensor, shape (m, r)
+    factors : tuple of Tensor, shapes (m, r), (n, r)
+
+    References
+    ----------
+    Yamamoto et al., Roundoff error analysis of the CholeskyQR2 algorithm (ETNA 44, 2015).
 
     Examples
     --------
-    >>> basis = thin_basis(torch.tensor([[3.0, 0.0], [4.0, 0.0]]))
-    >>> basis.root.abs()
+    >>> flat = torch.tensor([[3.0, 0.0], [4.0, 0.0]])
+    >>> thin_bases((flat, torch.eye(2))).roots[0].abs()
     tensor([[5., 0.], [0., 0.]], dtype=torch.float64)
     """
-    return thin_bases([factor])[0]
-
-
-def thin_bases(factors: Sequence[Tensor]) -> list[ThinBasis]:
-    """Return the thin bases of factors of one rank, their r x r parts in one batch."""
     if factors[0].dtype == torch.float64:
-        return [_from_qr(x) for x in factors]
-    singles = [x.float() for x in factors]
+        return _gathered([_by_qr(x) for x in factors])
+    singles = factors[0].float(), factors[1].float()
     grams = torch.stack([_blocked_gram(x) for x in singles])
-    roots, inverses, tame = _cholesky(grams, _SINGLE_CONDITION)
-    return [
-        ThinBasis(Tall(x, inverse), root, inverse, gram) if fine else _from_double(x)
-        for x, root, inverse, gram, fine in zip(
-            singles, roots, inverses, grams, tame.tolist(), strict=True
-        )
-    ]
+    roots, inverses, conditions, sizes = _cholesky(grams)
+    if max(conditions) <= _ONE_PASS_CONDITION:
+        return ThinBases(TallPair(singles, inverses), roots, inverses, grams, (sizes[0], sizes[1]))
+    sides = zip(singles, roots, inverses, grams, conditions, sizes, strict=True)
+    return _gathered([_side(*known) for known in sides])
 
 
-def _from_double(factor: Tensor) -> ThinBasis:
-    double = factor.double()
-    gram = double.mT @ double
-    root, inverse, tame = _cholesky(gram, _DOUBLE_CONDITION)
-    if bool(tame):
-        return ThinBasis(Tall((double @ inverse).float()), root, inverse, gram)
-    return _from_qr(factor)
+class _Side(NamedTuple):
+    span: Tensor
+    coordinates: Tensor
+    root: Tensor
+    inverse: Tensor
+    gram: Tensor
+    inverse_norm: float = math.inf
+
+
+def _gathered(sides: list[_Side]) -> ThinBases:
+    left, right = sides
+    parts = zip(left[1:5], right[1:5], strict=True)
+    coordinates, roots, inverses, grams = (torch.stack(pair) for pair in parts)
+    frames = TallPair((left.span, right.span), coordinates)
+    norms = left.inverse_norm, right.inverse_norm
+    return ThinBases(frames, roots, inverses, grams, norms)
+
+
+def _side(
+    factor: Tensor, root: Tensor, inverse: Tensor, gram: Tensor, condition: float, size: float
+) -> _Side:
+    if condition <= _ONE_PASS_CONDITION:
+        return _Side(factor, inverse, root, inverse, gram, size)
+    twice = _by_two_passes(factor, root, gram) if condition <= _TWO_PASS_CONDITION else None
+    return twice or _by_qr(factor)
 
 
 def _blocked_gram(factor: Tensor) -> Tensor:
-    """Return F^T F of float32: blocks of 64 rows in float32, their sum in float64."""
+    """Return F^T F of float32: blocks of 256 rows in float32, their sum in float64."""
     m, r = factor.shape
-    k = m // 64
-    blocks = factor[: 64 * k].view(k, 64, r)
-    rest = factor[64 * k :]
-    gram = torch.bmm(blocks.mT, blocks).sum(0, dtype=torch.float64)
-    return gram + (rest.mT @ rest).double() if len(rest) else gram
+    k = m // 256
+    if m % 256:
+        rest = factor[256 * k :]
+        tail = (rest.mT @ rest).double()
+        return tail if k == 0 else tail + _blocked_gram(factor[: 256 * k])
+    blocks = factor.reshape(k, 256, r)
+    return torch.bmm(blocks.mT, blocks).sum(0, dtype=torch.float64)
 
 
-def _cholesky(gram: Tensor, condition: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return K, its inverse, ``gram = K^T K``, and whether K is at most that badly conditioned."""
-    r = gram.shape[-1]
-    K, failed = torch.linalg.cholesky_ex(gram, upper=True)
-    eye = torch.eye(r, dtype=K.dtype, device=K.device)
-    inverse = torch.linalg.solve_triangular(K, eye, upper=True)
-    bound = torch.linalg.matrix_norm(K) * torch.linalg.matrix_norm(inverse)
-    large = gram.diagonal(dim1=-2, dim2=-1).amin(-1) > negligible(torch.float32)
-    return K, inverse, (bound <= condition * r) & large & (failed == 0)
+def _cholesky(grams: Tensor) -> tuple[Tensor, Tensor, list[float], list[float]]:
+    """Return K with ``gram = K^T K``, its inverse, their condition numbers over r, inverse norms.
+
+    A condition number is infinite where the factorisation failed or entries are near underflow.
+    """
+    r = grams.shape[-1]
+    K, failed = torch.linalg.cholesky_ex(grams, upper=True)
+    inverses = torch.linalg.solve_triangular(K, _eye(r, K.device), upper=True)
+    sizes = torch.linalg.vector_norm(torch.cat((K, inverses)), dim=(-2, -1)).tolist()
+    roots, sizes = sizes[: len(grams)], sizes[len(grams) :]
+    largest = negligible(torch.float32) ** -0.5
+    conditions = [
+        root * size / r if not bad and size < largest else math.inf
+        for root, size, bad in zip(roots, sizes, failed.tolist(), strict=True)
+    ]
+    return K, inverses, conditions, sizes
 
 
-def _from_qr(factor: Tensor) -> ThinBasis:
+@cache
+def _eye(rank: int, device: torch.device) -> Tensor:
+    return torch.eye(rank, dtype=torch.float64, device=device)
+
+
+def _by_two_passes(factor: Tensor, root: Tensor, gram: Tensor) -> _Side | None:
+    """Return CholeskyQR2: the frame of the first pass, in the coordinates of a second one."""
+    first = root.float()
+    span = torch.linalg.solve_triangular(first, factor, upper=True, left=False)
+    roots, inverses, (condition,), _ = _cholesky(_blocked_gram(span).unsqueeze(0))
+    if not condition <= _ONE_PASS_CONDITION:
+        return None
+    root = roots[0] @ first.double()
+    inverse = torch.linalg.solve_triangular(root, _eye(len(root), root.device), upper=True)
+    return _Side(span, inverses[0], root, inverse, gram)
+
+
+def _by_qr(factor: Tensor) -> _Side:
     dtype = torch.promote_types(factor.dtype, torch.float32)
-    Q, T = torch.linalg.qr(factor.double())
+    m, r = factor.shape
+    # Fewer rows than columns: zero ones keep all small matrices r x r.
+    Q, T = torch.linalg.qr(torch.nn.functional.pad(factor.double(), (0, 0, 0, max(0, r - m))))
     A, s, Bh = torch.linalg.svd(T, full_matrices=False)
     cut = s[:1] * 4 * math.sqrt(s.shape[0]) * torch.finfo(factor.dtype).eps
     kept = s > cut.clamp_min(negligible(factor.dtype))
     inverse = Bh.mT * torch.where(kept, 1 / torch.where(kept, s, 1.0), 0.0)
     root = torch.where(kept, s, 0.0).unsqueeze(1) * Bh
-    return ThinBasis(Tall(((Q @ A) * kept).to(dtype)), root, inverse, T.mT @ T)
+    span = ((Q[:m] @ A) * kept).to(dtype)
+    return _Side(span, _eye(r, span.device), root, inverse, T.mT @ T)
