@@ -147,12 +147,12 @@ class Subject:
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Generator[None]:
     """Seed the default generators for a while, for factories that draw from them."""
-    with _seeded_elsewhere(seed), _seeded_torch(seed, device):
+    with seeded_elsewhere(seed), _seeded_torch(seed, device):
         yield
 
 
 @contextmanager
-def _seeded_elsewhere(seed: int) -> Generator[None]:
+def seeded_elsewhere(seed: int) -> Generator[None]:
     """As `_seeded`, for the generators of Python and NumPy."""
     state, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (a factory may)
     random.seed(seed)

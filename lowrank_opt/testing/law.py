@@ -8,16 +8,14 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
-from hypothesis import strategies as st
 
 from lowrank_opt.testing.case import Case, Factory, Subject, keywords_of
 from lowrank_opt.testing.counterexample import counter_example
 from lowrank_opt.testing.members import Member
 from lowrank_opt.testing.parameters import TAME, FreeParameters
 from lowrank_opt.testing.profiles import ProfileName, profile_of
-from lowrank_opt.testing.search import Scene, Search, cases
+from lowrank_opt.testing.search import Scene, Search
 from lowrank_opt.testing.simpler import simpler_cases
-from lowrank_opt.testing.strategies import free_parameters, shapes_and_ranks, targets
 from lowrank_opt.testing.verdict import BrokenLawError, CheckResult
 
 # Sides at which programs take other branches: past a block of sixteen.
@@ -174,18 +172,16 @@ class Law:
     def _scenes(self, profile: ProfileName, dtype: torch.dtype) -> Iterator[Scene]:
         chosen = profile_of(profile)
         low, high = self.sides or (1, chosen.max_side)
-        shapes = shapes_and_ranks(min_side=low, max_side=high, max_rank=self.max_rank)
+        count = min(chosen.examples, self.max_examples or chosen.examples)
         for values, member in self._listed():
             if values.fits(dtype):
-                strategy = cases(shapes, st.just(values), st.just(member))
-                count = min(chosen.examples, self.max_examples or chosen.examples)
-                yield Scene(f"{values} {member}", strategy, count)
+                name = f"{values} {member}"
+                yield Scene(name, (low, high), count, dtype, self.max_rank, values, member)
         if self.free:
-            wide = shapes_and_ranks(min_side=low, max_side=2 * high, max_rank=self.max_rank)
-            drawn = st.just(self.parameters[0]) if self.members else free_parameters(dtype=dtype)
-            yield Scene("free", cases(wide, drawn, targets()), chosen.free_examples)
-            large = shapes_and_ranks(min_side=_LARGE[0], max_side=_LARGE[1], max_rank=self.max_rank)
-            yield Scene("large", cases(large, drawn, targets()), chosen.large_examples)
+            drawn = self.parameters[0] if self.members else None
+            wide, large = (low, 2 * high), _LARGE
+            yield Scene("free", wide, chosen.free_examples, dtype, self.max_rank, drawn)
+            yield Scene("large", large, chosen.large_examples, dtype, self.max_rank, drawn)
 
     def _listed(self) -> Iterator[tuple[FreeParameters, Member]]:
         if self.members:

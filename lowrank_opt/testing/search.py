@@ -1,22 +1,28 @@
-"""The search for a counter-example: Hypothesis draws and shrinks, a fixed seed repeats."""
+"""The search for a counter-example: Hypothesis draws and shrinks, a fixed seed repeats.
+
+What is drawn depends on the scene, the law and the seed, never on what is checked: the cases are
+drawn once, tried without Hypothesis on everything, and searched by it only where one breaks a law.
+"""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import hypothesis
+import torch
 from hypothesis import HealthCheck, Phase, Verbosity
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky, Unsatisfiable
 
 from lowrank_opt.errors import ShapeError
-from lowrank_opt.testing.case import Case, RefusedCase, Subject
+from lowrank_opt.testing.case import Case, RefusedCase, Subject, seeded_elsewhere
 from lowrank_opt.testing.members import Member
 from lowrank_opt.testing.parameters import FreeParameters
 from lowrank_opt.testing.simpler import same_kind
-from lowrank_opt.testing.strategies import seeds
+from lowrank_opt.testing.strategies import free_parameters, seeds, shapes_and_ranks, targets
 from lowrank_opt.testing.verdict import NotApplicable, Violation
 
 
@@ -28,18 +34,63 @@ class Scene:
     ----------
     name : str
         Seeds the search.
-    cases : SearchStrategy
+    sides : tuple of int
+        Smallest and largest number of rows and of columns.
     examples : int
         How many are tried.
+    dtype : torch.dtype
+        Which parameters there are to draw.
+    max_rank : int, optional
+    parameters : FreeParameters, optional
+        Those of every case; drawn by default.
+    member : Member, optional
+        The target of every case; drawn by default.
     """
 
     name: str
-    cases: st.SearchStrategy[Case]
+    sides: tuple[int, int]
     examples: int
+    dtype: torch.dtype
+    max_rank: int | None = None
+    parameters: FreeParameters | None = None
+    member: Member | None = None
+
+    def cases(self) -> st.SearchStrategy[Case]:
+        """Return a strategy of the cases."""
+        low, high = self.sides
+        return _cases(
+            shapes_and_ranks(min_side=low, max_side=high, max_rank=self.max_rank),
+            st.just(self.parameters) if self.parameters else free_parameters(dtype=self.dtype),
+            st.just(self.member) if self.member else targets(),
+        )
+
+    def each(self, law: str, seed: int, attempt: Callable[[Case], None]) -> None:
+        """Have Hypothesis call a function on the cases, and on smaller ones once it raises."""
+        runner = hypothesis.given(self.cases())(lambda case: attempt(case))
+        runner = hypothesis.settings(
+            max_examples=self.examples,
+            database=None,
+            deadline=None,
+            derandomize=False,
+            suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
+            phases=(Phase.generate, Phase.shrink),
+            report_multiple_bugs=False,
+            verbosity=Verbosity.quiet,
+            print_blob=False,
+        )(runner)
+        hypothesis.seed(zlib.crc32(f"{seed} {law} {self.name}".encode()))(runner)()
+
+
+@lru_cache(maxsize=4096)
+def drawn(scene: Scene, law: str, seed: int) -> tuple[Case, ...]:
+    """Return the cases of a scene, in the order in which they are tried."""
+    found: list[Case] = []
+    scene.each(law, seed, found.append)
+    return tuple(found)
 
 
 @st.composite
-def cases(
+def _cases(
     draw: st.DrawFn,
     shapes: st.SearchStrategy[tuple[tuple[int, int], int]],
     parameters: st.SearchStrategy[FreeParameters],
@@ -86,31 +137,36 @@ class Search:
 
     def explore(self, scene: Scene, law: str) -> bool:
         """Try cases of a scene until one breaks the law, and shrink it; return if all hold."""
-        runner = hypothesis.given(scene.cases)(lambda case: self._attempt(case))
-        runner = hypothesis.settings(
-            max_examples=scene.examples,
-            database=None,
-            deadline=None,
-            derandomize=False,
-            suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
-            phases=(Phase.generate, Phase.shrink),
-            report_multiple_bugs=False,
-            verbosity=Verbosity.quiet,
-            print_blob=False,
-        )(runner)
+        if self._all_hold(drawn(scene, law, self._seed)):
+            return True
+        before, self.failure = self.failure, None
         try:
-            hypothesis.seed(zlib.crc32(f"{self._seed} {law} {scene.name}".encode()))(runner)()
+            scene.each(law, self._seed, self._attempt)
         except Violation:
             return False
         except Flaky:
-            subject, found = self._failed()
-            self.failure = subject, f"{found} (but not each time: the outcome depends on the past)"
-            return False
+            before = self.failure
         except Unsatisfiable:
             raise ShapeError(
                 "make(shape, rank) must accept some of the shapes that are tried; it refused all: "
                 "pass a function that maps the shapes and ranks it is given to ones that fit"
             ) from None
+        if before is None:
+            return True
+        subject, found = before
+        self.failure = subject, f"{found} (but not each time: the outcome depends on the past)"
+        return False
+
+    def _all_hold(self, cases: Iterable[Case]) -> bool:
+        """Try cases as Hypothesis does, at a fraction of its time; stop at the first that fails."""
+        tried = self.tried
+        for case in cases:
+            try:
+                with seeded_elsewhere(0):
+                    self._judge(self._subject_of(case))
+            except (Violation, RefusedCase):
+                self.tried = tried
+                return False
         return True
 
     def once(self, case: Case) -> bool:

@@ -18,6 +18,7 @@ from lowrank_opt.testing import (
     Case,
     CheckResult,
     FreeParameters,
+    Law,
     Member,
     check_contract,
     check_membership,
@@ -25,6 +26,7 @@ from lowrank_opt.testing import (
     check_parameterization,
     check_section,
     check_zero_start,
+    expect,
     feasible_sets,
     free_parameters,
     members,
@@ -36,6 +38,7 @@ from lowrank_opt.testing import (
 from lowrank_opt.testing.charts import Chart, chart_of, schatten_norm
 from lowrank_opt.testing.describe import describe
 from lowrank_opt.testing.oracle import dense, product, singular_values
+from lowrank_opt.testing.search import Scene, drawn
 
 
 class Grown(lo.HomogeneousBall):
@@ -98,25 +101,25 @@ def test_message_names_law_finding_and_runnable_code() -> None:
     assert "W.left.copy_(torch.tensor([" in message
 
 
-def test_collect_returns_failures_with_code() -> None:
+@pytest.fixture(scope="module")
+def failed() -> dict[str, CheckResult]:
+    """The verdicts on the laws that a ball grown by one percent breaks."""
     verdicts = check_parameterization(BALL, profile="quick", on_fail="collect")
-    failed = {v.check: v for v in verdicts if v.status == "failed"}
+    return {v.check: v for v in verdicts if v.status == "failed"}
+
+
+def test_collect_returns_failures_with_code(failed) -> None:
     assert {"membership", "escape"} <= set(failed)
     assert "check_membership(make, case=case" in failed["membership"].code
     assert isinstance(failed["membership"].case, Case)
 
 
-def test_expected_failures_do_not_raise() -> None:
-    names = [
-        v.check
-        for v in check_parameterization(BALL, profile="quick", on_fail="collect")
-        if v.status == "failed"
-    ]
+def test_expected_failures_do_not_raise(failed) -> None:
     verdicts = check_parameterization(
-        BALL, profile="quick", expected_failures=dict.fromkeys(names, "known")
+        BALL, profile="quick", expected_failures=dict.fromkeys(failed, "known")
     )
     expected = [v for v in verdicts if v.status == "expected_failure"]
-    assert names == [v.check for v in expected]
+    assert list(failed) == [v.check for v in expected]
     assert expected[0].message.startswith("known (W leaves")
 
 
@@ -136,6 +139,25 @@ def test_search_repeats() -> None:
         return caught.value.found, caught.value.case
 
     assert found() == found()
+
+
+def test_failure_that_does_not_repeat_is_reported() -> None:
+    calls = []
+
+    def body(subject) -> None:
+        calls.append(subject.case)
+        expect(len(calls) > 1, "only at first")
+
+    with pytest.raises(BrokenLawError, match=r"only at first \(but not each time"):
+        Law("first", "Not only at first.", body)(lo.Factored)
+
+
+def test_cases_do_not_depend_on_what_is_tried() -> None:
+    scene = Scene("free", (1, 7), 12, torch.float64)
+    tried = []
+    scene.each("law", 3, tried.append)
+    assert drawn(scene, "law", 3) == tuple(tried)
+    assert drawn(scene, "law", 4) != tuple(tried)
 
 
 def test_checks_leave_the_global_generator_alone() -> None:
