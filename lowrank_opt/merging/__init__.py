@@ -8,6 +8,13 @@ from lowrank_opt.merging.intervention import rescale_intruders as rescale_intrud
 from lowrank_opt.merging.intervention import shrunk_to_norm_of as shrunk_to_norm_of
 from lowrank_opt.merging.model_updates import add_updates as add_updates
 from lowrank_opt.merging.model_updates import model_updates as model_updates
+from lowrank_opt.merging.privacy import PrivacyBudget as PrivacyBudget
+from lowrank_opt.merging.privacy import composed_mu as composed_mu
+from lowrank_opt.merging.privacy import gaussian_delta as gaussian_delta
+from lowrank_opt.merging.privacy import gaussian_epsilon as gaussian_epsilon
+from lowrank_opt.merging.privacy import gaussian_mu as gaussian_mu
+from lowrank_opt.merging.private import PrivateMerge as PrivateMerge
+from lowrank_opt.merging.private import private_merge as private_merge
 from lowrank_opt.merging.singular_basis import SingularBasis as SingularBasis
 from lowrank_opt.merging.spectral import SpectralWarning as SpectralWarning
 from lowrank_opt.merging.spectral import intruder_free_radius as intruder_free_radius
