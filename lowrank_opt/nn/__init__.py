@@ -3,8 +3,14 @@
 from lowrank_opt.nn.adapted import AdaptedModule as AdaptedModule
 from lowrank_opt.nn.bridge import register_dense as register_dense
 from lowrank_opt.nn.combine import combine as combine
+from lowrank_opt.nn.decomposed import DecomposedModule as DecomposedModule
 from lowrank_opt.nn.errors import AdapterStateError as AdapterStateError
 from lowrank_opt.nn.inspect import inspect_adapter as inspect_adapter
+from lowrank_opt.nn.interop import ExportedSite as ExportedSite
+from lowrank_opt.nn.interop import PeftResidual as PeftResidual
+from lowrank_opt.nn.interop import export_peft as export_peft
+from lowrank_opt.nn.interop import import_peft as import_peft
+from lowrank_opt.nn.interop import peft_residuals as peft_residuals
 from lowrank_opt.nn.layers import LowRankConv1d as LowRankConv1d
 from lowrank_opt.nn.layers import LowRankConv2d as LowRankConv2d
 from lowrank_opt.nn.layers import LowRankConv3d as LowRankConv3d

@@ -75,7 +75,7 @@ def test_inspect_peft_embedding(tmp_path):
 
 def test_inspect_refuses_other_peft_methods(tmp_path):
     folder = _peft(tmp_path, {"peft_type": "IA3"}, {"x": torch.zeros(1)})
-    with pytest.raises(DataError, match=r"of LoRA can be inspected; got 'IA3'"):
+    with pytest.raises(DataError, match=r"DELORA can be read; got 'IA3'"):
         inspect_adapter(folder)
 
 

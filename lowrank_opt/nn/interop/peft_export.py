@@ -1,0 +1,232 @@
+"""Write an adapter as a checkpoint that PEFT loads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_opt.errors import TargetError
+from lowrank_opt.nn.decomposed import DecomposedModule
+from lowrank_opt.nn.errors import AdapterStateError
+from lowrank_opt.nn.interop import peft_folder
+from lowrank_opt.nn.interop.peft_adapter import PREFIX
+from lowrank_opt.nn.interop.peft_describe import (
+    ExportedSite,
+    describe,
+    origin,
+    trained_modules,
+)
+from lowrank_opt.nn.interop.peft_factors import has_bound_proof, peft_factors
+from lowrank_opt.nn.interop.peft_layers import Sharing, is_transposed, obstacle, to_tensors
+from lowrank_opt.nn.places import Place, Site, matches, places
+from lowrank_opt.nn.recipes import Json
+from lowrank_opt.nn.surgery import adapter_names, check_known
+from lowrank_opt.parameterizations import Parameterization
+from lowrank_opt.parameterizations.certificate import certify
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """One layer's tensors and what the configuration says of it."""
+
+    site: ExportedSite
+    tensors: dict[str, Tensor]
+    transposed: bool
+
+
+def export_peft(
+    model: nn.Module,
+    path: str | PathLike[str],
+    *,
+    name: str | None = None,
+    skip: str | Sequence[str] = (),
+    dtype: torch.dtype | None = None,
+    task_type: str | None = None,
+) -> list[ExportedSite]:
+    r"""Write one adapter as a checkpoint that PEFT loads, in the form of LoRA.
+
+    Every parameterization of bounded rank is written, not only `Factored`: its factors are
+    LoRA's, and its product is the same to one rounding. Where the declared set has a norm bound,
+    the exact product of the written numbers is proved to keep it. `DecomposedModule` is written
+    as DoRA, and modules that are trained beside the adapter as ``modules_to_save``.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Adapted; merged or not.
+    path : path
+        A folder; made if it does not exist. A checkpoint that is there is replaced.
+    name : str, optional
+        Of the adapter; may be left out if there is only one.
+    skip : str or sequence of str
+        Regular expressions for layers to leave out.
+    dtype : torch.dtype, optional
+        Of the written factors; by default that of the parameters.
+    task_type : str, optional
+        For PEFT's ``AutoPeftModel``, such as "CAUSAL_LM".
+
+    Returns
+    -------
+    list of ExportedSite
+        One for each layer.
+
+    Raises
+    ------
+    TargetError
+        If PEFT would compute something else with an update (see `skip`), or an update is not
+        finite or not representable in `dtype`. Nothing is written.
+    AdapterStateError
+        If there is no such adapter, or several and no name.
+    DataError
+        If the folder cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from lowrank_opt import NBLoRA
+    >>> from lowrank_opt.nn import adapt
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> model = adapt(model, lambda s: NBLoRA(s, 2, radius=0.5), targets="all-linear")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     [(site.name, site.rank, site.certified) for site in export_peft(model, folder)]
+    [('0', 2, True), ('2', 2, True)]
+    """
+    everywhere = places(model)
+    decomposed = [place for place in everywhere if isinstance(place.module, DecomposedModule)]
+    if decomposed:
+        packed = _pack_decomposed(decomposed, everywhere, skip, dtype)
+    else:
+        packed = _pack_adapter(model, everywhere, name, skip, dtype)
+    saved, trained = trained_modules(everywhere)
+    tensors = {f"{PREFIX}{key}": x for key, x in trained.items()}
+    for layer in packed:
+        tensors |= {f"{PREFIX}{layer.site.name}.{key}": x for key, x in layer.tensors.items()}
+    sites, names = [layer.site for layer in packed], [place.name for place in everywhere]
+    whole: list[Json] = [*saved]
+    config = describe(sites, names)
+    config |= {
+        "fan_in_fan_out": any(layer.transposed for layer in packed),
+        "modules_to_save": whole or None,
+        "task_type": task_type,
+        "base_model_name_or_path": origin(model),
+    }
+    config |= {"use_dora": True} if decomposed else {}
+    peft_folder.write(path, config, tensors)
+    return sites
+
+
+def _pack_adapter(
+    model: nn.Module,
+    everywhere: list[Place],
+    name: str | None,
+    skip: str | Sequence[str],
+    dtype: torch.dtype | None,
+) -> list[_Packed]:
+    known = adapter_names(model)
+    if name is None and len(known) != 1:
+        raise AdapterStateError(f"name must be given for several adapters; the model has {known}")
+    name = known[0] if name is None else name
+    check_known(model, [name])
+    held = [
+        (Site(place, weight), members)
+        for place in everywhere
+        if place.wrapper is not None and (adapter := place.wrapper.adapter(name)) is not None
+        for weight, members in adapter.items()
+    ]
+    kept = _without(held, skip)
+    _check_layers([site for site, _ in kept], everywhere)
+    return [_pack(site, member, dtype) for site, (member,) in kept]
+
+
+def _pack_decomposed(
+    decomposed: list[Place],
+    everywhere: list[Place],
+    skip: str | Sequence[str],
+    dtype: torch.dtype | None,
+) -> list[_Packed]:
+    if any(place.wrapper is not None for place in everywhere):
+        raise TargetError(
+            "a PEFT checkpoint is DoRA in all layers or in none; got both adapters and "
+            "DecomposedModule: export them from two models"
+        )
+    modules = {id(place.module): place.module for place in everywhere}
+    held: list[tuple[Site, DecomposedModule]] = []
+    for place in decomposed:
+        layer = place.module
+        assert isinstance(layer, DecomposedModule)
+        base = Place(place.name, modules[id(layer.base)], None, place.holders)
+        held.append((Site(base, "weight"), layer))
+    kept = _without(held, skip)
+    _check_layers([site for site, _ in kept], everywhere)
+    packed: list[_Packed] = []
+    for site, layer in kept:
+        one = _pack(site, layer.decomposed.inner, dtype)
+        magnitude = layer.decomposed.magnitude.detach()
+        ones = (1,) * (site.parameter.ndim - 2)
+        shaped = magnitude.reshape(1, -1, *ones) if ones else magnitude
+        tensors = {**one.tensors, "lora_magnitude_vector": shaped}
+        unproved = ExportedSite(
+            one.site.name, one.site.rank, one.site.scaling, one.site.spectral_bound, False
+        )
+        packed.append(_Packed(unproved, tensors, one.transposed))
+    return packed
+
+
+def _pack(site: Site, member: Parameterization, dtype: torch.dtype | None) -> _Packed:
+    op, scaling = peft_factors(member, dtype, site.name)
+    module = site.place.module
+    bounds = certify(op, member.feasible_set)
+    written = ExportedSite(
+        name=site.place.name,
+        rank=op.rank,
+        scaling=scaling,
+        spectral_bound=bounds.singular_values[0],
+        certified=has_bound_proof(member) and bounds.exact,
+    )
+    return _Packed(written, to_tensors(module, op), is_transposed(module))
+
+
+def _without(held: list[tuple[Site, _T]], skip: str | Sequence[str]) -> list[tuple[Site, _T]]:
+    patterns = (skip,) if isinstance(skip, str) else tuple(skip)
+    hit = {p: [s.name for s, _ in held if _named(p, s)] for p in patterns}
+    idle = [pattern for pattern, names in hit.items() if not names]
+    if idle:
+        raise TargetError(
+            f"skip must match an adapted layer; got {idle[0]!r}: adapted are "
+            f"{', '.join(site.name for site, _ in held)[:500]}"
+        )
+    dropped = {name for names in hit.values() for name in names}
+    kept = [(site, x) for site, x in held if site.name not in dropped]
+    if not kept:
+        raise TargetError(f"skip must leave a layer to export; got skip={skip!r}")
+    return kept
+
+
+def _named(pattern: str, site: Site) -> bool:
+    return matches(pattern, site.name) or matches(pattern, site.place.name)
+
+
+def _check_layers(sites: list[Site], everywhere: list[Place]) -> None:
+    """Raise TargetError unless PEFT computes the same with every update."""
+    sharing = Sharing(everywhere)
+    reasons = [(site.name, _obstacle(site, sharing)) for site in sites]
+    wrong = [f"{name} ({reason})" for name, reason in reasons if reason is not None]
+    if wrong:
+        raise TargetError(
+            "a layer can be exported if PEFT computes the same with it; got "
+            f"{'; '.join(wrong)}: leave it out with skip=..., or merge and save the model"
+        )
+
+
+def _obstacle(site: Site, sharing: Sharing) -> str | None:
+    if not site.place.name:
+        return "PEFT adapts layers inside a model"
+    tied = sharing.others(site)
+    return f"it is tied to {tied[0]}, and PEFT unties them" if tied else obstacle(site)

@@ -1,0 +1,99 @@
+"""The two files of a PEFT checkpoint: read without pickle, written so that no mixture is left."""
+
+from __future__ import annotations
+
+import json
+import os
+from os import PathLike
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from lowrank_opt.errors import DataError
+from lowrank_opt.nn.recipes import JsonObject
+
+CONFIG, TENSORS, PICKLED = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+)
+
+
+def read(path: str | PathLike[str]) -> tuple[JsonObject, dict[str, Tensor]]:
+    """Return configuration and tensors of a PEFT checkpoint.
+
+    Raises
+    ------
+    DataError
+        If a file is missing or damaged, or the tensors are pickled.
+    """
+    folder = Path(path)
+    if (folder / PICKLED).exists() and not (folder / TENSORS).exists():
+        raise DataError(
+            f"tensors are read from {TENSORS}, never unpickled; {str(folder)!r} has {PICKLED}: "
+            "load it with PEFT where you trust it, and save_pretrained(..., "
+            "safe_serialization=True)"
+        )
+    try:
+        config = json.loads((folder / CONFIG).read_bytes())
+        tensors = safetensors.torch.load((folder / TENSORS).read_bytes())
+    except OSError as error:
+        raise DataError(
+            f"a PEFT checkpoint has {CONFIG} and {TENSORS}; got {str(folder)!r}: "
+            f"{error.strerror or error}: check the path"
+        ) from error
+    except (ValueError, SafetensorError) as error:
+        raise damaged(folder, str(error)) from error
+    if not isinstance(config, dict):
+        raise damaged(folder, f"{CONFIG} is no JSON object")
+    return config, tensors
+
+
+def damaged(path: str | PathLike[str], fault: str) -> DataError:
+    """Return the error for a checkpoint that PEFT cannot have written."""
+    return DataError(
+        f"a PEFT checkpoint must be whole; {str(path)!r} is damaged: {fault}: fetch it again"
+    )
+
+
+def write(path: str | PathLike[str], config: JsonObject, tensors: dict[str, Tensor]) -> None:
+    """Write a checkpoint, the folder made if need be.
+
+    Both files are complete on the disk before either takes its name. An older checkpoint loses its
+    configuration first and gets the new one last: a process killed in between leaves a folder that
+    PEFT refuses, and never a mixture of the two.
+
+    Raises
+    ------
+    DataError
+        If the folder cannot be made or written.
+    """
+    folder = Path(path)
+    whole = {key: x.detach().cpu().clone().contiguous() for key, x in tensors.items()}
+    texts = (json.dumps(config, indent=2, allow_nan=False) + "\n").encode()
+    contents = {TENSORS: safetensors.torch.save(whole, {"format": "pt"}), CONFIG: texts}
+    parts = {folder / f".{name}.{os.getpid()}.part": name for name in contents}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for part, name in parts.items():
+            _write_through(part, contents[name])
+        (folder / CONFIG).unlink(missing_ok=True)
+        for part, name in parts.items():
+            part.replace(folder / name)
+    except OSError as error:
+        for part in parts:
+            if folder.is_dir():
+                part.unlink(missing_ok=True)
+        raise DataError(
+            f"a PEFT checkpoint is written to a folder; got {str(folder)!r}: "
+            f"{error.strerror or error}: choose another one"
+        ) from error
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,96 @@
+"""How PEFT keeps the factors of each type of layer, and which layers it treats differently."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from lowrank_opt.nn.places import Place, Site
+from lowrank_opt.nn.sites import kind_of, type_name
+from lowrank_opt.operator import LowRankOperator
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PLAIN = (nn.Linear, nn.Embedding, *_CONVOLUTIONS)
+_TRANSPOSED = "transformers.pytorch_utils.Conv1D"
+
+
+class Sharing:
+    """Which weights several layers have, and which layers stand in several places."""
+
+    def __init__(self, everywhere: Iterable[Place]) -> None:
+        self._owners: dict[int, list[tuple[nn.Module, str]]] = {}
+        for place in everywhere:
+            for key, parameter in place.module.named_parameters(recurse=False):
+                owner = (place.module, Site(place, key).name)
+                self._owners.setdefault(id(parameter), []).append(owner)
+
+    def others(self, site: Site) -> list[str]:
+        """Return the names of all other weights that are this one."""
+        owners = self._owners[id(site.parameter)]
+        own = (site.place.module, site.weight)
+        return [name for module, name in owners if (module, name.rpartition(".")[2]) != own]
+
+
+def obstacle(site: Site) -> str | None:
+    """Return why PEFT would compute something else with an update of this weight, or None."""
+    module = site.place.module
+    if any(isinstance(holder, nn.MultiheadAttention) for holder, _ in site.place.holders):
+        return "PEFT's wrapper of an attention's projection is never called"
+    if isinstance(module, nn.MultiheadAttention):
+        return "PEFT computes W + 2 dW for the output of nn.MultiheadAttention"
+    if len(site.place.holders) > 1:
+        return "it stands in several places, and PEFT replaces one of them"
+    if type_name(type(module)) == _TRANSPOSED:
+        return None
+    plain = next((kind for kind in _PLAIN if isinstance(module, kind)), None)
+    if plain is None or site.weight != "weight" or kind_of(module).view != "flatten":
+        return f"PEFT's LoRA has no {type(module).__name__}.{site.weight}"
+    if type(module).forward is not plain.forward:
+        return f"{type(module).__name__} has a forward of its own"
+    return _obstacle_of_convolution(module) if isinstance(module, _CONVOLUTIONS) else None
+
+
+def _obstacle_of_convolution(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> str | None:
+    if module.groups > 1:
+        return "PEFT lets every group see all channels"
+    if any(d > 1 for d in module.dilation):
+        return "PEFT's factors are not dilated"
+    if module.padding_mode != "zeros":
+        return f"PEFT pads with zeros, and the layer by {module.padding_mode!r}"
+    return None
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a layer keeps its weight as in x out: ``fan_in_fan_out`` in PEFT."""
+    return type_name(type(module)) == _TRANSPOSED
+
+
+def is_embedding(module: nn.Module) -> bool:
+    """Whether a layer's factors have the names of an embedding's."""
+    return isinstance(module, nn.Embedding)
+
+
+def in_model(module: nn.Module, op: LowRankOperator) -> LowRankOperator:
+    """Return an update as PEFT writes it in the orientation of the layer's weight, or back."""
+    return op.mT if is_transposed(module) else op
+
+
+def to_tensors(module: nn.Module, op: LowRankOperator) -> dict[str, Tensor]:
+    """Return the tensors that PEFT has of a layer, by the ends of their names.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The layer; gives the kernel's shape.
+    op : LowRankOperator
+        In the orientation of the weight. Its scale is left out.
+    """
+    left, _, right = in_model(module, op)
+    if is_embedding(module):
+        return {"lora_embedding_A": left.mT, "lora_embedding_B": right}
+    A, B = right.mT, left
+    if isinstance(module, _CONVOLUTIONS):
+        A = A.reshape(op.rank, -1, *module.kernel_size)
+        B = B.reshape(*B.shape, *(1,) * len(module.kernel_size))
+    return {"lora_A.weight": A, "lora_B.weight": B}
