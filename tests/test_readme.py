@@ -3,15 +3,14 @@
 The program keeps the page's line numbers, so that a traceback points into the page.
 """
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.preloaded import ROOT, run_script
+
 README = ROOT / "README.md"
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
 
@@ -34,20 +33,10 @@ def program(text: str) -> str:
 
 
 def run_page(text: str, name: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a page's program as a user would, in an empty folder."""
+    """Run a page's program in an empty folder, in a process of its own."""
     script = folder / f"{Path(name).stem}.py"
     script.write_text(program(text), encoding="utf-8")
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, str(script)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": path, "MPLBACKEND": "agg"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    return run_script(script, folder=folder, env={"MPLBACKEND": "agg"})
 
 
 def pages_with_snippets() -> list[str]:
