@@ -1,4 +1,4 @@
-"""Merging: aggregation of clients' updates, private means."""
+"""Merging: aggregation of clients' updates, private means, spectral diagnostics."""
 
 from lowrank_opt.merging.aggregate import Aggregate as Aggregate
 from lowrank_opt.merging.aggregate import aggregate as aggregate
@@ -15,6 +15,7 @@ from lowrank_opt.merging.privacy import gaussian_epsilon as gaussian_epsilon
 from lowrank_opt.merging.privacy import gaussian_mu as gaussian_mu
 from lowrank_opt.merging.private import PrivateMerge as PrivateMerge
 from lowrank_opt.merging.private import private_merge as private_merge
+from lowrank_opt.merging.rounds import start_round as start_round
 from lowrank_opt.merging.singular_basis import SingularBasis as SingularBasis
 from lowrank_opt.merging.spectral import SpectralWarning as SpectralWarning
 from lowrank_opt.merging.spectral import intruder_free_radius as intruder_free_radius

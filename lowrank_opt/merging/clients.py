@@ -56,19 +56,20 @@ def adapter_updates(model: nn.Module) -> dict[str, Parameterization]:
     >>> list(adapter_updates(model))
     ['weight']
     """
-    found: dict[str, Parameterization] = {}
-    seen: set[int] = set()
-    for site, members in adapter_sites(model):
-        if id(members[0]) in seen:
-            continue
-        seen.add(id(members[0]))
-        several = len(members) > 1
-        found |= {f"{site.name}/{i}" if several else site.name: x for i, x in enumerate(members)}
-    return found
+    return {
+        name: member
+        for site, members in adapter_sites(model)
+        for name, member in zip(matrix_names(site, members), members, strict=True)
+    }
+
+
+def matrix_names(site: Site, members: Sequence[Parameterization]) -> list[str]:
+    """Return the names of the matrices that one weight consists of."""
+    return [f"{site.name}/{i}" for i in range(len(members))] if len(members) > 1 else [site.name]
 
 
 def adapter_sites(model: nn.Module) -> list[tuple[Site, list[Parameterization]]]:
-    """Return the weights that the active adapter updates, and what updates each."""
+    """Return the weights that the active adapter updates, and what updates each; tied ones once."""
     wrapped = [place for place in places(model) if place.wrapper is not None]
     active = {n for p in wrapped if p.wrapper is not None for n in p.wrapper.active}
     if len(active) != 1:
@@ -77,12 +78,12 @@ def adapter_sites(model: nn.Module) -> list[tuple[Site, list[Parameterization]]]
             "or switch to one adapter"
         )
     (name,) = active
-    adapters = [(p, p.wrapper.adapter(name)) for p in wrapped if p.wrapper is not None]
-    return [
-        (Site(place, weight), members)
-        for place, adapter in adapters
-        for weight, members in (adapter.items() if adapter is not None else ())
-    ]
+    found: dict[int, tuple[Site, list[Parameterization]]] = {}
+    for place in wrapped:
+        adapter = None if place.wrapper is None else place.wrapper.adapter(name)
+        for weight, members in adapter.items() if adapter is not None else ():
+            found.setdefault(id(members[0]), (Site(place, weight), members))
+    return list(found.values())
 
 
 def lora_operators(
