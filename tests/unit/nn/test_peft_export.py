@@ -1,0 +1,172 @@
+"""Exported checkpoints, read back by the rules of PEFT's format; tests/peers runs PEFT itself."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import lowrank_opt as lo
+from lowrank_opt.errors import DataError, TargetError
+from lowrank_opt.nn import (
+    adapt,
+    export_peft,
+    import_peft,
+    peft_residuals,
+)
+from tests.peft_cases import (
+    INDICES,
+    MAKES,
+    adapted,
+    as_peft_reads,
+    small,
+    with_weights,
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("kind", MAKES)
+def test_exported_update_is_the_models_and_keeps_its_bound(kind, dtype, tmp_path):
+    model = adapted(MAKES[kind])
+    sites = export_peft(model, tmp_path, dtype=dtype)
+    _, updates = as_peft_reads(tmp_path)
+    for site in sites:
+        member = model.get_submodule(site.name).adapter("default").parts[0][0]
+        W, exact = updates[site.name], member().to_dense()
+        assert (W - exact).norm() <= 64 * torch.finfo(dtype).eps * exact.norm()
+        assert torch.linalg.matrix_norm(W, 2) <= site.spectral_bound
+        view = member.feasible_set.as_spectral(lo.LowRankOperator.from_dense(W))
+        assert (kind != "Offset") == site.certified == (view is not None)
+        assert view is None or view[1].excess(view[0]) <= 1e-13
+    back = import_peft(small(), tmp_path)
+    worst = max(site.relative for site in peft_residuals(model, tmp_path))
+    assert worst <= 64 * torch.finfo(dtype).eps
+    torch.testing.assert_close(with_weights(updates)(INDICES), back(INDICES))
+
+
+def test_names_that_end_like_others_are_told_apart(tmp_path):
+    export_peft(adapted(MAKES["ranks and scalings"]), tmp_path / "all")
+    config, _ = as_peft_reads(tmp_path / "all")
+    assert ["block\\.fc", "table", "conv", "fc"] == list(config["rank_pattern"])
+    assert "table|conv|fc|block\\.fc" == config["target_modules"]
+    export_peft(adapted(MAKES["NBLoRA"], targets="conv|block.fc"), tmp_path / "some")
+    config = json.loads((tmp_path / "some" / "adapter_config.json").read_text())
+    assert (["conv", "block.fc"], {}, 2) == (
+        config["target_modules"], config["alpha_pattern"], config["lora_alpha"]
+    )  # fmt: skip
+
+
+def test_plain_factors_travel_bit_for_bit(tmp_path):
+    model = adapted(MAKES["Factored"])
+    export_peft(model, tmp_path)
+    again = import_peft(small(), tmp_path)
+    assert torch.equal(model(INDICES), again(INDICES))
+    assert 3.0 == again.fc.adapter("default").parts[0][0].scaling
+
+
+@pytest.mark.parametrize("kind", ["NBLoRA", "DeLoRA", "AdaLoRA", "Factored"])
+def test_untrained_update_is_exported_as_a_start(kind, tmp_path):
+    export_peft(adapt(small(), MAKES[kind], targets="fc"), tmp_path)
+    model = import_peft(small(), tmp_path)
+    assert torch.equal(small().requires_grad_(False)(INDICES), model(INDICES))
+    model(INDICES).square().sum().backward()
+    assert any(bool(p.grad.any()) for p in model.fc.adapters.parameters())
+
+
+def test_trained_modules_travel(tmp_path):
+    model = adapted(MAKES["NBLoRA"], modules_to_train=["head"])
+    export_peft(model, tmp_path, task_type="CAUSAL_LM")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (["head"], "CAUSAL_LM") == (config["modules_to_save"], config["task_type"])
+    again = import_peft(small(), tmp_path)
+    assert torch.equal(model.head.weight, again.head.weight)
+    assert again.head.bias.requires_grad
+    torch.testing.assert_close(model(INDICES), again(INDICES))
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.scaled = type("Scaled", (nn.Embedding,), {"forward": lambda s, i: 2})(5, 4)
+        self.dilated = nn.Conv1d(4, 4, 2, dilation=2)
+        self.grouped = nn.Conv1d(4, 4, 2, groups=2)
+        self.mirrored = nn.Conv1d(4, 4, 2, padding_mode="reflect", padding=1)
+        self.transposed = nn.ConvTranspose1d(4, 4, 2)
+        self.recurrent = nn.GRU(4, 4)
+        self.tied, self.other = nn.Linear(4, 5), nn.Linear(4, 5)
+        self.other.weight = self.tied.weight
+        self.fine = nn.Linear(4, 4)
+
+
+OBSTACLES = {
+    "attention": r"attention.in_proj_weight \(PEFT computes W \+ 2 dW.*out_proj.*never called",
+    "scaled": "Scaled has a forward of its own",
+    "dilated": "not dilated",
+    "grouped": "every group see all channels",
+    "mirrored": "pads with zeros, and the layer by 'reflect'",
+    "transposed": "no ConvTranspose1d.weight",
+    "recurrent": r"recurrent.weight_ih_l0 \(PEFT's LoRA has no GRU",
+    "tied": r"tied.weight \(it is tied to other.weight",
+}
+
+
+@pytest.mark.parametrize("layer", OBSTACLES)
+def test_export_refuses_before_it_writes(layer, tmp_path):
+    model = adapt(Attending(), lambda s: lo.NBLoRA(s, 2, radius=1.0), targets=[layer, "fine"])
+    with pytest.raises(TargetError, match=OBSTACLES[layer]):
+        export_peft(model, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    both = ["tied", "other"]
+    sites = export_peft(model, tmp_path / "x", skip=both if layer in both else rf"{layer}(\..*)?")
+    assert ["fine"] == [site.name for site in sites]
+    with pytest.raises(TargetError, match="skip must match an adapted layer; got 'nothing'"):
+        export_peft(model, tmp_path / "y", skip="nothing")
+
+
+def test_export_refuses_a_model_that_is_one_layer(tmp_path):
+    model = adapt(nn.Linear(4, 4), MAKES["NBLoRA"], targets=".*")
+    with pytest.raises(TargetError, match="layers inside a model"):
+        export_peft(model, tmp_path)
+
+
+def test_export_refuses_what_is_half_trained(tmp_path):
+    model = adapted(MAKES["NBLoRA"])
+    model.head.bias.requires_grad_(True)
+    with pytest.raises(TargetError, match=r"saves modules whole.*'head' with trained \['bias'\]"):
+        export_peft(model, tmp_path)
+
+
+@pytest.mark.parametrize("value", [math.nan, 1e-30, 1e6])
+def test_export_refuses_numbers_that_are_lost(value, tmp_path):
+    model = adapt(small(), MAKES["Factored"], targets="conv")
+    nn.init.constant_(model.conv.adapter("default").parts[0][0].left, value)
+    if math.isnan(value):
+        with pytest.raises(TargetError, match=r"must be finite; conv.weight has NaN"):
+            export_peft(model, tmp_path)
+        return
+    export_peft(model, tmp_path, dtype=torch.float32)
+    assert max(s.relative for s in peft_residuals(model, tmp_path)) < 1e-5
+    if value < 1:
+        with pytest.raises(TargetError, match=r"underflow in torch.float16; conv.weight of norm"):
+            export_peft(model, tmp_path, dtype=torch.float16)
+
+
+def test_interrupted_write_leaves_no_mixture(tmp_path, monkeypatch):
+    model = adapted(MAKES["NBLoRA"])
+    export_peft(model, tmp_path)
+    kept = (tmp_path / "adapter_model.safetensors").read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    other = adapted(MAKES["Factored"])
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(DataError, match="No space left"):
+        export_peft(other, tmp_path)
+    assert kept == (tmp_path / "adapter_model.safetensors").read_bytes()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors"} == names
+    with pytest.raises(DataError, match="written to a folder"):
+        export_peft(model, tmp_path / "adapter_config.json")
