@@ -18,6 +18,7 @@ from lowrank_opt.cli import main
 from lowrank_opt.cli.models import Model
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.completion.links import Link
+from tests.preloaded import run_script
 
 USERS, ITEMS = 60, 40
 
@@ -48,17 +49,6 @@ def write(path: Path, lines: list[str], header: str = "user_id,item_id,rating") 
     return path
 
 
-def run(*arguments: object) -> tuple[int, str, str]:
-    """Run a process of its own; return status, output and errors."""
-    process = start(*arguments)
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
-
-
-def start(*arguments: object) -> subprocess.Popen[str]:
-    return python("-m", "lowrank_opt.cli", *arguments)
-
-
 # The command, in a process that sends itself a signal when it has left its third checkpoint: a
 # signal from outside may come after the end of a short fit.
 SIGNALLED = """
@@ -81,16 +71,18 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-def signalled(number: signal.Signals, *arguments: object) -> tuple[int, str, str]:
-    """Run the command and interrupt it; return status, output and errors."""
-    process = python("-c", SIGNALLED, int(number), *arguments)
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
+def signalled(
+    number: signal.Signals, folder: Path, *arguments: object
+) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own that is interrupted."""
+    script = folder / "signalled.py"
+    script.write_text(SIGNALLED)
+    return run_script(script, int(number), *arguments, folder=folder)
 
 
-def python(*arguments: object) -> subprocess.Popen[str]:
+def start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
+        [sys.executable, "-m", "lowrank_opt.cli", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -280,24 +272,26 @@ def numbers(model: Path) -> dict[str, object]:
 
 
 SOLVERS = {
-    "variational": ["--tolerance", "0", "--max-iterations", "300"],
-    "gradient": ["--radius", "70", "--tolerance", "0", "--max-iterations", "400"],
+    "variational": ["--tolerance", "0", "--max-iterations", "60"],
+    "gradient": ["--radius", "70", "--tolerance", "0", "--max-iterations", "60"],
 }
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_killed_and_resumed_is_the_same(tmp_path: Path, ratings: list[str], solver: str):
+def test_killed_and_resumed_is_the_same(
+    tmp_path: Path, ratings: list[str], capsys: pytest.CaptureFixture[str], solver: str
+):
     path = write(tmp_path / "r.csv", ratings)
-    asked = ["complete", path, "--validation", "0.1", "--checkpoint-every", "2", "--quiet"]
-    asked += ["--solver", solver, *SOLVERS[solver]]
-    whole, _, _ = run(*asked, "--out", tmp_path / "whole")
-    killed, _, _ = signalled(signal.SIGKILL, *asked, "--out", tmp_path / "killed")
-    assert -signal.SIGKILL == killed
+    asked = ["complete", str(path), "--validation", "0.1", "--checkpoint-every", "2", "--quiet"]
+    asked += ["--solver", solver, *SOLVERS[solver], "--out"]
+    whole = main([*asked, str(tmp_path / "whole")])
+    killed = signalled(signal.SIGKILL, tmp_path, *asked, tmp_path / "killed")
+    assert -signal.SIGKILL == killed.returncode, killed.stderr
     assert (tmp_path / "killed" / "checkpoint" / "checkpoint.json").exists()
     assert not (tmp_path / "killed" / "result.json").exists()
-    resumed, _, err = run(*asked, "--out", tmp_path / "killed", "--resume")
-    assert "going on from" in err
-    assert whole == resumed
+    capsys.readouterr()
+    assert whole == main([*asked, str(tmp_path / "killed"), "--resume"])
+    assert "going on from" in capsys.readouterr().err
     np.testing.assert_equal(numbers(tmp_path / "killed"), numbers(tmp_path / "whole"))
 
 
@@ -312,8 +306,8 @@ def test_resume_with_other_data_is_refused(tmp_path: Path, ratings: list[str], c
 def test_interrupt_saves_the_best(tmp_path: Path, ratings: list[str]):
     path = write(tmp_path / "r.csv", ratings)
     never = ["--tolerance", "0", "--max-iterations", "1000000", "--checkpoint-every", "1"]
-    status, _, err = signalled(signal.SIGINT, "complete", path, "--out", tmp_path / "m", *never)
-    assert 130 == status
-    assert "The best model was saved." in err
-    assert "Traceback" not in err
+    done = signalled(signal.SIGINT, tmp_path, "complete", path, "--out", tmp_path / "m", *never)
+    assert 130 == done.returncode
+    assert "The best model was saved." in done.stderr
+    assert "Traceback" not in done.stderr
     assert not any(map(math.isnan, CompletionResult.load(tmp_path / "m").history.objective))

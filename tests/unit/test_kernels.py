@@ -1,8 +1,6 @@
 """Cost, precision, checks and dispatch of the kernels."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from lowrank_opt.kernels.functions import Backend, Model
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
 from tests.completion_cases import LargestAllocation
+from tests.preloaded import run_script
 
 BACKENDS = pytest.mark.parametrize("backend", [cpu, reference], ids=["cpu", "reference"])
 
@@ -241,7 +240,7 @@ def test_backend_of_cuda_is_the_reference():
     assert backend_of("cuda") is reference
 
 
-def test_numba_is_imported_only_when_needed_and_may_be_absent():
+def test_numba_is_imported_only_when_needed_and_may_be_absent(tmp_path: Path):
     code = """
 import sys
 import torch
@@ -257,7 +256,8 @@ import lowrank_opt.kernels.dispatch as dispatch
 dispatch.find_spec = importlib.util.find_spec
 print(float(observed_squared_loss(op, Observations([0, 1], [2, 0], [3.0, 1.0], (2, 3)))))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    (tmp_path / "script.py").write_text(code)
+    done = run_script(tmp_path / "script.py", folder=tmp_path)
     assert "4.0\n" == done.stdout, done.stderr
 
 

@@ -1,9 +1,8 @@
 """Displays: what is drawn is what was computed, and the notebook's HTML stands alone."""
 
 import math
-import subprocess
-import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -25,6 +24,7 @@ from lowrank_opt.completion import (
 from lowrank_opt.completion.path import PathPoint, RegularizationPath
 from lowrank_opt.errors import OptionError, ShapeError
 from lowrank_opt.plots import ConvergenceDisplay, PathDisplay, ResidualDisplay, SpectrumDisplay
+from tests.preloaded import run_script
 
 
 @pytest.fixture(autouse=True)
@@ -161,10 +161,10 @@ def test_refusals(call: object, error: type[Exception], message: str):
         call()
 
 
-def test_import_leaves_matplotlib_alone():
-    script = "import sys, lowrank_opt.plots; print('matplotlib' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "False" == run.stdout.strip()
+def test_import_leaves_matplotlib_alone(tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text("import sys, lowrank_opt.plots; print('matplotlib' in sys.modules)")
+    assert "False\n" == run_script(script, folder=tmp_path).stdout
 
 
 class Tags(HTMLParser):

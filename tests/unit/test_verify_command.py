@@ -2,7 +2,6 @@
 
 import io
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from lowrank_opt.testing.operators import OPERATOR_LAWS
 from lowrank_opt.testing.session import Settings, run
 from lowrank_opt.testing.sets import SET_LAWS
 from lowrank_opt.testing.targets import load_target, parse_reference
+from tests.preloaded import run_script
 
 SOURCE = """
 import lowrank_opt as lo
@@ -105,9 +105,7 @@ def test_counter_example_of_a_target_runs_elsewhere(tmp_path_factory) -> None:
     result = target.laws[1].verdict(target.make, profile="quick")
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "program.py").write_text(result.code)
-    shown = subprocess.run(
-        [sys.executable, "program.py"], cwd=elsewhere, capture_output=True, text=True, check=False
-    )
+    shown = run_script(elsewhere / "program.py", folder=elsewhere)
     assert "excess over SchattenBall(p=1.0, radius=1.0" in shown.stdout
     assert "BrokenLawError: the law 'membership' is broken" in shown.stderr
 

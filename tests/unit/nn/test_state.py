@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from lowrank_opt.nn import (
     register_parameterization,
     save_adapter,
 )
+from tests.preloaded import run_script
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 
@@ -68,7 +67,8 @@ def test_round_trip_in_another_process(tmp_path: Path) -> None:
     model = trained()
     save_adapter(model, tmp_path / "adapter")
     torch.save((plain().state_dict(), X), tmp_path / "base.pt")
-    code = f"""
+    script = tmp_path / "load.py"
+    script.write_text(f"""
 import torch
 from torch import nn
 from lowrank_opt.nn import load_adapter
@@ -76,8 +76,8 @@ weights, x = torch.load({str(tmp_path / "base.pt")!r})
 model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)).eval()
 model.load_state_dict(weights)
 torch.save(load_adapter(model, {str(tmp_path / "adapter")!r})(x), {str(tmp_path / "y.pt")!r})
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
+""")
+    run_script(script, folder=tmp_path).check_returncode()
     torch.testing.assert_close(model(X), torch.load(tmp_path / "y.pt"))
 
 
