@@ -4,6 +4,9 @@ from lowrank_opt.merging.aggregate import Aggregate as Aggregate
 from lowrank_opt.merging.aggregate import aggregate as aggregate
 from lowrank_opt.merging.clients import adapter_updates as adapter_updates
 from lowrank_opt.merging.clients import lora_operators as lora_operators
+from lowrank_opt.merging.combine import Combination as Combination
+from lowrank_opt.merging.combine import combine as combine
+from lowrank_opt.merging.interference import Interference as Interference
 from lowrank_opt.merging.intervention import rescale_intruders as rescale_intruders
 from lowrank_opt.merging.intervention import shrunk_to_norm_of as shrunk_to_norm_of
 from lowrank_opt.merging.model_updates import add_updates as add_updates
