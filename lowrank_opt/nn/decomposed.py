@@ -75,5 +75,6 @@ class DecomposedModule(nn.Module):
         scale = scale.reshape(-1, *ones)
         product = y if self.base.bias is None else y - self.base.bias.reshape(-1, *ones)
         update = kind.update(self.base, self.decomposed.inner(), x, y).to(y.dtype)
-        # In this form, scales of exactly 1 leave the output what it was.
-        return y + (scale - 1) * product + scale * update
+        # In this form, scales of exactly 1 leave the output what it was, and one product is kept
+        # for the backward pass.
+        return y + (update + (scale - 1) * (product + update))

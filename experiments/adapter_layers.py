@@ -1,0 +1,142 @@
+"""Adapted linear layers whose cost is compared: every method of the catalog, and PEFT's."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_opt.nn import AdaptedModule, DecomposedModule, adapt, merge
+from lowrank_opt.parameterizations import Parameterization, WeightDecomposed
+from lowrank_opt.parameterizations.catalog import METHODS, Method
+
+Shape = tuple[int, int]
+LORA = "Factored"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer, adapted or bare.
+
+    Parameters
+    ----------
+    name : str
+    module : nn.Module
+        Computes from (tokens, n) to (tokens, m).
+    parts : list of Parameterization
+        What is evaluated in a forward pass.
+    merged : callable
+        Returns a module with the adapter merged in.
+    """
+
+    name: str
+    module: nn.Module
+    parts: list[Parameterization]
+    merged: Callable[[], nn.Module]
+
+    def trained(self) -> int:
+        """Return the number of trained numbers."""
+        return sum(p.numel() for p in self.module.parameters() if p.requires_grad)
+
+    def stored_bytes(self) -> int:
+        """Return the bytes of the state beside the base weight: parameters and buffers."""
+        base = base_weight(self.module)
+        state = self.module.state_dict(keep_vars=True).values()
+        return sum(x.nbytes for x in state if x is not base)
+
+
+def base_weight(module: nn.Module) -> Tensor:
+    """Return the frozen weight: the one parameter that is not trained."""
+    return next(p for p in module.parameters() if not p.requires_grad)
+
+
+def layers(shape: Shape, rank: int, names: Iterable[str] | None = None) -> list[Layer]:
+    """Return the bare layer and all adapted ones, or those of some names; float32, random.
+
+    Methods of PEFT are there if it is installed. Examples of the catalog with three bounds are
+    left out: they fix the rank, and cost what those with a radius do.
+    """
+    found = [method.name for method in METHODS if "(bounds)" not in method.name]
+    found += _PEERS if find_spec("peft") is not None else []
+    chosen = found if names is None else [name for name in found if name in {LORA, *names}]
+    own = {method.name: method for method in METHODS}
+    return [
+        Layer("bare", bare(shape), [], lambda: bare(shape)),
+        *(_ours(own[n], shape, rank) if n in own else _peer(n, shape, rank) for n in chosen),
+    ]
+
+
+def bare(shape: Shape) -> nn.Linear:
+    """Return a frozen linear layer, the same at each call."""
+    m, n = shape
+    layer = nn.Linear(n, m, bias=False).requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    nn.init.normal_(layer.weight, std=n**-0.5, generator=generator)
+    return layer
+
+
+def _ours(method: Method, shape: Shape, rank: int) -> Layer:
+    made = method.make(shape, rank)
+    if isinstance(made, WeightDecomposed):
+        return _decomposed(method.name, made.inner, shape)
+    module = adapt(bare(shape), lambda _: made, targets=".*")
+    assert isinstance(module, AdaptedModule)
+    adapter = module.adapter("default")
+    assert adapter is not None
+    _randomize(module)
+    parts = [member for _, members in adapter.items() for member in members]
+
+    def merged() -> nn.Module:
+        merge(module)
+        return module
+
+    return Layer(method.name, module, parts, merged)
+
+
+def _decomposed(name: str, inner: Parameterization, shape: Shape) -> Layer:
+    module = DecomposedModule(bare(shape), inner.to(torch.float32))
+    _randomize(module)
+
+    def merged() -> nn.Module:
+        layer = bare(shape)
+        layer.weight.data = module.weight.detach()
+        return layer
+
+    return Layer(name, module, [inner], merged)
+
+
+def _randomize(module: nn.Module) -> None:
+    """Move away from the start, where terms vanish and branches for zeros are taken."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in (p for p in module.parameters() if p.requires_grad):
+            p.add_(torch.randn(p.shape, generator=generator), alpha=0.02)
+
+
+_PEERS = {
+    "PEFT LoRA": ("LoraConfig", {}),
+    "PEFT DoRA": ("LoraConfig", {"use_dora": True}),
+    "PEFT DeLoRA": ("DeloraConfig", {}),
+    "PEFT AdaLoRA": ("AdaLoraConfig", {"total_step": 10}),
+    "PEFT VeRA": ("VeraConfig", {}),
+}
+
+
+def _peer(name: str, shape: Shape, rank: int) -> Layer:
+    import peft  # pyright: ignore[reportMissingImports]
+
+    config, options = _PEERS[name]
+    key = "init_r" if config == "AdaLoraConfig" else "r"
+    model = nn.ModuleDict({"layer": bare(shape)})
+    given = {**options, key: rank, "target_modules": ["layer"]}
+    wrapped = peft.get_peft_model(model, getattr(peft, config)(**given))
+    module = cast("nn.Module", wrapped.base_model.model["layer"])
+    _randomize(module)
+
+    def merged() -> nn.Module:
+        cast("Callable[[], None]", module.merge)()
+        return module
+
+    return Layer(name, module, [], merged)

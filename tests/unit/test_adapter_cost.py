@@ -1,0 +1,84 @@
+"""The counts of the cost experiment, beside numbers known in closed form."""
+
+import json
+
+import pytest
+import torch
+
+import lowrank_opt as lo
+from experiments import adapter_cost
+from experiments.adapter_cost import dense_passes, evaluations, flops, kept_bytes
+from experiments.adapter_layers import Layer, layers
+from lowrank_opt.nn import adapt
+
+SHAPE, RANK, TOKENS = (40, 30), 2, 16
+M, N = SHAPE
+X = torch.randn(TOKENS, N, requires_grad=True)
+GRADIENT = torch.randn(TOKENS, M)
+
+
+def layer(name):
+    return next(x for x in layers(SHAPE, RANK, [name]) if x.name == name)
+
+
+def test_operations_are_those_of_the_formulas():
+    bare, lora = layer("bare").module, layer("Factored").module
+    # Forward, and the gradient of the input; the weight is frozen.
+    assert 2 * 2 * TOKENS * M * N == flops(bare, X, GRADIENT)
+    # Each of the two thin products once forward, twice backward.
+    assert 3 * 2 * TOKENS * RANK * (M + N) == flops(lora, X, GRADIENT) - flops(bare, X, GRADIENT)
+
+
+def test_what_is_kept_for_lora_is_the_thin_product():
+    assert 0 == kept_bytes(layer("bare").module, X)
+    # The thin product, before and after its scale, and the scale itself, in float32.
+    kept = kept_bytes(layer("Factored").module, X)
+    assert TOKENS * RANK * 4 <= kept <= 2 * TOKENS * RANK * 4 + RANK * 4
+
+
+def test_trained_and_stored_numbers_leave_out_the_base_weight():
+    lora, vera = layer("Factored"), layer("VeRA")
+    assert (RANK * (M + N), 4 * RANK * (M + N)) == (lora.trained(), lora.stored_bytes())
+    assert (M + RANK, 4 * (M + RANK + RANK * (M + N))) == (vera.trained(), vera.stored_bytes())
+
+
+@pytest.mark.parametrize(
+    ("name", "passes"),
+    [("Factored", "no"), ("NBLoRA(radius)", "no"), ("WeightDecomposed(inner, weight)", "forward")],
+)
+def test_dense_allocations_are_found(name, passes):
+    assert passes == dense_passes(layer(name).module, SHAPE)
+
+
+class Twice(lo.Parameterization):
+    """Evaluates its inner map twice."""
+
+    def __init__(self, inner):
+        super().__init__(inner.shape, inner.rank)
+        self.inner = inner
+
+    def factors(self):
+        self.inner()
+        return self.inner()
+
+
+def test_repeated_evaluations_are_found():
+    inner = lo.Factored(SHAPE, RANK)
+    module = adapt(layer("bare").module, lambda _: Twice(inner), targets=".*")
+    assert 2 == evaluations(Layer("twice", module, [inner], lambda: module), X)
+    assert 1 == evaluations(layer("NBLoRA(radius)"), X)
+
+
+def test_quick_run_writes_table_record_and_figure(tmp_path, capsys):
+    arguments = ["--quick", "--out", str(tmp_path), "--methods", "NBLoRA(radius)", "VeRA"]
+    threads = torch.get_num_threads()
+    try:
+        assert 0 == adapter_cost.main(arguments)
+    finally:
+        torch.set_num_threads(threads)
+    record = json.loads((tmp_path / "adapter-cost.json").read_text("utf-8"))
+    names = [cost["name"] for cost in record["costs"]]
+    assert ["bare", "Factored", "NBLoRA(radius)", "VeRA"] == names
+    assert all(1 == cost["evaluations"] for cost in record["costs"][1:])
+    assert (tmp_path / "adapter-cost.png").stat().st_size > 0
+    assert "NBLoRA(radius)" in capsys.readouterr().out
