@@ -26,6 +26,8 @@ LOCAL_STEPS = (20, 80)
 ROUNDS = 20
 TUNING_SEEDS, SEEDS = (0, 1), (0, 1, 2, 3, 4)
 
+Case = tuple[int, int]
+
 
 RULES = (
     Rule("FedIT", "fedit"),
@@ -113,13 +115,28 @@ def _row(own: Sequence[Outcome]) -> list[str]:
     ]
 
 
-def print_biases(final: Sequence[Outcome]) -> None:
-    """Print the mean bias of each round."""
-    for steps in sorted({o.local_steps for o in final}):
-        for rule in RULES:
-            own = [o for o in final if (o.rule, o.local_steps) == (rule.name, steps)]
-            means = [statistics.fmean(x) for x in zip(*(o.biases for o in own), strict=True)]
-            print(f"{rule.name}, {steps} steps: bias", " ".join(f"{b:.3f}" for b in means))
+def mean_biases(outcomes: Sequence[Outcome], rule: str, local_steps: int) -> list[float]:
+    """Return the bias of each round, averaged over seeds."""
+    own = [o.biases for o in outcomes if (o.rule, o.local_steps) == (rule, local_steps)]
+    return [statistics.fmean(x) for x in zip(*own, strict=True)]
+
+
+def draw(final: Sequence[Outcome], path: Path) -> None:
+    """Draw the bias of each round, one panel for each number of local steps."""
+    from matplotlib.figure import Figure
+
+    steps = sorted({o.local_steps for o in final})
+    figure = Figure(figsize=(4.6 * len(steps), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(steps), sharey=True, squeeze=False)[0]
+    for ax, local in zip(panels, steps, strict=True):
+        for k, rule in enumerate(r for r in RULES if r.method in ("fedit", "flexlora", "fair")):
+            biases = mean_biases(final, rule.name, local)
+            ax.semilogy(range(1, len(biases) + 1), biases, marker="o+vsDx"[k % 6], label=rule.name)
+        ax.set_title(f"{local} local steps")
+        ax.set_xlabel("round")
+    panels[0].set_ylabel("relative bias")
+    panels[-1].legend(fontsize=7)
+    figure.savefig(path, dpi=90)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -134,30 +151,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         grid, tuning, seeds, local = (0.1, 0.4), SEEDS[:1], SEEDS[:1], (20,)
     cases = [(k, steps) for k in range(len(RULES)) for steps in local]
     with Workers(_ready) as workers:
-        tuned = workers.run(
-            [
-                partial(run, k, steps, lr, seed, test=False)
-                for k, steps in cases
-                for lr in grid
-                for seed in tuning
-            ],
-            "learning rates",
-        )
-        rates = {
-            (k, n): best_rate([o for o in tuned if (o.rule, o.local_steps) == (RULES[k].name, n)])
-            for k, n in cases
-        }
-        final = workers.run(
-            [
-                partial(run, k, steps, rates[k, steps], seed, test=True)
-                for k, steps in cases
-                for seed in seeds
-            ],
-            "test",
-        )
+        tuned = _tune(workers, cases, grid, tuning)
+        final = _finish(workers, cases, tuned, seeds)
     before = [Federation(federation(seed), seed).accuracy("test") for seed in seeds]
+    for steps in local:
+        for rule in RULES:
+            biases = " ".join(f"{b:.3f}" for b in mean_biases(final, rule.name, steps))
+            print(f"{rule.name}, {steps} steps: bias {biases}")
     header, rows = table(final)
-    print_biases(final)
     print(text_table(header, rows))
     print("no adaptation:", mean_and_spread([100 * x for x in before], digits=1))
     record: dict[str, Json] = {
@@ -169,7 +170,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "table": markdown_table(header, rows),
     }
     write_record(folder / "federated.json", record)
+    draw(final, folder / "federated.png")
     return 0
+
+
+def _tune(
+    workers: Workers, cases: Sequence[Case], grid: Sequence[float], seeds: Sequence[int]
+) -> list[Outcome]:
+    calls = [
+        partial(run, k, steps, lr, seed, test=False)
+        for k, steps in cases
+        for lr in grid
+        for seed in seeds
+    ]
+    return workers.run(calls, "learning rates")
+
+
+def _finish(
+    workers: Workers, cases: Sequence[Case], tuned: Sequence[Outcome], seeds: Sequence[int]
+) -> list[Outcome]:
+    rates = {
+        (k, n): best_rate([o for o in tuned if (o.rule, o.local_steps) == (RULES[k].name, n)])
+        for k, n in cases
+    }
+    calls = [
+        partial(run, k, steps, rates[k, steps], seed, test=True)
+        for k, steps in cases
+        for seed in seeds
+    ]
+    return workers.run(calls, "test")
 
 
 def _ready() -> None:

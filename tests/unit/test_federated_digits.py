@@ -1,0 +1,90 @@
+"""The federated experiment in small."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from experiments import federated_digits
+from experiments.federated_digits import RULES, Outcome, best_rate, run
+from experiments.federated_task import DOMAINS, Federation, Rule, disguised, federation
+
+
+def test_domains_are_six_views_of_the_same_digits() -> None:
+    image = torch.arange(64.0).view(1, 8, 8) / 64
+    views = torch.stack([disguised(image, k) for k in range(len(DOMAINS))])
+    assert (6, 1, 64) == views.shape
+    assert 6 == len(torch.unique(views, dim=0))
+    assert torch.equal(image.flatten(1), disguised(disguised(image, 1).view(1, 8, 8), 1))
+
+
+def test_parts_of_the_data_do_not_overlap() -> None:
+    task = federation(0)
+    counts = [task.held_out[name][0].shape[1] for name in ("validation", "test")]
+    assert [200, 1797 - 900 - 400 - 200] == counts
+    mine = {tuple(x.tolist()) for x in task.images[0]}
+    assert mine.isdisjoint(tuple(x.tolist()) for x in task.held_out["test"][0][0])
+
+
+def test_clients_get_the_gradients_of_their_own_losses() -> None:
+    together, alone = (Federation(federation(0), 0) for _ in range(2))
+    batch = torch.randint(150, (6, 32), generator=torch.Generator().manual_seed(1000))
+    together.generator.manual_seed(1000)
+    together.train(1, 0.1, frozen_right=False)
+    task, k = alone.task, 3
+    left = {i: alone.left[i][k].clone().requires_grad_() for i in alone.left}
+    x = task.images[k, batch[k]]
+    for i, weight in enumerate(task.weights):
+        x = x @ (weight + left[i] @ alone.right[i][k].mT).mT + task.biases[i]
+        x = x.relu() if i < 2 else x
+    torch.nn.functional.cross_entropy(x, task.labels[k, batch[k]]).backward()
+    gradient = left[0].grad
+    assert gradient is not None
+    assert torch.allclose(-0.1 * gradient, together.left[0][k], atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_all_clients_start_the_next_round_from_one_model(rule: Rule) -> None:
+    state = Federation(federation(0), 0)
+    state.train(2, 0.1, frozen_right=rule.method == "ffa")
+    state.aggregate(rule)
+    assert all(bool((x == x[0]).all()) for x in (*state.left.values(), *state.right.values()))
+
+
+def test_a_rate_that_diverges_is_never_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(federated_digits, "ROUNDS", 2)
+    diverged, fine = run(0, 20, 1e6, 0, test=False), run(0, 2, 0.05, 0, test=False)
+    assert 0.0 == diverged.validation
+    assert 0.05 == best_rate([diverged, fine])
+    assert 2 == len(fine.biases)
+    assert all(map(math.isfinite, fine.biases))
+
+
+def test_quick_run_writes_table_record_and_figure(tmp_path, monkeypatch, capsys) -> None:
+    class Here:
+        def __init__(self, prepare):
+            assert callable(prepare)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def run(self, calls, description):
+            assert description in ("learning rates", "test")
+            made = []
+            for call in calls:
+                index, steps, lr, seed = call.args
+                test = 0.5 if call.keywords["test"] else None
+                name = RULES[index].name
+                made.append(Outcome(name, steps, lr, seed, 0.5, test, [0.5, 0.25], 20, 40))
+            return made
+
+    monkeypatch.setattr(federated_digits, "Workers", Here)
+    assert 0 == federated_digits.main(["--quick", "--out", str(tmp_path)])
+    record = json.loads((tmp_path / "federated.json").read_text("utf-8"))
+    assert len(record["final"]) == len(RULES)
+    assert (tmp_path / "federated.png").stat().st_size > 0
+    assert "bias 0.500 0.250" in capsys.readouterr().out
