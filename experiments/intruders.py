@@ -5,6 +5,7 @@ nothing is chosen: every configuration is shown, with its test accuracy.
 """
 
 import argparse
+import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ COLOURS = {"LoRA": "#0072B2", "NBLoRA": "#D55E00", "DeLoRA": "#009E73", "all wei
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
-    """Return Spearman's correlation.
+    """Return Spearman's correlation; NaN for a constant.
 
     Examples
     --------
@@ -42,6 +43,8 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     """
     from scipy.stats import spearmanr
 
+    if len(set(x)) < 2 or len(set(y)) < 2:
+        return math.nan
     return float(spearmanr(x, y).statistic)
 
 
@@ -123,7 +126,8 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
 def _partial(x: Sequence[float], y: Sequence[float], given: Sequence[float]) -> float:
     """Return the rank correlation of x and y when that of both with a third is taken out."""
     xy, xz, yz = rank_correlation(x, y), rank_correlation(x, given), rank_correlation(y, given)
-    return (xy - xz * yz) / ((1 - xz**2) * (1 - yz**2)) ** 0.5
+    left = (1 - xz**2) * (1 - yz**2)
+    return (xy - xz * yz) / left**0.5 if left > 0 else math.nan
 
 
 def correlations(outcomes: Sequence[Outcome]) -> dict[str, Json]:
@@ -136,14 +140,16 @@ def correlations(outcomes: Sequence[Outcome]) -> dict[str, Json]:
     ):
         loss, size = [o.upright_loss for o in own], [o.frobenius for o in own]
         count = [float(o.intruders) for o in own]
-        found[name] = {
-            "runs": len(own),
+        measured = {
             "intruders": rank_correlation(count, loss),
             "by span": rank_correlation([o.by_span for o in own], loss),
             "Frobenius norm": rank_correlation(size, loss),
             "intruders, given the norm": _partial(count, loss, size),
             "Frobenius norm, given the intruders": _partial(size, loss, count),
         }
+        # A constant has no correlation, and JSON no NaN.
+        finite = {k: None if math.isnan(x) else x for k, x in measured.items()}
+        found[name] = {"runs": len(own), **finite}
     return found
 
 
