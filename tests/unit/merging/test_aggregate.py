@@ -126,6 +126,15 @@ def test_fair_goes_from_the_projection_to_fedit() -> None:
     assert biases[0] < biases[-1]
 
 
+def test_fair_stays_nearer_to_the_mean_with_a_larger_penalty() -> None:
+    clients = random_clients()
+    mean, _ = mean_factors(clients, (0.25,) * K)
+    results = [aggregate(clients, "fair", regularization=x) for x in (0.0, 0.1, 1.0, 10.0)]
+    lefts = [r.broadcast.left for r in results if r.broadcast is not None]
+    cosines = [float(nn.functional.cosine_similarity(x.ravel(), mean.ravel(), 0)) for x in lefts]
+    assert sorted(set(cosines)) == cosines
+
+
 def test_fair_with_dependent_rows_stays_finite() -> None:
     clients = [(left, right[:, [0, 0]]) for left, right in random_clients()]
     result = aggregate(clients, "fair", regularization=0.0)
