@@ -106,7 +106,7 @@ def import_peft(
 def _sites(adapter: PeftAdapter, everywhere: list[Place]) -> list[Site]:
     """Return the weights that a checkpoint adapts; they take its updates as PEFT would."""
     known = {place.name: place for place in everywhere}
-    missing = [name for name in adapter.sites if name not in known]
+    missing = [name for name in (*adapter.sites, *adapter.bases) if name not in known]
     if missing or not adapter.sites:
         raise DataError(
             f"a checkpoint must fit the model; it adapts {missing[:5] or 'nothing'}, and "
@@ -151,14 +151,17 @@ def _check_site(site: Site, held: PeftSite) -> None:
         )
     if magnitude is not None and not isinstance(module, DecomposedModule.LAYERS):
         raise TargetError(
-            f"DoRA is imported for linear layers and convolutions; {held.name} is a "
-            f"{type(module).__name__}: merge the adapter with PEFT instead"
+            f"DoRA is imported for linear layers and convolutions; got {type(module).__name__} for "
+            f"{held.name}: merge the adapter with PEFT instead"
         )
 
 
 def _check_base(key: str, weight: Tensor, known: dict[str, Place]) -> None:
-    own = known[key].module.get_parameter("weight") if key in known else weight.new_empty(0)
-    if own.shape != weight.shape or not torch.equal(own.detach().cpu().to(weight.dtype), weight):
+    own = dict(known[key].module.named_parameters(recurse=False)).get("weight")
+    same = own is not None and own.shape == weight.shape
+    if own is not None and same and not own.is_meta:
+        same = torch.equal(own.detach().cpu().to(weight.dtype), weight)
+    if not same:
         raise DataError(
             f"a checkpoint must belong to the model's own weights; it brings another {key}.weight "
             "(save_embedding_layers): load that into the base model first"
@@ -179,8 +182,12 @@ def _install_decomposed(
         )
     layers: list[tuple[Site, DecomposedModule]] = []
     for site in sites:
-        if site.place.wrapper is not None:
-            raise TargetError(f"DoRA needs a layer without adapters; {site.place.name} has some")
+        if site.place.wrapper is not None or site.parameter.is_meta:
+            fault = "is on the meta device" if site.parameter.is_meta else "has adapters"
+            raise TargetError(
+                f"DoRA needs a real weight and no adapters beside it; {site.place.name} {fault}: "
+                "load the weights first, and unload(model)"
+            )
         held = adapter.sites[site.place.name]
         layers.append((site, _decomposed(held, site)))
     for parameter in model.parameters():

@@ -233,3 +233,65 @@ def test_nothing_is_unpickled(tmp_path):
     (tmp_path / "adapter_model.bin").write_bytes(b"never read")
     with pytest.raises(DataError, match=r"never unpickled; .*save_pretrained"):
         import_peft(small(), tmp_path)
+
+
+def with_adapters():
+    return adapted(MAKES["NBLoRA"], targets="fc", exclude="block.*")
+
+
+DORA = {"peft_type": "LORA", "lora_alpha": 4, "use_dora": True}
+
+
+@pytest.mark.parametrize(
+    ("layer", "model", "options", "message"),
+    [
+        ("fc", small, {"make": lambda s: lo.Factored(s, 2)}, "make= cannot take it"),
+        ("fc", with_adapters, {"name": "x"}, "no adapters beside it; fc has adapters"),
+        ("fc", lambda: small().to("meta"), {}, "a real weight.*fc is on the meta device"),
+        ("table", small, {}, "linear layers and convolutions; got Embedding for table"),
+    ],
+)
+def test_import_refuses_dora(layer, model, options, message, tmp_path):
+    tensors, _ = lora([layer])
+    tensors[f"{layer}.lora_magnitude_vector"] = normal(LAYERS[layer][0])
+    checkpoint(tmp_path, DORA, tensors)
+    with pytest.raises(TargetError, match=message):
+        import_peft(model(), tmp_path, **options)
+
+
+def test_import_refuses_a_magnitude_of_another_length(tmp_path):
+    tensors, _ = lora(["fc"])
+    tensors["fc.lora_magnitude_vector"] = normal(4)
+    checkpoint(tmp_path, DORA, tensors)
+    with pytest.raises(ShapeError, match="magnitude of fc must have 5 numbers; got 4"):
+        import_peft(small(), tmp_path)
+    with pytest.raises(DataError, match="DoRA is no low-rank update"):
+        peft_residuals(small(), tmp_path)
+
+
+def test_import_refuses_a_weight_that_is_adapted_twice(tmp_path):
+    tied = nn.Sequential(nn.Linear(6, 5), nn.Linear(6, 5))
+    tied[1].weight = tied[0].weight
+    tensors, _ = lora(["fc"])
+    twice = {key.replace("fc", name): x.clone() for key, x in tensors.items() for name in "01"}
+    checkpoint(tmp_path, {"peft_type": "LORA", "lora_alpha": 2}, twice)
+    with pytest.raises(TargetError, match=r"one update; 0.weight is 1.weight too"):
+        import_peft(tied, tmp_path)
+
+
+def test_import_onto_the_meta_device(tmp_path):
+    tensors, products = lora(["fc"])
+    tensors["fc.base_layer.weight"] = small().fc.weight.detach()
+    checkpoint(tmp_path, {"peft_type": "LORA", "lora_alpha": 2}, tensors)
+    model = import_peft(small().to("meta"), tmp_path)
+    found = model.fc.adapter("default").parts[0][0]().to_dense()
+    torch.testing.assert_close(products["fc"], found)
+
+
+def test_import_checks_what_make_returns(tmp_path):
+    tensors, _ = lora(["fc"])
+    checkpoint(tmp_path, {"peft_type": "LORA", "lora_alpha": 2}, tensors)
+    with pytest.raises(TargetError, match=r"make\(\(5, 6\)\) must return a Parameterization of"):
+        import_peft(small(), tmp_path, make=lambda s: lo.Factored(s[::-1], 2))
+    with pytest.raises(DataError, match="'default' has no fc"):
+        peft_residuals(small(), tmp_path)
