@@ -275,7 +275,7 @@ def test_import_refuses_a_weight_that_is_adapted_twice(tmp_path):
     tensors, _ = lora(["fc"])
     twice = {key.replace("fc", name): x.clone() for key, x in tensors.items() for name in "01"}
     checkpoint(tmp_path, {"peft_type": "LORA", "lora_alpha": 2}, twice)
-    with pytest.raises(TargetError, match=r"one update; 0.weight is 1.weight too"):
+    with pytest.raises(TargetError, match=r"one update; [01].weight is [01].weight too"):
         import_peft(tied, tmp_path)
 
 
