@@ -1,13 +1,13 @@
 """Every training method on one small transformer: what each costs, keeps and gains over AdamW.
 
-``python -m experiments.training_methods`` writes a table and a JSON record. All methods share one
-grid of learning rates; each takes the one with the least validation loss over the seeds, and its
-test images are looked at once, with that rate.
+``python -m experiments.training_methods`` writes tables, a figure and a JSON record. Learning rates
+are chosen on validation loss, for all methods on one grid; seeds of the choice and of the
+comparison differ, and a seed gives every method the same data, start and batches. Two more parts
+ask for what invariance promises: one rate for factors of any scale, here and in a factorisation.
 """
 
 import argparse
 import math
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +23,9 @@ from torch.optim import AdamW, Optimizer
 import lowrank_opt as lo
 from experiments.parallel import Workers
 from experiments.records import Json, environment, prepare_folder, write_record
-from experiments.tables import markdown_table, mean_and_spread, text_table
+from experiments.tables import markdown_table, text_table
+from experiments.training_factors import Fit, factor_fits, factor_table
+from experiments.training_report import Outcome, best_rate, draw, scale_table, table
 from experiments.training_vit import (
     RANK,
     Make,
@@ -37,9 +39,11 @@ from lowrank_opt import training
 from lowrank_opt.errors import ConvergenceError
 from lowrank_opt.nn import adapter_report
 
-GRID = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+# First a coarse grid, one seed; then its best rate and the two neighbours, on other seeds.
+COARSE, FINE = (0.01, 0.03, 0.1, 0.3), 3**0.5
 STEPS = 150
-TUNING_SEEDS, SEEDS = (0, 1), (0, 1, 2, 3)
+COARSE_SEEDS, FINE_SEEDS, SEEDS = (10,), (11, 12), (0, 1, 2, 3, 4, 5)
+SCALES, SCALE_SEEDS = (0.1, 10.0), (0, 1)
 
 
 class Run:
@@ -146,15 +150,18 @@ METHODS = (
     Method("Factored, AdamW (LoRA)", factored, adamw),
     Method("LoRA+ (ratio 4)", factored, lora_plus),
     Method("ScaledGD", factored, lambda m, lr: training.ScaledGD(m, lr=lr)),
-    Method("ScaledAdamW", factored, lambda m, lr: training.ScaledAdamW(m, lr=lr)),
-    Method("LoRARite", factored, lambda m, lr: training.LoRARite(m, lr=lr)),
+    Method("ScaledAdamW", factored, lambda m, lr: training.ScaledAdamW(m, lr=lr, trust=0.03)),
+    Method("LoRARite", factored, lambda m, lr: training.LoRARite(m, lr=lr, trust=0.03)),
+    Method("LoRARite, trust 0.5", factored, lambda m, lr: training.LoRARite(m, lr=lr, trust=0.5)),
     Method(
         "LoRAPro, momentum, normalized",
         factored,
-        lambda m, lr: training.LoRAPro(m, lr=lr, momentum=0.9, normalized=True),
+        lambda m, lr: training.LoRAPro(m, lr=lr, momentum=0.9, normalized=True, beta=0.99),
     ),
-    Method("LoRAProAdamW", factored, lambda m, lr: training.LoRAProAdamW(m, lr=lr)),
-    Method("SpectralDescent", factored, lambda m, lr: training.SpectralDescent(m, lr=lr)),
+    Method("LoRAProAdamW", factored, lambda m, lr: training.LoRAProAdamW(m, lr=lr, trust=0.03)),
+    Method(
+        "SpectralDescent", factored, lambda m, lr: training.SpectralDescent(m, lr=lr, trust=0.03)
+    ),
     Method("FlatPerturbation, AdamW", factored, adamw, FlatRun),
     Method("ChainOfLowRank of two, AdamW", factored, adamw, ChainRun),
     Method("RankAllocator, AdaLoRA, AdamW", weighted, adamw, AllocatedRun),
@@ -165,27 +172,14 @@ METHODS = (
     Method("GaLore with residual, all weights", None, galore),
     Method("AdamW, all weights", None, adamw),
 )
+# Those whose start is rescaled: an optimizer on the factors of plain LoRA, nothing else.
+ON_FACTORS = tuple(k for k, x in enumerate(METHODS) if x.make is factored and x.run is Run)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One training run."""
-
-    method: str
-    lr: float
-    seed: int
-    training_loss: float
-    validation_loss: float
-    validation_accuracy: float
-    test_accuracy: float
-    holds: bool
-    cpu_seconds: float
-
-
-def train(index: int, lr: float, seed: int, *, test: bool) -> Outcome:
-    """Train once; the test accuracy is NaN unless asked for."""
-    method, task = METHODS[index], turned(seed)
-    model = adapted(method.make, seed)
+def train(index: int, lr: float, seed: int, *, scale: float = 1.0, test: bool = False) -> Outcome:
+    """Train once from right factors times `scale`; test accuracy is NaN unless asked for."""
+    method, task = METHODS[index], turned(seed, common_test=True)
+    model = _rescaled(adapted(method.make, seed), scale)
     run = method.run(model, method.optimizer(model, lr))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(run.optimizer, STEPS)
     began = time.process_time()
@@ -202,45 +196,76 @@ def train(index: int, lr: float, seed: int, *, test: bool) -> Outcome:
         method.name,
         lr,
         seed,
+        scale,
         loss_and_accuracy(model, task.training)[0],
         *loss_and_accuracy(model, task.validation),
         loss_and_accuracy(model, task.test)[1] if test else math.nan,
         method.make is None or all(site.holds for site in adapter_report(model)),
-        seconds,
+        1000 * seconds / STEPS,
     )
 
 
-def best_rate(outcomes: Sequence[Outcome]) -> float:
-    """Return the learning rate with the least validation loss, averaged over seeds."""
-
-    def mean_loss(lr: float) -> float:
-        # A run that diverged has no finite loss: its rate is never the best one.
-        losses = [o.validation_loss for o in outcomes if o.lr == lr]
-        return statistics.fmean(losses) if all(map(math.isfinite, losses)) else math.inf
-
-    return min({o.lr for o in outcomes}, key=mean_loss)
+@torch.no_grad()
+def _rescaled(model: nn.Module, scale: float) -> nn.Module:
+    """Multiply all right factors; the left ones are zero, so that W stays zero."""
+    if scale != 1.0:
+        for pair in training.factor_pairs(model, bilinear=True):
+            pair.right.mul_(scale)
+    return model
 
 
-def table(final: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows, one for each method."""
-    header = ["method", "best lr", "training loss", "validation loss", "test accuracy"]
-    rows: list[list[str]] = []
-    for method in METHODS:
-        own = [o for o in final if o.method == method.name]
-        if own:
-            seconds = statistics.fmean(o.cpu_seconds for o in own)
-            rows.append(
-                [
-                    method.name,
-                    f"{own[0].lr:g}",
-                    mean_and_spread([o.training_loss for o in own]),
-                    mean_and_spread([o.validation_loss for o in own], digits=3),
-                    mean_and_spread([o.test_accuracy for o in own], digits=3),
-                    "yes" if all(o.holds for o in own) else "NO",
-                    f"{1000 * seconds / STEPS:.1f}",
-                ]
-            )
-    return [*header, "bounds hold", "CPU ms a step"], rows
+@dataclass(frozen=True)
+class Plan:
+    """How much is run."""
+
+    coarse: Sequence[float] = COARSE
+    coarse_seeds: Sequence[int] = COARSE_SEEDS
+    fine_seeds: Sequence[int] = FINE_SEEDS
+    seeds: Sequence[int] = SEEDS
+    scale_seeds: Sequence[int] = SCALE_SEEDS
+
+
+QUICK = Plan((1e-2, 1e-1), (10,), (), (0,), (0,))
+
+
+@dataclass(frozen=True)
+class Results:
+    """All runs of the three parts."""
+
+    tuning: list[Outcome]
+    final: list[Outcome]
+    scaled: list[Outcome]
+    factors: list[Fit]
+
+
+def run_all(workers: Workers, plan: Plan) -> Results:
+    """Choose rates, compare, rescale, factorise."""
+    every = range(len(METHODS))
+    tuning: list[Outcome] = []
+
+    def runs(
+        rates: Sequence[Sequence[float]], seeds: Sequence[int], label: str
+    ) -> Sequence[Outcome]:
+        calls = [partial(train, k, lr, s) for k in every for lr in rates[k] for s in seeds]
+        return workers.run(calls, label)
+
+    def chosen(outcomes: Sequence[Outcome]) -> list[float]:
+        return [best_rate([o for o in outcomes if o.method == METHODS[k].name]) for k in every]
+
+    tuning += runs([plan.coarse for _ in every], plan.coarse_seeds, "coarse rates")
+    rates = chosen(tuning)
+    if plan.fine_seeds:
+        fine = runs([(x / FINE, x, x * FINE) for x in rates], plan.fine_seeds, "fine rates")
+        tuning, rates = [*tuning, *fine], chosen(fine)
+    finals = [partial(train, k, rates[k], s, test=True) for k in every for s in plan.seeds]
+    final = workers.run(finals, "test")
+    rescaled = [
+        partial(train, k, rates[k], s, scale=c)
+        for k in ON_FACTORS
+        for c in SCALES
+        for s in plan.scale_seeds
+    ]
+    return Results(tuning, final, workers.run(rescaled, "scales"), factor_fits(workers))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -249,30 +274,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the record")
     parser.add_argument("--quick", action="store_true", help="two rates and one seed")
     options = parser.parse_args(arguments)
-    folder = prepare_folder(options.out)
-    grid, tuning, seeds = GRID, TUNING_SEEDS, SEEDS
-    if options.quick:
-        grid, tuning, seeds = (1e-2, 1e-1), SEEDS[:1], SEEDS[:1]
-    every = range(len(METHODS))
+    folder, plan = prepare_folder(options.out), QUICK if options.quick else Plan()
     with Workers(_ready) as workers:
-        trials = [
-            partial(train, k, lr, s, test=False) for k in every for lr in grid for s in tuning
-        ]
-        tuned = workers.run(trials, "learning rates")
-        rates = [best_rate([o for o in tuned if o.method == METHODS[k].name]) for k in every]
-        finals = [partial(train, k, rates[k], s, test=True) for k in every for s in seeds]
-        final = workers.run(finals, "test")
-    header, rows = table(final)
-    print(text_table(header, rows))
+        results = run_all(workers, plan)
+    names, rescaled = [x.name for x in METHODS], [METHODS[k].name for k in ON_FACTORS]
+    tables = {
+        "training": table(results.final, names),
+        "scales": scale_table([*results.final, *results.scaled], rescaled, plan.scale_seeds),
+        "factors": factor_table(results.factors),
+    }
+    for content in tables.values():
+        print(text_table(*content), end="\n\n")
+    draw(results.final, names, folder / "training-methods.png")
     record: dict[str, Json] = {
         "environment": environment(),
-        "settings": {"steps": STEPS, "rank": RANK, "grid": list(grid), "seeds": list(seeds)},
-        "tuning": [asdict(o) for o in tuned],
-        "final": [asdict(o) for o in final],
-        "table": markdown_table(header, rows),
+        "settings": {"steps": STEPS, "rank": RANK, **_as_lists(plan)},
+        "tuning": [asdict(o) for o in results.tuning],
+        "final": [asdict(o) for o in results.final],
+        "scaled": [asdict(o) for o in results.scaled],
+        "factors": [asdict(o) for o in results.factors],
+        "tables": {name: markdown_table(*content) for name, content in tables.items()},
     }
     write_record(folder / "training-methods.json", record)
     return 0
+
+
+def _as_lists(plan: Plan) -> dict[str, Json]:
+    return {name: list(values) for name, values in asdict(plan).items()}
 
 
 def _ready() -> None:

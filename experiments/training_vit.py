@@ -70,10 +70,18 @@ def pretrained() -> TinyViT:
     return model.eval()
 
 
-def turned(seed: int) -> Task:
-    """Return 400 training, 300 validation and 1,097 test images, turned by 90 degrees."""
+def turned(seed: int, *, common_test: bool = False) -> Task:
+    """Return 400 training, 300 validation and 1,097 test images, turned by 90 degrees.
+
+    With `common_test` the test images are the same for all seeds: none is ever chosen on.
+    """
     images, labels = digits()
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    if common_test:
+        seen = _TRAINING + _VALIDATION
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+        order[:seen] = order[:seen][torch.randperm(seen, generator=generator)]
     images, labels = images[order].rot90(1, dims=(2, 3)), labels[order]
     cuts = [_TRAINING, _VALIDATION, len(labels) - _TRAINING - _VALIDATION]
     parts = zip(images.split(cuts), labels.split(cuts), strict=True)
