@@ -17,6 +17,7 @@ from lowrank_opt.errors import ConvergenceError, ShapeError
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.training.adam import State, adam_direction, restore_precision
 from lowrank_opt.training.roles import FactorPair, factor_pairs, other_parameters
+from lowrank_opt.training.small import LinAlgErrors, Small, array, frobenius, small
 from lowrank_opt.training.tall import Both, TallPair, Terms, add_to, evaluate
 from lowrank_opt.training.thin_basis import ThinBases, thin_bases
 
@@ -44,6 +45,11 @@ class PairView:
     factors: Both
     gradients: Both
     partners: ThinBases
+
+    @property
+    def rows(self) -> Small:
+        """M and n, to divide small matrices of both sides by; shape (2, 1, 1)."""
+        return array([[[len(x)]] for x in self.factors], like=self.partners.grams)
 
 
 def read_pair(pair: FactorPair) -> PairView:
@@ -157,7 +163,7 @@ class FactorOptimizer(Optimizer, ABC):
         try:
             view = read_pair(pair)
             directions = self.directions(view, state, group)
-        except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+        except LinAlgErrors as error:
             raise ConvergenceError(
                 "an optimizer over factors needs finite factors and gradients; got NaN or "
                 f"infinity in a pair of shape {pair.shape}, which was not changed: lower lr, clip "
@@ -206,12 +212,11 @@ def _apply(view: PairView, directions: Terms, group: Group) -> None:
 def _damping(view: PairView, directions: Terms, lr: float, trust: float) -> float:
     if math.isinf(trust) or _is_short(view, directions, lr, trust):
         return 1.0
-    steps = evaluate(directions)
-    gram_left, gram_right = grams = lr**2 * torch.stack([(d.mT @ d).double() for d in steps])
-    first = (grams * view.partners.grams).sum((-2, -1)).amax()
-    second = (_with_core(view.pair, gram_left) * gram_right).sum()
-    square = float(trust**2 * first / second) if bool(second > 0) else 1.0
-    return min(1.0, math.sqrt(max(square, 0.0)))
+    steps = TallPair(evaluate(directions))
+    gram_left, gram_right = grams = lr**2 * steps.inner(steps)
+    first = max(float(x.sum()) for x in grams * view.partners.grams)
+    second = float((_with_core(view.pair, gram_left) * gram_right).sum())
+    return min(1.0, trust * math.sqrt(max(first, 0.0) / second)) if second > 0 else 1.0
 
 
 def _is_short(view: PairView, directions: Terms, lr: float, trust: float) -> bool:
@@ -222,7 +227,7 @@ def _is_short(view: PairView, directions: Terms, lr: float, trust: float) -> boo
     """
     core = abs(view.pair.scale)
     if view.pair.core is not None:
-        core *= float(torch.linalg.vector_norm(view.pair.core.detach().double()))
+        core *= frobenius(small(view.pair.core))
     # The right factor's step against its own basis, the first one; then the left one's.
     for side, size in ((1, view.partners.inverse_norms[0]), (0, view.partners.inverse_norms[1])):
         if math.isfinite(size):
@@ -233,11 +238,13 @@ def _is_short(view: PairView, directions: Terms, lr: float, trust: float) -> boo
     return False
 
 
-def _with_core(pair: FactorPair, gram: Tensor) -> Tensor:
+def _with_core(pair: FactorPair, gram: Small) -> Small:
     """Return ``s^2 C^T gram C``."""
+    gram = gram * pair.scale**2
     if pair.core is None:
-        return gram * pair.scale**2
-    return pair.times_core(pair.times_core(gram).mT)
+        return gram
+    core = small(pair.core)
+    return core[:, None] * gram * core if core.ndim == 1 else core.mT @ gram @ core
 
 
 def _check_families(module: nn.Module, declared: list[FactorPair]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol, final
 
 import torch
@@ -149,7 +150,7 @@ def tangent_norm(pair: FactorPair) -> float:
     by moving W by :math:`\rho`. From the factors' gradients alone, basis-free, and not zero at a
     zero start, where the SNIP score :math:`\sum |w\, \partial_w L|` is.
     """
-    return float(Tangent.of_gradient(read_pair(pair)).square().sqrt())
+    return math.sqrt(Tangent.of_gradient(read_pair(pair)).square())
 
 
 def snip_score(pair: FactorPair) -> float:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import final
 
-import torch
 from torch import Tensor, nn
 
 from lowrank_opt.training.adam import State, corrected_decay
@@ -121,9 +121,9 @@ class LoRAPro(FactorOptimizer):
 
 
 def _size(q: Tangent, state: State, beta: float, t: int) -> float:
-    square = q.square() / q.core.shape[0]
-    state["square"] = torch.lerp(square, state.get("square", torch.zeros_like(square)), beta)
-    size = float(state["square"] / (1 - beta**t)) ** 0.5
+    square = beta * state.get("square", 0.0) + (1 - beta) * q.square() / len(q.core)
+    state["square"] = square
+    size = math.sqrt(square / (1 - beta**t))
     return size if size > 0 else 1.0
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import final
 
-import torch
 from torch import Tensor, nn
 
 from lowrank_opt.training.adam import State, corrected_decay
 from lowrank_opt.training.factor_optimizer import FactorOptimizer, Group, PairView
 from lowrank_opt.training.roles import FactorPair
+from lowrank_opt.training.small import Small, namespace, small, tensor
 from lowrank_opt.training.tall import TallPair, Terms, evaluate
 
 
@@ -87,45 +87,43 @@ class LoRARite(FactorOptimizer):
         t: int = state.get("step", 0) + 1
         b1, b2 = (corrected_decay(b, t) for b in group["betas"])
         partners, h = view.partners, view.partners.unmagnified(view.gradients)
-        V = h.inner(h).div_(_rows(h))
-        rho: float | Tensor = 0.0
+        V = h.inner(h) / view.rows
+        rho: Small = 0.0
+        terms: list[TallPair] = []
         if t > 1:
             Pt = TallPair.get(state, "frame").inner(partners.frames)
             V, rho = _second_moment(V, Pt, state, b2, group["escaped_mass"])
-        w, Q = torch.linalg.eigh(V)
-        root = (w.clamp_min_(0) + rho).sqrt_().add_(group["eps"])
-        steps = [h.times((Q * ((1 - b1) / root).unsqueeze(-2)) @ Q.mT)]
-        if t > 1:
-            steps.append(TallPair.get(state, "mean").times(b1 * Pt))
+            terms = [TallPair.get(state, "mean").times(b1 * Pt @ partners.inverses.mT)]
+        w, Q = namespace(V).linalg.eigh(V)
+        weights = (1 - b1) / ((w.clip(0) + rho) ** 0.5 + group["eps"])
         # M K^{-T} is what moves the factors, and what is kept, so that it costs no second product.
-        D = evaluate([x.times(partners.inverses.mT) for x in steps])
-        state |= {"step": t, "second": V, "escaped": rho}
+        terms.append(h.times(Q * weights[:, None]).times((partners.inverses @ Q).mT))
+        D = evaluate(terms)
+        state |= {"step": t, "second": tensor(V)}
         TallPair(D, partners.roots.mT).put(state, "mean")
         partners.frames.copied().put(state, "frame")
         return [TallPair(D)]
 
 
-def _rows(pair: TallPair) -> float | Tensor:
-    m, n = (len(x) for x in pair.spans)
-    return m if m == n else torch.tensor([[[m]], [[n]]], device=pair.spans[0].device)
-
-
 def _second_moment(
-    square: Tensor, Pt: Tensor, state: State, b2: float, escaped_mass: bool
-) -> tuple[Tensor, float | Tensor]:
-    old = state["second"]
+    square: Small, Pt: Small, state: State, b2: float, escaped_mass: bool
+) -> tuple[Small, Small]:
+    old = small(state["second"])
     moved = Pt.mT @ old @ Pt
-    rho: float | Tensor = state["escaped"]
+    rho: Small = 0.0
     if escaped_mass:
-        rho = b2 * (rho + _escaped(old, moved).unsqueeze(-1))
-    return torch.lerp(moved, square, 1 - b2), rho
+        before = small(state["escaped"]) if "escaped" in state else 0.0
+        rho = b2 * (before + _escaped(old, moved)[:, None])
+        state["escaped"] = tensor(rho)
+    return b2 * moved + (1 - b2) * square, rho
 
 
-def _escaped(before: Tensor, after: Tensor) -> Tensor:
+def _escaped(before: Small, after: Small) -> Small:
     """Return the largest gap of the sorted eigenvalues, at most the loss of trace, at least 0."""
-    before, after = torch.linalg.eigvalsh(before), torch.linalg.eigvalsh(after)
+    xp = namespace(before)
+    before, after = xp.linalg.eigvalsh(before), xp.linalg.eigvalsh(after)
     # A change of rank leaves the largest ones to compare.
     r = min(before.shape[-1], after.shape[-1])
     gaps = before[..., -r:] - after[..., -r:]
     trace = before.sum(-1) - after.sum(-1)
-    return torch.minimum(gaps.amax(-1), trace).clamp_min(0)
+    return xp.minimum(xp.amax(gaps, -1), trace).clip(0)

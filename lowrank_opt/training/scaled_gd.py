@@ -12,6 +12,7 @@ from lowrank_opt.linalg import leading_svd
 from lowrank_opt.training.adam import State
 from lowrank_opt.training.factor_optimizer import FactorOptimizer, Group, PairView, adam_directions
 from lowrank_opt.training.roles import FactorPair
+from lowrank_opt.training.small import identity, namespace
 from lowrank_opt.training.tall import TallPair, Terms
 
 
@@ -138,9 +139,8 @@ def preconditioned(view: PairView, damping: float = 0.0) -> TallPair:
     partners = view.partners
     if damping == 0.0:
         return partners.unmagnified(view.gradients).times(partners.inverses.mT)
-    metrics = partners.grams.clone()
-    metrics.diagonal(dim1=-2, dim2=-1).add_(damping)
-    return TallPair(view.gradients, torch.linalg.inv(metrics))
+    metrics = partners.grams + damping * identity(view.pair.rank, partners.grams)
+    return TallPair(view.gradients, namespace(metrics).linalg.inv(metrics))
 
 
 def spectral_start(observed: Tensor, rank: int, *, fraction: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
+from lowrank_opt.linalg import negligible
 from lowrank_opt.training.adam import State
 from lowrank_opt.training.factor_optimizer import FactorOptimizer, Group, PairView
 from lowrank_opt.training.roles import FactorPair
+from lowrank_opt.training.small import namespace
 from lowrank_opt.training.tall import Both, TallPair, Terms, add_to
-from lowrank_opt.training.thin_basis import thin_bases
+from lowrank_opt.training.thin_basis import ONE_PASS_CONDITION, thin_bases
+
+# Gram matrices of smaller entries are near underflow.
+_LEAST = negligible(torch.float32)
 
 
 @final
@@ -107,10 +111,14 @@ def msign(x: Tensor) -> Tensor:
 
 def _msign(factors: Both, size: float = 1.0) -> TallPair:
     """Return the polar factors times `size`."""
+    if factors[0].dtype == torch.float32:
+        grams = TallPair(factors).inner(TallPair(factors))
+        w, Q = namespace(grams).linalg.eigh(grams)
+        # Where a Gram matrix in single precision will do, its inverse square root is cheaper.
+        if all(
+            low >= max(high / ONE_PASS_CONDITION**2, _LEAST) for low, high in w[:, [0, -1]].tolist()
+        ):
+            return TallPair(factors, (Q * (size * w**-0.5)[:, None]) @ Q.mT)
     bases = thin_bases(factors)
-    if all(map(math.isfinite, bases.inverse_norms)):
-        # Accurate where the Gram matrix is, and half the price.
-        w, Q = torch.linalg.eigh(bases.grams)
-        return TallPair(factors, (Q * (size * w.rsqrt()).unsqueeze(-2)) @ Q.mT)
-    U, _, Vh = torch.linalg.svd(bases.roots)
+    U, _, Vh = namespace(bases.roots).linalg.svd(bases.roots)
     return bases.frames.times(size * U @ Vh)

@@ -8,78 +8,76 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from lowrank_opt.training.small import Small, frobenius, small, stacked, tensor
+
 Both: TypeAlias = tuple[Tensor, Tensor]
 
 
 class TallPair(NamedTuple):
     """``spans[i] @ coordinates[i]`` for the two sides i of a matrix, not multiplied out.
 
-    All small matrices of both sides are one tensor: at ranks of 4 to 64 the number of calls, not
-    the arithmetic, is what they cost.
+    The small matrices of both sides are one array, which halves the number of calls.
 
     Parameters
     ----------
     spans : tuple of Tensor, shapes (m, k), (n, k)
         float32 or float64; read, never written to.
-    coordinates : Tensor, shape (2, k, r), optional
-        In float64; the identity by default.
+    coordinates : Small, shape (2, k, r), optional
+        The identity by default.
 
     Examples
     --------
-    >>> twice = 2 * torch.eye(2, dtype=torch.float64).expand(2, 2, 2)
-    >>> x = TallPair((torch.ones(3, 2), torch.ones(5, 2))).times(twice)
+    >>> twice = torch.stack((2 * torch.eye(2), 2 * torch.eye(2)))
+    >>> x = TallPair((torch.ones(3, 2), torch.ones(5, 2))).times(small(twice))
     >>> x.dense()[0][0], x.inner(x)[:, 0, 0].tolist()
     (tensor([2., 2.]), [12.0, 20.0])
     """
 
     spans: Both
-    coordinates: Tensor | None = None
+    coordinates: Small | None = None
 
-    def times(self, cores: Tensor) -> TallPair:
-        """Return the products with small float64 matrices, shape (2, r, s)."""
+    def times(self, cores: Small) -> TallPair:
+        """Return the products with small matrices, shape (2, r, s)."""
         known = self.coordinates
         return TallPair(self.spans, cores if known is None else known @ cores)
 
     def swapped(self) -> TallPair:
         """Return the sides in the other order."""
         known = self.coordinates
-        return TallPair(self.spans[::-1], None if known is None else known.flip(0))
+        first, second = self.spans
+        return TallPair((second, first), None if known is None else known[[1, 0]])
 
     def dense(self) -> Both:
         """Return the products, multiplied out, in the dtype of the spans."""
         if self.coordinates is None:
             return self.spans
         (x, y), (c, d) = self.spans, self.rounded()
-        return x @ c, y @ d
+        return torch.mm(x, c), torch.mm(y, d)
 
-    def inner(self, other: TallPair) -> Tensor:
-        """Return ``self^T other``, shape (2, r, s), in float64; long sums as in the spans."""
+    def inner(self, other: TallPair) -> Small:
+        """Return ``self^T other``, shape (2, r, s); the long sums are in the dtype of the spans."""
         (x, y), (v, w) = self.spans, other.spans
-        return self._in_coordinates(torch.stack((x.mT @ v, y.mT @ w)), other)
+        product = stacked(torch.mm(x.t(), v), torch.mm(y.t(), w))
+        if self.coordinates is not None:
+            product = self.coordinates.mT @ product
+        return product if other.coordinates is None else product @ other.coordinates
 
-    def inner_of(self, other: TallPair, side: int) -> Tensor:
+    def inner_of(self, other: TallPair, side: int) -> Small:
         """Return ``self^T other`` of one side only, shape (r, s)."""
-        raw = self.spans[side].mT @ other.spans[side]
-        return self._in_coordinates(raw, other, side)
-
-    def _in_coordinates(
-        self, product: Tensor, other: TallPair, side: int | slice = slice(None)
-    ) -> Tensor:
-        product = product.double()
+        product = small(self.spans[side].mT @ other.spans[side])
         if self.coordinates is not None:
             product = self.coordinates[side].mT @ product
         return product if other.coordinates is None else product @ other.coordinates[side]
 
-    def rounded(self) -> Tensor:
+    def rounded(self) -> tuple[Tensor, ...]:
         """Return the coordinates, which must be there, in the dtype of the spans."""
         assert self.coordinates is not None, "checked by the caller"
-        return self.coordinates.to(self.spans[0].dtype).contiguous()
+        return tensor(self.coordinates, self.spans[0].dtype).unbind()
 
     def size_bound(self, side: int) -> float:
         """Return an upper bound on the Frobenius norm of one side, up to rounding."""
         size = float(torch.linalg.vector_norm(self.spans[side]))
-        known = self.coordinates
-        return size if known is None else size * float(torch.linalg.vector_norm(known[side]))
+        return size if self.coordinates is None else size * frobenius(self.coordinates[side])
 
     def copied(self) -> TallPair:
         """Return the same products, of copies of the spans."""
@@ -90,13 +88,14 @@ class TallPair(NamedTuple):
         state[f"{name}_0"], state[f"{name}_1"] = self.spans
         state.pop(f"{name}_coordinates", None)
         if self.coordinates is not None:
-            state[f"{name}_coordinates"] = self.coordinates
+            state[f"{name}_coordinates"] = tensor(self.coordinates)
 
     @classmethod
     def get(cls, state: dict[str, Any], name: str) -> TallPair:
         """Return what `put` stored."""
         spans = state[f"{name}_0"], state[f"{name}_1"]
-        return cls(spans, state.get(f"{name}_coordinates"))
+        known = state.get(f"{name}_coordinates")
+        return cls(spans, None if known is None else small(known))
 
 
 Terms: TypeAlias = Sequence[TallPair]
@@ -115,10 +114,11 @@ def _times_number(x: TallPair, factor: float) -> TallPair:
 
 def evaluate(terms: Terms) -> Both:
     """Return the sum of products; new tensors, unless it is one span that is multiplied out."""
-    first, *others = terms
-    totals = first.dense()
-    if others and first.coordinates is None:
-        totals = totals[0].clone(), totals[1].clone()
+    if len(terms) == 1:
+        return terms[0].dense()
+    # What has coordinates is new when it is multiplied out, and the rest can be added to it.
+    first, *others = sorted(terms, key=lambda x: x.coordinates is None)
+    totals = first.dense() if first.coordinates is not None else first.copied().spans
     add_to(totals, others)
     return totals
 
@@ -128,11 +128,9 @@ def add_to(totals: Both, terms: Terms, weight: float = 1.0) -> None:
 
     Totals may be among the spans, or in half precision.
     """
-    if _must_be_evaluated(totals, terms):
-        for total, change in zip(totals, evaluate(terms), strict=True):
-            total.add_((weight * change).to(total.dtype))
-        return
     a, b = totals
+    if _must_be_evaluated(totals, terms):
+        terms = [TallPair(evaluate(terms))]
     for x in terms:
         if x.coordinates is None:
             a.add_(x.spans[0], alpha=weight)

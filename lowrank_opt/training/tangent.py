@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from lowrank_opt.training.adam import State
 from lowrank_opt.training.factor_optimizer import PairView
+from lowrank_opt.training.small import Small, namespace, paired, small, tensor
 from lowrank_opt.training.tall import Both, TallPair, Terms, evaluate, scaled
 
 Split = Literal["symmetric", "zero", "sylvester"]
@@ -25,15 +23,15 @@ class Tangent:
         :math:`A = q V` and :math:`B = q^T U`.
     moves : TallPair, shapes (m, r), (n, r)
         :math:`A K_R^{-T}` and :math:`B K_L^{-T}`: what moves the factors.
-    core : Tensor, shape (r, r)
-        :math:`C = U^T q V`, in float64.
+    core : Small, shape (r, r)
+        :math:`C = U^T q V`.
     frames : TallPair, shapes (m, r), (n, r)
         U and V.
     """
 
     parts: TallPair
     moves: TallPair
-    core: Tensor
+    core: Small
     frames: TallPair
 
     @classmethod
@@ -44,20 +42,20 @@ class Tangent:
         moves = parts.times(view.partners.inverses.mT)
         return cls(parts, moves, frames.inner_of(parts, 0), frames)
 
-    def square(self) -> Tensor:
-        """Return the squared Frobenius norm, a float64 scalar."""
-        squares = self.parts.inner(self.parts).diagonal(dim1=-2, dim2=-1).sum()
-        return (squares - self.core.square().sum()).clamp_min(0)
+    def square(self) -> float:
+        """Return the squared Frobenius norm."""
+        squares = sum(x.trace() for x in self.parts.inner(self.parts))
+        return max(0.0, float(squares - (self.core**2).sum()))
 
     def averaged(self, old: Tangent, weight: float, view: PairView) -> Tangent:
         """Return ``weight P old + (1 - weight) self``, P the projection on this tangent space."""
         # U_old^T U and V_old^T V, then P old = A t + ... with t for A and s for B.
         s, t = old.frames.inner(self.frames)
-        turns = torch.stack((t, s))
+        turns = paired(t, s)
         # U^T A_old and V^T B_old.
         a, b = self.frames.inner(old.parts)
-        beyond = torch.stack((b.mT, a.mT)) - _both(old.core) @ turns
-        core = torch.lerp(self.core, a @ t + s.mT @ beyond[0], weight)
+        beyond = paired(b.mT, a.mT) - _both(old.core) @ turns
+        core = weight * (a @ t + s.mT @ beyond[0]) + (1 - weight) * self.core
         to_moves = weight * view.partners.inverses.mT
         terms = [
             old.parts.times(turns @ to_moves),
@@ -70,14 +68,14 @@ class Tangent:
         """Return the same vector, ready to be stored."""
         return self._of_moves(self.moves.dense(), self.core, view)
 
-    def _of_moves(self, moves: Both, core: Tensor, view: PairView) -> Tangent:
+    def _of_moves(self, moves: Both, core: Small, view: PairView) -> Tangent:
         # Moves are kept and parts derived: applying the moves then costs no product.
         parts = TallPair(moves, view.partners.roots.mT)
         return Tangent(parts, TallPair(moves), core, self.frames)
 
     def put(self, state: State) -> None:
         """Store a copy; it must be multiplied out."""
-        state["core"] = self.core
+        state["core"] = tensor(self.core)
         self.parts.put(state, "mean")
         self.frames.copied().put(state, "frame")
 
@@ -85,7 +83,7 @@ class Tangent:
     def get(cls, state: State) -> Tangent:
         """Return what `put` stored."""
         parts = TallPair.get(state, "mean")
-        return cls(parts, TallPair(parts.spans), state["core"], TallPair.get(state, "frame"))
+        return cls(parts, TallPair(parts.spans), small(state["core"]), TallPair.get(state, "frame"))
 
     def directions(self, view: PairView, split: Split) -> Terms:
         """Return factor directions, at the same point, that change W by q to first order."""
@@ -95,27 +93,28 @@ class Tangent:
         if split == "symmetric":
             core = -0.5 * core
         elif split == "zero":
-            core = torch.stack((-core[0], torch.zeros_like(core[1])))
+            core = paired(-core[0], 0 * core[1])
         else:
             K_right, K_left = view.partners.roots
             X = _balancing(view, self.core)
-            core = torch.stack((-core[0] - K_left @ X, K_right @ X.mT))
+            core = paired(-core[0] - K_left @ X, K_right @ X.mT)
         return [self.moves, self.frames.times(core)]
 
 
-def _both(core: Tensor) -> Tensor:
-    return torch.stack((core, core.mT))
+def _both(core: Small) -> Small:
+    return paired(core, core.mT)
 
 
-def _balancing(view: PairView, core: Tensor) -> Tensor:
+def _balancing(view: PairView, core: Small) -> Small:
     r"""Solve :math:`\bar L^T \bar L X + X \bar R^T \bar R = -a_R^T \bar R`, by two eigenbases.
 
     With :math:`a_R = B K_L^{-T}`, the right-hand side is :math:`-K_L^{-1} C K_R`.
     """
-    (right, left), (Q_right, Q_left) = torch.linalg.eigh(view.partners.grams)
+    xp = namespace(core)
+    (right, left), (Q_right, Q_left) = xp.linalg.eigh(view.partners.grams)
     _, K_left_inverse = view.partners.inverses
     K_right, _ = view.partners.roots
     C = Q_left.mT @ -(K_left_inverse @ core @ K_right) @ Q_right
-    weights = left.unsqueeze(1) + right
-    X = torch.where(weights > 0, C / torch.where(weights > 0, weights, 1.0), 0.0)
+    weights = left[:, None] + right
+    X = xp.where(weights > 0, C / xp.where(weights > 0, weights, 1.0), 0.0)
     return Q_left @ X @ Q_right.mT

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import math
-from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from lowrank_opt.linalg import negligible
+from lowrank_opt.training.small import (
+    LinAlgErrors,
+    Small,
+    cholesky,
+    frobenius,
+    identity,
+    namespace,
+    paired,
+    small,
+    stacked,
+    tensor,
+)
 from lowrank_opt.training.tall import Both, TallPair
 
 # A Gram matrix gives frames that are orthonormal to cond^2 times the rounding of its arithmetic:
 # enough for float32 up to the first condition number; up to the second one, a repetition on the
 # result makes it as good as Householder's QR.
-_ONE_PASS_CONDITION = 10.0
+ONE_PASS_CONDITION = 10.0
 _TWO_PASS_CONDITION = 1e3
+# Inverses that are larger belong to Gram matrices near underflow.
+_LARGEST = negligible(torch.float32) ** -0.5
+# Rows whose products are summed in float32: with more, the sum's rounding grows with their number.
+_BLOCK = 8192
 
 
 class ThinBases(NamedTuple):
@@ -29,27 +44,22 @@ class ThinBases(NamedTuple):
     ----------
     frames : TallPair, shapes (m, r), (n, r)
         Orthonormal columns, or zero ones.
-    roots : Tensor, shape (2, r, r)
-        K, in float64.
-    inverses : Tensor, shape (2, r, r)
-        :math:`K^+`, in float64.
-    grams : Tensor, shape (2, r, r)
-        ``F^T F``, in float64.
+    roots : Small, shape (2, r, r)
+        K.
+    inverses : Small, shape (2, r, r)
+        :math:`K^+`.
+    grams : Small, shape (2, r, r)
+        ``F^T F``.
     inverse_norms : tuple of float
         Frobenius norms of the inverses where K is so well conditioned that ``F @ inverse``, not
         multiplied out, is the frame; otherwise infinite.
     """
 
     frames: TallPair
-    roots: Tensor
-    inverses: Tensor
-    grams: Tensor
+    roots: Small
+    inverses: Small
+    grams: Small
     inverse_norms: tuple[float, float]
-
-    def swapped(self) -> ThinBases:
-        """Return the bases in the other order."""
-        small = (x.flip(0) for x in (self.roots, self.inverses, self.grams))
-        return ThinBases(self.frames.swapped(), *small, self.inverse_norms[::-1])
 
     def unmagnified(self, gradients: Both) -> TallPair:
         """Return ``gradients @ inverses``: with respect to the frames instead of the factors.
@@ -80,15 +90,16 @@ def thin_bases(factors: Both) -> ThinBases:
     Examples
     --------
     >>> flat = torch.tensor([[3.0, 0.0], [4.0, 0.0]])
-    >>> thin_bases((flat, torch.eye(2))).roots[0].abs()
-    tensor([[5., 0.], [0., 0.]], dtype=torch.float64)
+    >>> abs(thin_bases((flat, torch.eye(2))).roots[0])
+    array([[5., 0.],
+           [0., 0.]])
     """
     if factors[0].dtype == torch.float64:
         return _gathered([_by_qr(x) for x in factors])
     singles = factors[0].float(), factors[1].float()
-    grams = torch.stack([_blocked_gram(x) for x in singles])
+    grams = stacked(*map(_gram, singles))
     roots, inverses, conditions, sizes = _cholesky(grams)
-    if max(conditions) <= _ONE_PASS_CONDITION:
+    if all(x <= ONE_PASS_CONDITION for x in conditions):
         return ThinBases(TallPair(singles, inverses), roots, inverses, grams, (sizes[0], sizes[1]))
     sides = zip(singles, roots, inverses, grams, conditions, sizes, strict=True)
     return _gathered([_side(*known) for known in sides])
@@ -96,76 +107,74 @@ def thin_bases(factors: Both) -> ThinBases:
 
 class _Side(NamedTuple):
     span: Tensor
-    coordinates: Tensor
-    root: Tensor
-    inverse: Tensor
-    gram: Tensor
+    coordinates: Small
+    root: Small
+    inverse: Small
+    gram: Small
     inverse_norm: float = math.inf
 
 
 def _gathered(sides: list[_Side]) -> ThinBases:
     left, right = sides
     parts = zip(left[1:5], right[1:5], strict=True)
-    coordinates, roots, inverses, grams = (torch.stack(pair) for pair in parts)
+    coordinates, roots, inverses, grams = (paired(x, y) for x, y in parts)
     frames = TallPair((left.span, right.span), coordinates)
     norms = left.inverse_norm, right.inverse_norm
     return ThinBases(frames, roots, inverses, grams, norms)
 
 
 def _side(
-    factor: Tensor, root: Tensor, inverse: Tensor, gram: Tensor, condition: float, size: float
+    factor: Tensor, root: Small, inverse: Small, gram: Small, condition: float, size: float
 ) -> _Side:
-    if condition <= _ONE_PASS_CONDITION:
+    if condition <= ONE_PASS_CONDITION:
         return _Side(factor, inverse, root, inverse, gram, size)
     twice = _by_two_passes(factor, root, gram) if condition <= _TWO_PASS_CONDITION else None
     return twice or _by_qr(factor)
 
 
-def _blocked_gram(factor: Tensor) -> Tensor:
-    """Return F^T F of float32: blocks of 256 rows in float32, their sum in float64."""
-    m, r = factor.shape
-    k = m // 256
-    if m % 256:
-        rest = factor[256 * k :]
-        tail = (rest.mT @ rest).double()
-        return tail if k == 0 else tail + _blocked_gram(factor[: 256 * k])
-    blocks = factor.reshape(k, 256, r)
-    return torch.bmm(blocks.mT, blocks).sum(0, dtype=torch.float64)
+def _gram(factor: Tensor) -> Tensor:
+    """Return F^T F of float32: blocks of rows in float32, their sum in float64."""
+    if len(factor) <= _BLOCK:
+        return torch.mm(factor.t(), factor)
+    return torch.stack([(x.mT @ x).double() for x in factor.split(_BLOCK)]).sum(0)
 
 
-def _cholesky(grams: Tensor) -> tuple[Tensor, Tensor, list[float], list[float]]:
+_Cholesky: TypeAlias = tuple[Small, Small, list[float], list[float]]
+
+
+def _cholesky(grams: Small) -> _Cholesky:
     """Return K with ``gram = K^T K``, its inverse, their condition numbers over r, inverse norms.
 
-    A condition number is infinite where the factorisation failed or entries are near underflow.
+    A condition number is not finite where there is no factorisation or entries almost underflow.
     """
-    r = grams.shape[-1]
-    K, failed = torch.linalg.cholesky_ex(grams, upper=True)
-    inverses = torch.linalg.solve_triangular(K, _eye(r, K.device), upper=True)
-    sizes = torch.linalg.vector_norm(torch.cat((K, inverses)), dim=(-2, -1)).tolist()
-    roots, sizes = sizes[: len(grams)], sizes[len(grams) :]
-    largest = negligible(torch.float32) ** -0.5
-    conditions = [
-        root * size / r if not bad and size < largest else math.inf
-        for root, size, bad in zip(roots, sizes, failed.tolist(), strict=True)
-    ]
-    return K, inverses, conditions, sizes
+    try:
+        roots, inverses = cholesky(grams)
+    except LinAlgErrors:
+        if len(grams) > 1:
+            return _joined(_cholesky(grams[:1]), _cholesky(grams[1:]))
+        return grams, grams, [math.inf], [math.inf]
+    conditions, sizes = [], [frobenius(x) for x in inverses]
+    for root, size in zip(roots, sizes, strict=True):
+        conditions.append(frobenius(root) * size / len(root) if size < _LARGEST else math.inf)
+    return roots, inverses, conditions, sizes
 
 
-@cache
-def _eye(rank: int, device: torch.device) -> Tensor:
-    return torch.eye(rank, dtype=torch.float64, device=device)
+def _joined(first: _Cholesky, second: _Cholesky) -> _Cholesky:
+    """Return the results for two matrices, which could not be had together."""
+    small = zip(first[:2], second[:2], strict=True)
+    roots, inverses = (paired(x[0], y[0]) for x, y in small)
+    return roots, inverses, first[2] + second[2], first[3] + second[3]
 
 
-def _by_two_passes(factor: Tensor, root: Tensor, gram: Tensor) -> _Side | None:
+def _by_two_passes(factor: Tensor, root: Small, gram: Small) -> _Side | None:
     """Return CholeskyQR2: the frame of the first pass, in the coordinates of a second one."""
-    first = root.float()
+    first = tensor(root, torch.float32)
     span = torch.linalg.solve_triangular(first, factor, upper=True, left=False)
-    roots, inverses, (condition,), _ = _cholesky(_blocked_gram(span).unsqueeze(0))
-    if not condition <= _ONE_PASS_CONDITION:
+    roots, inverses, (condition,), _ = _cholesky(small(_gram(span))[None])
+    if not condition <= ONE_PASS_CONDITION:
         return None
-    root = roots[0] @ first.double()
-    inverse = torch.linalg.solve_triangular(root, _eye(len(root), root.device), upper=True)
-    return _Side(span, inverses[0], root, inverse, gram)
+    root = roots[0] @ small(first)
+    return _Side(span, inverses[0], root, namespace(root).linalg.inv(root), gram)
 
 
 def _by_qr(factor: Tensor) -> _Side:
@@ -179,4 +188,5 @@ def _by_qr(factor: Tensor) -> _Side:
     inverse = Bh.mT * torch.where(kept, 1 / torch.where(kept, s, 1.0), 0.0)
     root = torch.where(kept, s, 0.0).unsqueeze(1) * Bh
     span = ((Q[:m] @ A) * kept).to(dtype)
-    return _Side(span, _eye(r, span.device), root, inverse, T.mT @ T)
+    root = small(root)
+    return _Side(span, identity(r, root), root, small(inverse), small(T.mT @ T))

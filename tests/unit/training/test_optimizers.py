@@ -303,9 +303,9 @@ def test_iterations_of_scaled_gd_do_not_depend_on_the_condition_number():
 
 PASSES = {
     "ScaledGD": (lambda pairs: ScaledGD(pairs, lr=1e-6), 4),
-    "LoRARite": (lambda pairs: LoRARite(pairs, lr=1e-6), 12),
+    "LoRARite": (lambda pairs: LoRARite(pairs, lr=1e-6), 10),
     "LoRAPro": (lambda pairs: LoRAPro(pairs, lr=1e-6), 7),
-    "LoRAPro momentum": (lambda pairs: LoRAPro(pairs, lr=1e-6, momentum=0.9), 17),
+    "LoRAPro momentum": (lambda pairs: LoRAPro(pairs, lr=1e-6, momentum=0.9), 15),
     "SpectralDescent": (lambda pairs: SpectralDescent(pairs, lr=1e-6), 12),
 }
 

@@ -1,0 +1,99 @@
+"""Small matrices in float64: NumPy's where factors are on the CPU, torch's elsewhere.
+
+An optimizer's step has some fifty operations on r x r matrices, and what they cost is the call: on
+the CPU, NumPy's take a third of the time of torch's. Both have the same operators, `linalg`, and
+the few functions used here, so the formulas are written once; `namespace` gives the module.
+"""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# An array of NumPy or a torch tensor, in float64; all of one computation are of one kind.
+Small: TypeAlias = Any
+
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
+
+LinAlgErrors = (
+    np.linalg.LinAlgError,
+    torch.linalg.LinAlgError,  # pyright: ignore[reportPrivateImportUsage]
+)
+
+
+def small(x: Tensor) -> Small:
+    """Return a tensor as a small array, in float64."""
+    x = x.detach().double()
+    return x.numpy() if _by_numpy(x) else x
+
+
+def stacked(first: Tensor, second: Tensor) -> Small:
+    """Return two tensors of one shape as a small array with a new first axis."""
+    if _by_numpy(first):
+        return np.array((first.numpy(), second.numpy()), np.float64)
+    return torch.stack((first.double(), second.double()))
+
+
+def paired(first: Small, second: Small) -> Small:
+    """Return two small arrays of one shape as one with a new first axis."""
+    if isinstance(first, Tensor):
+        return torch.stack((first, second))
+    return np.array((first, second))
+
+
+def tensor(x: Small, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return a small array as a contiguous tensor; it may share memory."""
+    if isinstance(x, Tensor):
+        return x.to(dtype).contiguous()
+    return torch.from_numpy(x.astype(_NUMPY[dtype], order="C", copy=False))
+
+
+def cholesky(grams: Small) -> tuple[Small, Small]:
+    """Return the upper triangular K with ``gram = K^T K``, and its inverse; shapes (k, r, r).
+
+    Raises
+    ------
+    LinAlgError
+        NumPy's or torch's, if a matrix is not positive definite.
+    """
+    if isinstance(grams, Tensor):
+        K = torch.linalg.cholesky(grams, upper=True)
+        return K, torch.linalg.inv(K)
+    from scipy.linalg import lapack
+
+    roots = [lapack.dpotrf(gram) for gram in grams]
+    if any(info != 0 for _, info in roots):
+        raise np.linalg.LinAlgError("matrix is not positive definite")
+    inverses = [lapack.dtrtri(K)[0] for K, _ in roots]
+    return np.array([K for K, _ in roots]), np.array(inverses)
+
+
+def namespace(x: Small) -> ModuleType:
+    """Return the module whose functions take `x`: `numpy` or `torch`."""
+    return torch if isinstance(x, Tensor) else np
+
+
+def frobenius(x: Small) -> float:
+    """Return the Frobenius norm of all of `x`."""
+    return math.sqrt(float((x * x).sum() if isinstance(x, Tensor) else np.vdot(x, x)))
+
+
+def array(values: object, like: Small) -> Small:
+    """Return numbers as an array of the kind of `like`."""
+    if isinstance(like, Tensor):
+        return torch.tensor(values, dtype=like.dtype, device=like.device)
+    return np.asarray(values, np.float64)
+
+
+def identity(rank: int, like: Small) -> Small:
+    """Return an identity matrix of the kind of `like`."""
+    return array(np.eye(rank), like)
+
+
+def _by_numpy(x: Tensor) -> bool:
+    return x.is_cpu
