@@ -108,7 +108,7 @@ def combine(
     ``average``          the same with weights of sum one                       radii averaged
     ``svd``              the best approximation of the sum of a given rank      radii add
     ``knots``            KnOTS: TIES in coordinates common to all updates       Frobenius norm
-    ``tsv``              TSV-M: singular vectors of all updates, decorrelated   largest radius
+    ``tsv``              TSV-M: singular vectors of all updates, decorrelated   p-th powers add
     ``drop_components``  singular components dropped at random, rescaled, sum   radii / density
     ``ties_dense``       TIES on the entries                                    Frobenius norm
     ``dare_dense``       DARE: entries dropped at random, rescaled, sum         Frobenius norm
@@ -141,9 +141,9 @@ def combine(
     Returns
     -------
     Combination, or dict of names to Combination for whole models
-        Computed in float64 and returned in the dtype of the updates (``sum`` and ``average`` keep
-        the factors bit for bit, and put weights into a float64 scale). `lowrank_opt.merging
-        .add_updates` puts the operators into a model.
+        Computed in float64; the factors are returned in the dtype of the updates, with a scale in
+        float64 (``sum`` and ``average`` keep the factors bit for bit). `add_updates` puts the
+        operators into a model.
 
     Raises
     ------
@@ -212,7 +212,7 @@ def _combine_matrix(
     whole = combined(method, ops if exact else [working(op) for op in ops], weights, settings)
     keep = _kept_rank(method, ops, settings.rank, whole.rank)
     result = whole if keep is None else whole.truncate(keep)
-    operator = result if exact and keep is None else result.to(dtype=dtype)
+    operator = LowRankOperator(result.left.to(dtype), result.scale, result.right.to(dtype))
     used = weights.tolist()
     return Combination(
         method=method,

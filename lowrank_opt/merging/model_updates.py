@@ -13,6 +13,7 @@ from lowrank_opt.nn.frozen import Frozen
 from lowrank_opt.nn.places import Place, Site, candidates, places
 from lowrank_opt.nn.surgery import Plan, check_new_name, install, wrappers
 from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations import Parameterization
 
 
 def base_matrices(model: nn.Module) -> dict[str, Tensor]:
@@ -83,7 +84,8 @@ def add_updates(
     model : nn.Module
         Adapted or not; not merged. Changed in place.
     updates : mapping of str to LowRankOperator
-        By the names that `model_updates` gives; more than min(m, n) columns are merged.
+        By the names that `model_updates` gives; more than min(m, n) columns are merged, and
+        weights that are tied to a named one are updated with it.
     name : str
         Of the new adapter.
 
@@ -113,22 +115,23 @@ def add_updates(
     if adapted:
         check_new_name(name, everywhere)
     sites = {site.name: site for c in candidates(everywhere) for site in c.sites}
-    plan: Plan = []
-    used: set[str] = set()
-    for site in sites.values():
-        names = _names(site.place, site.weight, len(site.shapes))
-        if not set(names) & set(updates):
-            continue
-        plan.append(
-            (site, [_fixed(updates, n, s) for n, s in zip(names, site.shapes, strict=True)])
-        )
-        used |= set(names)
-    unknown = sorted(set(updates) - used)
+    named = {
+        name: _names(site.place, site.weight, len(site.shapes)) for name, site in sites.items()
+    }
+    made: dict[int, list[Parameterization]] = {}
+    for name_of_site, names in named.items():
+        site = sites[name_of_site]
+        if set(names) & set(updates):
+            pairs = zip(names, site.shapes, strict=True)
+            made.setdefault(id(site.parameter), [_fixed(updates, n, shape) for n, shape in pairs])
+    unknown = sorted(set(updates) - {n for names in named.values() for n in names})
     if unknown or not updates:
         raise TargetError(
             f"updates must have names of weights; got {unknown or 'none'}: the model has "
             f"{sorted(sites)[:20]}"
         )
+    # Weights that are tied are updated in all their places.
+    plan: Plan = [(s, made[id(s.parameter)]) for s in sites.values() if id(s.parameter) in made]
     return install(model, everywhere, plan, name, [])
 
 
