@@ -115,10 +115,12 @@ class SingularBasis:
 
     def _start(self, update: LowRankOperator | Tensor, count: int) -> Tensor:
         """Return a basis close to the answer: the leading vectors, and the update's own."""
-        leading = self.triples.right[:, : count + _EXTRA]
-        if isinstance(update, Tensor):
-            return leading
-        columns = torch.cat((leading, update.right), dim=1)[:, : self.shape[1]]
+        V = self.triples.right
+        # What an update removes makes room for vectors that none of these may see: a few random
+        # columns have a part of everything.
+        noise = torch.randn(len(V), _EXTRA, generator=torch.Generator().manual_seed(0)).to(V)
+        own = [] if isinstance(update, Tensor) else [update.right]
+        columns = torch.cat((V[:, :count], *own, noise), dim=1)[:, : len(V)]
         return orthonormal_columns(columns, columns.shape[1])
 
 

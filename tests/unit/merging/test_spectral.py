@@ -196,6 +196,16 @@ def test_lanczos_agrees_with_the_dense_svd_without_a_dense_matrix(
     torch.testing.assert_close(torch.ones(6).double(), (Vh.mT[:, :6] * found.right).sum(0).abs())
 
 
+def test_lanczos_sees_what_takes_the_place_of_removed_directions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_SMALL", 100)
+    W0 = torch.diag(0.9 ** torch.arange(240)).double()
+    removed = lo.LowRankOperator.from_dense(W0, 12)
+    found = SingularBasis.of(W0).updated_svd(-0.99 * removed, 8)
+    torch.testing.assert_close(0.9 ** torch.arange(12, 20).double(), found.scale)
+
+
 def test_lanczos_gives_way_on_exhausted_and_flat_spectra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SMALL", 10)
     low = with_values(90, 80, torch.ones(2))
