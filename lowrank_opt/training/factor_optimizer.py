@@ -17,7 +17,7 @@ from lowrank_opt.errors import ConvergenceError, ShapeError
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.training.adam import State, adam_direction, restore_precision
 from lowrank_opt.training.roles import FactorPair, factor_pairs, other_parameters
-from lowrank_opt.training.small import LinAlgErrors, Small, array, frobenius, small
+from lowrank_opt.training.small import LinAlgErrors, Small, array, frobenius, small, spectral_bound
 from lowrank_opt.training.tall import Both, TallPair, Terms, add_to, evaluate
 from lowrank_opt.training.thin_basis import ThinBases, thin_bases
 
@@ -84,7 +84,8 @@ class FactorOptimizer(Optimizer, ABC):
     weight_decay : float
         Decoupled: W shrinks by ``1 - lr * weight_decay`` a step, half of it in each factor.
     trust : float
-        Largest relative second-order change in one step; ``inf`` switches damping off.
+        Largest relative second-order change in one step; ``inf`` switches damping off. It mostly
+        matters in the first steps from a zero start.
     others : iterable of Tensor
         Parameters outside of the pairs; a trainable `core` of a pair joins by itself.
     others_lr : float
@@ -198,9 +199,12 @@ def adam_directions(directions: Both, state: State, group: Group) -> Terms:
 
 
 def _apply(view: PairView, directions: Terms, group: Group) -> None:
-    lr = group["lr"]
-    lr *= _damping(view, directions, lr, group["trust"])
-    keep = math.sqrt(max(0.0, 1 - group["lr"] * group["weight_decay"]))
+    lr, trust = group["lr"], group["trust"]
+    keep = math.sqrt(max(0.0, 1 - lr * group["weight_decay"]))
+    if not (math.isinf(trust) or _is_short(view, directions, lr, trust)):
+        if len(directions) > 1:
+            directions = [TallPair(evaluate(directions))]
+        lr *= _damping(view, directions[0], lr, trust)
     # A step may be spanned by the factor itself: it is evaluated before the decay changes that.
     if keep == 1.0:
         add_to(view.factors, directions, -lr)
@@ -209,11 +213,8 @@ def _apply(view: PairView, directions: Terms, group: Group) -> None:
             factor.mul_(keep).sub_((lr * direction).to(factor.dtype))
 
 
-def _damping(view: PairView, directions: Terms, lr: float, trust: float) -> float:
-    if math.isinf(trust) or _is_short(view, directions, lr, trust):
-        return 1.0
-    steps = TallPair(evaluate(directions))
-    gram_left, gram_right = grams = lr**2 * steps.inner(steps)
+def _damping(view: PairView, directions: TallPair, lr: float, trust: float) -> float:
+    gram_left, gram_right = grams = lr**2 * directions.inner(directions)
     first = max(float(x.sum()) for x in grams * view.partners.grams)
     second = float((_with_core(view.pair, gram_left) * gram_right).sum())
     return min(1.0, trust * math.sqrt(max(first, 0.0) / second)) if second > 0 else 1.0
@@ -229,8 +230,9 @@ def _is_short(view: PairView, directions: Terms, lr: float, trust: float) -> boo
     if view.pair.core is not None:
         core *= frobenius(small(view.pair.core))
     # The right factor's step against its own basis, the first one; then the left one's.
-    for side, size in ((1, view.partners.inverse_norms[0]), (0, view.partners.inverse_norms[1])):
-        if math.isfinite(size):
+    for side, known in ((1, view.partners.inverse_norms[0]), (0, view.partners.inverse_norms[1])):
+        if math.isfinite(known):
+            size = min(known, spectral_bound(view.partners.inverses[1 - side]))
             length = lr * sum(x.size_bound(side) for x in directions)
             # The margin is for the rounding of the norms.
             if length * size * core <= 0.99 * trust:

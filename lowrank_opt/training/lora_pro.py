@@ -166,7 +166,7 @@ class LoRAProAdamW(FactorOptimizer):
         eps: float = 1e-8,
         split: Split = "sylvester",
         weight_decay: float = 0.0,
-        trust: float = 0.5,
+        trust: float = 0.03,
         others: Iterable[Tensor] = (),
         others_lr: float = 1e-3,
     ) -> None:

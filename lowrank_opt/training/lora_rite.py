@@ -67,7 +67,7 @@ class LoRARite(FactorOptimizer):
         eps: float = 1e-6,
         escaped_mass: bool = False,
         weight_decay: float = 0.0,
-        trust: float = 0.5,
+        trust: float = 0.03,
         others: Iterable[Tensor] = (),
         others_lr: float = 1e-3,
     ) -> None:

@@ -111,7 +111,7 @@ class ScaledAdamW(FactorOptimizer):
         eps: float = 1e-8,
         damping: float = 1e-6,
         weight_decay: float = 0.0,
-        trust: float = 0.5,
+        trust: float = 0.03,
         others: Iterable[Tensor] = (),
         others_lr: float = 1e-3,
     ) -> None:

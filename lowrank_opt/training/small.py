@@ -83,6 +83,12 @@ def frobenius(x: Small) -> float:
     return math.sqrt(float((x * x).sum() if isinstance(x, Tensor) else np.vdot(x, x)))
 
 
+def spectral_bound(x: Small) -> float:
+    """Return an upper bound on the spectral norm of a matrix: of its row and column sums."""
+    sizes = abs(x)
+    return math.sqrt(float(sizes.sum(0).max()) * float(sizes.sum(1).max()))
+
+
 def array(values: object, like: Small) -> Small:
     """Return numbers as an array of the kind of `like`."""
     if isinstance(like, Tensor):

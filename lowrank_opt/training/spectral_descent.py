@@ -61,7 +61,7 @@ class SpectralDescent(FactorOptimizer):
         lr: float = 1e-2,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
-        trust: float = 0.5,
+        trust: float = 0.03,
         others: Iterable[Tensor] = (),
         others_lr: float = 1e-3,
     ) -> None:
