@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.errors import NotInSetError, TargetError
-from lowrank_opt.linalg import orthonormal_columns
+from lowrank_opt.linalg import lp_norm, orthonormal_columns
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import Factored, Parameterization
 from lowrank_opt.parameterizations.certificate import certify, export
@@ -63,14 +63,15 @@ def _as_it_is(
     first = float(op.scale[0])
     uniform = first > 0 and bool((op.scale == first).all())
     trainable = bool(op.left.any()) or bool(op.right.any())
-    if not (uniform and trainable and certify(op, member.feasible_set).exact):
+    short = op.rank <= min(member.feasible_set.rank, *op.shape)
+    if not (uniform and trainable and short and certify(op, member.feasible_set).exact):
         return None
     return op, member.scaling if isinstance(member, Factored) else first
 
 
 def _balanced(op: LowRankOperator, declared: FeasibleSet, dtype: torch.dtype) -> LowRankOperator:
     """Return factors of scale one whose exact product is in the set."""
-    left, scale, right = export(op, declared, dtype).to(dtype=torch.float64)
+    left, scale, right = export(op, declared, torch.float64)
     size = float(scale[0])
     count = max(1, int(left.any(dim=0).sum()) if size > 0 else 0)
     columns = min(declared.rank, left.shape[1])
@@ -103,7 +104,10 @@ def _check_rounding(factors: LowRankOperator, op: LowRankOperator, name: str) ->
     wide = op.to(dtype=torch.float64)
     size, dtype = float(wide.schatten_norm(2)), factors.dtype
     error = float((factors.to(dtype=torch.float64) - wide).schatten_norm(2))
-    if not error <= _ROUNDINGS * relative_tolerance(dtype, op.rank) * size:
+    # Terms that cancel leave the rounding of float64 behind, whatever their sum is.
+    terms = torch.stack([lp_norm(wide.left.mT, 2), wide.scale.abs(), lp_norm(wide.right.mT, 2)])
+    noise = relative_tolerance(torch.float64, op.rank) * float(terms.prod(dim=0).sum())
+    if not error <= _ROUNDINGS * relative_tolerance(dtype, op.rank) * size + noise:
         raise TargetError(
             f"factors must not over- or underflow in {dtype}; {name} of norm {size:.2e} would be "
             f"off by {error:.2e}: export in a wider dtype"

@@ -170,3 +170,36 @@ def test_interrupted_write_leaves_no_mixture(tmp_path, monkeypatch):
     assert {"adapter_config.json", "adapter_model.safetensors"} == names
     with pytest.raises(DataError, match="written to a folder"):
         export_peft(model, tmp_path / "adapter_config.json")
+
+
+def pinned(parameterization, values):
+    """Return a model of one inner layer whose update has these parameters."""
+    m, n = parameterization.shape
+    model = adapt(nn.Sequential(nn.Linear(n, m)), lambda _: parameterization, targets="0")
+    with torch.no_grad():
+        for key, value in values.items():
+            dict(model[0].adapter("default").parts[0][0].named_parameters())[key].fill_(value)
+    return model
+
+
+def test_product_beyond_float32_is_exported_in_its_factors(tmp_path):
+    values = {"left": 1e15, "values": 1e15, "right": 1e15}
+    model = pinned(lo.AdaLoRA((4, 3), 1), values)
+    export_peft(model, tmp_path)
+    assert peft_residuals(model, tmp_path)[0].relative < 1e-6
+
+
+def test_terms_that_cancel_are_exported_as_nothing(tmp_path):
+    model = pinned(lo.Offset(lo.Factored((4, 3), 1).assign(torch.ones(4, 3))), {})
+    (site,) = export_peft(model, tmp_path)
+    assert (2, True) == (site.rank, site.spectral_bound < 1e-14)
+
+
+def test_more_terms_than_a_rank_are_brought_together(tmp_path):
+    model = pinned(
+        lo.Offset(lo.Factored((4, 3), 3).assign(torch.ones(4, 3), project=True)),
+        {"inner.left": 2.0},
+    )
+    (site,) = export_peft(model, tmp_path)
+    assert 3 == site.rank
+    assert peft_residuals(model, tmp_path)[0].relative < 1e-6
