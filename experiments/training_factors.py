@@ -37,12 +37,12 @@ OPTIMIZERS: dict[str, Callable[[FactorPair, float], Optimizer]] = {
     "gradient descent": lambda p, lr: SGD(_factors(p), lr=lr),
     "Adam": lambda p, lr: Adam(_factors(p), lr=lr),
     "ScaledGD": lambda p, lr: ScaledGD([p], lr=lr),
-    "ScaledAdamW": lambda p, lr: ScaledAdamW([p], lr=lr, trust=0.03),
-    "LoRARite": lambda p, lr: LoRARite([p], lr=lr, trust=0.03),
+    "ScaledAdamW": lambda p, lr: ScaledAdamW([p], lr=lr),
+    "LoRARite": lambda p, lr: LoRARite([p], lr=lr),
     "LoRARite, trust 0.5": lambda p, lr: LoRARite([p], lr=lr, trust=0.5),
     "LoRAPro": lambda p, lr: LoRAPro([p], lr=lr),
-    "LoRAProAdamW": lambda p, lr: LoRAProAdamW([p], lr=lr, trust=0.03),
-    "SpectralDescent": lambda p, lr: SpectralDescent([p], lr=lr, trust=0.03),
+    "LoRAProAdamW": lambda p, lr: LoRAProAdamW([p], lr=lr),
+    "SpectralDescent": lambda p, lr: SpectralDescent([p], lr=lr),
 }
 
 

@@ -150,18 +150,16 @@ METHODS = (
     Method("Factored, AdamW (LoRA)", factored, adamw),
     Method("LoRA+ (ratio 4)", factored, lora_plus),
     Method("ScaledGD", factored, lambda m, lr: training.ScaledGD(m, lr=lr)),
-    Method("ScaledAdamW", factored, lambda m, lr: training.ScaledAdamW(m, lr=lr, trust=0.03)),
-    Method("LoRARite", factored, lambda m, lr: training.LoRARite(m, lr=lr, trust=0.03)),
+    Method("ScaledAdamW", factored, lambda m, lr: training.ScaledAdamW(m, lr=lr)),
+    Method("LoRARite", factored, lambda m, lr: training.LoRARite(m, lr=lr)),
     Method("LoRARite, trust 0.5", factored, lambda m, lr: training.LoRARite(m, lr=lr, trust=0.5)),
     Method(
         "LoRAPro, momentum, normalized",
         factored,
         lambda m, lr: training.LoRAPro(m, lr=lr, momentum=0.9, normalized=True, beta=0.99),
     ),
-    Method("LoRAProAdamW", factored, lambda m, lr: training.LoRAProAdamW(m, lr=lr, trust=0.03)),
-    Method(
-        "SpectralDescent", factored, lambda m, lr: training.SpectralDescent(m, lr=lr, trust=0.03)
-    ),
+    Method("LoRAProAdamW", factored, lambda m, lr: training.LoRAProAdamW(m, lr=lr)),
+    Method("SpectralDescent", factored, lambda m, lr: training.SpectralDescent(m, lr=lr)),
     Method("FlatPerturbation, AdamW", factored, adamw, FlatRun),
     Method("ChainOfLowRank of two, AdamW", factored, adamw, ChainRun),
     Method("RankAllocator, AdaLoRA, AdamW", weighted, adamw, AllocatedRun),
