@@ -21,10 +21,10 @@ from experiments.tables import markdown_table, mean_and_spread, text_table
 from lowrank_opt.errors import TargetError
 from lowrank_opt.merging import Aggregate
 
-GRID = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+GRID = (0.2, 0.4, 0.8, 1.6, 3.2)
 LOCAL_STEPS = (20, 80)
 ROUNDS = 20
-TUNING_SEEDS, SEEDS = (0, 1), (0, 1, 2, 3, 4)
+TUNING_SEEDS, SEEDS = (0, 1), (0, 1, 2, 3)
 
 Case = tuple[int, int]
 

@@ -3,6 +3,7 @@
 All clients train side by side: their factors are the slices of one batched tensor.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -20,11 +21,14 @@ from lowrank_opt.operator import LowRankOperator
 SIDE, CLASSES, RANK, BATCH = 8, 10, 4, 32
 WIDTHS = (SIDE * SIDE, 96, 96, CLASSES)
 SHARE, PRETRAINING, VALIDATION = 150, 400, 200
+# Gradients are clipped: without it, one batch in another domain can end a run.
+LARGEST_GRADIENT = 1.0
 DOMAINS = ("as it is", "mirrored", "transposed", "inverted", "turned", "blurred and pale")
 BASE: dict[str, Json] = {
     "widths": list(WIDTHS),
     "rank": RANK,
     "batch": BATCH,
+    "gradients clipped to the norm": LARGEST_GRADIENT,
     "images for each client": SHARE,
     "images for pretraining": PRETRAINING,
     "images for validation": VALIDATION,
@@ -118,6 +122,11 @@ def _pretrained(x: Tensor, y: Tensor, seed: int) -> tuple[list[Tensor], list[Ten
     return [a.weight.detach() for a in layers], [a.bias.detach() for a in layers]
 
 
+def _norms(gradients: Sequence[Tensor]) -> Tensor:
+    """Return the norm of each client's gradient, over all its factors."""
+    return torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
+
+
 class Federation:
     """Six clients and a server: factors of every layer, one slice for each client."""
 
@@ -132,7 +141,7 @@ class Federation:
             self._fresh(layer)
 
     def train(self, steps: int, lr: float, *, frozen_right: bool) -> None:
-        """Let every client take steps of SGD on its own images."""
+        """Let every client take steps of SGD, with clipped gradients, on its own images."""
         trained = [*self.left.values(), *([] if frozen_right else self.right.values())]
         for tensor in trained:
             tensor.requires_grad_()
@@ -144,9 +153,10 @@ class Federation:
             # A sum over clients, whose factors are their own: each gets the gradient of its mean.
             loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
             gradients = torch.autograd.grad(len(DOMAINS) * loss, trained)
+            rate = lr / _norms(gradients).clamp_min(LARGEST_GRADIENT) * LARGEST_GRADIENT
             with torch.no_grad():
                 for tensor, gradient in zip(trained, gradients, strict=True):
-                    tensor.sub_(lr * gradient)
+                    tensor.sub_(rate.view(-1, 1, 1) * gradient)
         for tensor in trained:
             tensor.requires_grad_(False)
 
