@@ -152,13 +152,17 @@ def _seeded(seed: int, device: torch.device) -> Generator[None]:
 
 
 @contextmanager
-def seeded_elsewhere(seed: int) -> Generator[None]:
-    """As `_seeded`, for the generators of Python and NumPy."""
+def seeded_elsewhere(seed: int) -> Generator[Callable[[], None]]:
+    """As `_seeded`, for the generators of Python and NumPy; yields what seeds them again."""
     state, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (a factory may)
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
+
+    def reseed() -> None:
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+
+    reseed()
     try:
-        yield
+        yield reseed
     finally:
         random.setstate(state)
         np.random.set_state(legacy)  # noqa: NPY002

@@ -56,14 +56,14 @@ def is_finite(op: LowRankOperator) -> bool:
 
 def product(op: LowRankOperator) -> ScaledMatrix:
     """Return ``left diag(scale) right^T`` of the stored factors, summed in extended precision."""
-    left, a = _column_mantissas(to_array(op.left))
-    right, b = _column_mantissas(to_array(op.right))
+    left, a, left_peaks = _column_mantissas(to_array(op.left))
+    right, b, right_peaks = _column_mantissas(to_array(op.right))
     scale, c = np.frexp(to_array(op.scale))
     exponents = a + b + c
-    used = scale * np.abs(left).max(axis=0, initial=0.0) * np.abs(right).max(axis=0, initial=0.0)
-    top = int(exponents[used != 0].max(initial=-(1 << 20)))
+    used = (scale != 0) & (left_peaks != 0) & (right_peaks != 0)
     if not used.any():
         return ScaledMatrix(np.zeros(op.shape), 0)
+    top = int(exponents[used].max())
     # Columns that are 2**1000 times smaller than the largest one vanish beside it.
     weights = np.ldexp(scale, np.clip(exponents - top, -1000, 0)).astype(np.longdouble)
     total = (left.astype(np.longdouble) * weights) @ right.astype(np.longdouble).T
@@ -83,9 +83,14 @@ def dense(op: LowRankOperator) -> Array:
     return product(op).dense()
 
 
-def magnitude(op: LowRankOperator) -> Array:
+def absolute(op: LowRankOperator) -> ScaledMatrix:
     """Return ``|left| diag(|scale|) |right|^T``, to which rounding errors are compared."""
-    return dense(LowRankOperator(*(x.detach().abs() for x in op)))
+    return product(LowRankOperator(*(x.detach().abs() for x in op)))
+
+
+def magnitude(op: LowRankOperator) -> Array:
+    """Return `absolute` in plain float64."""
+    return absolute(op).dense()
 
 
 def singular_values(matrix: Array) -> Array:
@@ -109,9 +114,10 @@ def random_frame(rows: int, cols: int, rng: np.random.Generator) -> Array:
     return np.linalg.qr(rng.standard_normal((rows, cols)))[0]
 
 
-def _column_mantissas(x: Array) -> tuple[Array, NDArray[np.int_]]:
+def _column_mantissas(x: Array) -> tuple[Array, NDArray[np.int_], Array]:
+    """Return columns with a largest entry below 1, their exponents, and their largest entries."""
     peak = np.abs(x).max(axis=0, initial=0.0)
     exponents = np.frexp(peak)[1].astype(int)
     # Two steps: 2**-1074 and its inverse are not both numbers.
     half = exponents // 2
-    return np.ldexp(np.ldexp(x, -half), half - exponents), exponents
+    return np.ldexp(np.ldexp(x, -half), half - exponents), exponents, peak

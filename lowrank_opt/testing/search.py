@@ -160,13 +160,14 @@ class Search:
     def _all_hold(self, cases: Iterable[Case]) -> bool:
         """Try cases as Hypothesis does, at a fraction of its time; stop at the first that fails."""
         tried = self.tried
-        for case in cases:
-            try:
-                with seeded_elsewhere(0):
+        with seeded_elsewhere(0) as reseed:
+            for case in cases:
+                reseed()
+                try:
                     self._judge(self._subject_of(case))
-            except (Violation, RefusedCase):
-                self.tried = tried
-                return False
+                except (Violation, RefusedCase):
+                    self.tried = tried
+                    return False
         return True
 
     def once(self, case: Case) -> bool:

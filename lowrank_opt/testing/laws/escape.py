@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.sets import SpectralSet
 from lowrank_opt.testing.case import Subject
@@ -40,7 +41,7 @@ def _escape(subject: Subject) -> None:
             f"after {step} steps of Adam towards larger norms, W leaves the set by {excess:.3e}; "
             f"rounding explains {allowed:.1e}",
         )
-        _step(module, optimizer, _outwards(chart, chart.core, W, together=together))
+        _step(op, optimizer, _outwards(chart, chart.core, W, together=together))
 
 
 def _optimizer(module: Parameterization, *, together: bool) -> torch.optim.Optimizer:
@@ -64,8 +65,8 @@ def _outwards(chart: Chart, core: SpectralSet, W: Array, *, together: bool) -> A
     return chart.push(direction) - chart.push(np.zeros_like(direction))
 
 
-def _step(module: Parameterization, optimizer: torch.optim.Optimizer, direction: Array) -> None:
-    left, scale, right = module.factors()
+def _step(op: LowRankOperator, optimizer: torch.optim.Optimizer, direction: Array) -> None:
+    left, scale, right = op
     G = torch.from_numpy(direction.copy()).to(left)
     optimizer.zero_grad()
     # <G, W>, with the factors of W.

@@ -12,7 +12,7 @@ from lowrank_opt.testing.case import Subject
 from lowrank_opt.testing.law import Law
 from lowrank_opt.testing.laws.reach import expect_reachable
 from lowrank_opt.testing.members import MEMBERS
-from lowrank_opt.testing.oracle import dense, magnitude, underflow
+from lowrank_opt.testing.oracle import Array, dense, magnitude, underflow
 from lowrank_opt.testing.parameters import MODERATE, FreeParameters
 from lowrank_opt.testing.verdict import NotApplicable, expect
 
@@ -23,7 +23,9 @@ _ROUNDINGS = 64
 def _section(subject: Subject) -> None:
     module = subject.module()
     op = module.factors().detach()
-    _check_inverse(subject, op, allowed=float(np.linalg.norm(magnitude(op))))
+    W = dense(op)
+    values = right_inverse(subject.fresh(), op)
+    _check_inverse(subject, op, W, values, allowed=float(np.linalg.norm(magnitude(op))))
 
 
 def _completeness(subject: Subject) -> None:
@@ -31,21 +33,28 @@ def _completeness(subject: Subject) -> None:
     if not module.complete:
         raise NotApplicable("complete is False: not every member of the set is claimed")
     target = subject.target(module)
+    # The inverse may not write to its argument: the truth is taken first.
+    W = dense(target)
     try:
-        module.right_inverse(target)
+        values = module.right_inverse(target)
     except NoRightInverseError:
         expect_reachable(subject, target)
     else:
-        _check_inverse(subject, target, allowed=0.0)
+        _check_inverse(subject, target, W, values, allowed=0.0)
 
 
-def _check_inverse(subject: Subject, target: LowRankOperator, *, allowed: float) -> None:
-    """Invert a member and compare the image of the values with it."""
-    # The inverse may not write to its argument: the truth is taken first.
-    W = dense(target)
+def _check_inverse(
+    subject: Subject,
+    target: LowRankOperator,
+    W: Array,
+    values: dict[str, torch.Tensor],
+    *,
+    allowed: float,
+) -> None:
+    """Compare the image of the values that an inverse found with the member W."""
     # Another module receives the values: nothing but them may carry the target.
     other = subject.fresh()
-    load(other, right_inverse(subject.fresh(), target))
+    load(other, values)
     chart, op = subject.chart(other), other.factors()
     image = dense(op)
     error = float(np.linalg.norm(image - W))

@@ -16,7 +16,8 @@ from lowrank_opt.testing.law import Law
 from lowrank_opt.testing.laws.overflow import excuse_overflow
 from lowrank_opt.testing.oracle import (
     Array,
-    dense,
+    ScaledMatrix,
+    absolute,
     is_finite,
     magnitude,
     product,
@@ -53,13 +54,16 @@ def membership(subject: Subject, where: str = "") -> None:
     # In a cone the size of W does not matter, and its exact product may be no float64 number.
     W, exponent = (exact.mantissa, exact.exponent) if chart.cone else (exact.dense(), 0)
     excess, rule = chart.excess(W), chart.tolerance(W, subject.dtype, feasible_set.rank)
-    explained = rule + underflow(op, exponent) + _cancellation(subject, chart, op, exponent)
+    sizes = absolute(op)
+    explained = rule + underflow(op, exponent) + _cancellation(subject, chart, sizes, exponent)
     expect(
         excess <= explained,
         f"W leaves {_name(feasible_set)} by {excess:.3e}{where}; rounding explains {explained:.1e}",
     )
     expect(
-        excess > rule / 2 or not _well_scaled(chart, op) or feasible_set.contains(op),
+        excess > rule / 2
+        or not _well_scaled(chart, exact.dense(), sizes)
+        or feasible_set.contains(op),
         f"{_name(feasible_set)} does not contain W, although W leaves it by {excess:.1e} only and "
         f"its tolerance is {rule:.1e}",
     )
@@ -73,22 +77,20 @@ def _expect_finite(
         expect(False, f"the factors of a finite parameter are not finite{where}")
 
 
-def _cancellation(subject: Subject, chart: Chart, op: LowRankOperator, exponent: int) -> float:
-    """Return what rounding of factors explains where large terms cancel.
+def _cancellation(subject: Subject, chart: Chart, sizes: ScaledMatrix, exponent: int) -> float:
+    """Return what rounding of factors explains where large terms, of given sizes, cancel.
 
     Bounded sets allow for the oracle's own sums only: their factors are bounded too.
     """
     unit = float(np.finfo(np.longdouble).eps) if chart.bounded else subject.eps
-    sizes = product(LowRankOperator(*(x.detach().abs() for x in op)))
     with np.errstate(over="ignore"):
         peak = np.ldexp(singular_values(sizes.mantissa)[0], sizes.exponent - exponent)
     return 4 * unit * float(peak) / chart.gain
 
 
-def _well_scaled(chart: Chart, op: LowRankOperator) -> bool:
+def _well_scaled(chart: Chart, W: Array, sizes: ScaledMatrix) -> bool:
     """Return whether float64 holds W, its squares and the terms that add up to it."""
-    W = dense(op)
-    terms = float(magnitude(op).max())
+    terms = float(sizes.dense().max())
     return _representable(W) and terms <= 8 * chart.size(W) * chart.gain
 
 
@@ -101,7 +103,7 @@ def _rank(subject: Subject) -> None:
     expect(rank <= min(subject.case.shape), f"the declared rank {rank} exceeds min(m, n)")
     values = singular_values(W.mantissa)
     allowed = 16 * subject.eps * rank**0.5 * values[0]
-    allowed += _cancellation(subject, chart, op, W.exponent)
+    allowed += _cancellation(subject, chart, absolute(op), W.exponent)
     expect(
         bool((values[rank:] <= allowed).all()),
         f"the rank exceeds {rank}: the next singular value is {values[rank:][:1]} times the unit "
