@@ -1,4 +1,4 @@
-"""Merging: aggregation of clients' updates, private means, spectral diagnostics."""
+"""Merging: aggregation, private means, combined adapters, intruder dimensions."""
 
 from lowrank_opt.merging.aggregate import Aggregate as Aggregate
 from lowrank_opt.merging.aggregate import aggregate as aggregate
