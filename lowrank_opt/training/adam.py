@@ -11,14 +11,9 @@ State = dict[str, Any]
 
 
 def adam_direction(
-    gradient: Tensor,
-    state: State,
-    name: str,
-    betas: tuple[float, float],
-    eps: float,
-    scale: float = 1.0,
+    gradient: Tensor, state: State, name: str, betas: tuple[float, float], eps: float
 ) -> Tensor:
-    """Update the two moments stored under `name`; return `scale` times Adam's direction.
+    """Update the two moments stored under `name` and return Adam's direction, bias-corrected.
 
     References
     ----------
@@ -34,8 +29,10 @@ def adam_direction(
     state[f"{name}_step"] = t
     m.lerp_(g, 1 - b1)
     v.mul_(b2).addcmul_(g, g, value=1 - b2)
-    root = v.sqrt().mul_(1 / math.sqrt(1 - b2**t)).add_(eps)
-    return torch.div(m, root, out=root).mul_(scale / (1 - b1**t))
+    # m / (1 - b1^t) over sqrt(v / (1 - b2^t)) + eps, the corrections in the denominator.
+    correction = 1 - b1**t
+    root = v.sqrt().mul_(correction / math.sqrt(1 - b2**t)).add_(correction * eps)
+    return torch.div(m, root, out=root)
 
 
 def corrected_decay(beta: float, t: int) -> float:

@@ -230,12 +230,13 @@ def _is_short(view: PairView, directions: Terms, lr: float, trust: float) -> boo
     if view.pair.core is not None:
         core *= frobenius(small(view.pair.core))
     # The right factor's step against its own basis, the first one; then the left one's.
-    for side, known in ((1, view.partners.inverse_norms[0]), (0, view.partners.inverse_norms[1])):
-        if math.isfinite(known):
-            size = min(known, spectral_bound(view.partners.inverses[1 - side]))
-            length = lr * sum(x.size_bound(side) for x in directions)
+    for side, size in ((1, view.partners.inverse_norms[0]), (0, view.partners.inverse_norms[1])):
+        if math.isfinite(size):
+            length = lr * sum(x.size_bound(side) for x in directions) * core
             # The margin is for the rounding of the norms.
-            if length * size * core <= 0.99 * trust:
+            if length * size <= 0.99 * trust:
+                return True
+            if length * spectral_bound(view.partners.inverses[1 - side]) <= 0.99 * trust:
                 return True
     return False
 

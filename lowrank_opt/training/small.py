@@ -8,6 +8,7 @@ the few functions used here, so the formulas are written once; `namespace` gives
 from __future__ import annotations
 
 import math
+from functools import cache
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -41,16 +42,16 @@ def stacked(first: Tensor, second: Tensor) -> Small:
 
 def paired(first: Small, second: Small) -> Small:
     """Return two small arrays of one shape as one with a new first axis."""
-    if isinstance(first, Tensor):
-        return torch.stack((first, second))
-    return np.array((first, second))
+    if isinstance(first, np.ndarray):
+        return np.array((first, second))
+    return torch.stack((first, second))
 
 
 def tensor(x: Small, dtype: torch.dtype = torch.float64) -> Tensor:
     """Return a small array as a contiguous tensor; it may share memory."""
-    if isinstance(x, Tensor):
-        return x.to(dtype).contiguous()
-    return torch.from_numpy(x.astype(_NUMPY[dtype], order="C", copy=False))
+    if isinstance(x, np.ndarray):
+        return torch.from_numpy(x.astype(_NUMPY[dtype], order="C", copy=False))
+    return x.to(dtype).contiguous()
 
 
 def cholesky(grams: Small) -> tuple[Small, Small]:
@@ -64,23 +65,29 @@ def cholesky(grams: Small) -> tuple[Small, Small]:
     if isinstance(grams, Tensor):
         K = torch.linalg.cholesky(grams, upper=True)
         return K, torch.linalg.inv(K)
-    from scipy.linalg import lapack
-
-    roots = [lapack.dpotrf(gram) for gram in grams]
+    factorise, invert = _lapack()
+    roots = [factorise(gram) for gram in grams]
     if any(info != 0 for _, info in roots):
         raise np.linalg.LinAlgError("matrix is not positive definite")
-    inverses = [lapack.dtrtri(K)[0] for K, _ in roots]
+    inverses = [invert(K)[0] for K, _ in roots]
     return np.array([K for K, _ in roots]), np.array(inverses)
+
+
+@cache
+def _lapack() -> tuple[Any, Any]:
+    from scipy.linalg.lapack import dpotrf, dtrtri
+
+    return dpotrf, dtrtri
 
 
 def namespace(x: Small) -> ModuleType:
     """Return the module whose functions take `x`: `numpy` or `torch`."""
-    return torch if isinstance(x, Tensor) else np
+    return np if isinstance(x, np.ndarray) else torch
 
 
 def frobenius(x: Small) -> float:
     """Return the Frobenius norm of all of `x`."""
-    return math.sqrt(float((x * x).sum() if isinstance(x, Tensor) else np.vdot(x, x)))
+    return math.sqrt(float(np.vdot(x, x) if isinstance(x, np.ndarray) else (x * x).sum()))
 
 
 def spectral_bound(x: Small) -> float:
