@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -38,6 +39,7 @@ _FAR = 7_310_000_000_000
 T = TypeVar("T")
 
 
+@lru_cache(maxsize=1024)  # Hypothesis validates each new strategy: that takes longer than a draw.
 def integers(low: int, high: int) -> st.SearchStrategy[int]:
     """Return a strategy of integers that depends on nothing but the seed; shrinks to `low`."""
     return st.integers(_FAR + low, _FAR + high).map(lambda x: x - _FAR)
