@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.adapter_layers import LORA, Layer, Shape, layers
+from experiments.adapter_layers import LORA, Layer, Shape, layers, peer_version
 from experiments.records import Json, environment, prepare_folder, write_record
 from experiments.tables import markdown_table, text_table
 from lowrank_opt.errors import DenseMaterializationError
@@ -240,7 +240,9 @@ def draw(costs: Sequence[Cost], path: Path) -> None:
             panel.plot([middle], [k], "o", color=color, markersize=4)
         lora = statistics.median(own[LORA].training)
         panel.axvline(lora, color="gray", linewidth=0.8, linestyle="--")
-        panel.set_xscale("log", base=2)
+        panel.set_xscale("log")
+        panel.set_xticks([1, 1.5, 2, 3, 4, 6, 8], ["1", "1.5", "2", "3", "4", "6", "8"])
+        panel.set_xticks([], minor=True)
         panel.set_yticks(range(len(names)), names, fontsize=8)
         panel.set_ylim(len(names) - 0.5, -0.5)
         panel.set_title(f"{shape[0]} x {shape[1]}, rank {rank}", fontsize=9)
@@ -267,7 +269,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     draw(costs, folder / "adapter-cost.png")
     record: dict[str, Json] = {
         "environment": environment(),
-        "settings": {"tokens": TOKENS, "turns": turns, "threads": torch.get_num_threads()},
+        "settings": {
+            "tokens": TOKENS,
+            "turns": turns,
+            "threads": torch.get_num_threads(),
+            "peft": peer_version(),
+        },
         "costs": [{**asdict(cost), "shape": [*cost.shape]} for cost in costs],
         "tables": tables,
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import cast
 
@@ -66,6 +67,11 @@ def layers(shape: Shape, rank: int, names: Iterable[str] | None = None) -> list[
         Layer("bare", bare(shape), [], lambda: bare(shape)),
         *(_ours(own[n], shape, rank) if n in own else _peer(n, shape, rank) for n in chosen),
     ]
+
+
+def peer_version() -> str:
+    """Return the version of PEFT, or that there is none."""
+    return version("peft") if find_spec("peft") is not None else "not installed"
 
 
 def bare(shape: Shape) -> nn.Linear:
