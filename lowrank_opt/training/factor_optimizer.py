@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -163,6 +164,8 @@ class FactorOptimizer(Optimizer, ABC):
     def _step_pair(self, pair: FactorPair, state: State, group: Group) -> None:
         try:
             view = read_pair(pair)
+            if not all(map(_is_finite, view.gradients)):
+                raise np.linalg.LinAlgError("a gradient is not finite")
             directions = self.directions(view, state, group)
         except LinAlgErrors as error:
             raise ConvergenceError(
@@ -186,6 +189,11 @@ class FactorOptimizer(Optimizer, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "pairs": self.pairs}
+
+
+def _is_finite(x: Tensor) -> bool:
+    # The sum is cheaper, and itself not finite only where x is not, or is near overflow.
+    return math.isfinite(float(x.sum())) or bool(torch.isfinite(x).all())
 
 
 def adam_directions(directions: Both, state: State, group: Group) -> Terms:

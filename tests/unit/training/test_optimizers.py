@@ -18,6 +18,7 @@ from lowrank_opt.training import (
     ScaledAdamW,
     ScaledGD,
     SpectralDescent,
+    factor_optimizer,
     factor_pairs,
     lora_plus_groups,
     spectral_start,
@@ -342,3 +343,24 @@ def test_factors_that_are_not_finite_are_named(make, dtype):
     with pytest.raises(ConvergenceError, match="needs finite factors and gradients"):
         train(net, optimizer, 1)
     assert torch.equal(before, net.update.left.detach())
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_gradients_that_are_not_finite_change_nothing(make, dtype, value, side):
+    net = model(dtype=dtype)
+    optimizer = make(net)
+    train(net, optimizer, 2)
+    loss(net).backward()
+    getattr(net.update, side).grad[0, 0] = value
+    before = net.update.left.detach().clone(), net.update.right.detach().clone()
+    with pytest.raises(ConvergenceError, match="needs finite factors and gradients"):
+        optimizer.step()
+    assert torch.equal(before[0], net.update.left.detach())
+    assert torch.equal(before[1], net.update.right.detach())
+
+
+def test_gradients_whose_sum_overflows_are_finite():
+    assert factor_optimizer._is_finite(torch.full((5, 3), 3e38))
