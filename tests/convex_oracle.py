@@ -21,11 +21,12 @@ def simplex(x: Values, radius: float) -> Values:
 
 
 def spectrally(project: Callable[[Values], Values]) -> Callable[[torch.Tensor], torch.Tensor]:
-    def apply(W: torch.Tensor) -> torch.Tensor:
-        U, sigma, Vh = torch.linalg.svd(W, full_matrices=False)
-        return (U * torch.from_numpy(project(sigma.numpy()))) @ Vh
+    return lambda W: torch.from_numpy(_spectrally(project, W.numpy()))
 
-    return apply
+
+def _spectrally(project: Callable[[Values], Values], W: Values) -> Values:
+    U, sigma, Vh = np.linalg.svd(W, full_matrices=False)
+    return (U * project(sigma)) @ Vh
 
 
 def fista(
@@ -37,26 +38,28 @@ def fista(
 ) -> tuple[torch.Tensor, AdditiveBias]:
     """Solve densely by accelerated proximal gradients with restarts: the independent solver."""
     m, n = obs.shape
-    w = torch.ones_like(obs.values) if obs.weights is None else obs.weights
-    mean = float((w @ obs.values) / w.sum()) if ridge > 0 else 0.0
-    x = torch.zeros(m + 1, n + 1, dtype=torch.float64)
-    z, t = x.clone(), 1.0
+    i, j, y = (v.numpy() for v in (obs.rows, obs.cols, obs.values))
+    w = np.ones_like(y) if obs.weights is None else obs.weights.numpy()
+    mean = float((w @ y) / w.sum()) if ridge > 0 else 0.0
+    x = np.zeros((m + 1, n + 1))
+    z, t = x.copy(), 1.0
     step = 1 / (float(w.max()) * (1 + (m + n) * (ridge > 0)) + ridge)
     for _ in range(steps):
         W, a, b = z[:m, :n], z[:m, n], z[m, :n]
-        e = w * ((W + a[:, None] + b)[obs.rows, obs.cols] + mean - obs.values)
-        E = torch.zeros(m, n, dtype=torch.float64).index_put_((obs.rows, obs.cols), e)
-        new = torch.zeros_like(z)
-        new[:m, :n] = spectrally(lambda s: proximal(s, step))(W - step * E)
+        E = np.zeros((m, n))
+        E[i, j] = w * ((W + a[:, None] + b)[i, j] + mean - y)
+        new = np.zeros_like(z)
+        new[:m, :n] = _spectrally(lambda s: proximal(s, step), W - step * E)
         if ridge > 0:
             new[:m, n] = a - step * (E.sum(1) + ridge * a)
             new[m, :n] = b - step * (E.sum(0) + ridge * b)
-        if float((new - z).abs().max()) < 1e-12:
+        if float(np.abs(new - z).max()) < 1e-12:
             break
         turned = float(((z - new) * (new - x)).sum()) > 0
         t_next = 1.0 if turned else (1 + math.sqrt(1 + 4 * t * t)) / 2
         z, x, t = new + (t - 1) / t_next * (new - x) * (not turned), new, t_next
-    return x[:m, :n], AdditiveBias(mean, x[:m, n], x[m, :n])
+    W, rows, cols = (torch.from_numpy(v.copy()) for v in (x[:m, :n], x[:m, n], x[m, :n]))
+    return W, AdditiveBias(mean, rows, cols)
 
 
 def convex_objective(obs: Observations, W: torch.Tensor, bias: AdditiveBias, ridge: float):

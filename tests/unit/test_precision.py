@@ -49,8 +49,10 @@ def test_membership_in_every_precision(make, dtype, size, near_parallel):
     modules = [make(shape, rank, dtype=dtype) for shape, rank in SHAPES]
     for module in modules:
         _fill(module, size, near_parallel=near_parallel)
-    assert [True] * len(SHAPES) == [m.feasible_set.contains(m().detach()) for m in modules]
-    assert {dtype} == {m().dtype for m in modules}
+    ops = [module().detach() for module in modules]
+    contained = [m.feasible_set.contains(op) for m, op in zip(modules, ops, strict=True)]
+    assert [True] * len(SHAPES) == contained
+    assert {dtype} == {op.dtype for op in ops}
 
 
 @pytest.mark.parametrize("size", SIZES)
