@@ -73,6 +73,25 @@ def test_inspect_peft_embedding(tmp_path):
     assert float((B @ A).double().norm()) == pytest.approx(site.frobenius, rel=1e-6)
 
 
+def test_inspect_peft_adalora_and_delora(tmp_path):
+    A, B, E, w = torch.randn(2, 5), torch.randn(7, 2), torch.randn(2, 1), torch.rand(5) + 1
+    key = "base_model.model.q"
+    tensors = {f"{key}.lora_A": A, f"{key}.lora_B": B, f"{key}.lora_E": E}
+    config = {"peft_type": "ADALORA", "init_r": 3, "lora_alpha": 6, "bias": "all"}
+    (tmp_path / "a").mkdir()
+    (site,) = inspect_adapter(_peft(tmp_path / "a", config, tensors))
+    dense = 6 / (3 + 1e-5) * B.double() @ (E * A).double()
+    assert ("PEFT AdaLoRA", 2) == (site.kind, site.rank)
+    assert float(dense.norm()) == pytest.approx(site.frobenius, rel=1e-6)
+    tensors = {f"{key}.delora_{name}": x for name, x in (("A", A), ("B", B), ("w_norm", w))}
+    tensors[f"{key}.delora_lambda"] = torch.tensor([-3.0])
+    (tmp_path / "d").mkdir()
+    (site,) = inspect_adapter(_peft(tmp_path / "d", {"peft_type": "DELORA"}, tensors))
+    dense = 1.5 * (B / B.norm(dim=0)) @ (A / A.norm(dim=1, keepdim=True)) * w
+    assert ("PEFT DeLoRA", 7 * 2 + 2 * 5 + 1) == (site.kind, site.trainable)
+    assert float(dense.norm()) == pytest.approx(site.frobenius, rel=1e-5)
+
+
 def test_inspect_refuses_other_peft_methods(tmp_path):
     folder = _peft(tmp_path, {"peft_type": "IA3"}, {"x": torch.zeros(1)})
     with pytest.raises(DataError, match=r"DELORA can be read; got 'IA3'"):
