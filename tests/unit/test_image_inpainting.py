@@ -32,7 +32,7 @@ def test_seen_pixels_stay_and_hidden_ones_are_filled(method):
 @pytest.mark.usefixtures("quick")
 def test_record_and_figure_are_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(image_inpainting, "masks", lambda size: masks_that_fit(size))
-    assert 0 == image_inpainting.main(["--out", str(tmp_path), "--shrink", "16"])
+    assert 0 == image_inpainting.main(["--out", str(tmp_path), "--shrink", "24"])
     record = json.loads((tmp_path / "images.json").read_text("utf-8"))
     assert 3 * len(METHODS) == len(record["fits"])
     assert (tmp_path / "images.png").stat().st_size > 0
