@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
@@ -154,9 +154,18 @@ def register_layer(module_type: type[nn.Module] | str, kind: LayerKind) -> None:
 
 
 def registered_kind(module: nn.Module) -> LayerKind | None:
-    """Return the kind of a module's nearest registered class, or None."""
-    names = (type_name(cls) for cls in type(module).__mro__)
-    return next((_KINDS[name] for name in names if name in _KINDS), None)
+    """Return the kind of a module's nearest registered class, or None.
+
+    A subclass with a `forward` of its own may do anything with its weight: it is called with dense
+    weights, unless it is registered itself.
+    """
+    own = type(module)
+    for cls in own.__mro__:
+        kind = _KINDS.get(type_name(cls))
+        if kind is not None:
+            overridden = getattr(own, "forward", None) is not getattr(cls, "forward", None)
+            return replace(kind, update=None) if overridden and kind.update else kind
+    return None
 
 
 def kind_of(module: nn.Module) -> LayerKind:

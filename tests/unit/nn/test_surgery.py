@@ -163,6 +163,48 @@ def test_registered_layer_of_ones_own_is_adapted_from_factors() -> None:
         register_layer(Scaled, kind)
 
 
+class Doubled(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+class ScaledEmbedding(nn.Embedding):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 3 * super().forward(x)
+
+
+class Wide(nn.Conv1d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(nn.functional.pad(x, (2, 2))).relu()
+
+
+class Renamed(nn.Linear):
+    """Without a forward of its own."""
+
+
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (Doubled(4, 3), torch.randn(5, 4)),
+        (ScaledEmbedding(6, 3), torch.tensor([0, 5, 2])),
+        (Wide(2, 3, 3), torch.randn(5, 2, 7)),
+        (Renamed(4, 3), torch.randn(5, 4)),
+    ],
+    ids=["linear", "embedding", "convolution", "plain"],
+)
+def test_subclass_with_its_own_forward_sees_the_adapted_weight(
+    layer: nn.Module, x: torch.Tensor
+) -> None:
+    model = adapt(nn.Sequential(copy.deepcopy(layer)), BALL, targets="0")
+    for part in model[0].adapter("default").parameters():
+        nn.init.normal_(part)
+    expected = copy.deepcopy(layer)
+    with torch.no_grad():
+        expected.weight.copy_(model[0].weight)
+    assert not torch.equal(expected.weight, layer.weight)
+    torch.testing.assert_close(model(x), expected(x))
+
+
 BAD: dict[str, tuple[Callable[[nn.Module], object], type[Exception], str]] = {
     "no match": (
         lambda m: adapt(m, BALL, targets="k_proj"),
