@@ -32,7 +32,7 @@ def test_grid_search_of_the_architecture_page():
     pairs, y = ratings()
     obs = lo.Observations(*pairs.T, y, SHAPE)
     grid = {"rank": [1, 2], "radius": [1.0, 60.0]}
-    estimator = MatrixCompletion(shape=obs.shape, max_iterations=15)
+    estimator = MatrixCompletion(shape=obs.shape, max_iterations=40, random_state=0)
     search = GridSearchCV(estimator, grid, cv=3).fit(pairs, y)
     assert {"rank": 2, "radius": 60.0} == search.best_params_
     assert (y.dtype, (700,)) == (search.predict(pairs).dtype, search.predict(pairs).shape)
