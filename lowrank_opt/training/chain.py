@@ -195,8 +195,10 @@ def _forget(optimizer: Optimizer, parameter: Tensor, reset: Reset) -> None:
     if reset == "all":
         del optimizer.state[parameter]
         return
-    for value in optimizer.state[parameter].values():
-        if isinstance(value, Tensor) and value.shape == parameter.shape:
+    for name, value in optimizer.state[parameter].items():
+        # Frames are no moments: they say in which coordinates moments are.
+        is_moment = isinstance(value, Tensor) and not name.startswith("frame")
+        if is_moment and value.shape == parameter.shape:
             kept = round((1 - float(reset)) * value.numel())
             size = value.abs().flatten()
             index = size.topk(size.numel() - kept, largest=False).indices

@@ -122,6 +122,19 @@ def test_optimizer_state_is_kept_or_pruned(reset, zeros):
     assert 14.0 == float(state["exp_avg"].max())
 
 
+def test_frames_of_moments_are_not_pruned():
+    update = lo.Factored((7, 7), 2)
+    torch.nn.init.normal_(update.left)
+    optimizer = LoRARite(update, lr=0.01)
+    update().to_dense().sin().sum().backward()
+    optimizer.step()
+    state = optimizer.state[update.left]
+    frames = [state[f"frame_{side}"].clone() for side in (0, 1)]
+    ChainOfLowRank([Link(torch.zeros(7, 7), update)], optimizer, reset=0.9).tie()
+    assert all(torch.equal(frames[side], state[f"frame_{side}"]) for side in (0, 1))
+    assert 13 == int((state["mean_0"] == 0).sum())
+
+
 def test_first_step_after_a_knot_moves_only_the_zero_factor():
     model = adapted(MAKERS["Factored"])
     optimizer = LoRARite(model, lr=0.01)
