@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lowrank_opt.errors import RadiusError, TargetError
+from lowrank_opt.linalg.entrywise import drop_and_rescale, elect_sign_and_average, keep_largest
 from lowrank_opt.nn.adapted import AdaptedModule, check_not_merged
 from lowrank_opt.nn.frozen import Frozen
 from lowrank_opt.nn.places import Site, places
@@ -124,35 +125,12 @@ def _combined(
         total = sum(terms[1:], start=terms[0])
         keep = (largest if method == "svd" else limit) if rank is None else min(rank, limit)
         return total.truncate(keep) if total.rank > keep else total
-    dense, keep = [op.to_dense() for op in terms], largest if rank is None else min(rank, limit)
+    keep = largest if rank is None else min(rank, limit)
     if method == "ties":
-        return LowRankOperator.from_dense(_ties_dense(dense, density), keep)
-    return LowRankOperator.from_dense(_dare_dense(dense, density, generator), keep)
-
-
-def _ties_dense(updates: Sequence[Tensor], density: float) -> Tensor:
-    """Return trim, elect, disjoint mean of weighted dense updates."""
-    trimmed = torch.stack([_largest_dense(x, density) for x in updates])
-    sign = trimmed.sum(0).sign()
-    agrees = (trimmed.sign() == sign) & (trimmed != 0)
-    return (trimmed * agrees).sum(0) / agrees.sum(0).clamp_min(1)
-
-
-def _largest_dense(x: Tensor, density: float) -> Tensor:
-    count = max(1, round(density * x.numel()))
-    threshold = x.abs().flatten().kthvalue(x.numel() - count + 1).values
-    return x.where(x.abs() >= threshold, 0.0)
-
-
-def _dare_dense(
-    updates: Sequence[Tensor], density: float, generator: torch.Generator | None
-) -> Tensor:
-    total = torch.zeros_like(updates[0])
-    for x in updates:
-        device = x.device if generator is None else generator.device
-        kept = torch.rand(x.shape, generator=generator, device=device).to(x.device) < density
-        total += x.where(kept, 0.0) / density
-    return total
+        trimmed = [keep_largest(op.to_dense(), density) for op in terms]
+        return LowRankOperator.from_dense(elect_sign_and_average(trimmed), keep)
+    thinned = (drop_and_rescale(op.to_dense(), density, generator) for op in terms)
+    return LowRankOperator.from_dense(sum(thinned, start=terms[0].left.new_zeros(())), keep)
 
 
 def _parameterized(op: LowRankOperator, make: Make | None) -> Parameterization:
