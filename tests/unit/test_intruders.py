@@ -1,6 +1,7 @@
 """The experiment on intruder dimensions in small: runs, changes, and what is made of them."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,7 +93,8 @@ def test_tables_have_means_and_ratios():
 
 
 def test_correlations_are_spearmans(tmp_path):
-    found = correlations(RUNS)["LoRA"]
+    diverged = replace(RUNS[0], turned_accuracy=0.1, upright_loss=9.0)
+    found = correlations([*RUNS, diverged])["LoRA, learned"]
     assert (3, 1.0, -0.5, None) == tuple(
         found[key] for key in ("runs", "intruders", "Frobenius norm", "by span")
     )
