@@ -114,7 +114,10 @@ class LoRAPro(FactorOptimizer):
         size = _size(q, state, group["beta"], t) if group["normalized"] else 1.0
         if momentum > 0.0:
             weight = corrected_decay(momentum, t)
-            q = q.averaged(Tangent.get(state), weight, view) if t > 1 else q.multiplied_out(view)
+            if t > 1:
+                q = q.averaged(Tangent.get(state, q.core), weight, view)
+            else:
+                q = q.multiplied_out(view)
             q.put(state)
         directions = q.directions(view, group["split"])
         return directions if size == 1.0 else scaled(directions, 1 / size)

@@ -91,9 +91,9 @@ class LoRARite(FactorOptimizer):
         rho: Small = 0.0
         terms: list[TallPair] = []
         if t > 1:
-            Pt = TallPair.get(state, "frame").inner(partners.frames)
+            Pt = TallPair.get(state, "frame", V).inner(partners.frames)
             V, rho = _second_moment(V, Pt, state, b2, group["escaped_mass"])
-            terms = [TallPair.get(state, "mean").times(b1 * Pt @ partners.inverses.mT)]
+            terms = [TallPair.get(state, "mean", V).times(b1 * Pt @ partners.inverses.mT)]
         w, Q = namespace(V).linalg.eigh(V)
         weights = (1 - b1) / ((w.clip(0) + rho) ** 0.5 + group["eps"])
         # M K^{-T} is what moves the factors, and what is kept, so that it costs no second product.
@@ -108,11 +108,11 @@ class LoRARite(FactorOptimizer):
 def _second_moment(
     square: Small, Pt: Small, state: State, b2: float, escaped_mass: bool
 ) -> tuple[Small, Small]:
-    old = small(state["second"])
+    old = small(state["second"], Pt)
     moved = Pt.mT @ old @ Pt
     rho: Small = 0.0
     if escaped_mass:
-        before = small(state["escaped"]) if "escaped" in state else 0.0
+        before = small(state["escaped"], Pt) if "escaped" in state else 0.0
         rho = b2 * (before + _escaped(old, moved)[:, None])
         state["escaped"] = tensor(rho)
     return b2 * moved + (1 - b2) * square, rho

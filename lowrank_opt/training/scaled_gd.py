@@ -12,7 +12,7 @@ from lowrank_opt.linalg import leading_svd
 from lowrank_opt.training.adam import State
 from lowrank_opt.training.factor_optimizer import FactorOptimizer, Group, PairView, adam_directions
 from lowrank_opt.training.roles import FactorPair
-from lowrank_opt.training.small import identity, namespace
+from lowrank_opt.training.small import cholesky, identity
 from lowrank_opt.training.tall import TallPair, Terms
 
 
@@ -140,7 +140,8 @@ def preconditioned(view: PairView, damping: float = 0.0) -> TallPair:
     if damping == 0.0:
         return partners.unmagnified(view.gradients).times(partners.inverses.mT)
     metrics = partners.grams + damping * identity(view.pair.rank, partners.grams)
-    return TallPair(view.gradients, namespace(metrics).linalg.inv(metrics))
+    _, inverses = cholesky(metrics)
+    return TallPair(view.gradients, inverses @ inverses.mT)
 
 
 def spectral_start(observed: Tensor, rank: int, *, fraction: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,9 @@
-"""Small matrices in float64: NumPy's where factors are on the CPU, torch's elsewhere.
+"""Small matrices in float64: NumPy's for small ranks on the CPU, torch's otherwise.
 
-An optimizer's step has some fifty operations on r x r matrices, and what they cost is the call: on
-the CPU, NumPy's take a third of the time of torch's. Both have the same operators, `linalg`, and
-the few functions used here, so the formulas are written once; `namespace` gives the module.
+An optimizer's step has some fifty operations on r x r matrices. Up to a rank of 32 what they cost
+is the call, and on the CPU NumPy's take a third of the time of torch's. Both have the same
+operators, `linalg`, and the few functions used here, so the formulas are written once; `namespace`
+gives the module.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from torch import Tensor
 # An array of NumPy or a torch tensor, in float64; all of one computation are of one kind.
 Small: TypeAlias = Any
 
+# Above it, NumPy's BLAS wakes threads that compete with those of torch for the same cores.
+_NUMPY_RANK = 32
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 LinAlgErrors = (
@@ -27,15 +30,15 @@ LinAlgErrors = (
 )
 
 
-def small(x: Tensor) -> Small:
-    """Return a tensor as a small array, in float64."""
+def small(x: Tensor, like: Small | None = None) -> Small:
+    """Return a tensor as a small array in float64, of the kind of `like` if that is given."""
     x = x.detach().double()
-    return x.numpy() if _by_numpy(x) else x
+    return x.numpy() if _by_numpy(x, like) else x
 
 
-def stacked(first: Tensor, second: Tensor) -> Small:
+def stacked(first: Tensor, second: Tensor, like: Small | None = None) -> Small:
     """Return two tensors of one shape as a small array with a new first axis."""
-    if _by_numpy(first):
+    if _by_numpy(first, like):
         return np.array((first.numpy(), second.numpy()), np.float64)
     return torch.stack((first.double(), second.double()))
 
@@ -64,13 +67,22 @@ def cholesky(grams: Small) -> tuple[Small, Small]:
     """
     if isinstance(grams, Tensor):
         K = torch.linalg.cholesky(grams, upper=True)
-        return K, torch.linalg.inv(K)
-    factorise, invert = _lapack()
+        return K, triangular_inverse(K)
+    factorise, _ = _lapack()
     roots = [factorise(gram) for gram in grams]
     if any(info != 0 for _, info in roots):
         raise np.linalg.LinAlgError("matrix is not positive definite")
-    inverses = [invert(K)[0] for K, _ in roots]
-    return np.array([K for K, _ in roots]), np.array(inverses)
+    K = np.array([root for root, _ in roots])
+    return K, np.array([triangular_inverse(root) for root in K])
+
+
+def triangular_inverse(root: Small) -> Small:
+    """Return the inverse of an upper triangular matrix; of several ones with torch."""
+    if isinstance(root, Tensor):
+        # Torch's `inv` of several larger matrices fails with threads of MKL.
+        return torch.linalg.solve_triangular(root, identity(root.shape[-1], root), upper=True)
+    _, invert = _lapack()
+    return invert(root)[0]
 
 
 @cache
@@ -108,5 +120,7 @@ def identity(rank: int, like: Small) -> Small:
     return array(np.eye(rank), like)
 
 
-def _by_numpy(x: Tensor) -> bool:
-    return x.is_cpu
+def _by_numpy(x: Tensor, like: Small | None) -> bool:
+    if like is not None:
+        return isinstance(like, np.ndarray)
+    return x.is_cpu and x.shape[-1] <= _NUMPY_RANK

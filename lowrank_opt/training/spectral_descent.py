@@ -79,8 +79,8 @@ class SpectralDescent(FactorOptimizer):
         beta, partners = group["momentum"], view.partners
         h = partners.unmagnified(view.gradients)
         if "mean_0" in state:
-            Pt = TallPair.get(state, "frame").inner(partners.frames)
-            M = TallPair.get(state, "mean").times(beta * Pt).dense()
+            Pt = TallPair.get(state, "frame", partners.grams).inner(partners.frames)
+            M = TallPair.get(state, "mean", partners.grams).times(beta * Pt).dense()
             add_to(M, [h], 1 - beta)
         else:
             M = h.dense()

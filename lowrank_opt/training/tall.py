@@ -57,14 +57,16 @@ class TallPair(NamedTuple):
     def inner(self, other: TallPair) -> Small:
         """Return ``self^T other``, shape (2, r, s); the long sums are in the dtype of the spans."""
         (x, y), (v, w) = self.spans, other.spans
-        product = stacked(torch.mm(x.t(), v), torch.mm(y.t(), w))
+        like = self.coordinates if self.coordinates is not None else other.coordinates
+        product = stacked(torch.mm(x.t(), v), torch.mm(y.t(), w), like)
         if self.coordinates is not None:
             product = self.coordinates.mT @ product
         return product if other.coordinates is None else product @ other.coordinates
 
     def inner_of(self, other: TallPair, side: int) -> Small:
         """Return ``self^T other`` of one side only, shape (r, s)."""
-        product = small(self.spans[side].mT @ other.spans[side])
+        like = self.coordinates if self.coordinates is not None else other.coordinates
+        product = small(self.spans[side].mT @ other.spans[side], like)
         if self.coordinates is not None:
             product = self.coordinates[side].mT @ product
         return product if other.coordinates is None else product @ other.coordinates[side]
@@ -91,11 +93,11 @@ class TallPair(NamedTuple):
             state[f"{name}_coordinates"] = tensor(self.coordinates)
 
     @classmethod
-    def get(cls, state: dict[str, Any], name: str) -> TallPair:
-        """Return what `put` stored."""
+    def get(cls, state: dict[str, Any], name: str, like: Small) -> TallPair:
+        """Return what `put` stored, with coordinates of the kind of `like`."""
         spans = state[f"{name}_0"], state[f"{name}_1"]
         known = state.get(f"{name}_coordinates")
-        return cls(spans, None if known is None else small(known))
+        return cls(spans, None if known is None else small(known, like))
 
 
 Terms: TypeAlias = Sequence[TallPair]

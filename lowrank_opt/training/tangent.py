@@ -80,10 +80,10 @@ class Tangent:
         self.frames.copied().put(state, "frame")
 
     @classmethod
-    def get(cls, state: State) -> Tangent:
-        """Return what `put` stored."""
-        parts = TallPair.get(state, "mean")
-        return cls(parts, TallPair(parts.spans), small(state["core"]), TallPair.get(state, "frame"))
+    def get(cls, state: State, like: Small) -> Tangent:
+        """Return what `put` stored, with small arrays of the kind of `like`."""
+        parts, frames = (TallPair.get(state, name, like) for name in ("mean", "frame"))
+        return cls(parts, TallPair(parts.spans), small(state["core"], like), frames)
 
     def directions(self, view: PairView, split: Split) -> Terms:
         """Return factor directions, at the same point, that change W by q to first order."""

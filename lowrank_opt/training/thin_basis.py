@@ -15,11 +15,11 @@ from lowrank_opt.training.small import (
     cholesky,
     frobenius,
     identity,
-    namespace,
     paired,
     small,
     stacked,
     tensor,
+    triangular_inverse,
 )
 from lowrank_opt.training.tall import Both, TallPair
 
@@ -174,7 +174,7 @@ def _by_two_passes(factor: Tensor, root: Small, gram: Small) -> _Side | None:
     if not condition <= ONE_PASS_CONDITION:
         return None
     root = roots[0] @ small(first)
-    return _Side(span, inverses[0], root, namespace(root).linalg.inv(root), gram)
+    return _Side(span, inverses[0], root, triangular_inverse(root), gram)
 
 
 def _by_qr(factor: Tensor) -> _Side:
