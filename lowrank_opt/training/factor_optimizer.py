@@ -85,8 +85,9 @@ class FactorOptimizer(Optimizer, ABC):
     weight_decay : float
         Decoupled: W shrinks by ``1 - lr * weight_decay`` a step, half of it in each factor.
     trust : float
-        Largest relative second-order change in one step; ``inf`` switches damping off. It mostly
-        matters in the first steps from a zero start.
+        Largest relative second-order change in one step; ``inf`` switches damping off. 0.03 suits
+        adapters, which start at zero; factorisation and completion from factors of full size get
+        further with 0.5.
     others : iterable of Tensor
         Parameters outside of the pairs; a trainable `core` of a pair joins by itself.
     others_lr : float
