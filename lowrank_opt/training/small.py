@@ -1,6 +1,6 @@
 """Small matrices in float64: NumPy's for small ranks on the CPU, torch's otherwise.
 
-An optimizer's step has some fifty operations on r x r matrices. Up to a rank of 32 what they cost
+An optimizer's step has some fifty operations on r x r matrices. Up to a rank of 16 what they cost
 is the call, and on the CPU NumPy's take a third of the time of torch's. Both have the same
 operators, `linalg`, and the few functions used here, so the formulas are written once; `namespace`
 gives the module.
@@ -20,8 +20,8 @@ from torch import Tensor
 # An array of NumPy or a torch tensor, in float64; all of one computation are of one kind.
 Small: TypeAlias = Any
 
-# Above it, NumPy's BLAS wakes threads that compete with those of torch for the same cores.
-_NUMPY_RANK = 32
+# From about 28 on, NumPy's BLAS wakes threads that compete with those of torch for the same cores.
+_NUMPY_RANK = 16
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 LinAlgErrors = (

@@ -1,5 +1,6 @@
 """Frames of factors, and small matrices by NumPy and by torch: two ways to the same numbers."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from lowrank_opt.training import (
     SpectralDescent,
 )
 from lowrank_opt.training import small as small_module
+from lowrank_opt.training.rank_allocator import _cut
 from lowrank_opt.training.small import small, tensor
 from lowrank_opt.training.spectral_descent import msign
 from lowrank_opt.training.thin_basis import thin_bases
@@ -123,3 +125,29 @@ def test_torch_and_numpy_take_the_same_path(make, condition, monkeypatch):
             assert isinstance(small(L), Tensor)
             by_torch = path(make, L, R)
         assert float((by_numpy - by_torch).norm()) <= tolerance * float(by_numpy.norm())
+
+
+def test_large_ranks_are_computed_by_torch():
+    kinds = [type(thin_bases((torch.eye(r), torch.eye(r))).roots) for r in (16, 17)]
+    assert [np.ndarray, Tensor] == kinds
+
+
+def shrinking_path(make) -> Tensor:
+    """Take steps at rank 3, cut the last component, which is zero, and go on at rank 2."""
+    L, R = factor(14, 3, 2.0).requires_grad_(), factor(11, 3, 2.0, seed=1).requires_grad_()
+    pair = FactorPair(L, R)
+    optimizer = make([pair])
+    for step in range(8):
+        if step == 4:
+            _cut(pair, torch.tensor([0, 1]), optimizer)
+        optimizer.zero_grad()
+        (L @ R.T).sin().square().sum().backward()
+        optimizer.step()
+    return (L @ R.T).detach()
+
+
+@pytest.mark.parametrize("make", ALL.values(), ids=ALL)
+def test_a_rank_that_shrinks_may_change_the_kind(make, monkeypatch):
+    expected = shrinking_path(make)
+    monkeypatch.setattr(small_module, "_NUMPY_RANK", 2)
+    torch.testing.assert_close(shrinking_path(make), expected, rtol=1e-10, atol=1e-12)
