@@ -11,6 +11,9 @@ from lowrank_opt.linalg.contraction import inverse_one_plus_gram as inverse_one_
 from lowrank_opt.linalg.contraction import invert_contraction as invert_contraction
 from lowrank_opt.linalg.frames import polar_frame as polar_frame
 from lowrank_opt.linalg.frames import qr_frame as qr_frame
+from lowrank_opt.linalg.frozen import frozen_product as frozen_product
+from lowrank_opt.linalg.frozen import frozen_row_norms as frozen_row_norms
+from lowrank_opt.linalg.frozen import rows_at_once as rows_at_once
 from lowrank_opt.linalg.projections import project_l1_ball as project_l1_ball
 from lowrank_opt.linalg.projections import project_lp_ball as project_lp_ball
 from lowrank_opt.linalg.projections import project_top_k_sum as project_top_k_sum

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from lowrank_opt.errors import TargetError
@@ -69,12 +70,13 @@ class DecomposedModule(nn.Module):
         """Return the layer's output with :math:`W'`."""
         kind = kind_of(self.base)
         assert kind.update is not None
-        y = self.base(x)
+        y, op = self.base(x), self.decomposed.inner()
         ones = (1,) * (self.base.weight.ndim - 2)
-        scale = self.decomposed.row_scale(self.base.weight.flatten(1)).to(y.dtype)
+        scale = self.decomposed.row_scale(self.base.weight.flatten(1), op).to(y.dtype)
         scale = scale.reshape(-1, *ones)
-        product = y if self.base.bias is None else y - self.base.bias.reshape(-1, *ones)
-        update = kind.update(self.base, self.decomposed.inner(), x, y).to(y.dtype)
-        # In this form, scales of exactly 1 leave the output what it was, and one product is kept
+        total = y + kind.update(self.base, op, x, y).to(y.dtype)
+        # In both forms, scales of exactly 1 leave the output what it was, and one product is kept
         # for the backward pass.
-        return y + (update + (scale - 1) * (product + update))
+        if self.base.bias is None:
+            return total * scale
+        return torch.addcmul(total, scale - 1, total - self.base.bias.reshape(-1, *ones))

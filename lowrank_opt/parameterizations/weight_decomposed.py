@@ -6,7 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.errors import NoRightInverseError, ShapeError
-from lowrank_opt.linalg import lp_norm, working_dtype
+from lowrank_opt.linalg import (
+    frozen_product,
+    frozen_row_norms,
+    lp_norm,
+    rows_at_once,
+    working_dtype,
+)
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
 
@@ -26,7 +32,8 @@ class WeightDecomposed(nn.Module):
 
     The m x n sum is never formed: row norms come from
     :math:`\|w_i\|^2 + 2 \langle w_i, \Delta_i \rangle + \|\Delta_i\|^2`, O((m + n) r^2 + m n r),
-    in float64; rows where these terms cancel are computed again directly.
+    in float64, a block of rows at a time; rows where these terms cancel are computed again
+    directly.
 
     Parameters
     ----------
@@ -76,26 +83,34 @@ class WeightDecomposed(nn.Module):
         self.magnitude.copy_(self.row_norms(weight))
         return self
 
-    def row_norms(self, weight: Tensor) -> Tensor:
+    def row_norms(self, weight: Tensor, update: LowRankOperator | None = None) -> Tensor:
         r"""Return :math:`\|w_i + \Delta_i\|`, shape (m,), in the dtype of the magnitudes.
 
-        Computed in float64: relative error 1e-9 at worst, where the terms cancel to 1e-6.
+        Computed in float64: relative error 1e-9 at worst, where the terms cancel to 1e-6. The
+        weight is read at every call, and none of it is remembered.
+
+        Parameters
+        ----------
+        weight : Tensor, shape (m, n)
+        update : LowRankOperator, optional
+            The factors of `inner`, if they were evaluated already.
         """
         self._check(weight)
-        op = self.inner.factors()
+        op = self.inner.factors() if update is None else update
         norms = _row_norms(weight, op.detach() if self.detach_norm else op)
         return norms.to(next(self.inner.parameters()).dtype)
 
-    def row_scale(self, weight: Tensor) -> Tensor:
-        """Return ``g_i / |V_i|``, shape (m,); 0 where the row of V is zero."""
-        norms = self.row_norms(weight)
+    def row_scale(self, weight: Tensor, update: LowRankOperator | None = None) -> Tensor:
+        """Return ``g_i / |V_i|``, shape (m,); 0 where the row of V is zero. See `row_norms`."""
+        norms = self.row_norms(weight, update)
         positive = norms > 0
         return torch.where(positive, self.magnitude / torch.where(positive, norms, 1.0), 0.0)
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """Return ``x W'^T``, shape (..., m), for x of shape (..., n)."""
-        base = x @ weight.mT + self.inner().linear(x).to(x.dtype)
-        return base * self.row_scale(weight).to(x.dtype)
+        op = self.inner()
+        base = x @ weight.mT + op.linear(x).to(x.dtype)
+        return base * self.row_scale(weight, op).to(x.dtype)
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         """Return `linear`."""
@@ -103,8 +118,9 @@ class WeightDecomposed(nn.Module):
 
     def merged_dense(self, weight: Tensor) -> Tensor:
         """Return the m x n matrix W' in the dtype of `weight`."""
-        V = weight + self.inner().to_dense().to(weight.dtype)
-        return V * self.row_scale(weight).to(V.dtype).unsqueeze(1)
+        op = self.inner()
+        V = weight + op.to_dense().to(weight.dtype)
+        return V * self.row_scale(weight, op).to(V.dtype).unsqueeze(1)
 
     def right_inverse(self, target: Tensor) -> dict[str, Tensor]:
         """Raise: best rows and update can only be searched for.
@@ -130,29 +146,37 @@ def _row_norms(weight: Tensor, op: LowRankOperator) -> Tensor:
     dtype = working_dtype(weight)
     # One power of two for all: squares of 1e200 or 1e-200 stay in range.
     size = _power_of_two(weight, op)
-    W0 = weight.detach().to(dtype) / size
     left, right = op.left.to(dtype) * op.scale.to(dtype) / size, op.right.to(dtype)
-    base = W0.square().sum(1)
-    cross = 2 * (left * (W0 @ right)).sum(1)
+    base = frozen_row_norms(weight, 1 / size).square()
+    cross = 2 * (left * frozen_product(weight, right, 1 / size)).sum(1)
     own = (left @ (right.mT @ right) * left).sum(1)
     total = base + cross + own
     clear = total > _CANCELLED * (base + own)
     norms = torch.where(clear, torch.where(clear, total, 1.0).sqrt(), 0.0)
     rows = (~clear).nonzero().squeeze(1)
     if len(rows):
-        norms = norms.index_put((rows,), _direct_norms(W0, left, right, rows))
+        norms = norms.index_put((rows,), _direct_norms(weight, 1 / size, left, right, rows))
     return norms * size
 
 
-def _direct_norms(W0: Tensor, left: Tensor, right: Tensor, rows: Tensor) -> Tensor:
-    """Return the norms of a few rows of the sum, one row at a time."""
-    return torch.stack([lp_norm(W0[i] + right @ left[i], 2) for i in rows])
+def _direct_norms(
+    weight: Tensor, factor: Tensor, left: Tensor, right: Tensor, rows: Tensor
+) -> Tensor:
+    """Return the norms of some rows of the sum, a block of rows at a time."""
+    W0 = weight.detach()
+    return torch.cat(
+        [
+            lp_norm(W0[i].to(left.dtype) * factor + left[i] @ right.mT, 2)
+            for i in rows.split(rows_at_once(weight))
+        ]
+    )
 
 
 def _power_of_two(weight: Tensor, op: LowRankOperator) -> Tensor:
     with torch.no_grad():
         dtype = working_dtype(weight)
-        peak = weight.detach().abs().amax().to(dtype)
+        low, high = weight.aminmax()
+        peak = torch.maximum(-low, high).to(dtype)
         update = op.left.abs().amax().to(dtype) * op.scale.abs().amax() * op.right.abs().amax()
         peak = torch.maximum(peak, update)
         _, exponent = torch.frexp(torch.where(peak > 0, peak, 1.0))
