@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.errors import NotInSetError, RankError, TargetError
-from lowrank_opt.linalg import leading_svd, negligible, normalize_columns, working_dtype
+from lowrank_opt.linalg import (
+    frozen_product,
+    leading_svd,
+    negligible,
+    normalize_columns,
+    working_dtype,
+)
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.sets import SchattenBall, SingularValueBox, relative_tolerance
@@ -71,8 +77,8 @@ class ETHER(Parameterization):
 
     def factors(self) -> LowRankOperator:
         U = _in_blocks(self.vector, self.rank)
-        W0 = self.weight.to(U.dtype)
-        op = LowRankOperator(U, U.new_full((self.rank,), -2.0), W0.mT @ U)
+        right = frozen_product(self.weight.mT, U)
+        op = LowRankOperator(U, U.new_full((self.rank,), -2.0), right)
         return op.to(dtype=self.vector.dtype)
 
     def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
@@ -190,14 +196,13 @@ class ETHERPlus(Parameterization):
 
     def factors(self) -> LowRankOperator:
         plus, minus = self._sum_and_difference(self.left_vectors)
-        W0 = self.weight.to(plus.dtype)
         # E = (minus plus^T + plus minus^T) / 2
         a, b = torch.cat((minus, plus), dim=1), torch.cat((plus, minus), dim=1)
-        left, right = a, W0.mT @ b
+        left, right = a, frozen_product(self.weight.mT, b)
         if self.right_vectors is not None:
             plus, minus = self._sum_and_difference(self.right_vectors)
             c, d = torch.cat((minus, plus), dim=1), torch.cat((plus, minus), dim=1)
-            W0c = W0 @ c
+            W0c = frozen_product(self.weight, c)
             left = torch.cat((left, W0c + a @ (b.mT @ W0c) / 2), dim=1)
             right = torch.cat((right, d), dim=1)
         op = LowRankOperator(left, left.new_full((left.shape[1],), 0.5), right)

@@ -8,6 +8,7 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.errors import NoRightInverseError, RankError, ShapeError, TargetError
+from lowrank_opt.testing import forbid_dense
 
 
 def weight_of(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -138,6 +139,24 @@ def test_ether_plus_starts_at_the_identity_with_a_gradient(blocks: int) -> None:
     op.linear(weight_of(3, 5)).sum().backward()
     assert bool(module.left_vectors.grad.any())
     assert bool(module.right_vectors.grad.any())
+
+
+@pytest.mark.parametrize("make", [lo.ETHER, lo.ETHERPlus])
+def test_ether_reads_its_weight_without_a_copy(make) -> None:
+    module, x = normal_(make(weight_of(300, 250).float(), blocks=3)), weight_of(2, 250).float()
+    with forbid_dense(module.shape):
+        module().linear(x).sum().backward()
+
+
+@pytest.mark.parametrize("make", [lo.ETHER, lo.ETHERPlus])
+def test_ether_compiles_to_one_graph_with_the_same_gradient(make) -> None:
+    module, x = normal_(make(weight_of(7, 5).float(), blocks=2)), weight_of(3, 5).float()
+    compiled = torch.compile(lambda: module().linear(x), backend="eager", fullgraph=True)
+    gradients = [
+        torch.autograd.grad(run().square().sum(), tuple(module.parameters()))
+        for run in (lambda: module().linear(x), compiled)
+    ]
+    torch.testing.assert_close(*gradients)
 
 
 def test_ether_plus_has_no_right_inverse() -> None:
