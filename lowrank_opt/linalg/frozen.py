@@ -1,5 +1,6 @@
 """Products and row norms of a frozen matrix in working precision, without a copy of it."""
 
+import math
 from collections.abc import Iterator
 from typing import cast
 
@@ -61,7 +62,11 @@ def frozen_row_norms(weight: Tensor, factor: Tensor) -> Tensor:
     >>> frozen_row_norms(huge, torch.tensor(1e-200, dtype=torch.float64))
     tensor([2.], dtype=torch.float64)
     """
-    blocks = _row_blocks(weight.detach(), factor, working_dtype(weight))
+    weight, dtype = weight.detach(), working_dtype(weight)
+    # Squares of a narrower dtype are in range: one pass, conversion included.
+    if torch.finfo(weight.dtype).max < math.sqrt(torch.finfo(dtype).max):
+        return torch.linalg.vector_norm(weight, dim=1, dtype=dtype) * factor.to(dtype)
+    blocks = _row_blocks(weight, factor, dtype)
     return torch.cat([torch.linalg.vector_norm(rows, dim=1) for rows in blocks])
 
 

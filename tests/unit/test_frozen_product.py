@@ -54,6 +54,16 @@ def test_frozen_row_norms_equal_the_dense_ones_at_any_size(size):
     torch.testing.assert_close(frozen_row_norms(size * unit, factor), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("extreme", ["smallest_normal", "max"])
+def test_frozen_row_norms_of_narrow_numbers_are_exact(dtype, extreme):
+    weight = torch.full(SHAPE, getattr(torch.finfo(dtype), extreme), dtype=dtype)
+    with forbid_dense(SHAPE):
+        norms = frozen_row_norms(weight, FACTOR)
+    expected = FACTOR * SHAPE[1] ** 0.5 * weight[:, 0].double()
+    torch.testing.assert_close(norms, expected, rtol=1e-14, atol=0)
+
+
 def test_frozen_product_gives_the_weight_no_gradient():
     weight, right = normal(3, 2, dtype=torch.float32).requires_grad_(), normal(2, 1)
     assert not frozen_product(weight, right).requires_grad
