@@ -9,7 +9,7 @@ from torch import Tensor
 
 import lowrank_opt as lo
 from experiments.movielens_methods import Method, Setting
-from lowrank_opt.completion.bias import fit_additive_bias
+from lowrank_opt.completion.model.bias import fit_additive_bias
 from problems import movielens
 from problems.metrics import mae, rmse
 from problems.splits import validation_split

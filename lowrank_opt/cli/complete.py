@@ -93,7 +93,7 @@ def _run(options: Namespace) -> int:
 
 def _solver(options: Namespace) -> str:
     """Return the name of the solver, and refuse what does not fit it before the file is read."""
-    from lowrank_opt.completion.solvers import SOLVERS
+    from lowrank_opt.completion.solvers.registry import SOLVERS
 
     solver = options.solver or ("variational" if options.radius is None else "gradient")
     if solver not in ("gradient", *SOLVERS):
@@ -123,7 +123,7 @@ def _describe(options: Namespace, ratings: Ratings) -> None:
 def _checkpoint(
     options: Namespace, solver: str, folder: Path, observations: Observations
 ) -> Checkpoint | None:
-    from lowrank_opt.completion.checkpoint import Checkpoint, fingerprint
+    from lowrank_opt.completion.loop.checkpoint import Checkpoint, fingerprint
 
     every = _EVERY.get(solver, 0) if options.checkpoint_every is None else options.checkpoint_every
     if every == 0:

@@ -30,7 +30,7 @@ class Model:
 
     def __init__(self, path: str) -> None:
         from lowrank_opt.completion import CompletionResult
-        from lowrank_opt.completion.ids import Lookup
+        from lowrank_opt.completion.model.ids import Lookup
 
         self.result: CompletionResult = CompletionResult.load(path)
         result, (m, n) = self.result, self.result.shape

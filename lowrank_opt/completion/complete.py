@@ -9,25 +9,30 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from lowrank_opt.completion.box import InRange
-from lowrank_opt.completion.checkpoint import Checkpoint, State
-from lowrank_opt.completion.checks import (
+from lowrank_opt.completion.certificates.convex_problem import convex_problem_of
+from lowrank_opt.completion.loop.checkpoint import Checkpoint, State
+from lowrank_opt.completion.loop.history import History, Iteration
+from lowrank_opt.completion.loop.progress import Progress, reporting
+from lowrank_opt.completion.loop.status import CompletionStatus
+from lowrank_opt.completion.loop.stopping import Stopping
+from lowrank_opt.completion.model.box import InRange
+from lowrank_opt.completion.model.checks import (
     check_amounts,
     check_choices,
     check_counts,
     check_parameterization_fits,
 )
-from lowrank_opt.completion.convex_problem import convex_problem_of
-from lowrank_opt.completion.held_out import training_and_validation
-from lowrank_opt.completion.history import History, Iteration
-from lowrank_opt.completion.losses import Loss
-from lowrank_opt.completion.minimizers import FirstOrder, Minimizer, OptimizerChoice, QuasiNewton
-from lowrank_opt.completion.objective import Objective
-from lowrank_opt.completion.progress import Progress, reporting
-from lowrank_opt.completion.result import CompletionResult
-from lowrank_opt.completion.solvers import SolverChoice, SolverOptions, solve
-from lowrank_opt.completion.status import CompletionStatus
-from lowrank_opt.completion.stopping import Stopping
+from lowrank_opt.completion.model.losses import Loss
+from lowrank_opt.completion.model.objective import Objective
+from lowrank_opt.completion.results.result import CompletionResult
+from lowrank_opt.completion.solvers.held_out import training_and_validation
+from lowrank_opt.completion.solvers.minimizers import (
+    FirstOrder,
+    Minimizer,
+    OptimizerChoice,
+    QuasiNewton,
+)
+from lowrank_opt.completion.solvers.registry import SolverChoice, SolverOptions, solve
 from lowrank_opt.observations import Observations
 from lowrank_opt.parameterizations.base import Parameterization
 

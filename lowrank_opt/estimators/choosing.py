@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.completion import CompletionResult
-from lowrank_opt.completion.path import RegularizationPath, Setting, follow_path
+from lowrank_opt.completion.after.path import RegularizationPath, Setting, follow_path
 from lowrank_opt.errors import OptionError
 from lowrank_opt.estimators.solvers import AnyResult, Solver
 from lowrank_opt.estimators.starts import Bias, constant, spread_or_zero

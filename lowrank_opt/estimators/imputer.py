@@ -13,8 +13,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from lowrank_opt.completion import CompletionResult
-from lowrank_opt.completion.fold_in import FactorPrior, fold_in_rows
-from lowrank_opt.completion.path import RegularizationPath
+from lowrank_opt.completion.after.fold_in import FactorPrior, fold_in_rows
+from lowrank_opt.completion.after.path import RegularizationPath
 from lowrank_opt.estimators.choosing import choose_and_fit
 from lowrank_opt.estimators.columns import ColumnScales
 from lowrank_opt.estimators.options import check_imputer_options

@@ -12,7 +12,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from lowrank_opt.completion import AdditiveBias, CompletionResult
-from lowrank_opt.completion.bias import weighted_mean
+from lowrank_opt.completion.model.bias import weighted_mean
 from lowrank_opt.errors import OptionError
 from lowrank_opt.estimators.choosing import choose_and_fit, clip_range, error_quantile
 from lowrank_opt.estimators.entries import Entries, entries_of
@@ -235,7 +235,7 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
 
         Predictions plus and minus a quantile of the errors on the entries that settings were
         chosen on, by the path's best fit, which had not seen them. As those entries chose the
-        settings, this is no exact guarantee; `lowrank_opt.completion.conformal` gives one, for
+        settings, this is no exact guarantee; `lowrank_opt.completion.after.conformal` gives one, for
         entries set aside. All intervals are equally wide.
 
         Parameters

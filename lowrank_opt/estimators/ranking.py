@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lowrank_opt.completion import CompletionResult
-from lowrank_opt.completion.fold_in import balanced_factors
+from lowrank_opt.completion.after.fold_in import balanced_factors
 from lowrank_opt.estimators.ids import UNKNOWN, Ids, Labels, Positions
 from lowrank_opt.observations import Observations
 

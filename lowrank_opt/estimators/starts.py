@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.completion import AdditiveBias, CompletionResult, CompletionStatus, History
-from lowrank_opt.completion.bias import fit_additive_bias, no_bias, weighted_mean
+from lowrank_opt.completion.model.bias import fit_additive_bias, no_bias, weighted_mean
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.completion import AdditiveBias, CompletionResult
-from lowrank_opt.completion.fold_in import FactorPrior, fold_in_rows, put_rows, transposed
+from lowrank_opt.completion.after.fold_in import FactorPrior, fold_in_rows, put_rows, transposed
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
 

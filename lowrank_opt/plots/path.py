@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from lowrank_opt.completion.path import PathPoint, RegularizationPath
+    from lowrank_opt.completion.after.path import PathPoint, RegularizationPath
 
 _WIDE = 5.0
 _ROOM = 0.13

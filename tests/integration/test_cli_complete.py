@@ -17,7 +17,7 @@ import lowrank_opt as lo
 from lowrank_opt.cli import main
 from lowrank_opt.cli.models import Model
 from lowrank_opt.completion import CompletionResult
-from lowrank_opt.completion.links import Link
+from lowrank_opt.completion.model.links import Link
 from tests.preloaded import run_script
 
 USERS, ITEMS = 60, 40

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lowrank_opt.completion import CompletionResult, CompletionStatus
-from lowrank_opt.completion.als import als
+from lowrank_opt.completion.solvers.als import als
 from lowrank_opt.errors import RadiusError, ShapeError
 from lowrank_opt.kernels.row_solves import RowProblems
 from lowrank_opt.observations import Observations

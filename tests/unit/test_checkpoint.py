@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import lowrank_opt as lo
 from lowrank_opt.completion import CompletionResult, Iteration, variational
-from lowrank_opt.completion.checkpoint import Checkpoint, fingerprint
 from lowrank_opt.completion.complete import complete
-from lowrank_opt.completion.iterates import Iterate, run
+from lowrank_opt.completion.loop.checkpoint import Checkpoint, fingerprint
+from lowrank_opt.completion.solvers.iterates import Iterate, run
 from lowrank_opt.errors import DataError, OptionError
 from lowrank_opt.observations import Observations
 from tests.completion_cases import normal, observe, seeded

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import lowrank_opt as lo
 from lowrank_opt.completion import CompletionResult, CompletionStatus, complete
-from lowrank_opt.completion.bias import fit_additive_bias
+from lowrank_opt.completion.model.bias import fit_additive_bias
 from lowrank_opt.observations import Observations
 from tests.completion_cases import ball, factored, normal, observe, seeded
 

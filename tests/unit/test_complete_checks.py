@@ -8,7 +8,7 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.completion import Iteration, complete
-from lowrank_opt.completion.bias import fit_additive_bias
+from lowrank_opt.completion.model.bias import fit_additive_bias
 from lowrank_opt.errors import ObservationError, RadiusError, ShapeError
 from lowrank_opt.observations import Observations
 from tests.completion_cases import LargestAllocation, factored, normal, observe, seeded

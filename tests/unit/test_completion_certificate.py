@@ -14,7 +14,7 @@ from lowrank_opt.completion import (
     OptimalityCertificate,
     certify_completion,
 )
-from lowrank_opt.completion.dual_bound import nuclear_norm_above
+from lowrank_opt.completion.certificates.dual_bound import nuclear_norm_above
 from lowrank_opt.errors import CertificateError, ShapeError
 from lowrank_opt.observations import Observations
 from lowrank_opt.sets import KyFanBall, RankAtMost, SchattenBall, SingularValueBox, SpectralSet

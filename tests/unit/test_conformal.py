@@ -13,7 +13,7 @@ from torch import Tensor
 import lowrank_opt as lo
 from experiments import rating_intervals
 from lowrank_opt.completion import als, bayesian
-from lowrank_opt.completion.conformal import (
+from lowrank_opt.completion.after.conformal import (
     calibrate,
     conformal,
     conformal_intervals,

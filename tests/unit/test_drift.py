@@ -8,7 +8,7 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.completion import als, bayesian
-from lowrank_opt.completion.drift import (
+from lowrank_opt.completion.after.drift import (
     TimeBins,
     deviation,
     fit_drifting_bias,
@@ -58,7 +58,7 @@ def test_biases_are_the_ridge_regression(bins: int, day: float | None, weights: 
 def test_static_biases_are_those_of_the_additive_model() -> None:
     seen, times = entries()
     bias = fit_drifting_bias(seen, times, penalty=2.0, drift_penalty=1e12)
-    static = lo.completion.bias.fit_additive_bias(seen, penalty=2.0)
+    static = lo.completion.model.bias.fit_additive_bias(seen, penalty=2.0)
     expected = static.predict(seen.rows, seen.cols)
     torch.testing.assert_close(
         expected, bias.predict(seen.rows, seen.cols, times), atol=1e-8, rtol=0

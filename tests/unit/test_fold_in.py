@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lowrank_opt.completion import CompletionResult, als
-from lowrank_opt.completion.fold_in import (
+from lowrank_opt.completion.after.fold_in import (
     FactorPrior,
     balanced_factors,
     fold_in_cols,

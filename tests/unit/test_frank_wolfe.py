@@ -9,7 +9,7 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.completion import CompletionStatus, frank_wolfe
-from lowrank_opt.completion.subspace_fit import SubspaceFit
+from lowrank_opt.completion.solvers.subspace_fit import SubspaceFit
 from lowrank_opt.errors import CertificateError, OptionError
 from lowrank_opt.observations import Observations
 from lowrank_opt.sets import KyFanBall, NestedSet, RankAtMost, SchattenBall, SingularValueBox

@@ -9,10 +9,10 @@ from scipy import optimize, stats
 from sklearn.linear_model import LogisticRegression, PoissonRegressor
 
 import lowrank_opt as lo
-from lowrank_opt.completion.box import InRange
-from lowrank_opt.completion.links import Link
-from lowrank_opt.completion.losses import entry_loss
-from lowrank_opt.completion.ordinal import (
+from lowrank_opt.completion.model.box import InRange
+from lowrank_opt.completion.model.links import Link
+from lowrank_opt.completion.model.losses import entry_loss
+from lowrank_opt.completion.model.ordinal import (
     free_of,
     log_interval_probability,
     log_normal_cdf,

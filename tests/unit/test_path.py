@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lowrank_opt.completion import AdditiveBias, CompletionResult, CompletionStatus, History
-from lowrank_opt.completion.path import RegularizationPath, Walk, follow_path
+from lowrank_opt.completion.after.path import RegularizationPath, Walk, follow_path
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
 

@@ -21,7 +21,7 @@ from lowrank_opt.completion import (
     History,
     Iteration,
 )
-from lowrank_opt.completion.path import PathPoint, RegularizationPath
+from lowrank_opt.completion.after.path import PathPoint, RegularizationPath
 from lowrank_opt.errors import OptionError, ShapeError
 from lowrank_opt.plots import ConvergenceDisplay, PathDisplay, ResidualDisplay, SpectrumDisplay
 from tests.preloaded import run_script

@@ -10,9 +10,9 @@ import torch
 from numpy.testing import assert_allclose
 
 from lowrank_opt.completion import spectral_bounds
-from lowrank_opt.completion.eigenvalue_bounds import eigenvalue_bounds
-from lowrank_opt.completion.random_start import random_start_bound
-from lowrank_opt.completion.spectral_bounds import singular_value_bounds
+from lowrank_opt.completion.certificates.eigenvalue_bounds import eigenvalue_bounds
+from lowrank_opt.completion.certificates.random_start import random_start_bound
+from lowrank_opt.completion.certificates.spectral_bounds import singular_value_bounds
 
 
 def sparse(m: int, n: int, *, share: float = 0.2, seed: int = 0) -> sp.csr_array:
@@ -101,7 +101,7 @@ def test_a_poor_guess_of_eigenpairs_only_loosens(d, monkeypatch):
     rng = np.random.default_rng(0)
     guess = (np.array(d), np.linalg.qr(rng.standard_normal((6, 2))).Q)
     monkeypatch.setattr(
-        "lowrank_opt.completion.eigenvalue_bounds._approximate", lambda A, count: guess
+        "lowrank_opt.completion.certificates.eigenvalue_bounds._approximate", lambda A, count: guess
     )
     A = np.diag(np.arange(6.0))
     assert (eigenvalue_bounds(A, 0.0, 2) >= [5.0, 4.0]).all()
@@ -120,7 +120,9 @@ def test_random_starts_bound_the_largest_value_within_a_percent(seed):
 def test_a_poor_estimate_only_loosens_the_random_start_bound(estimate, monkeypatch):
     matrix = sparse(400, 300, share=0.05)
     truth = np.linalg.svd(matrix.toarray(), compute_uv=False)[0]
-    monkeypatch.setattr("lowrank_opt.completion.random_start._estimate", lambda _: truth * estimate)
+    monkeypatch.setattr(
+        "lowrank_opt.completion.certificates.random_start._estimate", lambda _: truth * estimate
+    )
     bound, _ = random_start_bound(matrix, torch.Generator().manual_seed(0))
     assert truth <= bound <= 1.6 * truth
 

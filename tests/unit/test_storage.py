@@ -24,7 +24,7 @@ from lowrank_opt.completion import (
     Iteration,
     check_writable,
 )
-from lowrank_opt.completion.ids import Lookup
+from lowrank_opt.completion.model.ids import Lookup
 from lowrank_opt.errors import DataError, ObservationError, ShapeError
 from lowrank_opt.operator import LowRankOperator
 

@@ -8,8 +8,8 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.completion import variational
-from lowrank_opt.completion._noise import Gammas
-from lowrank_opt.completion._normal_wishart import NormalWishart
+from lowrank_opt.completion.bayes.noise import Gammas
+from lowrank_opt.completion.bayes.normal_wishart import NormalWishart
 from lowrank_opt.errors import OptionError, RadiusError
 from lowrank_opt.kernels.gaussian_rows import GaussianRows, Moments
 from lowrank_opt.observations import Observations

@@ -1,0 +1,368 @@
+r"""Time: biases that move with the time of an entry, and columns that change from period to period.
+
+Koren (2009), equations 6 to 10: an entry of row i and column j at time t has the bias
+:math:`\mu + b_i + \alpha_i\, \mathrm{dev}_i(t) + b_{i,\mathrm{day}(t)} + b_j
++ b_{j,\mathrm{bin}(t)}` with :math:`\mathrm{dev}_i(t) = \mathrm{sign}(t - t_i) |t - t_i|^\beta`
+about the mean time :math:`t_i` of the row. Any solver completes what the bias leaves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from lowrank_opt.completion.after.conformal import Predictor
+from lowrank_opt.completion.model.bias import weighted_mean
+from lowrank_opt.errors import ObservationError, RadiusError, ShapeError
+from lowrank_opt.observations import Observations
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+P = TypeVar("P", bound=Predictor)
+
+# Koren (2009), section 3.2: found by validation on the Netflix data.
+_EXPONENT = 0.4
+
+
+@dataclass(frozen=True, eq=False)
+class TimeBins:
+    """Periods, by the times at which one ends and the next begins.
+
+    With `columns`, each column becomes one for each period: a matrix m x (n B), column
+    ``j B + bin`` of which is column j in that period. Its `features` say which were one: given to
+    `bayesian` they tie the periods of a column together, and beside an identity in `Inductive`
+    they give it factors that drift.
+
+    Parameters
+    ----------
+    edges : Tensor, shape (B - 1,)
+        Increasing.
+
+    Examples
+    --------
+    >>> bins = TimeBins.of_equal_counts(torch.arange(90.0), 3)
+    >>> bins.edges.tolist(), bins.bin(torch.tensor([-5.0, 40.0, 1e9])).tolist()
+    ([30.0, 60.0], [0, 1, 2])
+    """
+
+    edges: Tensor
+
+    @classmethod
+    def of_equal_counts(cls, times: Tensor, bins: int) -> TimeBins:
+        """Return at most `bins` periods with about equally many of the times.
+
+        Raises
+        ------
+        RadiusError
+            If `bins` is not positive.
+        """
+        if bins < 1:
+            raise RadiusError(f"bins must be a positive integer; got bins={bins!r}")
+        t = _times(times).sort().values
+        edges = t[torch.arange(1, bins) * len(t) // bins].unique()
+        return cls(edges[edges > t[0]])
+
+    def __len__(self) -> int:
+        return len(self.edges) + 1
+
+    def bin(self, times: Tensor) -> Tensor:
+        """Return the number of the period of each time; the first and the last are open."""
+        return torch.bucketize(_times(times), self.edges, right=True)
+
+    def columns(self, cols: Tensor, times: Tensor) -> Tensor:
+        """Return the columns ``j B + bin`` of entries in the matrix of all periods."""
+        return cols * len(self) + self.bin(times)
+
+    def expand(self, observations: Observations, times: Tensor) -> Observations:
+        """Return the entries in the matrix m x (n B) of all periods."""
+        (m, n), o = observations.shape, observations
+        cols = self.columns(o.cols, _check_times(o, times))
+        return Observations(o.rows, cols, o.values, (m, n * len(self)), o.weights)
+
+    def features(self, count: int) -> csr_array:
+        """Return which of `count` columns each column of all periods was, (n B) x n."""
+        from scipy.sparse import csr_array, eye_array, kron
+
+        return csr_array(kron(eye_array(count), torch.ones(len(self), 1).numpy()))
+
+
+@dataclass(frozen=True, eq=False)
+class DriftingBias:
+    """Predicts from the row, the column and the time.
+
+    Parameters
+    ----------
+    mean : float
+    rows, slopes, centres : Tensor, shape (m,)
+        Biases of rows, what one unit of `deviation` adds, and the mean times of the rows.
+    cols : Tensor, shape (n, B)
+        Biases of columns in each period.
+    bins : TimeBins
+    sessions, days : Tensor, shape (d,)
+        Keys of rows and days, increasing, and their biases.
+    day : float
+        Length of a day in units of time; infinite if there are no biases of days.
+    unit : float
+        The root of the mean square of deviations, by which they are divided.
+    """
+
+    mean: float
+    rows: Tensor
+    slopes: Tensor
+    centres: Tensor
+    cols: Tensor
+    bins: TimeBins
+    sessions: Tensor
+    days: Tensor
+    day: float
+    unit: float
+
+    def predict(self, rows: Tensor, cols: Tensor, times: Tensor) -> Tensor:
+        """Return the biases of entries, float64; rows, days and columns never seen add nothing."""
+        i, j, t = torch.as_tensor(rows), torch.as_tensor(cols), _times(times)
+        drift = self.slopes[i] * deviation(t, self.centres[i]) / self.unit
+        return (
+            self.mean + self.rows[i] + drift + self.cols[j, self.bins.bin(t)] + self._of_day(i, t)
+        )
+
+    def _of_day(self, rows: Tensor, times: Tensor) -> Tensor:
+        if len(self.sessions) == 0:
+            return torch.zeros_like(times)
+        keys = _session_keys(rows, times, self.day)
+        at = torch.searchsorted(self.sessions, keys).clamp_max(len(self.sessions) - 1)
+        return torch.where(self.sessions[at] == keys, self.days[at], 0.0)
+
+    def residual(self, observations: Observations, times: Tensor) -> Observations:
+        """Return the entries less their biases."""
+        biases = self.predict(observations.rows, observations.cols, times)
+        values = observations.values.double() - biases
+        return observations.with_values(values.to(observations.dtype))
+
+
+def deviation(times: Tensor, centres: Tensor) -> Tensor:
+    r"""Return :math:`\mathrm{sign}(t - c)\, |t - c|^{0.4}`."""
+    apart = times - centres
+    return apart.sign() * apart.abs() ** _EXPONENT
+
+
+def fit_drifting_bias(
+    observations: Observations,
+    times: Tensor,
+    *,
+    bins: int = 1,
+    day: float | None = None,
+    penalty: float = 5.0,
+    drift_penalty: float = 100.0,
+    day_penalty: float = 10.0,
+) -> DriftingBias:
+    r"""Fit biases that move with time: a ridge regression, solved to rounding.
+
+    Minimises the weighted sum of squared residuals plus `penalty` times the squares of
+    :math:`b_i, b_j`, plus `drift_penalty` times the squares of :math:`\alpha_i,
+    b_{j,\mathrm{bin}}`, plus `day_penalty` times the squares of :math:`b_{i,\mathrm{day}}`; the
+    mean is that of the values.
+
+    Parameters
+    ----------
+    observations : Observations, shape (m, n)
+    times : Tensor, shape (nnz,)
+        Of the entries, in any unit; integers or float64, since seconds since 1970 do not fit into
+        float32.
+    bins : int
+        Periods of the columns, with equally many entries each.
+    day : float, optional
+        Length, in the unit of the times, of days with a bias of their own in each row, 86400 for
+        seconds; by default there are none.
+    penalty, drift_penalty, day_penalty : float
+        Positive; they count like so many entries of value zero.
+
+    Returns
+    -------
+    DriftingBias
+
+    Raises
+    ------
+    ObservationError
+        If there is not a finite time for each entry.
+    RadiusError
+        If an option is not positive.
+
+    References
+    ----------
+    Koren (2009), Collaborative filtering with temporal dynamics, equations 6 to 10.
+
+    Examples
+    --------
+    >>> seen = Observations(torch.arange(6), torch.zeros(6).long(), torch.arange(6.0), (6, 1))
+    >>> bias = fit_drifting_bias(seen, torch.arange(6.0), bins=2, penalty=1e9, drift_penalty=1e-9)
+    >>> bias.cols
+    tensor([[-1.5000,  1.5000]], dtype=torch.float64)
+    """
+    t = _check_times(observations, times)
+    penalties = {"penalty": penalty, "drift_penalty": drift_penalty, "day_penalty": day_penalty}
+    for name, amount in {"day": day, **penalties}.items():
+        if amount is not None and not (math.isfinite(amount) and amount > 0):
+            raise RadiusError(f"{name} must be positive and finite; got {name}={amount!r}")
+    periods, (m, n), i, j = (
+        TimeBins.of_equal_counts(t, bins),
+        observations.shape,
+        observations.rows,
+        observations.cols,
+    )
+    counts = torch.bincount(i, minlength=m).clamp_min(1)
+    centres = torch.zeros(m, dtype=torch.float64).index_add(0, i, t) / counts
+    moved = deviation(t, centres[i])
+    unit = float(moved.square().mean().sqrt()) or 1.0
+    keys = _session_keys(i, t, day) if day is not None else i.new_empty(0)
+    sessions, session = keys.unique(return_inverse=True)
+    ones, mean = torch.ones_like(t), weighted_mean(observations)
+    blocks = [
+        (i, ones, m, penalty),
+        (j, ones, n, penalty),
+        (i, moved / unit, m, drift_penalty),
+        (periods.columns(j, t), ones, n * len(periods), drift_penalty),
+    ]
+    blocks += [(session, ones, len(sessions), day_penalty)] if day is not None else []
+    rows, cols, slopes, drifts, *days = _ridge(observations, mean, blocks)
+    return DriftingBias(
+        mean,
+        rows,
+        slopes,
+        centres,
+        cols.unsqueeze(1) + drifts.view(n, len(periods)),
+        periods,
+        sessions,
+        days[0] if days else rows.new_empty(0),
+        math.inf if day is None else day,
+        unit,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class DriftingResult(Generic[P]):
+    """A drifting bias, and the completion of what it leaves.
+
+    Parameters
+    ----------
+    bias : DriftingBias
+    result : CompletionResult, BayesianResult or the like
+        Of the residuals.
+    """
+
+    bias: DriftingBias
+    result: P
+
+    def predict(
+        self,
+        rows: Tensor,
+        cols: Tensor,
+        times: Tensor,
+        *,
+        clip: tuple[float, float] | None = None,
+    ) -> Tensor:
+        """Return the predictions of entries at these times, float64."""
+        predictions = (
+            self.bias.predict(rows, cols, times) + self.result.predict(rows, cols).double()
+        )
+        return predictions if clip is None else predictions.clamp(*clip)
+
+
+def fit_with_drift(
+    fit: Callable[[Observations], P],
+    observations: Observations,
+    times: Tensor,
+    *,
+    bins: int = 1,
+    day: float | None = None,
+    penalty: float = 5.0,
+    drift_penalty: float = 100.0,
+    day_penalty: float = 10.0,
+) -> DriftingResult[P]:
+    """Fit drifting biases, then complete what they leave with any solver.
+
+    Parameters
+    ----------
+    fit : callable
+        From observations to a result: ``lambda left: bayesian(left, 16)``.
+    observations, times, bins, day, penalty, drift_penalty, day_penalty
+        As in `fit_drifting_bias`.
+
+    Returns
+    -------
+    DriftingResult
+
+    Examples
+    --------
+    >>> from lowrank_opt.completion import als
+    >>> times = torch.arange(40.0)
+    >>> rows, cols = torch.arange(40) // 5, torch.arange(40) % 5
+    >>> seen = Observations(rows, cols, 0.1 * times, (8, 5))
+    >>> model = fit_with_drift(lambda left: als(left, 1, penalty=1.0), seen, times)
+    >>> model.predict(rows[:2], cols[:2], times[:2]).shape
+    torch.Size([2])
+    """
+    bias = fit_drifting_bias(
+        observations,
+        times,
+        bins=bins,
+        day=day,
+        penalty=penalty,
+        drift_penalty=drift_penalty,
+        day_penalty=day_penalty,
+    )
+    return DriftingResult(bias, fit(bias.residual(observations, times)))
+
+
+Block = tuple[Tensor, Tensor, int, float]
+
+
+def _ridge(observations: Observations, mean: float, blocks: list[Block]) -> list[Tensor]:
+    """Return the coefficients of blocks of one-hot columns times values, each with its penalty."""
+    import numpy as np
+    from scipy.sparse import coo_array, hstack
+    from scipy.sparse.linalg import lsqr
+
+    count, w = len(observations), observations.weights
+    root = torch.ones(count).double() if w is None else w.double().sqrt()
+    target = root * (observations.values.double() - mean)
+    # In coefficients times the root of their penalty, all are penalised by one.
+    parts = [
+        coo_array(
+            ((root * x / math.sqrt(penalty)).numpy(), (np.arange(count), index.numpy())),
+            shape=(count, size),
+        )
+        for index, x, size, penalty in blocks
+    ]
+    solution = lsqr(hstack(parts).tocsr(), target.numpy(), damp=1.0, atol=1e-12, btol=1e-12)[0]
+    sizes = [size for _, _, size, _ in blocks]
+    pieces = torch.from_numpy(solution).split(sizes)
+    return [x / math.sqrt(block[3]) for x, block in zip(pieces, blocks, strict=True)]
+
+
+def _session_keys(rows: Tensor, times: Tensor, day: float) -> Tensor:
+    """Return a number for each row and day, the same whenever they are."""
+    # Days before the epoch are negative: 2^31 of them on both sides fit beside 2^31 rows.
+    days = (times / day).floor().clamp(-(2.0**31), 2.0**31 - 1)
+    return rows * (1 << 32) + days.long()
+
+
+def _check_times(observations: Observations, times: Tensor) -> Tensor:
+    t = _times(times)
+    if t.shape != observations.values.shape:
+        raise ShapeError(
+            f"there must be a time for each of {len(observations)} entries; got {tuple(t.shape)}"
+        )
+    return t
+
+
+def _times(times: Tensor) -> Tensor:
+    t = torch.as_tensor(times).double()
+    if not bool(torch.isfinite(t).all()):
+        raise ObservationError("times must be finite; got NaN or infinity: fill what is missing")
+    return t

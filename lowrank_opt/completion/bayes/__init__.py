@@ -1,0 +1,4 @@
+"""Posterior distributions over completions: Gibbs sampling and variational Bayes.
+
+Point estimates are in `solvers`.
+"""

@@ -1,0 +1,138 @@
+"""One side, rows or columns, of the Gibbs sampler: its factors and the prior they come from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank_opt.completion.bayes.noise import relative
+from lowrank_opt.completion.model.side import FeatureLink
+from lowrank_opt.kernels.gaussian_rows import GaussianRows, Moments
+
+Floats = NDArray[np.floating]
+
+# Normal-Wishart prior (Salakhutdinov and Mnih, section 3.2): mean 0 with weight 2, scale identity.
+_MEAN_WEIGHT = 2.0
+# Gamma(1, 1) on the precision of a feature link.
+_LINK_SHAPE, _LINK_RATE = 1.0, 1.0
+
+
+class Side:
+    r"""Factors :math:`x_i \sim N(\mu + g_i, \Lambda^{-1})`, g from features, their prior and noise.
+
+    Parameters
+    ----------
+    rows : GaussianRows
+        The entries of each row.
+    moments : Moments
+        The start.
+    links : sequence of FeatureLink
+    noise_strength : float
+        As in `bayesian`.
+    rng : numpy.random.Generator
+    """
+
+    def __init__(
+        self,
+        rows: GaussianRows,
+        moments: Moments,
+        links: Sequence[FeatureLink],
+        noise_strength: float,
+        rng: np.random.Generator,
+    ) -> None:
+        self.rows, self.moments, self.rng = rows, moments, rng
+        self.x = moments.unknowns
+        K, dtype = self.x.shape[1], self.x.dtype
+        self.links = [link.as_dtype(dtype.type) for link in links]
+        self.mean, self.precision = np.zeros(K), np.eye(K)
+        self.coefficients = [np.zeros((len(link.spread), K), dtype) for link in self.links]
+        self.parts = [np.zeros_like(self.x) for _ in links]
+        self.strengths = [1.0 for _ in links]
+        self.counts, self.noise_strength = rows.positive_counts, noise_strength
+        self.relative_precision: Floats = np.ones(len(self.x))
+
+    def draw_prior(self) -> None:
+        """Draw mean and precision, then each link and its strength, given the factors."""
+        rest = self.x - sum(self.parts) if self.parts else self.x
+        links = zip(self.strengths, self.coefficients, strict=True)
+        scatter = sum((tau * _gram(c) for tau, c in links), np.zeros_like(self.precision))
+        degrees = sum(len(c) for c in self.coefficients)
+        self.mean, self.precision = draw_normal_wishart(rest, scatter, degrees, self.rng)
+        root = np.linalg.inv(np.linalg.cholesky(self.precision)).T.astype(self.x.dtype)
+        for k, link in enumerate(self.links):
+            others = [part for j, part in enumerate(self.parts) if j != k]
+            residual = self.x - self.mean.astype(self.x.dtype) - sum(others)
+            c = link.draw(residual, self.strengths[k], root, self.rng)
+            self.coefficients[k], self.parts[k] = c, link.apply(c)
+            energy = float(np.sum(_gram(c) * self.precision))
+            shape, rate = _LINK_SHAPE + c.size / 2, _LINK_RATE + energy / 2
+            self.strengths[k] = self.rng.gamma(shape) / rate
+
+    def draw_factors(self, other: Side, noise_precision: float) -> float:
+        """Draw factors and noise given the other side; return the weighted squared residuals."""
+        centre = self.mean + sum(self.parts) if self.parts else self.mean
+        losses = self.rows.draw(
+            self.moments,
+            other.moments,
+            scales=noise_precision * self.relative_precision,
+            precision=self.precision,
+            pull=np.broadcast_to(centre @ self.precision, self.x.shape),
+            noise=self.rng.standard_normal(self.x.shape, self.x.dtype),
+            multipliers=other.relative_precision,
+        )
+        self.x = self.moments.unknowns
+        if math.isfinite(self.noise_strength):
+            noise = relative(self.counts, noise_precision * losses, self.noise_strength)
+            self.relative_precision = self.rng.gamma(noise.shape) / noise.rate
+        return float(self.relative_precision @ losses)
+
+
+def draw_normal_wishart(
+    x: Floats, scatter: Floats, degrees: int, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    r"""Draw mean and precision of the rows of x under the Normal-Wishart prior.
+
+    Parameters
+    ----------
+    x : array, shape (m, K)
+    scatter : array, shape (K, K)
+        :math:`\sum c c^T` of other vectors :math:`c \sim N(0, \Lambda^{-1})`.
+    degrees : int
+        How many those are.
+    rng : numpy.random.Generator
+
+    References
+    ----------
+    Salakhutdinov and Mnih (2008), Bayesian probabilistic matrix factorization, equation 14.
+    """
+    m, K = x.shape
+    average = x.mean(axis=0, dtype=np.float64)
+    centred = x - average.astype(x.dtype)
+    shrunk = _MEAN_WEIGHT * m / (_MEAN_WEIGHT + m) * np.outer(average, average)
+    inverse_scale = np.eye(K) + _gram(centred) + shrunk + scatter
+    precision = draw_wishart(inverse_scale, K + m + degrees, rng)
+    total = _MEAN_WEIGHT + m
+    deviation = np.linalg.solve(np.linalg.cholesky(total * precision).T, rng.standard_normal(K))
+    return m * average / total + deviation, precision
+
+
+def draw_wishart(inverse_scale: Floats, degrees: float, rng: np.random.Generator) -> Floats:
+    """Draw from the Wishart distribution, of mean ``degrees inverse_scale^-1``.
+
+    References
+    ----------
+    Bartlett's decomposition: Smith and Hocking (1972), algorithm AS 53.
+    """
+    K = len(inverse_scale)
+    B = np.tril(rng.standard_normal((K, K)), -1)
+    B[np.diag_indices(K)] = np.sqrt(rng.chisquare(degrees - np.arange(K)))
+    # With inverse_scale = C C^T, C^-T B B^T C^-1 has scale matrix C^-T C^-1 = inverse_scale^-1.
+    root = np.linalg.solve(np.linalg.cholesky(inverse_scale).T, B)
+    return root @ root.T
+
+
+def _gram(x: Floats) -> Floats:
+    return (x.T @ x).astype(np.float64)

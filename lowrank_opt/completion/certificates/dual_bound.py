@@ -1,0 +1,128 @@
+"""The sums of objective and dual bound, with their rounding errors, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lowrank_opt.completion.certificates.eigenvalue_bounds import TINY, U, gamma
+from lowrank_opt.completion.model.bias import AdditiveBias
+from lowrank_opt.kernels import observed_entries
+from lowrank_opt.observations import Observations
+from lowrank_opt.operator import LowRankOperator
+
+_BLOCK = 1024
+
+
+class DualBound:
+    r"""The parts of :math:`F \ge t\,(\text{linear} - h(-Y)) - \tfrac12 t^2\, \text{quadratic}`.
+
+    Parameters
+    ----------
+    observations : Observations, float64
+    operator : LowRankOperator, float64
+    bias : AdditiveBias, float64
+    bias_penalty : float or None
+        None if the biases are given numbers.
+    """
+
+    def __init__(
+        self,
+        observations: Observations,
+        operator: LowRankOperator,
+        bias: AdditiveBias,
+        bias_penalty: float | None,
+    ) -> None:
+        self.observations, self.operator, self.bias = observations, operator, bias
+        self.bias_penalty = bias_penalty
+        w = observations.weights
+        self.weights = torch.ones_like(observations.values) if w is None else w
+        self.residuals, self.residual_errors = self._residuals()
+
+    def gradient(self) -> Tensor:
+        """Return y, the gradient with respect to the observed entries, shape (nnz,)."""
+        return self.weights * self.residuals
+
+    def objective(self) -> float:
+        """Return an upper bound on the objective without the penalty of W."""
+        worst = self.residuals.abs() + self.residual_errors
+        total = 0.5 * sum_above(self.weights * worst.square())
+        if self.bias_penalty is not None:
+            squares = torch.cat((self.bias.rows, self.bias.cols)).square()
+            total += 0.5 * self.bias_penalty * sum_above(squares)
+        return total * (1 + 8 * U)
+
+    def linear(self, y: Tensor) -> float:
+        r"""Return a lower bound on :math:`-\langle y, v - \mu - \text{given biases} \rangle`."""
+        values, mean = self.observations.values, self.bias.mean
+        shifted, size = values - mean, values.abs() + abs(mean)
+        if self.bias_penalty is None:
+            a, b = self._biases()
+            shifted, size = shifted - a - b, size + a.abs() + b.abs()
+        # The sum itself is off by the roundings of blocks of products.
+        error = sum_above(y.abs() * size) * gamma(_BLOCK + 16)
+        return -math.fsum(_block_sums(y * shifted)) - error
+
+    def quadratic(self, y: Tensor) -> float:
+        """Return an upper bound on the sum of the terms of second order in y, times two."""
+        positive = self.weights > 0
+        # As y (y / w): the square of a small weight would underflow.
+        total = sum_above(y[positive] * (y[positive] / self.weights[positive]))
+        if self.bias_penalty is not None:
+            total += sum_above(self._margins(y).square()) / self.bias_penalty
+        return total * (1 + 8 * U)
+
+    def _margins(self, y: Tensor) -> Tensor:
+        """Return upper bounds on the moduli of the row sums and of the column sums of Y."""
+        parts = []
+        observations = self.observations
+        counts = (observations.row_counts, observations.col_counts)
+        for index, count in zip((observations.rows, observations.cols), counts, strict=True):
+            sums, sizes = (y.new_zeros(len(count)).index_add_(0, index, x) for x in (y, y.abs()))
+            parts.append(sums.abs() + gamma(2 * int(count.max()) + 2) * sizes)
+        return torch.cat(parts)
+
+    def _biases(self) -> tuple[Tensor, Tensor]:
+        return self.bias.rows[self.observations.rows], self.bias.cols[self.observations.cols]
+
+    def _residuals(self) -> tuple[Tensor, Tensor]:
+        observations, op, mean = self.observations, self.operator, self.bias.mean
+        W = observed_entries(op, observations)
+        sizes = observed_entries(LowRankOperator(*(x.abs() for x in op)), observations)
+        (a, b), v = self._biases(), observations.values
+        scale = W.abs() + abs(mean) + a.abs() + b.abs() + v.abs()
+        return W + mean + a + b - v, 2 * gamma(op.rank + 4) * sizes + gamma(8) * scale
+
+
+def nuclear_norm_above(op: LowRankOperator) -> float:
+    r"""Return an upper bound on the nuclear norm of the stored factors, float64.
+
+    The smaller of :math:`\sum_k |s_k| \|l_k\| \|r_k\|`, a bound as it stands, and the sum of the
+    computed singular values plus the backward errors of two QR factorizations and an SVD
+    (Higham 2002, theorem 19.4), which are relative to the former.
+
+    Examples
+    --------
+    >>> op = LowRankOperator.from_dense(torch.diag(torch.tensor([1.0, 2.0]).double()))
+    >>> 3.0 <= nuclear_norm_above(op) < 3.0 + 1e-12
+    True
+    """
+    left, scale, right = op
+    norms = torch.linalg.vector_norm(left, dim=0) * torch.linalg.vector_norm(right, dim=0)
+    longest = max(op.shape)
+    plain = float((scale.abs() * norms).sum()) * (1 + 2 * gamma(longest + op.rank + 8))
+    backward = gamma(64 * longest * op.rank)
+    return min(plain, float(op.schatten_norm(1)) + backward * plain)
+
+
+def sum_above(values: Tensor) -> float:
+    """Return an upper bound on the sum of nonnegative numbers, each off by a few roundings."""
+    lost = len(values) * TINY
+    return (math.fsum(_block_sums(values)) + lost) * (1 + gamma(_BLOCK + 16))
+
+
+def _block_sums(values: Tensor) -> list[float]:
+    padded = torch.nn.functional.pad(values, (0, -len(values) % _BLOCK))
+    return padded.view(-1, _BLOCK).sum(dim=1).tolist()

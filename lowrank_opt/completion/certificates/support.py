@@ -1,0 +1,188 @@
+r"""Support functions of sets at a sparse matrix, bounded from above.
+
+:math:`h(-Y) = \max_{Z \in \text{set}} \langle -Y, Z \rangle`; for a set of singular values it is
+the support function of those at the singular values of Y, hence increasing in each. It is also
+that of the convex hull of the set.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from lowrank_opt.completion.certificates.eigenvalue_bounds import gamma
+from lowrank_opt.completion.certificates.spectral_bounds import singular_value_bounds
+from lowrank_opt.errors import CertificateError
+from lowrank_opt.sets import FeasibleSet, ImageSet, NestedSet, ShiftedSet, SpectralSet, WeightedSet
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
+    from numpy.typing import NDArray
+    from torch import Generator, Tensor
+
+    from lowrank_opt.observations import Observations
+
+    Floats = NDArray[np.float64]
+    Matrix = sp.csr_array | Floats
+
+
+def has_support_function(feasible_set: FeasibleSet) -> bool:
+    """Return whether `support_function` knows the set: of a norm, or made from such a one.
+
+    Examples
+    --------
+    >>> from lowrank_opt import RankAtMost, SchattenBall
+    >>> has_support_function(SchattenBall(1, 2.0, 3)), has_support_function(RankAtMost(3))
+    (True, False)
+    """
+    match feasible_set:
+        case SpectralSet():
+            # The default of the base class approaches the maximum from below: no bound.
+            own = type(feasible_set).support_singular_values
+            return own is not SpectralSet.support_singular_values
+        case WeightedSet() | NestedSet() | ShiftedSet() | ImageSet():
+            return has_support_function(feasible_set.inner)
+        case _:
+            return False
+
+
+def support_function(
+    feasible_set: FeasibleSet, pattern: Observations, generator: Generator | None = None
+) -> tuple[float, float]:
+    """Return an upper bound on the support function at -Y, and its failure probability.
+
+    Parameters
+    ----------
+    feasible_set : FeasibleSet
+        Bounded, as all sets of a norm are; weighted, nested and shifted sets, and images under
+        features, are taken apart.
+    pattern : Observations, float64
+        The entries of Y.
+    generator : torch.Generator, optional
+
+    Raises
+    ------
+    CertificateError
+        If the set is unbounded or of an unknown kind.
+
+    Examples
+    --------
+    >>> from lowrank_opt import Observations, SchattenBall
+    >>> Y = Observations([0, 1], [0, 1], torch.tensor([3.0, 4.0]).double(), (2, 2))
+    >>> round(support_function(SchattenBall(2, radius=2.0, rank=2), Y)[0], 6)
+    10.0
+    """
+    if not has_support_function(feasible_set):
+        raise CertificateError(
+            "a certificate needs a bounded set whose support function is known; got "
+            f"{feasible_set}: certify against a norm ball that contains it, such as "
+            "SchattenBall(p=1, radius=result.operator.schatten_norm(1), rank=...)"
+        )
+    return _support(feasible_set, sparse_matrix(pattern), 0.0, generator)
+
+
+def largest_singular_value(
+    pattern: Observations, generator: Generator | None = None
+) -> tuple[float, float]:
+    """Return an upper bound on the largest singular value, and its failure probability."""
+    bounds = singular_value_bounds(sparse_matrix(pattern), 1, generator=generator)
+    return float(bounds.values[0]), bounds.failure_probability
+
+
+def sparse_matrix(pattern: Observations) -> sp.csr_array:
+    """Return the observed entries as a sparse float64 array."""
+    import scipy.sparse as sparse
+
+    csr = pattern.csr
+    data = pattern.csr_values.double().cpu().numpy()
+    return sparse.csr_array(
+        (data, csr.indices.cpu().numpy(), csr.pointers.cpu().numpy()), shape=pattern.shape
+    )
+
+
+def _support(
+    feasible_set: FeasibleSet, Y: Matrix, error: float, generator: Generator | None
+) -> tuple[float, float]:
+    """Bound the support function at every matrix within `error` of -Y in the Frobenius norm."""
+    match feasible_set:
+        case SpectralSet():
+            return _spectral_support(feasible_set, Y, error, generator)
+        case WeightedSet(inner=inner, row_weights=a, col_weights=b):
+            # <Y, diag(a) C diag(b)> = <diag(a) Y diag(b), C>; an earlier error grows likewise.
+            weighted, rounding = _weigh(Y, _array(a), _array(b))
+            growth = math.prod(1.0 if x is None else float(x.max()) for x in (a, b))
+            return _support(inner, weighted, error * growth + rounding, generator)
+        case NestedSet(inner=inner) | ImageSet(inner=inner):
+            A, B = _array(feasible_set.left), _array(feasible_set.right)
+            core, rounding = _compress(A, Y, B)
+            growth = math.prod(_norm(x) for x in (A, B) if x is not None)
+            return _support(inner, core, (error * growth + rounding) * (1 + 1e-9), generator)
+        case ShiftedSet(inner=inner):
+            # max over C of <-Y, C - offset>.
+            support, failure = _support(inner, Y, error, generator)
+            return support + _inner_product_above(feasible_set, Y, error), failure
+        case _:
+            raise AssertionError("has_support_function() lets no other set pass")
+
+
+def _spectral_support(
+    feasible_set: SpectralSet, Y: Matrix, error: float, generator: Generator | None
+) -> tuple[float, float]:
+    count = min(feasible_set.lmo_rank, *Y.shape)
+    bounds = singular_value_bounds(Y, count, error=error, generator=generator)
+    if not bool(torch.isfinite(bounds.values).all()):
+        return float("inf"), 0.0
+    member = feasible_set.support_singular_values(bounds.values)
+    value = float(torch.dot(member, bounds.values))
+    # A closed form of few roundings for each value, and a maximum: errors of x are second order.
+    return value * (1 + gamma(64 + 8 * count)), bounds.failure_probability
+
+
+def _weigh(Y: Matrix, a: Matrix | None, b: Matrix | None) -> tuple[Matrix, float]:
+    import scipy.sparse as sparse
+
+    left, right = (None if x is None else sparse.diags_array(x) for x in (a, b))
+    weighted = Y if left is None else left @ Y
+    weighted = weighted if right is None else weighted @ right
+    return weighted, gamma(8) * _norm(weighted)
+
+
+def _compress(A: Matrix | None, Y: Matrix, B: Matrix | None) -> tuple[Matrix, float]:
+    """Return A^T Y B and a bound on the Frobenius norm of its rounding error."""
+    core, sizes = Y, abs(Y)
+    if B is not None:
+        core, sizes = core @ B, sizes @ abs(B)
+    if A is not None:
+        core, sizes = A.T @ core, abs(A).T @ sizes
+    return core, 2 * gamma(sum(Y.shape) + 4) * _norm(sizes)
+
+
+def _inner_product_above(shifted: ShiftedSet, Y: Matrix, error: float) -> float:
+    """Return an upper bound on the inner product of Y and the offset."""
+    left, scale, right = (x.detach().cpu().double().numpy() for x in shifted.offset)
+    value = float(np.sum((left.T @ (Y @ right)).diagonal() * scale))
+    sizes = np.abs(left).T @ (abs(Y) @ np.abs(right))
+    size = float(sizes.diagonal() @ np.abs(scale))
+    norm = float(np.linalg.norm(left) * np.linalg.norm(right * scale))
+    return value + (2 * gamma(sum(Y.shape) + len(scale) + 4) * size + error * norm) * (1 + 1e-6)
+
+
+def _norm(x: Matrix) -> float:
+    data = x.ravel() if isinstance(x, np.ndarray) else np.asarray(x.data)
+    return float(np.linalg.norm(data)) * (1 + gamma(data.size + 4))
+
+
+def _array(x: Tensor | None) -> Matrix | None:
+    if x is None:
+        return None
+    x = x.detach().cpu().double()
+    if not x.is_sparse:
+        return x.numpy()
+    import scipy.sparse as sparse
+
+    x = x.coalesce()
+    i, j = x.indices().numpy()
+    return sparse.csr_array((x.values().numpy(), (i, j)), shape=tuple(x.shape))

@@ -1,0 +1,69 @@
+"""Checks of what is passed to `complete`, before any work starts."""
+
+import math
+from typing import Literal
+
+import torch
+
+from lowrank_opt.completion.model.losses import Loss, entry_loss
+from lowrank_opt.errors import RadiusError, ShapeError
+from lowrank_opt.observations import Observations
+from lowrank_opt.parameterizations.base import Parameterization
+
+
+def check_choices(
+    *, loss: Loss, bias: Literal["additive"] | None, optimizer: object, progress: object
+) -> None:
+    """Raise RadiusError unless every choice is a known one."""
+    entry_loss(loss)
+    _check_choice("optimizer", optimizer, ("lbfgs", "adam"))
+    if bias not in ("additive", None):
+        raise RadiusError(f"bias must be 'additive' or None; got bias={bias!r}")
+    if not (isinstance(progress, bool) or callable(progress)):
+        raise RadiusError(f"progress must be True, False or callable; got progress={progress!r}")
+
+
+def check_amounts(**amounts: float) -> None:
+    """Raise RadiusError unless all amounts are finite and nonnegative."""
+    for name, amount in amounts.items():
+        if not (math.isfinite(amount) and amount >= 0):
+            raise RadiusError(f"{name} must be finite and nonnegative; got {name}={amount!r}")
+
+
+def check_counts(**counts: int) -> None:
+    """Raise RadiusError unless all counts are positive integers."""
+    for name, count in counts.items():
+        if int(count) != count or count < 1:
+            raise RadiusError(f"{name} must be a positive integer; got {name}={count!r}")
+
+
+def check_parameterization_fits(
+    parameterization: Parameterization, observations: Observations
+) -> torch.dtype:
+    """Return the one dtype of the trainable parameters, or raise ShapeError."""
+    if parameterization.shape != observations.shape:
+        raise ShapeError(
+            "the parameterization must have the shape of the observations; got "
+            f"{parameterization.shape} for {observations.shape}"
+        )
+    tensors = [p for p in parameterization.parameters() if p.requires_grad]
+    dtypes = {p.dtype for p in tensors}
+    if len(dtypes) != 1 or not dtypes <= {torch.float32, torch.float64}:
+        raise ShapeError(
+            "the trainable parameters must be float32, or float64, all of them; got "
+            f"{sorted(map(str, dtypes)) or 'none'}: convert with parameterization.double(), or "
+            "make some require a gradient"
+        )
+    devices = {p.device for p in parameterization.parameters()}
+    if devices != {observations.device}:
+        raise ShapeError(
+            f"parameters and observations must be on one device; got {sorted(map(str, devices))} "
+            f"and {observations.device}: move one with .to(device)"
+        )
+    return dtypes.pop()
+
+
+def _check_choice(name: str, choice: object, known: tuple[str, ...]) -> None:
+    if not (callable(choice) or choice in known):
+        names = ", ".join(map(repr, known))
+        raise RadiusError(f"{name} must be {names} or a callable; got {name}={choice!r}")

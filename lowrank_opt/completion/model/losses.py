@@ -1,0 +1,244 @@
+r"""Losses of a score :math:`s = W_{ij} + \mu + a_i + b_j` against a value, entry by entry.
+
+Some are functions of the residual on the scale of the values; others are the negative
+log-likelihood of a distribution with s as its natural or latent parameter, half a deviance where
+that vanishes at a perfect fit. The latter may have free parameters of their own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lowrank_opt.completion.model.links import IDENTITY, Link
+from lowrank_opt.completion.model.ordinal import (
+    free_of,
+    negative_log_likelihood,
+    thresholds_for,
+    thresholds_of,
+)
+from lowrank_opt.errors import ObservationError, RadiusError
+from lowrank_opt.observations import Observations
+
+LossName: TypeAlias = Literal[
+    "squared", "absolute", "huber", "logistic", "ordered_probit", "poisson"
+]
+
+
+class EntryLoss(ABC):
+    """A loss of scores, entry by entry.
+
+    Attributes
+    ----------
+    on_value_scale : bool
+        Whether a score is a prediction: then fits start from an additive model of the values, in
+        units of their spread.
+    """
+
+    on_value_scale: ClassVar[bool]
+
+    def check(self, observations: Observations) -> None:
+        """Raise ObservationError unless the loss is defined at these values."""
+        _ = observations
+
+    def start(self, observations: Observations, *, intercept: bool) -> Tensor:
+        """Return free parameters of the loss to start from, float64; empty if there are none."""
+        _ = intercept
+        return observations.values.new_empty(0, dtype=torch.float64)
+
+    @abstractmethod
+    def losses(self, scores: Tensor, values: Tensor, free: Tensor) -> Tensor:
+        """Return the losses, nonnegative, shape (k,), differentiable in scores and `free`."""
+
+    def intercept(self, free: Tensor) -> float:
+        """Return what is added to all scores."""
+        _ = free
+        return 0.0
+
+    def link(self, free: Tensor, observations: Observations) -> Link:
+        """Return the mean of a value given its score, the intercept included."""
+        _ = free, observations
+        return IDENTITY
+
+
+@dataclass(frozen=True)
+class Residual(EntryLoss):
+    """A function of ``score - value``.
+
+    Parameters
+    ----------
+    function : callable
+        Maps a tensor of residuals to losses.
+    """
+
+    on_value_scale = True
+    function: Callable[[Tensor], Tensor]
+
+    def losses(self, scores: Tensor, values: Tensor, free: Tensor) -> Tensor:
+        return self.function(scores - values)
+
+
+@dataclass(frozen=True)
+class Squared(EntryLoss):
+    """Half the squared residual: the one for which a fused kernel exists."""
+
+    on_value_scale = True
+
+    def losses(self, scores: Tensor, values: Tensor, free: Tensor) -> Tensor:
+        return (scores - values).square() / 2
+
+
+@dataclass(frozen=True)
+class Logistic(EntryLoss):
+    r""":math:`\log(1 + e^{-y s})` with y = 1 for the larger of two values and -1 for the smaller.
+
+    Values are in {0, 1} or in {-1, 1}. Predictions are means: the probability of 1, or twice that
+    minus one.
+    """
+
+    on_value_scale = False
+
+    def check(self, observations: Observations) -> None:
+        values = observations.values
+        low = -1.0 if bool((values < 0).any()) else 0.0
+        wrong = values[(values != low) & (values != 1)]
+        if len(wrong) > 0:
+            raise ObservationError(
+                "the logistic loss needs values in {0, 1} or in {-1, 1}; got "
+                f"{len(wrong)} others, the first {float(wrong[0])!r}: compare with a threshold, or "
+                "use loss='ordered_probit' for more levels"
+            )
+
+    def start(self, observations: Observations, *, intercept: bool) -> Tensor:
+        if not intercept:
+            return observations.values.new_empty(0, dtype=torch.float64)
+        share = _mean(observations, (observations.values > 0).double())
+        return torch.logit(share, eps=1e-6).reshape(1)
+
+    def losses(self, scores: Tensor, values: Tensor, free: Tensor) -> Tensor:
+        return -F.logsigmoid((scores + free.sum()) * torch.where(values > 0, 1.0, -1.0))
+
+    def intercept(self, free: Tensor) -> float:
+        return float(free.detach().sum())
+
+    def link(self, free: Tensor, observations: Observations) -> Link:
+        return Link("logistic", (-1.0 if bool((observations.values < 0).any()) else 0.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Poisson(EntryLoss):
+    r""":math:`e^s - v s - v + v \log v`, half the deviance of a count v with mean :math:`e^s`.
+
+    Values are nonnegative, not all zero; they need not be whole (a quasi-likelihood with variance
+    proportional to the mean).
+    """
+
+    on_value_scale = False
+
+    def check(self, observations: Observations) -> None:
+        values = observations.values
+        if not (bool((values >= 0).all()) and bool((values > 0).any())):
+            raise ObservationError(
+                "the Poisson loss needs nonnegative values, not all zero; got values from "
+                f"{float(values.min())!r} to {float(values.max())!r}: shift them, or use another "
+                "loss"
+            )
+
+    def start(self, observations: Observations, *, intercept: bool) -> Tensor:
+        if not intercept:
+            return observations.values.new_empty(0, dtype=torch.float64)
+        return _mean(observations, observations.values.double()).log().reshape(1)
+
+    def losses(self, scores: Tensor, values: Tensor, free: Tensor) -> Tensor:
+        s, v = scores.double() + free.sum(), values.double()
+        return s.exp() - v * s - v + torch.xlogy(v, v)
+
+    def intercept(self, free: Tensor) -> float:
+        return float(free.detach().sum())
+
+    def link(self, free: Tensor, observations: Observations) -> Link:
+        return Link("exponential")
+
+
+@dataclass(frozen=True)
+class OrderedProbit(EntryLoss):
+    r""":math:`-\log(\Phi(t_k - s) - \Phi(t_{k-1} - s))` for the k-th of the distinct values.
+
+    The thresholds t are learned with the rest, from free parameters that keep them in order; they
+    take the place of an intercept. Values are the levels themselves; only their order matters for
+    the fit. Predictions are means.
+    """
+
+    on_value_scale = False
+
+    def check(self, observations: Observations) -> None:
+        count = len(observations.values.unique())
+        if not 2 <= count <= _MOST_LEVELS:
+            raise ObservationError(
+                f"the ordered probit loss needs 2 to {_MOST_LEVELS} distinct values; got {count}: "
+                "use loss='squared' for values on a continuous scale"
+            )
+
+    def start(self, observations: Observations, *, intercept: bool) -> Tensor:
+        levels, index = observations.values.unique(return_inverse=True)
+        w = observations.weights
+        # Half an entry more in each level keeps thresholds finite where weights are zero.
+        shares = torch.bincount(index, weights=None if w is None else w.double()).double() + 0.5
+        assert len(levels) == len(shares), "every level has an entry"
+        return free_of(thresholds_for(shares / shares.sum()))
+
+    def losses(self, scores: Tensor, values: Tensor, free: Tensor) -> Tensor:
+        levels = values.unique(return_inverse=True)[1]
+        return negative_log_likelihood(scores.double(), levels, free)
+
+    def link(self, free: Tensor, observations: Observations) -> Link:
+        levels = observations.values.double().unique().tolist()
+        return Link("ordered_probit", (*levels, *thresholds_of(free.detach()).tolist()))
+
+
+_MOST_LEVELS = 100
+
+_NAMED: dict[str, EntryLoss] = {
+    "squared": Squared(),
+    "absolute": Residual(torch.abs),
+    "huber": Residual(lambda e: F.huber_loss(e, torch.zeros_like(e), reduction="none")),
+    "logistic": Logistic(),
+    "ordered_probit": OrderedProbit(),
+    "poisson": Poisson(),
+}
+Loss: TypeAlias = LossName | EntryLoss | Callable[[Tensor], Tensor]
+
+
+def entry_loss(loss: Loss) -> EntryLoss:
+    """Return the loss of a name, or of a function of residuals.
+
+    Raises
+    ------
+    RadiusError
+        If the name is unknown.
+
+    Examples
+    --------
+    >>> free = torch.empty(0)
+    >>> entry_loss("logistic").losses(torch.tensor([0.0, 9.0]), torch.tensor([0.0, 1.0]), free)
+    tensor([6.9315e-01, 1.2340e-04])
+    """
+    if isinstance(loss, EntryLoss):
+        return loss
+    if isinstance(loss, str) and loss in _NAMED:
+        return _NAMED[loss]
+    if callable(loss):
+        return Residual(loss)
+    names = ", ".join(map(repr, _NAMED))
+    raise RadiusError(f"loss must be {names} or a callable; got loss={loss!r}")
+
+
+def _mean(observations: Observations, values: Tensor) -> Tensor:
+    w = observations.weights
+    return values.mean() if w is None else torch.dot(w.double(), values) / w.double().sum()

@@ -1,0 +1,30 @@
+"""Values of mean zero and variance one: solvers with priors or step sizes work in that unit."""
+
+from __future__ import annotations
+
+from lowrank_opt.completion.model.bias import weighted_mean
+from lowrank_opt.observations import Observations
+
+
+def standardize(observations: Observations) -> tuple[float, float, Observations]:
+    """Return the weighted mean, the weighted standard deviation, and the standardised entries.
+
+    In float64 until the end. If all values (of positive weight) are equal, the deviation is taken
+    as one.
+
+    Examples
+    --------
+    >>> mean, unit, scaled = standardize(Observations([0, 1], [0, 0], [1.0, 5.0], (2, 1)))
+    >>> mean, unit, scaled.values.tolist()
+    (3.0, 2.0, [-1.0, 1.0])
+    """
+    mean = weighted_mean(observations)
+    centred = observations.values.double() - mean
+    # Squares of 1e-200 underflow: measure in the unit of the largest deviation first.
+    seen = centred if observations.weights is None else centred[observations.weights > 0]
+    largest = float(seen.abs().max())
+    if largest == 0:
+        return mean, 1.0, observations.with_values(centred.to(observations.dtype))
+    relative = observations.with_values((centred / largest).square().to(observations.dtype))
+    unit = largest * weighted_mean(relative) ** 0.5
+    return mean, unit, observations.with_values((centred / unit).to(observations.dtype))

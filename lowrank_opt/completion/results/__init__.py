@@ -1,0 +1,4 @@
+"""What a completion returns: operator, biases, status, history; storage and display.
+
+What one does with a result afterwards is in `after`.
+"""

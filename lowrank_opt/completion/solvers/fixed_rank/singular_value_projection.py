@@ -1,0 +1,196 @@
+"""Projected gradient steps: along the sparse gradient, then to the nearest matrix of the rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from lowrank_opt.completion.solvers.fixed_rank.geometry import Point
+from lowrank_opt.completion.solvers.fixed_rank.observed_fit import ObservedFit
+from lowrank_opt.completion.solvers.fixed_rank.rank_stages import Start, State, complete_at_rank
+from lowrank_opt.completion.solvers.fixed_rank.riemannian import exact_step
+
+if TYPE_CHECKING:
+    from lowrank_opt.completion.loop.progress import Progress
+    from lowrank_opt.completion.results.result import CompletionResult
+    from lowrank_opt.observations import Observations
+
+_HALVINGS = 20
+# Passes of the subspace iteration, which starts next to its solution.
+_PASSES = 2
+
+
+def singular_value_projection(
+    observations: Observations,
+    rank: int,
+    *,
+    start: Start = "stages",
+    bias: Literal["additive"] | None = None,
+    bias_penalty: float = 1.0,
+    tolerance: float = 1e-6,
+    max_iterations: int = 1000,
+    validation: float | Observations | None = None,
+    patience: int = 20,
+    generator: torch.Generator | None = None,
+    progress: Progress = False,
+) -> CompletionResult:
+    r"""Complete a matrix by accelerated singular value projection at a fixed rank.
+
+    Steps :math:`W \leftarrow H_r(Z - \mu\, S_Z)` from the extrapolated
+    :math:`Z = W + \beta (W - W_\text{before})`, where the sparse S holds the weighted residuals of
+    Z and :math:`H_r` truncates to the rank. The step :math:`\mu = \|P S\|^2 / \|P S\|_\Omega^2` is
+    exact on the tangent space at W, as in normalised iterative hard thresholding. The momentum
+    starts again whenever the loss would increase; the loss never does. The operator "low rank plus
+    sparse" is multiplied by thin blocks and never formed.
+
+    Parameters
+    ----------
+    observations : Observations, shape (m, n)
+    rank : int
+    start, bias, bias_penalty, tolerance, max_iterations
+        As in `riemannian`.
+    validation, patience, generator, progress
+        As in `riemannian`.
+
+    Returns
+    -------
+    CompletionResult
+        As in `riemannian`.
+
+    Raises
+    ------
+    RankError, RadiusError, OptionError, ShapeError, ObservationError
+        As in `riemannian`.
+
+    References
+    ----------
+    Jain, Meka and Dhillon (2010), Guaranteed rank minimization via singular value projection,
+    algorithm 1; step: Tanner and Wei (2013), Normalized iterative hard thresholding for matrix
+    completion, with the tangent space of Wei, Cai, Chan and Leung (2016); restarts of the
+    momentum: O'Donoghue and Candes (2015).
+
+    Examples
+    --------
+    >>> from lowrank_opt import Observations
+    >>> truth = torch.outer(torch.arange(1.0, 6.0), torch.arange(1.0, 5.0))
+    >>> observed = Observations.from_dense(truth.where(torch.eye(5, 4) == 0, torch.nan))
+    >>> singular_value_projection(observed, 1).predict(3, 3)
+    tensor(16.0000)
+    """
+    return complete_at_rank(
+        projected_steps,
+        observations,
+        rank,
+        start=start,
+        bias=bias,
+        bias_penalty=bias_penalty,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+        validation=validation,
+        patience=patience,
+        generator=generator,
+        progress=progress,
+    )
+
+
+def projected_steps(fit: ObservedFit, point: Point) -> Iterator[State]:
+    """Yield a point and those that projected steps lead to; end if no step decreases the loss."""
+    residuals = fit.residuals(*point.factors())
+    before, before_residuals, age = point, residuals, 0
+    while True:
+        loss = fit.loss(residuals)
+        yield State(point.operator(), loss, _gradient_norm(fit, point, residuals))
+        beta = age / (age + 3)
+        # Residuals are affine in the matrix: those of Z need no pass over the entries.
+        at_Z = residuals + beta * (residuals - before_residuals)
+        Z = _extrapolate(point, before, beta)
+        new, moved = _projected_step(fit, point, Z, at_Z)
+        if fit.loss(moved) > loss:
+            age = 0
+            found = _cautious_step(fit, point, residuals, loss)
+            if found is None:
+                return
+            new, moved = found
+        before, before_residuals = point, residuals
+        point, residuals, age = new, moved, age + 1
+
+
+def _cautious_step(
+    fit: ObservedFit, point: Point, residuals: Tensor, loss: float
+) -> tuple[Point, Tensor] | None:
+    """Step without momentum, halving until the loss decreases."""
+    for k in range(_HALVINGS):
+        new, moved = _projected_step(fit, point, point.factors(), residuals, 0.5**k)
+        if fit.loss(moved) < loss:
+            return new, moved
+    return None
+
+
+def _projected_step(
+    fit: ObservedFit,
+    point: Point,
+    Z: tuple[Tensor, Tensor],
+    residuals: Tensor,
+    share: float = 1.0,
+) -> tuple[Point, Tensor]:
+    """Return the truncation of ``Z - share * mu * S`` and its residuals."""
+    S = fit.weigh(residuals)
+    along_rows, along_cols = fit.products(S, point.U, point.V)
+    tangent = point.project(along_rows, along_cols)
+    mu = -share * exact_step(fit, residuals, fit.predict(*tangent.factors(point)))
+    basis = torch.cat((point.V, mu * along_cols), dim=1)
+    new = truncate(fit, Z, -mu * S, basis, len(point.s))
+    return new, fit.residuals(*new.factors())
+
+
+def truncate(
+    fit: ObservedFit, low_rank: tuple[Tensor, Tensor], entries: Tensor, basis: Tensor, rank: int
+) -> Point:
+    """Return the leading triples of low rank plus sparse by subspace iteration.
+
+    Parameters
+    ----------
+    low_rank : pair of Tensor, shapes (m, k) and (n, k)
+    entries : Tensor, shape (nnz,)
+        Of the sparse part.
+    basis : Tensor, shape (n, b), b >= rank
+        Columns that span about the leading right singular vectors.
+    rank : int
+
+    References
+    ----------
+    Halko, Martinsson and Tropp (2011), Finding structure with randomness, algorithm 4.4, from the
+    given basis instead of a random one.
+    """
+    left, right = low_rank
+    V = torch.linalg.qr(basis).Q
+    for _ in range(_PASSES - 1):
+        V, _, _ = _pass(fit, left, right, entries, V)
+    V, core, U = _pass(fit, left, right, entries, V)
+    # The matrix is about U core^T V^T.
+    P, sigma, Qh = torch.linalg.svd(core.mT)
+    return Point((U @ P)[:, :rank], sigma[:rank], (V @ Qh.mT)[:, :rank])
+
+
+def _pass(
+    fit: ObservedFit, left: Tensor, right: Tensor, entries: Tensor, V: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the QR factors of ``M^T U``, and U, an orthonormal basis of ``M V``."""
+    sparse, _ = fit.products(entries, left.new_zeros(len(left), V.shape[1]), V)
+    U = torch.linalg.qr(left @ (right.mT @ V) + sparse).Q
+    _, sparse = fit.products(entries, U, right.new_zeros(len(right), U.shape[1]))
+    V, core = torch.linalg.qr(right @ (left.mT @ U) + sparse)
+    return V, core, U
+
+
+def _extrapolate(point: Point, before: Point, beta: float) -> tuple[Tensor, Tensor]:
+    """Return factors of ``point + beta (point - before)``."""
+    (L, R), (L_before, R_before) = point.factors(), before.factors()
+    return torch.cat(((1 + beta) * L, -beta * L_before), dim=1), torch.cat((R, R_before), dim=1)
+
+
+def _gradient_norm(fit: ObservedFit, point: Point, residuals: Tensor) -> float:
+    return point.project(*fit.products(fit.weigh(residuals), point.U, point.V)).norm()

@@ -1,0 +1,52 @@
+"""Entries that are not fitted, by which an iteration is stopped early."""
+
+from __future__ import annotations
+
+import torch
+
+from lowrank_opt.completion.results.result import CompletionResult
+from lowrank_opt.errors import ShapeError
+from lowrank_opt.observations import Observations
+
+
+def training_and_validation(
+    observations: Observations,
+    validation: float | Observations | None,
+    generator: torch.Generator | None = None,
+) -> tuple[Observations, Observations | None]:
+    """Return what to fit, and what to judge iterates by.
+
+    Parameters
+    ----------
+    observations : Observations, shape (m, n)
+    validation : float, Observations or None
+        A share in (0, 1) of the observations, taken out of them at random; or other entries.
+    generator : torch.Generator, optional
+
+    Raises
+    ------
+    ShapeError
+        If the entries are not of the same matrix, on the same device.
+    ObservationError
+        If the share cannot be held out.
+    """
+    if validation is None:
+        return observations, None
+    if not isinstance(validation, Observations):
+        return observations.split(validation, generator=generator)
+    if (validation.shape, validation.device) != (observations.shape, observations.device):
+        raise ShapeError(
+            "validation entries must be of the same matrix, on the same device; got "
+            f"{validation.shape} on {validation.device} for {observations.shape} on "
+            f"{observations.device}"
+        )
+    return observations, validation.to(dtype=observations.dtype)
+
+
+def root_mean_square_error(result: CompletionResult, entries: Observations) -> float:
+    """Return the root of the (weighted) mean squared error of predictions, in float64."""
+    errors = result.predict(entries.rows, entries.cols).double() - entries.values.double()
+    squares, w = errors.square(), entries.weights
+    if w is None:
+        return float(squares.mean().sqrt())
+    return float((torch.dot(w.double(), squares) / w.double().sum()).sqrt())

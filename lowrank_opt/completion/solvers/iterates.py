@@ -1,0 +1,192 @@
+"""The loop around every solver that is not a torch optimizer: judge iterates, keep the best."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from lowrank_opt.completion.certificates.convex_problem import ConvexProblem
+from lowrank_opt.completion.loop.checkpoint import Checkpoint, State
+from lowrank_opt.completion.loop.history import History, Iteration
+from lowrank_opt.completion.loop.progress import Progress, reporting
+from lowrank_opt.completion.loop.status import CompletionStatus
+from lowrank_opt.completion.loop.stopping import Stopping
+from lowrank_opt.completion.model.bias import AdditiveBias, weighted_mean
+from lowrank_opt.completion.results.result import CompletionResult
+from lowrank_opt.completion.solvers.held_out import root_mean_square_error
+from lowrank_opt.errors import OptionError
+from lowrank_opt.observations import Observations
+from lowrank_opt.operator import LowRankOperator
+
+
+class Iterate(NamedTuple):
+    """What a solver holds after a step; the first one is its start.
+
+    Parameters
+    ----------
+    operator : LowRankOperator
+        Its tensors are not written to by later steps.
+    bias : AdditiveBias
+    objective : float
+        Loss, half the weighted sum of squared residuals, plus penalties.
+    gradient_norm : float
+    settled : bool
+        Whether the solver's own criterion, such as a duality gap, is met.
+    """
+
+    operator: LowRankOperator
+    bias: AdditiveBias
+    objective: float
+    gradient_norm: float = math.nan
+    settled: bool = False
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """An iterator of iterates that can go on from a `Checkpoint`."""
+
+    def state(self) -> State:
+        """Return what the next iterates depend on, besides the arguments of the solver."""
+        ...
+
+    def resume(self, state: State) -> None:
+        """Go on from a state."""
+        ...
+
+
+def run(
+    iterates: Iterator[Iterate],
+    observations: Observations,
+    *,
+    held_out: Observations | None = None,
+    tolerance: float,
+    max_iterations: int,
+    patience: int = 20,
+    progress: Progress = False,
+    problem: ConvexProblem | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> CompletionResult:
+    """Take iterates from a solver until one of the criteria of `Stopping` is met.
+
+    Parameters
+    ----------
+    iterates : iterator of Iterate
+        If it ends by itself, no step decreases its objective any further.
+    observations : Observations
+        The fitted entries, in whose dtype the result is.
+    held_out : Observations, optional
+        The iterate with the smallest error on them is returned; else that with the smallest
+        objective.
+    tolerance, max_iterations, patience, progress
+        As in `complete`; a tolerance of zero leaves the decision to the solver.
+    problem : ConvexProblem, optional
+        What the solver minimises, for `CompletionResult.certificate`.
+    checkpoint : Checkpoint, optional
+        Where to leave the state, and to go on from it; the iterator must be `Resumable`.
+    """
+    loop = _Loop(
+        observations, held_out, Stopping(observations.dtype, tolerance=tolerance, patience=patience)
+    )
+    with reporting(progress, max_iterations) as report:
+        first = 0 if checkpoint is None else loop.resume(iterates, checkpoint)
+        status = loop.run(iterates, first, max_iterations, report, checkpoint)
+    assert loop.best is not None, "a solver yields its start before anything can go wrong"
+    return CompletionResult(
+        loop.best.operator, loop.best.bias, status, loop.history, problem=problem
+    )
+
+
+class _Loop:
+    def __init__(
+        self, observations: Observations, held_out: Observations | None, stopping: Stopping
+    ) -> None:
+        self.held_out, self.stopping = held_out, stopping
+        self.unit = loss_of_the_mean(observations) or 1.0
+        self.history = History()
+        self.best: Iterate | None = None
+        self.start = time.perf_counter()
+
+    def run(
+        self,
+        iterates: Iterator[Iterate],
+        first: int,
+        max_iterations: int,
+        report: Callable[[Iteration], None],
+        checkpoint: Checkpoint | None,
+    ) -> CompletionStatus:
+        if first > max_iterations:
+            return CompletionStatus.MAX_ITERATIONS
+        try:
+            for step, iterate in enumerate(iterates, start=first):
+                status = self._judge(iterate, report)
+                if status is not None:
+                    return status
+                if step == max_iterations:
+                    return CompletionStatus.MAX_ITERATIONS
+                if checkpoint is not None:
+                    checkpoint.offer(step + 1, partial(self._state, iterates))
+        except KeyboardInterrupt:
+            return CompletionStatus.INTERRUPTED
+        return CompletionStatus.STALLED
+
+    def resume(self, iterates: Iterator[Iterate], checkpoint: Checkpoint) -> int:
+        """Go on from a checkpoint, if there is one; return the number of iterates so far."""
+        if not isinstance(iterates, Resumable):
+            raise OptionError("this solver leaves no checkpoints: leave checkpoint at None")
+        state = checkpoint.restored()
+        if state is None:
+            return 0
+        assert isinstance(state, dict), "as `_state` returned it"
+        iterates.resume(state["solver"])
+        self.stopping.resume(state["stopping"])
+        self.history = History(**state["history"])
+        self.start -= self.history.seconds[-1]
+        factors, bias, objective = state["best"]
+        self.best = Iterate(LowRankOperator(*factors), AdditiveBias(*bias), objective)
+        return len(self.history)
+
+    def _state(self, iterates: Iterator[Iterate]) -> State:
+        assert isinstance(iterates, Resumable), "checked before the first step"
+        assert self.best is not None, "there was a step"
+        operator, (mean, rows, cols) = self.best.operator, vars(self.best.bias).values()
+        return {
+            "solver": iterates.state(),
+            "stopping": self.stopping.state(),
+            "history": self.history.columns(),
+            "best": [list(operator), [mean, rows, cols], self.best.objective],
+        }
+
+    def _judge(
+        self, iterate: Iterate, report: Callable[[Iteration], None]
+    ) -> CompletionStatus | None:
+        if self.best is None:
+            self.best = iterate
+        if not math.isfinite(iterate.objective):
+            return CompletionStatus.NUMERICAL_TROUBLE
+        seconds = time.perf_counter() - self.start
+        line = Iteration(iterate.objective, iterate.gradient_norm, self._rmse(iterate), seconds)
+        self.history.append(line)
+        report(line)
+        status = self.stopping.judge(iterate.objective / self.unit, line.validation_rmse)
+        if self.stopping.improved:
+            self.best = iterate
+        return CompletionStatus.CONVERGED if iterate.settled else status
+
+    def _rmse(self, iterate: Iterate) -> float:
+        if self.held_out is None:
+            return math.nan
+        result = CompletionResult(
+            iterate.operator, iterate.bias, CompletionStatus.CONVERGED, History()
+        )
+        return root_mean_square_error(result, self.held_out)
+
+
+def loss_of_the_mean(observations: Observations) -> float:
+    """Return half the weighted sum of squared deviations from the mean: the unit of objectives."""
+    deviations = observations.values.double() - weighted_mean(observations)
+    w = observations.weights
+    squares = deviations.square() if w is None else deviations.square() * w.double()
+    return 0.5 * float(squares.sum())

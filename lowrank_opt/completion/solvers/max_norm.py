@@ -1,0 +1,228 @@
+"""Completion under a bound on the max-norm: rows of both factors inside a ball."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lowrank_opt.completion.loop.progress import Progress
+from lowrank_opt.completion.model.bias import AdditiveBias, weighted_mean
+from lowrank_opt.completion.model.checks import check_amounts, check_counts
+from lowrank_opt.completion.results.result import CompletionResult
+from lowrank_opt.completion.solvers.held_out import training_and_validation
+from lowrank_opt.completion.solvers.iterates import Iterate, run
+from lowrank_opt.errors import RadiusError
+from lowrank_opt.kernels import observed_entries
+from lowrank_opt.kernels.row_solves import RowProblems
+from lowrank_opt.observations import CompressedAxis, Observations
+from lowrank_opt.operator import LowRankOperator
+
+Floats = NDArray[np.float64]
+
+_NEWTON_STEPS, _CLOSE = 12, 1e-9
+
+
+def max_norm(
+    observations: Observations,
+    rank: int,
+    *,
+    radius: float,
+    bias: Literal["additive"] | None = "additive",
+    bias_penalty: float = 1.0,
+    tolerance: float = 1e-5,
+    max_iterations: int = 200,
+    validation: float | Observations | None = None,
+    patience: int = 20,
+    generator: torch.Generator | None = None,
+    progress: Progress = False,
+) -> CompletionResult:
+    r"""Complete a matrix whose factors have rows of bounded length.
+
+    Minimises :math:`\tfrac12 \sum_k w_k (W_{ij} + \mu + a_i + b_j - v_k)^2
+    + \tfrac12 \lambda_b (\|a\|^2 + \|b\|^2)` over :math:`W = L R^T` with
+    :math:`\|l_i\|^2 \le \text{radius}` and :math:`\|r_j\|^2 \le \text{radius}`, rank columns each.
+    These are matrices of max-norm at most `radius`, and so :math:`|W_{ij}| \le \text{radius}`. In
+    contrast to the nuclear norm the bound does not depend on how the entries are distributed.
+
+    Parameters
+    ----------
+    observations : Observations, shape (m, n)
+        On the CPU; computed with in float64.
+    rank : int
+        A few times the expected one: the more, the fewer local minima.
+    radius : float
+        Positive.
+    bias : {"additive"} or None
+    bias_penalty : float
+        :math:`\lambda_b \ge 0`.
+    tolerance, max_iterations, validation, patience, progress
+        As in `complete`.
+    generator : torch.Generator, optional
+        For the random start and the random share.
+
+    Returns
+    -------
+    CompletionResult
+        Its factors are L and R with scale one, rows within :math:`\sqrt{\text{radius}}` to one
+        unit of rounding of their dtype. There is no certificate: the support function of the
+        max-norm ball is a semidefinite program, not a singular value.
+
+    Raises
+    ------
+    RadiusError, OptionError
+        If a setting is outside its domain.
+
+    Notes
+    -----
+    Alternates over the rows of L, the rows of R and the biases, each an exact minimum: a least
+    squares problem in a ball has the solution :math:`(A_i + \nu_i I)^{-1} b_i`, with
+    :math:`\nu_i \ge 0` the root of a decreasing function of one variable, found by Newton's method
+    for all rows at once.
+
+    References
+    ----------
+    N. Srebro, J. Rennie and T. Jaakkola, Maximum-margin matrix factorization (NIPS 2004), section
+    3; J. Lee et al., Practical large-scale optimization for max-norm regularization (NIPS 2010).
+    The multiplier: J. More and D. Sorensen, Computing a trust region step (1983), section 3.
+
+    Examples
+    --------
+    >>> observed = Observations.from_dense(torch.full((4, 3), 2.0))
+    >>> result = max_norm(observed, 2, radius=1.5, bias=None)
+    >>> result.predict([0, 3], [0, 2])
+    tensor([1.5000, 1.5000])
+    """
+    check_amounts(bias_penalty=bias_penalty, tolerance=tolerance)
+    check_counts(rank=rank, max_iterations=max_iterations, patience=patience)
+    if not (math.isfinite(radius) and radius > 0):
+        raise RadiusError(f"radius must be positive and finite; got radius={radius!r}")
+    fitted, held_out = training_and_validation(observations, validation, generator)
+    solver = _MaxNorm(fitted, rank, radius, bias_penalty if bias else None, generator)
+    return run(
+        solver.iterates(),
+        fitted,
+        held_out=held_out,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+        patience=patience,
+        progress=progress,
+    )
+
+
+class _MaxNorm:
+    def __init__(
+        self,
+        observations: Observations,
+        rank: int,
+        radius: float,
+        bias_penalty: float | None,
+        generator: torch.Generator | None,
+    ) -> None:
+        exact = observations.to(dtype=torch.float64)
+        self.observations, self.dtype = exact, observations.dtype
+        self.biased, self.ridge = bias_penalty is not None, bias_penalty or 0.0
+        self.mean = weighted_mean(observations) if self.biased else 0.0
+        # In units in which the rows of the factors are inside the unit ball.
+        self.radius = radius
+        self.values = (exact.values - self.mean) / radius
+        w = torch.ones_like(exact.values) if exact.weights is None else exact.weights
+        self.w = w / w.max()
+        self.largest = float(w.max())
+        self.axes = (exact.csr, exact.csc)
+        self.indices = (exact.rows, exact.cols)
+        self.biases = [torch.zeros(size, dtype=torch.float64) for size in exact.shape]
+        start = torch.randn(sum(exact.shape), rank, generator=generator, dtype=torch.float64)
+        start /= torch.linalg.vector_norm(start, dim=1, keepdim=True)
+        self.sides = list(start.split(exact.shape))
+        self.multipliers = [np.zeros(size) for size in exact.shape]
+
+    def iterates(self) -> Iterator[Iterate]:
+        while True:
+            for side in (0, 1):
+                self._improve(side)
+            if self.biased:
+                self._improve_biases()
+            yield self._iterate()
+
+    def _improve(self, side: int) -> None:
+        """Minimise over the rows of one factor, each in the unit ball."""
+        targets = self.values - self._bias_entries()
+        axis, features = self.axes[side], self.sides[1 - side].numpy()
+        problems = _row_problems(axis, targets, self.w)
+        x = np.zeros((len(axis.pointers) - 1, features.shape[1]))
+        self.multipliers[side] = _solve_in_balls(
+            problems, x, features, guess=self.multipliers[side], counts=axis.counts.numpy()
+        )
+        self.sides[side] = torch.from_numpy(x)
+
+    def _improve_biases(self) -> None:
+        for side, index in enumerate(self.indices):
+            x = self.biases[side]
+            E = self.w * (self.values - self._bias_entries() - self._entries())
+            ridge = self.ridge / self.largest
+            slope = torch.zeros_like(x).index_add_(0, index, E) - ridge * x
+            total = torch.zeros_like(x).index_add_(0, index, self.w) + ridge
+            self.biases[side] = x + torch.where(total > 0, slope / total, 0.0)
+
+    def _iterate(self) -> Iterate:
+        E = self.values - self._bias_entries() - self._entries()
+        squares = sum(float(x.square().sum()) for x in self.biases)
+        objective = 0.5 * self.largest * float((self.w * E.square()).sum()) + (
+            0.5 * self.ridge * squares
+        )
+        # One unit below, so that rounding to the dtype does not leave the ball.
+        size = self.radius**0.5 * (1 - torch.finfo(self.dtype).eps)
+        left, right = (size * x for x in self.sides)
+        operator = LowRankOperator(left, left.new_ones(left.shape[1]), right)
+        bias = AdditiveBias(self.mean, *(self.radius * x for x in self.biases))
+        return Iterate(
+            operator.to(dtype=self.dtype), bias.to(dtype=self.dtype), objective * self.radius**2
+        )
+
+    def _entries(self) -> Tensor:
+        left, right = self.sides
+        op = LowRankOperator(left, left.new_ones(left.shape[1]), right)
+        return observed_entries(op, self.observations)
+
+    def _bias_entries(self) -> Tensor:
+        (a, b), (rows, cols) = self.biases, self.indices
+        return a[rows] + b[cols]
+
+
+def _row_problems(axis: CompressedAxis, targets: Tensor, w: Tensor) -> RowProblems:
+    values = targets[axis.order].numpy()
+    return RowProblems(axis, values, w[axis.order].numpy(), np.empty_like(values))
+
+
+def _solve_in_balls(
+    problems: RowProblems, x: Floats, features: Floats, *, guess: Floats, counts: NDArray[np.int64]
+) -> Floats:
+    r"""Set each row of x to its minimiser in the unit ball; return the multipliers.
+
+    Newton's method for :math:`1 / \|x_i(\nu)\| = 1`, whose left side is concave and nearly linear:
+    from any start the second iterate is below the root, and the others increase towards it.
+    """
+    identity, offsets = np.eye(features.shape[1]), np.zeros(len(features))
+    homogeneous = RowProblems(
+        problems.axis, np.zeros_like(problems.values), problems.weights, problems.scratch
+    )
+    # Rows with fewer entries than columns have singular systems: nearly the shortest solution.
+    least = 1e-10 * np.maximum(counts, 1.0)
+    nu, y = np.maximum(guess, least), np.zeros_like(x)
+    for _ in range(_NEWTON_STEPS):
+        problems.solve(x, features, offsets, precision=identity, strengths=nu)
+        sizes = np.linalg.norm(x, axis=1)
+        if np.all((np.abs(sizes - 1) < _CLOSE) | ((sizes < 1) & (nu == least))):
+            break
+        homogeneous.solve(y, features, offsets, precision=identity, strengths=nu, pull=x)
+        # x^T (A + nu I)^-1 x, minus half the derivative of the squared length.
+        slopes = np.maximum((x * y).sum(axis=1), 1e-300)
+        nu = np.maximum(nu + np.square(sizes) / slopes * (sizes - 1), least)
+    x /= np.maximum(np.linalg.norm(x, axis=1), 1.0)[:, None]
+    return np.where(nu > least, nu, 0.0)
