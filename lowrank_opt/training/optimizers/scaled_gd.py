@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.linalg import leading_svd
-from lowrank_opt.training.adam import State
-from lowrank_opt.training.factor_optimizer import FactorOptimizer, Group, PairView, adam_directions
+from lowrank_opt.training.algebra.pair_view import PairView
+from lowrank_opt.training.algebra.small import cholesky, identity
+from lowrank_opt.training.algebra.tall import TallPair, Terms
+from lowrank_opt.training.optimizers.adam import State
+from lowrank_opt.training.optimizers.factor_optimizer import FactorOptimizer, Group, adam_directions
 from lowrank_opt.training.roles import FactorPair
-from lowrank_opt.training.small import cholesky, identity
-from lowrank_opt.training.tall import TallPair, Terms
 
 
 @final

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lowrank_opt.errors import RankError
 from lowrank_opt.linalg import leading_svd
-from lowrank_opt.training.adam import State, adam_direction, restore_precision
+from lowrank_opt.training.optimizers.adam import State, adam_direction, restore_precision
 
 Group = dict[str, Any]
 

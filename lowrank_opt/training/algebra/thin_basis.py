@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.linalg import negligible
-from lowrank_opt.training.small import (
+from lowrank_opt.training.algebra.small import (
     LinAlgErrors,
     Small,
     cholesky,
@@ -21,7 +21,7 @@ from lowrank_opt.training.small import (
     tensor,
     triangular_inverse,
 )
-from lowrank_opt.training.tall import Both, TallPair
+from lowrank_opt.training.algebra.tall import Both, TallPair
 
 # A Gram matrix gives frames that are orthonormal to cond^2 times the rounding of its arithmetic:
 # enough for float32 up to the first condition number; up to the second one, a repetition on the

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.linalg import negligible
-from lowrank_opt.training.adam import State
-from lowrank_opt.training.factor_optimizer import FactorOptimizer, Group, PairView
+from lowrank_opt.training.algebra.pair_view import PairView
+from lowrank_opt.training.algebra.small import namespace
+from lowrank_opt.training.algebra.tall import Both, TallPair, Terms, add_to
+from lowrank_opt.training.algebra.thin_basis import ONE_PASS_CONDITION, thin_bases
+from lowrank_opt.training.optimizers.adam import State
+from lowrank_opt.training.optimizers.factor_optimizer import FactorOptimizer, Group
 from lowrank_opt.training.roles import FactorPair
-from lowrank_opt.training.small import namespace
-from lowrank_opt.training.tall import Both, TallPair, Terms, add_to
-from lowrank_opt.training.thin_basis import ONE_PASS_CONDITION, thin_bases
 
 # Gram matrices of smaller entries are near underflow.
 _LEAST = negligible(torch.float32)

@@ -7,11 +7,12 @@ from typing import final
 
 from torch import Tensor, nn
 
-from lowrank_opt.training.adam import State, corrected_decay
-from lowrank_opt.training.factor_optimizer import FactorOptimizer, Group, PairView
+from lowrank_opt.training.algebra.pair_view import PairView
+from lowrank_opt.training.algebra.small import Small, namespace, small, tensor
+from lowrank_opt.training.algebra.tall import TallPair, Terms, evaluate
+from lowrank_opt.training.optimizers.adam import State, corrected_decay
+from lowrank_opt.training.optimizers.factor_optimizer import FactorOptimizer, Group
 from lowrank_opt.training.roles import FactorPair
-from lowrank_opt.training.small import Small, namespace, small, tensor
-from lowrank_opt.training.tall import TallPair, Terms, evaluate
 
 
 @final

@@ -8,9 +8,9 @@ from typing import Protocol, final
 import torch
 from torch import Tensor
 
-from lowrank_opt.training.factor_optimizer import read_pair
+from lowrank_opt.training.algebra.pair_view import read_pair
+from lowrank_opt.training.algebra.tangent import Tangent
 from lowrank_opt.training.roles import FactorPair
-from lowrank_opt.training.tangent import Tangent
 
 
 class Importance(Protocol):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.training.importance import tangent_norm
+from lowrank_opt.training.ranks.importance import tangent_norm
 from lowrank_opt.training.roles import FactorPair
 
 

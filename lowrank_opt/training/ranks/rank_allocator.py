@@ -13,8 +13,8 @@ from lowrank_opt.errors import ShapeError
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import Factored
 from lowrank_opt.parameterizations.base import Parameterization
-from lowrank_opt.training.budget import CubicBudget, top_components
-from lowrank_opt.training.importance import Importance, Sensitivity
+from lowrank_opt.training.ranks.budget import CubicBudget, top_components
+from lowrank_opt.training.ranks.importance import Importance, Sensitivity
 from lowrank_opt.training.roles import FactorPair, factor_pairs
 
 

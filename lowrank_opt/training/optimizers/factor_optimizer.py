@@ -6,7 +6,6 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, overload
 
 import numpy as np
@@ -16,52 +15,19 @@ from torch.optim import Optimizer
 
 from lowrank_opt.errors import ConvergenceError, ShapeError
 from lowrank_opt.parameterizations.base import Parameterization
-from lowrank_opt.training.adam import State, adam_direction, restore_precision
+from lowrank_opt.training.algebra.pair_view import PairView, read_pair
+from lowrank_opt.training.algebra.small import (
+    LinAlgErrors,
+    Small,
+    frobenius,
+    small,
+    spectral_bound,
+)
+from lowrank_opt.training.algebra.tall import Both, TallPair, Terms, add_to, evaluate
+from lowrank_opt.training.optimizers.adam import State, adam_direction, restore_precision
 from lowrank_opt.training.roles import FactorPair, factor_pairs, other_parameters
-from lowrank_opt.training.small import LinAlgErrors, Small, array, frobenius, small, spectral_bound
-from lowrank_opt.training.tall import Both, TallPair, Terms, add_to, evaluate
-from lowrank_opt.training.thin_basis import ThinBases, thin_bases
 
 Group = dict[str, Any]
-
-
-@dataclass(frozen=True, eq=False)
-class PairView:
-    r"""What one step on :math:`W = s L C R^T` may read; everything n x r or r x r.
-
-    A change :math:`(\dot L, \dot R)` moves W by :math:`\dot L \bar R^T + \bar L \dot R^T` with
-    :math:`\bar L = s L C`, :math:`\bar R = s R C^T`; the bases are those of the barred factors, so
-    that the constant s has no influence on the size of a step of W.
-
-    Parameters
-    ----------
-    pair : FactorPair
-    factors, gradients : tuple of Tensor, shapes (m, r), (n, r)
-        L and R; the gradients at least in float32.
-    partners : ThinBases, shapes (n, r), (m, r)
-        Of :math:`\bar R` and :math:`\bar L`, in the order of the factors whose steps they govern.
-    """
-
-    pair: FactorPair
-    factors: Both
-    gradients: Both
-    partners: ThinBases
-
-    @property
-    def rows(self) -> Small:
-        """M and n, to divide small matrices of both sides by; shape (2, 1, 1)."""
-        return array([[[len(x)]] for x in self.factors], like=self.partners.grams)
-
-
-def read_pair(pair: FactorPair) -> PairView:
-    """Return the view of a pair at its present values and gradients."""
-    left, right = pair.left.detach(), pair.columns(pair.right.detach())
-    assert pair.left.grad is not None, "checked by the caller"
-    assert pair.right.grad is not None, "checked by the caller"
-    dtype = torch.promote_types(left.dtype, torch.float32)
-    gradients = pair.left.grad.to(dtype), pair.columns(pair.right.grad).to(dtype)
-    partners = thin_bases((pair.times_core(right, transposed=True), pair.times_core(left)))
-    return PairView(pair, (left, right), gradients, partners)
 
 
 class FactorOptimizer(Optimizer, ABC):

@@ -16,8 +16,8 @@ from lowrank_opt.errors import LowRankError, ShapeError
 from lowrank_opt.nn.adapted import AdaptedModule
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
-from lowrank_opt.training.row_scale import filter_scale
-from lowrank_opt.training.seeded_noise import SeededNoise, mix_seed, regenerated
+from lowrank_opt.training.perturbation.row_scale import filter_scale
+from lowrank_opt.training.perturbation.seeded_noise import SeededNoise, mix_seed, regenerated
 
 Updates = Mapping[str, Callable[[], LowRankOperator]]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-State = dict[str, Any]
+from lowrank_opt.training.algebra.tall import State as State
 
 
 def adam_direction(

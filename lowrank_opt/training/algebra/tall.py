@@ -8,9 +8,11 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from lowrank_opt.training.small import Small, frobenius, small, stacked, tensor
+from lowrank_opt.training.algebra.small import Small, frobenius, small, stacked, tensor
 
 Both: TypeAlias = tuple[Tensor, Tensor]
+# What an optimizer remembers of one parameter.
+State: TypeAlias = dict[str, Any]
 
 
 class TallPair(NamedTuple):
@@ -85,7 +87,7 @@ class TallPair(NamedTuple):
         """Return the same products, of copies of the spans."""
         return TallPair((self.spans[0].clone(), self.spans[1].clone()), self.coordinates)
 
-    def put(self, state: dict[str, Any], name: str) -> None:
+    def put(self, state: State, name: str) -> None:
         """Store in an optimizer's state, as plain tensors."""
         state[f"{name}_0"], state[f"{name}_1"] = self.spans
         state.pop(f"{name}_coordinates", None)
@@ -93,7 +95,7 @@ class TallPair(NamedTuple):
             state[f"{name}_coordinates"] = tensor(self.coordinates)
 
     @classmethod
-    def get(cls, state: dict[str, Any], name: str, like: Small) -> TallPair:
+    def get(cls, state: State, name: str, like: Small) -> TallPair:
         """Return what `put` stored, with coordinates of the kind of `like`."""
         spans = state[f"{name}_0"], state[f"{name}_1"]
         known = state.get(f"{name}_coordinates")

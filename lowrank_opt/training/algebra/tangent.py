@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lowrank_opt.training.adam import State
-from lowrank_opt.training.factor_optimizer import PairView
-from lowrank_opt.training.small import Small, namespace, paired, small, tensor
-from lowrank_opt.training.tall import Both, TallPair, Terms, evaluate, scaled
+from lowrank_opt.training.algebra.pair_view import PairView
+from lowrank_opt.training.algebra.small import Small, namespace, paired, small, tensor
+from lowrank_opt.training.algebra.tall import Both, State, TallPair, Terms, evaluate, scaled
 
 Split = Literal["symmetric", "zero", "sylvester"]
 

@@ -8,11 +8,12 @@ from typing import final
 
 from torch import Tensor, nn
 
-from lowrank_opt.training.adam import State, corrected_decay
-from lowrank_opt.training.factor_optimizer import FactorOptimizer, Group, PairView, adam_directions
+from lowrank_opt.training.algebra.pair_view import PairView
+from lowrank_opt.training.algebra.tall import Both, Terms, evaluate, scaled
+from lowrank_opt.training.algebra.tangent import Split, Tangent
+from lowrank_opt.training.optimizers.adam import State, corrected_decay
+from lowrank_opt.training.optimizers.factor_optimizer import FactorOptimizer, Group, adam_directions
 from lowrank_opt.training.roles import FactorPair
-from lowrank_opt.training.tall import Both, Terms, evaluate, scaled
-from lowrank_opt.training.tangent import Split, Tangent
 
 
 def tangent_direction(view: PairView, split: Split = "symmetric") -> Both:
