@@ -15,7 +15,7 @@ from lowrank_opt.errors import TargetError
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-    from lowrank_opt.cli import Commands
+    from lowrank_opt.cli.parsers import Commands
     from lowrank_opt.testing.reports.session import Session, Settings
     from lowrank_opt.testing.subjects.targets import Target
 

@@ -7,18 +7,29 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
 from typing import Literal, TypeAlias
 
 import torch
 
+from lowrank_opt.completion.bayes.variational import variational
 from lowrank_opt.completion.certificates.convex_problem import ConvexProblem
 from lowrank_opt.completion.loop.checkpoint import Checkpoint
 from lowrank_opt.completion.loop.progress import Progress
 from lowrank_opt.completion.model.losses import Loss
 from lowrank_opt.completion.results.result import CompletionResult
+from lowrank_opt.completion.solvers.als import als
+from lowrank_opt.completion.solvers.fixed_rank.gauss_newton import gauss_newton
+from lowrank_opt.completion.solvers.fixed_rank.riemannian import riemannian
+from lowrank_opt.completion.solvers.fixed_rank.scaled_gd import scaled_gd
+from lowrank_opt.completion.solvers.fixed_rank.singular_value_projection import (
+    singular_value_projection,
+)
+from lowrank_opt.completion.solvers.frank_wolfe import frank_wolfe
 from lowrank_opt.completion.solvers.held_out import training_and_validation
+from lowrank_opt.completion.solvers.max_norm import max_norm
 from lowrank_opt.completion.solvers.minimizers import OptimizerChoice
+from lowrank_opt.completion.solvers.sgd import sgd
+from lowrank_opt.completion.solvers.soft_impute import soft_impute
 from lowrank_opt.errors import NoRightInverseError, NotInSetError, OptionError
 from lowrank_opt.observations import Observations
 from lowrank_opt.parameterizations.base import Parameterization
@@ -42,18 +53,21 @@ SolverChoice: TypeAlias = (
     | Solver
 )
 
-SOLVERS = (
-    "als",
-    "frank_wolfe",
-    "gauss_newton",
-    "max_norm",
-    "riemannian",
-    "scaled_gd",
-    "sgd",
-    "singular_value_projection",
-    "soft_impute",
-    "variational",
-)
+SOLVERS: dict[str, Solver] = {
+    solver.__name__: solver
+    for solver in (
+        als,
+        frank_wolfe,
+        gauss_newton,
+        max_norm,
+        riemannian,
+        scaled_gd,
+        sgd,
+        singular_value_projection,
+        soft_impute,
+        variational,
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -126,8 +140,7 @@ def _resolve(solver: SolverChoice) -> tuple[Solver, str]:
     if solver not in SOLVERS:
         known = ", ".join(map(repr, ("gradient", *SOLVERS)))
         raise OptionError(f"solver must be {known} or a callable; got solver={solver!r}")
-    module = import_module("lowrank_opt.completion")
-    return getattr(module, solver), solver
+    return SOLVERS[solver], solver
 
 
 def _call(
