@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.errors import ShapeError, TargetError
-from lowrank_opt.linalg import leading_svd, working_dtype
+from lowrank_opt.linalg import leading_svd, nearest_frame
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization, check_member, orthonormal_like
 from lowrank_opt.sets import NestedSet, relative_tolerance
@@ -63,8 +63,9 @@ class NestedSVD(Parameterization):
         like = next(inner.parameters())
         # Frames rounded to half precision would not be orthonormal to more than 1e-3.
         dtype = torch.promote_types(like.dtype, torch.float32)
-        self.register_buffer("outer_left", left.detach().to(like.device, dtype))
-        self.register_buffer("outer_right", right.detach().to(like.device, dtype))
+        left, right = (nearest_frame(x).to(like.device, dtype) for x in (left, right))
+        self.register_buffer("outer_left", left)
+        self.register_buffer("outer_right", right)
         self.outer_left: Tensor
         self.outer_right: Tensor
 
@@ -78,12 +79,15 @@ class NestedSVD(Parameterization):
         return LowRankOperator(left.to(C.dtype), C.scale, right.to(C.dtype))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move to a dtype or device; frames stay orthonormal to the precision of the dtype."""
-        before = self.outer_left.dtype
+        """Move to a dtype or device; frames stay in float32 or better, and orthonormal in it."""
+        before = self.outer_left, self.outer_right
         super()._apply(fn, recurse)
-        if self.outer_left.dtype != before:
-            self.outer_left = _polished(self.outer_left)
-            self.outer_right = _polished(self.outer_right)
+        if self.outer_left.dtype != before[0].dtype:
+            dtype = torch.promote_types(self.outer_left.dtype, torch.float32)
+            self.outer_left, self.outer_right = (
+                nearest_frame(old).to(new.device, dtype)
+                for old, new in zip(before, (self.outer_left, self.outer_right), strict=True)
+            )
         return self
 
     def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
@@ -126,14 +130,6 @@ def _frames(
             f"{(left.shape[1], right.shape[1])}; got {inner_shape}"
         )
     return left, right
-
-
-def _polished(frame: Tensor) -> Tensor:
-    """Return the nearest frame by two Newton-Schulz steps: 1e-7 off becomes 1e-14, then 1e-16."""
-    Q = frame.to(working_dtype(frame))
-    for _ in range(2):
-        Q = 1.5 * Q - 0.5 * (Q @ (Q.mT @ Q))
-    return Q.to(frame.dtype)
 
 
 def _check_orthonormal(frame: Tensor) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lowrank_opt.errors import RadiusError
-from lowrank_opt.linalg import lp_norm, product_svd
+from lowrank_opt.linalg import lp_norm, nearest_frame, product_svd
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.sets.base import FeasibleSet, SpectralSet, relative_tolerance
 from lowrank_opt.sets.spectral import SchattenBall
@@ -93,8 +94,10 @@ class WeightedSet(FeasibleSet):
         generator: torch.Generator | None = None,
         dtype: torch.dtype | None = None,
     ) -> LowRankOperator:
-        op = self.inner.sample(shape, generator=generator, dtype=dtype)
-        return self._weigh(op, inverse=False).to(dtype=op.dtype)
+        op = self.inner.sample(shape, generator=generator, dtype=torch.float64)
+        return self._weigh(op, inverse=False).to(
+            dtype=torch.get_default_dtype() if dtype is None else dtype
+        )
 
     def lmo(self, gradient: Gradient) -> LowRankOperator:
         inner = self.inner.lmo(_reweight(gradient, self.row_weights, self.col_weights))
@@ -123,7 +126,8 @@ def WeightedSchattenBall(
 class NestedSet(FeasibleSet):
     r""":math:`\{U C V^T : C \in \text{inner}\}` for orthonormal U (m x k) and V (n x l).
 
-    Unitarily invariant norms of a member are those of C. The excess is the larger of the excess
+    Unitarily invariant norms of a member are those of C. Frames rounded to their dtype stand for
+    the nearest orthonormal ones. The excess is the larger of the excess
     of C and of the part of W outside the two spaces (in the Frobenius norm).
 
     Examples
@@ -147,15 +151,21 @@ class NestedSet(FeasibleSet):
         """The rank bound of the inner set."""
         return self.inner.rank
 
+    @cached_property
+    def frames(self) -> tuple[Tensor, Tensor]:
+        """U and V orthonormal to float64: the nearest frames to the stored ones, same spaces."""
+        left, right = (nearest_frame(x.detach().double()) for x in (self.left, self.right))
+        return left, right
+
     def core(self, op: LowRankOperator) -> LowRankOperator:
         """Return ``U^T W V`` as an operator of the inner shape, in float64."""
-        left, scale, right = (x.double() for x in op)
-        return LowRankOperator(self.left.double().mT @ left, scale, self.right.double().mT @ right)
+        (left, scale, right), (U, V) = (x.double() for x in op), self.frames
+        return LowRankOperator(U.mT @ left, scale, V.mT @ right)
 
     def embed(self, core: LowRankOperator) -> LowRankOperator:
         """Return ``U C V^T`` in float64."""
-        left, scale, right = (x.double() for x in core)
-        return LowRankOperator(self.left.double() @ left, scale, self.right.double() @ right)
+        (left, scale, right), (U, V) = (x.double() for x in core), self.frames
+        return LowRankOperator(U @ left, scale, V @ right)
 
     def as_spectral(self, op: LowRankOperator) -> tuple[LowRankOperator, SpectralSet] | None:
         """Return what the inner set makes of W, or of C: norm and rank, not the spaces."""
@@ -198,13 +208,13 @@ class NestedSet(FeasibleSet):
         dtype: torch.dtype | None = None,
     ) -> LowRankOperator:
         inner_shape = (self.left.shape[1], self.right.shape[1])
-        op = self.inner.sample(inner_shape, generator=generator, dtype=dtype)
-        return self.embed(op).to(dtype=op.dtype)
+        op = self.inner.sample(inner_shape, generator=generator, dtype=torch.float64)
+        return self.embed(op).to(dtype=torch.get_default_dtype() if dtype is None else dtype)
 
     def lmo(self, gradient: Gradient) -> LowRankOperator:
         if isinstance(gradient, LowRankOperator):
             return self.embed(self.inner.lmo(self.core(gradient))).to(dtype=gradient.dtype)
-        core = self.left.double().mT @ _times(gradient, self.right.double())
+        core = self.frames[0].mT @ _times(gradient, self.frames[1])
         dtype = gradient.dtype if isinstance(gradient, Tensor) else torch.float64
         return self.embed(self.inner.lmo(core)).to(dtype=dtype)
 
@@ -250,8 +260,8 @@ class ShiftedSet(FeasibleSet):
         generator: torch.Generator | None = None,
         dtype: torch.dtype | None = None,
     ) -> LowRankOperator:
-        op = self.inner.sample(shape, generator=generator, dtype=dtype)
-        return self._shift(op, -1).to(dtype=op.dtype)
+        op = self.inner.sample(shape, generator=generator, dtype=torch.float64)
+        return self._shift(op, -1).to(dtype=torch.get_default_dtype() if dtype is None else dtype)
 
     def lmo(self, gradient: Gradient) -> LowRankOperator:
         inner = self.inner.lmo(gradient)

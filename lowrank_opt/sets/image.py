@@ -171,8 +171,8 @@ class ImageSet(FeasibleSet):
     ) -> LowRankOperator:
         sides = zip((self.left, self.right), shape, strict=True)
         f, g = (size if x is None else x.shape[1] for x, size in sides)
-        op = self.inner.sample((f, g), generator=generator, dtype=dtype)
-        return self.embed(op).to(dtype=op.dtype)
+        op = self.inner.sample((f, g), generator=generator, dtype=torch.float64)
+        return self.embed(op).to(dtype=torch.get_default_dtype() if dtype is None else dtype)
 
     def lmo(self, gradient: Gradient) -> LowRankOperator:
         """Return the member with the smallest ``<gradient, W>``, from ``A^T gradient B``.

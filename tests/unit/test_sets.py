@@ -12,6 +12,7 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.errors import RadiusError, RankError
+from lowrank_opt.parameterizations.certificate import certify
 from lowrank_opt.sets import relative_tolerance
 
 D = torch.float64
@@ -378,3 +379,28 @@ def test_bad_bounds_are_refused(bounds):
 def test_bad_weights_are_refused(name, weights):
     with pytest.raises(RadiusError, match=rf"{name} must be positive and finite; got 2 values"):
         lo.WeightedSchattenBall(p=1, radius=1.0, rank=1, **{name: torch.tensor(weights)})
+
+
+HALF = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("rank", [1, 8, 64])
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0, math.inf])
+def test_half_precision_is_no_excuse(dtype, rank, p):
+    # Factors in half precision are an exact matrix: 5 sqrt(r) units outside is outside.
+    eye = torch.eye(rank, dtype=dtype)
+    stored = torch.ones(rank, dtype=D) * rank ** (-1 / p)
+    unit = torch.finfo(dtype).eps * math.sqrt(rank)
+    ball, one = lo.SchattenBall(p, 1.0, rank), lo.LowRankOperator(eye, stored, eye)
+    assert ball.contains(one * (1 + 1.9 * unit))
+    assert not ball.contains(one * (1 + 2.1 * unit))
+
+
+@pytest.mark.parametrize(("rank", "factor"), [(1, 1.02), (8, 1.05), (8, 1.3), (64, 1.13)])
+def test_a_bfloat16_norm_outside_is_refused(rank, factor):
+    eye = torch.eye(64, rank).bfloat16()
+    op = lo.LowRankOperator(eye, torch.full((rank,), factor), eye)
+    ball = lo.SchattenBall(p=math.inf, radius=1.0, rank=rank)
+    assert not ball.contains(op)
+    assert not certify(op, ball).holds
