@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("lowrank_opt", "problems", "experiments")
 MAX_LINES = 400
 
-FOUNDATION = {"errors", "files", "linalg", "operator", "sets", "observations"}
+FOUNDATION = {"errors", "checks", "files", "linalg", "operator", "sets", "observations"}
 CORE = FOUNDATION | {"parameterizations", "kernels", "completion", "nn"}
 CONSUMERS = {"estimators", "training", "merging", "distributed", "plots"}
 
