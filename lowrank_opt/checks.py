@@ -86,5 +86,5 @@ def check_choice(choice: T, choices: Sequence[T], name: str) -> T:
     'qr'
     """
     if choice not in choices:
-        raise OptionError(f"{name} must be one of {tuple(choices)}; got {name}={choice!r}")
+        raise OptionError(f"{name} must be one of {tuple(choices)}; got {choice!r}")
     return choice

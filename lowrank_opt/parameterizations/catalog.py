@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
+from lowrank_opt import parameterizations as maps
 from lowrank_opt.parameterizations import compositions, presets, starts
 from lowrank_opt.parameterizations.base import Parameterization
-from lowrank_opt.parameterizations.config import Configured, subclasses
+from lowrank_opt.parameterizations.config import Configured
 from lowrank_opt.parameterizations.example import Example
 
 # Large enough that 4 r is below min(m, n): ranks are told apart.
@@ -47,9 +48,9 @@ def examples() -> list[Example]:
     >>> "HomogeneousBall(radius, p)" in [example.name for example in examples()]
     True
     """
-    package = __name__.rpartition(".")[0]
-    own = (x for x in subclasses(Configured) if x.__module__.startswith(f"{package}."))
-    of_classes = (e for x in own if not inspect.isabstract(x) for e in x.examples())
+    exported = [x for x in vars(maps).values() if isinstance(x, type)]
+    own = (x for x in exported if issubclass(x, Configured) and not inspect.isabstract(x))
+    of_classes = (example for x in own for example in x.examples())
     return [*of_classes, *compositions.examples(), *presets.examples(), *starts.examples()]
 
 

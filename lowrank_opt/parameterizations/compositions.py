@@ -44,8 +44,8 @@ def _nested(shape: Shape, rank: int, *, dtype: torch.dtype = torch.float64) -> N
     sides = [min(2 * rank, size) for size in shape]
     k, weight = min(sides), example_tensor(*shape)
     inner = NBLoRA((k, k), rank, radius=1.0, dtype=dtype)
-    frames = (orthonormal_columns(w[:, :k], k).to(dtype) for w in (weight, weight.mT))
-    return NestedSVD(tuple(frames), inner)
+    U, V = (orthonormal_columns(w[:, :k], k).to(dtype) for w in (weight, weight.mT))
+    return NestedSVD((U, V), inner)
 
 
 def _weighted(shape: Shape, rank: int, *, dtype: torch.dtype = torch.float64) -> Weighted:

@@ -241,7 +241,7 @@ def rebuild(
     kind, config = _class_and_options(description, kinds)
     if not issubclass(kind, Configured):
         raise OptionError(f"a module must be described; got {class_name(kind)}")
-    module = kind.from_config(config, classes=kinds, **given)
+    module = kind.from_config(config, None, classes=kinds, **given)
     for name in ("shape", "rank"):
         expected = description.get(name)
         if expected is not None and plain(getattr(module, name, None)) != expected:

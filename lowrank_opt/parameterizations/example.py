@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
-
-if TYPE_CHECKING:
-    from lowrank_opt.parameterizations.config import Configured
+from torch import Tensor, nn
 
 # What evaluations cost beyond the products that LoRA needs, said alike everywhere.
 NONE, INVERSE, QR = "none", "one r x r inverse", "two thin QR"
@@ -41,7 +37,7 @@ class Example:
     """
 
     name: str
-    make: Callable[..., Configured]
+    make: Callable[..., nn.Module]
     cost: str = NONE
     reference: str = ""
     image: str = ""

@@ -22,7 +22,7 @@ from lowrank_opt.linalg import (
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.parameterizations.example import INVERSE, Example
-from lowrank_opt.sets import KyFanBall, SchattenBall, SingularValueBox
+from lowrank_opt.sets import KyFanBall, NormBall, SchattenBall, SingularValueBox
 
 
 class NBLoRA(Parameterization):
@@ -105,8 +105,8 @@ class NBLoRA(Parameterization):
         super().__init__(shape, rank)
         m, n = self.shape
         self._set = _declared_set(self.rank, radius, p, ky_fan, bounds)
-        boxed = isinstance(self._set, SingularValueBox)
-        self.radius, self.bounds = (None, self._set.bounds) if boxed else (self._set.radius, None)
+        self.radius = self._set.radius if isinstance(self._set, NormBall) else None
+        self.bounds = None if isinstance(self._set, NormBall) else self._set.bounds
         self.p, self.ky_fan = float(p), ky_fan
         spectral = isinstance(self._set, SchattenBall) and math.isinf(self._set.p)
         if skew is False and not spectral:

@@ -193,7 +193,7 @@ def test_a_class_of_ones_own_needs_nothing_more() -> None:
 
 def test_an_option_that_is_not_held_is_named() -> None:
     module = Forgets(SHAPE, 2, secret=1.0)
-    with pytest.raises(OptionError, match="must hold what its constructor takes; .* no 'secret'"):
+    with pytest.raises(OptionError, match=r"must hold what its constructor takes; .* no 'secret'"):
         module.config()
     assert "Forgets(shape=(9, 8), rank=2)" == repr(module)
 
@@ -215,7 +215,7 @@ def test_only_known_classes_are_made(tmp_path: Path, monkeypatch) -> None:
 
 def test_edited_options_are_refused() -> None:
     said = describe(lo.Factored(SHAPE, 2))
-    with pytest.raises(OptionError, match="must fit the constructor of .*Factored; got"):
+    with pytest.raises(OptionError, match=r"must fit the constructor of .*Factored; got"):
         rebuild({**said, "options": {**said["options"], "colour": 1}})
     with pytest.raises(OptionError, match=r"must make the rank they were written with, 3"):
         rebuild({**said, "rank": 3})
