@@ -60,20 +60,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
 }
 MOST_FILES = 15
 
-HEAVY = (
-    "geoopt",
-    "hypothesis",
-    "jinja2",
-    "matplotlib",
-    "msgspec",
-    "narwhals",
-    "numba",
-    "pandas",
-    "pooch",
-    "pyarrow",
-    "pytest",
-    "scipy",
-    "sklearn",
+HEAVY = tuple(
+    "geoopt hypothesis jinja2 matplotlib msgspec narwhals numba pandas pooch pyarrow pytest scipy sklearn".split()
 )
 
 
