@@ -60,9 +60,12 @@ ROOMS: dict[str, dict[str, set[str]]] = {
 }
 MOST_FILES = 15
 
-HEAVY = tuple(
-    "geoopt hypothesis jinja2 matplotlib msgspec narwhals numba pandas pooch pyarrow pytest scipy sklearn".split()
+# fmt: off
+HEAVY = (
+    "geoopt", "hypothesis", "jinja2", "matplotlib", "msgspec", "narwhals", "numba", "pandas",
+    "pooch", "pyarrow", "pytest", "scipy", "sklearn",
 )
+# fmt: on
 
 
 def modules_under(root: Path) -> dict[str, Path]:
