@@ -1,8 +1,8 @@
 """Options of pytest for the laws of parameterizations: ``pytest --lowrank-verify module:Class``.
 
 Pytest imports this module in every run, so it lies beside the package and not inside: importing
-anything of `lowrank_opt` takes torch with it. All else is in `lowrank_opt.testing.pytest_plugin`,
-imported when the option is used.
+anything of `lowrank_opt` takes torch with it. All else is imported when the option is used, from
+`lowrank_opt.testing.reports.pytest_plugin`.
 """
 
 from __future__ import annotations
@@ -42,6 +42,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Collect laws as tests if that is asked for."""
     if config.getoption("lowrank_verify"):
-        from lowrank_opt.testing.pytest_plugin import register
+        from lowrank_opt.testing.reports.pytest_plugin import register
 
         register(config)

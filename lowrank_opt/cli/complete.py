@@ -15,7 +15,7 @@ from lowrank_opt.errors import OptionError
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from lowrank_opt.cli import Commands
+    from lowrank_opt.cli.parsers import Commands
     from lowrank_opt.completion import Checkpoint, CompletionResult, Iteration
     from lowrank_opt.files import Json
     from lowrank_opt.observations import Observations
@@ -93,7 +93,7 @@ def _run(options: Namespace) -> int:
 
 def _solver(options: Namespace) -> str:
     """Return the name of the solver, and refuse what does not fit it before the file is read."""
-    from lowrank_opt.completion.solvers.registry import SOLVERS
+    from lowrank_opt.completion.registry import SOLVERS
 
     solver = options.solver or ("variational" if options.radius is None else "gradient")
     if solver not in ("gradient", *SOLVERS):

@@ -13,8 +13,8 @@ from lowrank_opt.errors import DataError, OptionError
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from lowrank_opt.cli import Commands
     from lowrank_opt.cli.models import Model
+    from lowrank_opt.cli.parsers import Commands
     from lowrank_opt.plots import ResidualDisplay
 
 

@@ -9,7 +9,7 @@ from lowrank_opt.cli.tables import add_columns, open_table, report, say, writing
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from lowrank_opt.cli import Commands
+    from lowrank_opt.cli.parsers import Commands
 
 
 def add_to(commands: Commands) -> None:

@@ -15,9 +15,9 @@ from lowrank_opt.errors import TargetError
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-    from lowrank_opt.cli import Commands
-    from lowrank_opt.testing.session import Session, Settings
-    from lowrank_opt.testing.targets import Target
+    from lowrank_opt.cli.parsers import Commands
+    from lowrank_opt.testing.reports.session import Session, Settings
+    from lowrank_opt.testing.subjects.targets import Target
 
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
 _INTERRUPTED = 130
@@ -61,7 +61,7 @@ def _add_options(parser: ArgumentParser) -> None:
 def _run(options: Namespace) -> int:
     _need_the_extra()
     from lowrank_opt.cli.verify_console import Console
-    from lowrank_opt.testing.session import run
+    from lowrank_opt.testing.reports.session import run
 
     if isinstance(sys.stdout, TextIOWrapper):
         # Messages are other people's: what the terminal cannot show must not end the run.
@@ -107,7 +107,7 @@ def _need_the_extra() -> None:
 def _settings(options: Namespace) -> Settings:
     import torch
 
-    from lowrank_opt.testing.session import Settings
+    from lowrank_opt.testing.reports.session import Settings
 
     if options.jobs < 1:
         raise TargetError(f"--jobs must be at least 1; got {options.jobs}")
@@ -123,9 +123,9 @@ def _settings(options: Namespace) -> Settings:
 
 
 def _targets(options: Namespace) -> list[Target]:
-    from lowrank_opt.testing.expectations import with_expectations
-    from lowrank_opt.testing.library import library
-    from lowrank_opt.testing.targets import load_target
+    from lowrank_opt.testing.subjects.expectations import with_expectations
+    from lowrank_opt.testing.subjects.library import library
+    from lowrank_opt.testing.subjects.targets import load_target
 
     targets = [load_target(text) for text in options.targets] or library()
     return with_expectations(targets, options.expected_failures)
@@ -139,8 +139,8 @@ def _check_folders(options: Namespace) -> None:
 
 
 def _write_reports(session: Session, options: Namespace) -> None:
-    from lowrank_opt.testing.report_html import html_report
-    from lowrank_opt.testing.report_junit import junit_report
+    from lowrank_opt.testing.reports.html import html_report
+    from lowrank_opt.testing.reports.junit import junit_report
 
     for path, render in ((options.report, html_report), (options.junit, junit_report)):
         if path is not None:

@@ -12,10 +12,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
 if TYPE_CHECKING:
-    from lowrank_opt.testing.law import Law
-    from lowrank_opt.testing.session import Session, Settings, Verdicts
-    from lowrank_opt.testing.targets import Target
-    from lowrank_opt.testing.verdict import CheckResult
+    from lowrank_opt.testing.reports.session import Session, Settings, Verdicts
+    from lowrank_opt.testing.search.law import Law
+    from lowrank_opt.testing.search.verdict import CheckResult
+    from lowrank_opt.testing.subjects.targets import Target
 
 _WORDS = {
     "passed": "holds",

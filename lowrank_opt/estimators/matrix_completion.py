@@ -235,8 +235,8 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
 
         Predictions plus and minus a quantile of the errors on the entries that settings were
         chosen on, by the path's best fit, which had not seen them. As those entries chose the
-        settings, this is no exact guarantee; `lowrank_opt.completion.after.conformal` gives one, for
-        entries set aside. All intervals are equally wide.
+        settings, this is no exact guarantee; `lowrank_opt.completion.after.conformal` gives one,
+        for entries set aside. All intervals are equally wide.
 
         Parameters
         ----------

@@ -7,7 +7,7 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.nn import AdaptedModule, adapt, disabled, merge, unmerge
-from lowrank_opt.testing.adapter_method import METHOD
+from lowrank_opt.testing.cases.adapter_method import METHOD
 from tests.property.broken import DetachedFactor, MergesTwice, Product
 
 

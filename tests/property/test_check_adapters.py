@@ -7,7 +7,7 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.testing import ADAPTER_LAWS, BrokenLawError, check_adapter
-from lowrank_opt.testing.describe import describe
+from lowrank_opt.testing.search.describe import describe
 from tests.property.broken_adapters import BROKEN_ADAPTERS, SOUND
 
 

@@ -5,7 +5,7 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.testing import OPERATOR_LAWS, BrokenLawError, check_operator
-from lowrank_opt.testing.describe import describe
+from lowrank_opt.testing.search.describe import describe
 from tests.property.broken_operators import BROKEN_OPERATORS
 
 

@@ -10,7 +10,7 @@ import lowrank_opt as lo
 from lowrank_opt.errors import TargetError
 from lowrank_opt.sets import NestedSet, ShiftedSet, WeightedSet
 from lowrank_opt.testing import SET_LAWS, BrokenLawError, Case, check_spectral_set
-from lowrank_opt.testing.describe import describe
+from lowrank_opt.testing.search.describe import describe
 from tests.property.broken_sets import BROKEN_SETS, Ball
 
 Shape = tuple[int, int]

@@ -7,7 +7,7 @@ import pytest
 import lowrank_opt as lo
 from lowrank_opt.completion import bayesian
 from lowrank_opt.testing import SOLVER_LAWS, BrokenLawError, check_solver
-from lowrank_opt.testing.describe import describe
+from lowrank_opt.testing.search.describe import describe
 from tests.property.broken_solvers import BROKEN_SOLVERS, sound
 
 

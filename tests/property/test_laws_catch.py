@@ -5,7 +5,7 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.testing import LAWS, BrokenLawError, Law
-from lowrank_opt.testing.describe import describe
+from lowrank_opt.testing.search.describe import describe
 from tests.property.broken import BROKEN_MAPS, LeaksFloat64, Product
 from tests.property.broken_in_corners import BROKEN_IN_CORNERS
 from tests.property.broken_state import BROKEN_STATE

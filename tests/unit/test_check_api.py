@@ -35,10 +35,10 @@ from lowrank_opt.testing import (
     parametrize_with_checks,
     shapes_and_ranks,
 )
-from lowrank_opt.testing.charts import Chart, chart_of, schatten_norm
-from lowrank_opt.testing.describe import describe
-from lowrank_opt.testing.oracle import dense, product, singular_values
-from lowrank_opt.testing.search import Scene, drawn
+from lowrank_opt.testing.cases.charts import Chart, chart_of, schatten_norm
+from lowrank_opt.testing.cases.oracle import dense, product, singular_values
+from lowrank_opt.testing.search.describe import describe
+from lowrank_opt.testing.search.search import Scene, drawn
 
 
 class Grown(lo.HomogeneousBall):

@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lowrank_opt.testing import LAWS, pytest_plugin
+from lowrank_opt.testing import LAWS
+from lowrank_opt.testing.reports import pytest_plugin
 
 # Imported here, or each run inside this process would import and forget it.
 assert pytest_plugin.LawItem
@@ -41,7 +42,7 @@ def module(pytester, monkeypatch) -> None:
     pytester.makepyfile(plugged=SOURCE)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "plugged", raising=False)
-    monkeypatch.setattr("lowrank_opt.testing.targets.LAWS", FEW)
+    monkeypatch.setattr("lowrank_opt.testing.subjects.targets.LAWS", FEW)
 
 
 def laws_of(pytester, *words: str) -> pytest.RunResult:

@@ -12,11 +12,11 @@ from lowrank_opt.cli import main
 from lowrank_opt.cli.verify_console import Console
 from lowrank_opt.errors import TargetError
 from lowrank_opt.testing import LAWS
-from lowrank_opt.testing.library import library, library_target
-from lowrank_opt.testing.operators import OPERATOR_LAWS
-from lowrank_opt.testing.session import Settings, run
-from lowrank_opt.testing.sets import SET_LAWS
-from lowrank_opt.testing.targets import load_target, parse_reference
+from lowrank_opt.testing.reports.session import Settings, run
+from lowrank_opt.testing.subjects.library import library, library_target
+from lowrank_opt.testing.subjects.operators import OPERATOR_LAWS
+from lowrank_opt.testing.subjects.sets import SET_LAWS
+from lowrank_opt.testing.subjects.targets import load_target, parse_reference
 from tests.preloaded import run_script
 
 SOURCE = """
@@ -71,9 +71,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "path", [*sys.path])
     for name in ("verified", "verified.shapes", "verified_file"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setattr("lowrank_opt.testing.targets.LAWS", FEW)
-    monkeypatch.setattr("lowrank_opt.testing.targets.SET_LAWS", SET_LAWS[-3:] + SET_LAWS[5:6])
-    monkeypatch.setattr("lowrank_opt.testing.targets.OPERATOR_LAWS", OPERATOR_LAWS[:2])
+    monkeypatch.setattr("lowrank_opt.testing.subjects.targets.LAWS", FEW)
+    monkeypatch.setattr(
+        "lowrank_opt.testing.subjects.targets.SET_LAWS", SET_LAWS[-3:] + SET_LAWS[5:6]
+    )
+    monkeypatch.setattr("lowrank_opt.testing.subjects.targets.OPERATOR_LAWS", OPERATOR_LAWS[:2])
     return tmp_path
 
 
@@ -299,7 +301,7 @@ _broken_nora.source_code = library_target("nora").make.source_code
 
 
 def test_without_a_target_the_library_is_verified(monkeypatch, capsys) -> None:
-    monkeypatch.setattr("lowrank_opt.testing.targets.LAWS", FEW[:1])
+    monkeypatch.setattr("lowrank_opt.testing.subjects.targets.LAWS", FEW[:1])
     assert 0 == verify()
     out = capsys.readouterr().out
     assert f"{len(library())} targets: profile quick" in out

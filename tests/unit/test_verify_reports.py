@@ -9,13 +9,13 @@ import pytest
 
 import lowrank_opt as lo
 from lowrank_opt.testing import LAWS, BrokenLawError, Case, FreeParameters
-from lowrank_opt.testing.describe import describe
-from lowrank_opt.testing.expressions import expression
-from lowrank_opt.testing.report_html import html_report
-from lowrank_opt.testing.report_junit import junit_report
-from lowrank_opt.testing.session import Session, Settings, Verdicts, judge_target, run
-from lowrank_opt.testing.simpler import simpler_cases
-from lowrank_opt.testing.targets import Target
+from lowrank_opt.testing.reports.html import html_report
+from lowrank_opt.testing.reports.junit import junit_report
+from lowrank_opt.testing.reports.session import Session, Settings, Verdicts, judge_target, run
+from lowrank_opt.testing.search.describe import describe
+from lowrank_opt.testing.search.expressions import expression
+from lowrank_opt.testing.search.simpler import simpler_cases
+from lowrank_opt.testing.subjects.targets import Target
 from tests.property import broken, broken_state
 
 LAW_OF = {law.name: law for law in LAWS}

@@ -17,6 +17,7 @@ from lowrank_opt.completion.model.bias import AdditiveBias
 from lowrank_opt.completion.model.ids import Ids, check_ids, from_tensors, to_tensors
 from lowrank_opt.completion.model.links import IDENTITY, Link
 from lowrank_opt.completion.results import storage
+from lowrank_opt.completion.results.html import to_html
 from lowrank_opt.errors import CertificateError, ConvergenceError, ObservationError, ShapeError
 from lowrank_opt.operator import LowRankOperator
 
@@ -218,8 +219,6 @@ class CompletionResult:
         return f"CompletionResult({m} x {n}, rank <= {rank}, {name}, {len(self.history)} iterates)"
 
     def _repr_html_(self) -> str:
-        from lowrank_opt.completion.results.html import to_html
-
         return to_html(self)
 
     def _indices(self, index: Positions, size: int, name: str) -> Tensor:

@@ -12,9 +12,9 @@ from torch.func import functional_call
 
 from lowrank_opt.errors import RankError, ShapeError
 from lowrank_opt.parameterizations import Parameterization
-from lowrank_opt.testing.adapter_method import AdapterMethod, Model
-from lowrank_opt.testing.case import RefusedCase, Subject
-from lowrank_opt.testing.verdict import expect
+from lowrank_opt.testing.cases.adapter_method import AdapterMethod, Model
+from lowrank_opt.testing.cases.case import RefusedCase, Subject
+from lowrank_opt.testing.search.verdict import expect
 
 Models = Callable[[tuple[int, int]], Mapping[str, Model]]
 

@@ -11,11 +11,11 @@ from lowrank_opt.completion import CompletionResult, ConvexProblem
 from lowrank_opt.errors import LowRankError
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.sets import FeasibleSet
-from lowrank_opt.testing.case import Subject
+from lowrank_opt.testing.cases.case import Subject
+from lowrank_opt.testing.cases.oracle import Array, dense, singular_values, to_array
+from lowrank_opt.testing.cases.planted import planted
 from lowrank_opt.testing.laws.solver_laws import solved
-from lowrank_opt.testing.oracle import Array, dense, singular_values, to_array
-from lowrank_opt.testing.planted import planted
-from lowrank_opt.testing.verdict import NotApplicable, expect
+from lowrank_opt.testing.search.verdict import NotApplicable, expect
 
 # Of gradient descent from the result, in search of a better matrix.
 _STEPS = 200

@@ -10,11 +10,11 @@ import torch
 
 from lowrank_opt.errors import DenseMaterializationError
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.testing.case import Subject
-from lowrank_opt.testing.charts import schatten_norm
+from lowrank_opt.testing.cases.case import Subject
+from lowrank_opt.testing.cases.charts import schatten_norm
+from lowrank_opt.testing.cases.oracle import Array, dense, magnitude, singular_values, to_array
 from lowrank_opt.testing.dense_guard import forbid_dense
-from lowrank_opt.testing.oracle import Array, dense, magnitude, singular_values, to_array
-from lowrank_opt.testing.verdict import NotApplicable, Violation, expect
+from lowrank_opt.testing.search.verdict import NotApplicable, Violation, expect
 
 
 def operator_of(subject: Subject) -> LowRankOperator:

@@ -14,11 +14,11 @@ from lowrank_opt.sets import (
     SingularValueBox,
     SpectralSet,
 )
-from lowrank_opt.testing.case import Subject
-from lowrank_opt.testing.charts import Chart, chart_of
-from lowrank_opt.testing.held import held
-from lowrank_opt.testing.oracle import dense, is_finite, random_frame, to_array
-from lowrank_opt.testing.verdict import NotApplicable, expect
+from lowrank_opt.testing.cases.case import Subject
+from lowrank_opt.testing.cases.charts import Chart, chart_of
+from lowrank_opt.testing.cases.oracle import dense, is_finite, random_frame, to_array
+from lowrank_opt.testing.search.held import held
+from lowrank_opt.testing.search.verdict import NotApplicable, expect
 
 # How far outside, in units of the set's size.
 _OUTSIDE = (1.001, 1.5, 100.0)

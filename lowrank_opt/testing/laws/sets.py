@@ -8,13 +8,13 @@ import torch
 from lowrank_opt.errors import ShapeError
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
-from lowrank_opt.testing.case import Subject
-from lowrank_opt.testing.charts import Chart
-from lowrank_opt.testing.law import Law
-from lowrank_opt.testing.members import MEMBERS, boundary_values, competitors
-from lowrank_opt.testing.oracle import Array, dense, random_frame
-from lowrank_opt.testing.parameters import FreeParameters
-from lowrank_opt.testing.verdict import NotApplicable, expect
+from lowrank_opt.testing.cases.case import Subject
+from lowrank_opt.testing.cases.charts import Chart
+from lowrank_opt.testing.cases.members import MEMBERS, boundary_values, competitors
+from lowrank_opt.testing.cases.oracle import Array, dense, random_frame
+from lowrank_opt.testing.cases.parameters import FreeParameters
+from lowrank_opt.testing.search.law import Law
+from lowrank_opt.testing.search.verdict import NotApplicable, expect
 
 # How far outside the drawn operators lie, in units of the set's size.
 _FAR = (0.3, 2.0, 50.0)

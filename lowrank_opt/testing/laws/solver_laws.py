@@ -8,11 +8,11 @@ import torch
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.testing.case import Subject
-from lowrank_opt.testing.charts import chart_of
-from lowrank_opt.testing.oracle import Array, dense
-from lowrank_opt.testing.planted import Planted, SolverTrial, difference, planted, predictions
-from lowrank_opt.testing.verdict import NotApplicable, expect
+from lowrank_opt.testing.cases.case import Subject
+from lowrank_opt.testing.cases.charts import chart_of
+from lowrank_opt.testing.cases.oracle import Array, dense
+from lowrank_opt.testing.cases.planted import Planted, SolverTrial, difference, planted, predictions
+from lowrank_opt.testing.search.verdict import NotApplicable, expect
 
 
 def trial_of(subject: Subject) -> SolverTrial:

@@ -12,8 +12,8 @@ import lowrank_opt as lo
 from lowrank_opt.errors import LowRankError, ShapeError
 from lowrank_opt.nn import adapt
 from lowrank_opt.training import FlatPerturbation, cosine_increase
-from lowrank_opt.training.row_scale import filter_scale, merged_row_norms
-from lowrank_opt.training.seeded_noise import mix_seed
+from lowrank_opt.training.perturbation.row_scale import filter_scale, merged_row_norms
+from lowrank_opt.training.perturbation.seeded_noise import mix_seed
 
 
 class Adapted(nn.Module):

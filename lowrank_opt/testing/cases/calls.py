@@ -1,0 +1,42 @@
+"""Which arguments a function of the user's takes, and a call with those."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def keywords_of(make: Callable[..., object]) -> frozenset[str]:
+    """Return which of ``dtype`` and ``device`` a factory takes by name."""
+    try:
+        parameters = inspect.signature(make).parameters
+    except (TypeError, ValueError):
+        return frozenset()
+    kinds = {name: p.kind for name, p in parameters.items()}
+    takes_any = inspect.Parameter.VAR_KEYWORD in kinds.values()
+    by_name = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = ("dtype", "device")
+    return frozenset(n for n in names if kinds.get(n) in by_name or takes_any)
+
+
+def call(
+    make: Callable[..., T], orders: Mapping[int, tuple[str, ...]], available: Mapping[str, object]
+) -> T:
+    """Call a factory with those of the available arguments that it takes.
+
+    By name where it has a parameter of that name; else in the order that belongs to the number of
+    positional parameters that are left.
+    """
+    parameters = inspect.signature(make).parameters.values()
+    named = {p.name: available[p.name] for p in parameters if p.name in available}
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    missing = [
+        p
+        for p in parameters
+        if p.kind in positional and p.default is inspect.Parameter.empty and p.name not in named
+    ]
+    words = orders.get(len(missing), ())
+    return make(*(available[name] for name in words), **named)

@@ -1,0 +1,108 @@
+"""Derivatives: finite at every parameter, and those of the map itself."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lowrank_opt.parameterizations.base import Parameterization
+from lowrank_opt.testing.cases.case import Subject
+from lowrank_opt.testing.cases.oracle import dense, magnitude, to_array
+from lowrank_opt.testing.cases.parameters import ADVERSARIAL, FreeParameters
+from lowrank_opt.testing.laws.maps.overflow import excuse_overflow
+from lowrank_opt.testing.search.law import Law
+from lowrank_opt.testing.search.verdict import expect
+
+# Of differences, relative to the parameters.
+_STEP = 1e-5
+
+
+def _smoothness(subject: Subject) -> None:
+    module = subject.module()
+    gradients = gradient(subject, module)
+    wild = [name for name, g in gradients.items() if not bool(torch.isfinite(g).all())]
+    if wild:
+        excuse_overflow(subject, module)
+    expect(not wild, f"the gradient of {', '.join(wild)} is not finite")
+    if _moderate(subject.case.parameters):
+        _compare_with_differences(subject, module, gradients)
+
+
+def _moderate(parameters: FreeParameters) -> bool:
+    """Whether differences can measure derivatives here."""
+    small = len(parameters.magnitudes) == 1 and parameters.magnitudes[0] in (1e-3, 1e2)
+    return parameters.tame or (parameters.structure == "normal" and small)
+
+
+def gradient(subject: Subject, module: Parameterization) -> dict[str, Tensor]:
+    """Return the gradient of ``<C, W>`` for a random C of rank one, zero where W ignores one."""
+    module.zero_grad(set_to_none=True)
+    m, n = subject.case.shape
+    x, y = subject.normal(n, salt=1), subject.normal(m, salt=2)
+    value = (y * module().linear(x)).sum()
+    expect(value.requires_grad, "W does not depend on any trainable parameter, to autograd")
+    value.backward()
+    trainable = {k: p for k, p in module.named_parameters() if p.requires_grad}
+    return {k: torch.zeros_like(p) if p.grad is None else p.grad for k, p in trainable.items()}
+
+
+def _compare_with_differences(
+    subject: Subject, module: Parameterization, gradients: dict[str, Tensor]
+) -> None:
+    """Compare a directional derivative with central differences of a float64 twin."""
+    twin = subject.fresh(dtype=torch.float64)
+    state = module.state_dict()
+    twin.load_state_dict({k: v.double() if isinstance(v, Tensor) else v for k, v in state.items()})
+    unit = subject.case.parameters.magnitudes[0]
+    directions = {
+        k: unit * subject.normal(*g.shape, salt=3 + i).double()
+        for i, (k, g) in enumerate(gradients.items())
+    }
+    claimed = sum(float((gradients[k].double() * d).sum()) for k, d in directions.items())
+    wide, half = (_difference(subject, twin, directions, h) for h in (2 * _STEP, _STEP))
+    measured = (4 * half - wide) / 3
+    size = sum(float(gradients[k].double().norm() * d.norm()) for k, d in directions.items())
+    # Differences of values lose half the digits; what halving the step changes is not converged.
+    own = 64 * math.sqrt(subject.eps * torch.finfo(torch.float64).eps) + 64 * subject.eps
+    allowed = (own + 1e-8) * (size + abs(measured)) + abs(wide - half) + _noise(subject, twin)
+    expect(
+        abs(claimed - measured) <= allowed,
+        f"the directional derivative is {measured:.9g}; autograd says {claimed:.9g}",
+    )
+
+
+def _noise(subject: Subject, twin: Parameterization) -> float:
+    """Return what rounding of the values adds to their differences."""
+    m, n = subject.case.shape
+    x, y = to_array(subject.normal(n, salt=1)), to_array(subject.normal(m, salt=2))
+    terms = float(abs(y) @ magnitude(twin().detach()) @ abs(x))
+    return 16 * torch.finfo(torch.float64).eps * terms / _STEP
+
+
+def _difference(
+    subject: Subject, twin: Parameterization, directions: dict[str, Tensor], h: float
+) -> float:
+    m, n = subject.case.shape
+    x, y = to_array(subject.normal(n, salt=1)), to_array(subject.normal(m, salt=2))
+    start = {k: twin.get_parameter(k).detach().clone() for k in directions}
+    values: list[float] = []
+    for step in (h, -h):
+        with torch.no_grad():
+            for k, d in directions.items():
+                twin.get_parameter(k).copy_(start[k] + step * d)
+        values.append(float(y @ dense(twin()) @ x))
+    with torch.no_grad():
+        for k, value in start.items():
+            twin.get_parameter(k).copy_(value)
+    return (values[0] - values[1]) / (2 * h)
+
+
+check_smoothness = Law(
+    "smoothness",
+    "Gradients are finite at every finite parameter, and equal finite differences where tame.",
+    _smoothness,
+    parameters=ADVERSARIAL,
+    free=True,
+)

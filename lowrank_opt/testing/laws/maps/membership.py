@@ -1,0 +1,190 @@
+"""What is promised about W itself: its form, its set, its rank, its certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations.base import Parameterization
+from lowrank_opt.sets import FeasibleSet
+from lowrank_opt.testing.cases.case import Subject
+from lowrank_opt.testing.cases.charts import Chart
+from lowrank_opt.testing.cases.oracle import (
+    Array,
+    ScaledMatrix,
+    absolute,
+    is_finite,
+    magnitude,
+    product,
+    singular_values,
+    underflow,
+)
+from lowrank_opt.testing.cases.parameters import ADVERSARIAL
+from lowrank_opt.testing.laws.maps.overflow import excuse_overflow
+from lowrank_opt.testing.search.law import Law
+from lowrank_opt.testing.search.verdict import NotApplicable, expect
+
+_EPS64 = torch.finfo(torch.float64).eps
+# Below, a float64 number has fewer digits, or its products have.
+_TINY = torch.finfo(torch.float64).tiny / _EPS64
+
+
+def _contract(subject: Subject) -> None:
+    module, shape = subject.module(), subject.case.shape
+    kind = type(module).__name__
+    expect(isinstance(module, Parameterization), f"make returned {kind}, not a Parameterization")
+    op = module()
+    expect(isinstance(op, LowRankOperator), f"a call returned {type(op).__name__}, not an operator")
+    expect(tuple(module.shape) == shape, f"shape is {module.shape}, asked for {shape}")
+    expect(op.shape == shape, f"the factors are of shape {op.shape}, asked for {shape}")
+    expect(isinstance(module.feasible_set, FeasibleSet), "feasible_set is not a FeasibleSet")
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    expect(bool(trainable), "there is no trainable parameter")
+
+
+def membership(subject: Subject, where: str = "") -> None:
+    """Expect W in the declared set; `where` ends the sentence of what was found."""
+    module = subject.module()
+    op, feasible_set = module.factors(), module.feasible_set
+    _expect_finite(subject, module, op, where)
+    chart, exact = subject.chart(module), product(op)
+    # In a cone the size of W does not matter, and its exact product may be no float64 number.
+    W, exponent = (exact.mantissa, exact.exponent) if chart.cone else (exact.dense(), 0)
+    excess, rule = chart.excess(W), chart.tolerance(W, subject.dtype, feasible_set.rank)
+    sizes = absolute(op)
+    explained = rule + underflow(op, exponent) + _cancellation(subject, chart, sizes, exponent)
+    expect(
+        excess <= explained,
+        f"W leaves {_name(feasible_set)} by {excess:.3e}{where}; rounding explains {explained:.1e}",
+    )
+    expect(
+        excess > rule / 2
+        or not _well_scaled(chart, exact.dense(), sizes)
+        or feasible_set.contains(op),
+        f"{_name(feasible_set)} does not contain W, although W leaves it by {excess:.1e} only and "
+        f"its tolerance is {rule:.1e}",
+    )
+
+
+def _expect_finite(
+    subject: Subject, module: Parameterization, op: LowRankOperator, where: str = ""
+) -> None:
+    if not is_finite(op):
+        excuse_overflow(subject, module)
+        expect(False, f"the factors of a finite parameter are not finite{where}")
+
+
+def _cancellation(subject: Subject, chart: Chart, sizes: ScaledMatrix, exponent: int) -> float:
+    """Return what rounding of factors explains where large terms, of given sizes, cancel.
+
+    Bounded sets allow for the oracle's own sums only: their factors are bounded too.
+    """
+    unit = float(np.finfo(np.longdouble).eps) if chart.bounded else subject.eps
+    with np.errstate(over="ignore"):
+        peak = np.ldexp(singular_values(sizes.mantissa)[0], sizes.exponent - exponent)
+    return 4 * unit * float(peak) / chart.gain
+
+
+def _well_scaled(chart: Chart, W: Array, sizes: ScaledMatrix) -> bool:
+    """Return whether float64 holds W, its squares and the terms that add up to it."""
+    terms = float(sizes.dense().max())
+    return _representable(W) and terms <= 8 * chart.size(W) * chart.gain
+
+
+def _rank(subject: Subject) -> None:
+    module = subject.module()
+    op, chart = module.factors(), subject.chart(module)
+    _expect_finite(subject, module, op)
+    W = product(op)
+    rank = module.feasible_set.rank
+    expect(rank <= min(subject.case.shape), f"the declared rank {rank} exceeds min(m, n)")
+    values = singular_values(W.mantissa)
+    allowed = 16 * subject.eps * rank**0.5 * values[0]
+    allowed += _cancellation(subject, chart, absolute(op), W.exponent)
+    expect(
+        bool((values[rank:] <= allowed).all()),
+        f"the rank exceeds {rank}: the next singular value is {values[rank:][:1]} times the unit "
+        f"of a largest one of {values[0]:.3g}",
+    )
+
+
+def _certificate(subject: Subject) -> None:
+    module = subject.module()
+    op = module.factors().detach()
+    _expect_finite(subject, module, op)
+    W, chart = product(op).dense(), subject.chart(module)
+    if not _representable(W):
+        raise NotApplicable("float64 does not hold W to full precision")
+    certificate = module.certify()
+    count = min(op.rank, *op.shape)
+    expect(
+        len(certificate.singular_values) >= count,
+        f"certify() bounds {len(certificate.singular_values)} singular values of {count}",
+    )
+    low = min(_shortfall(certificate.singular_values, X) for X in (W, chart.pull(W)))
+    expect(low <= 0, f"a bound on the singular values is too low by {low:.2e}")
+    exact = 16 * _EPS64 * chart.size(W) * len(certificate.singular_values)
+    # Where large terms cancel, what is left has the rounding of the oracle's own sum.
+    exact += 16 * float(np.finfo(np.longdouble).eps) * float(np.linalg.norm(magnitude(op)))
+    over = chart.spectral_excess(W)
+    expect(over <= exact or not certificate.exact, f"exact is claimed, but W exceeds by {over:.2e}")
+    excess, rule = chart.excess(W), chart.tolerance(W, subject.dtype, module.feasible_set.rank)
+    expect(
+        excess <= rule + exact + underflow(op) or not certificate.holds,
+        f"certify() holds, although W leaves the set by {excess:.2e}; rounding explains {rule:.1e}",
+    )
+    expect(
+        excess > rule / 2 or certificate.holds,
+        f"certify() does not hold by {certificate.excess:.2e}, although W leaves the set by "
+        f"{excess:.2e} only and rounding explains {rule:.1e}",
+    )
+
+
+def _representable(W: Array) -> bool:
+    """Return whether float64 holds the singular values of W and their squares to full precision."""
+    peak = float(np.abs(W).max())
+    return peak == 0 or _TINY <= peak <= _TINY**-0.5
+
+
+def _shortfall(bounds: Sequence[float], matrix: Array) -> float:
+    """Return by how much bounds on singular values are too low, beyond the truth's own rounding."""
+    values = singular_values(matrix)
+    # Values past the number of columns are zero; what the oracle has there is rounding.
+    lower = values[: len(bounds)] - np.array(bounds)[: len(values)]
+    return float(lower.max() - 4 * _EPS64 * matrix.size**0.5 * values[0])
+
+
+def _name(feasible_set: FeasibleSet) -> str:
+    """Return the name of a set: its repr may print matrices."""
+    text = repr(feasible_set)
+    return text if "tensor(" not in text else type(feasible_set).__name__
+
+
+check_contract = Law(
+    "contract",
+    "make(shape, rank) returns a parameterization of that shape, whose call returns an operator.",
+    _contract,
+)
+check_membership = Law(
+    "membership",
+    "W is in the declared set for every finite parameter, to the rounding of the dtype.",
+    membership,
+    parameters=ADVERSARIAL,
+    free=True,
+)
+check_rank = Law(
+    "rank",
+    "The rank of W is at most that of the declared set, for every finite parameter.",
+    _rank,
+    parameters=ADVERSARIAL,
+    free=True,
+)
+check_certificate = Law(
+    "certificate",
+    "certify() bounds the true singular values from above and never claims too much.",
+    _certificate,
+    parameters=ADVERSARIAL,
+)

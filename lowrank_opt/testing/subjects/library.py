@@ -1,0 +1,108 @@
+"""Every parameterization of this package as a target, with the laws it is known not to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import torch
+
+from lowrank_opt.errors import ShapeError, TargetError
+from lowrank_opt.parameterizations import Contractions, NBLoRA, Parameterization, WeightDecomposed
+from lowrank_opt.parameterizations.catalog import METHODS, Method
+from lowrank_opt.testing.search.expressions import Expression
+from lowrank_opt.testing.subjects.targets import Target
+
+Shape = tuple[int, int]
+_Make = Callable[..., Parameterization]
+
+_WEIGHT = {"never_dense": "the map reads the base weight, which is m x n"}
+_KNOWN: Mapping[str, Mapping[str, str]] = {
+    "ETHER(weight, blocks=r)": _WEIGHT,
+    "ETHERPlus(weight, blocks=r)": _WEIGHT,
+}
+
+
+@dataclass(frozen=True)
+class FromCatalog:
+    """The factory of a method of the catalog; called with a shape and a rank.
+
+    Parameters
+    ----------
+    name : str
+        As in the table of methods.
+    """
+
+    name: str
+
+    def __call__(self, shape: Shape, rank: int) -> Parameterization:
+        method = next(m for m in METHODS if m.name == self.name)
+        try:
+            made = method.make(shape, rank)
+        except TargetError as error:
+            raise ShapeError(f"the example of {self.name} does not fit {shape}: {error}") from None
+        assert isinstance(made, Parameterization), "sums with a weight are left out"
+        return made
+
+    def source_code(self) -> Expression:
+        """Return an expression for the factory."""
+        line = "from lowrank_opt.testing.subjects.library import FromCatalog"
+        return Expression(f"FromCatalog({self.name!r})", (line,))
+
+
+def library() -> list[Target]:
+    """Return a target for each line of the table of methods that is a parameterization.
+
+    Examples
+    --------
+    >>> [target.name for target in library()][:2]
+    ['Factored', 'rslora']
+    """
+    listed = [m for m in METHODS if not isinstance(m.make((14, 13), 3), WeightDecomposed)]
+    return [Target(m.name, _factory(m), _KNOWN.get(m.name, {}), True) for m in listed]
+
+
+def library_target(name: str) -> Target:
+    """Return the target of a name in the table of methods.
+
+    Raises
+    ------
+    TargetError
+        If there is none.
+    """
+    for target in library():
+        if target.name == name:
+            return target
+    raise TargetError(
+        f"the table of methods has no {name!r}; see lowrank_opt.testing.subjects.library()"
+    )
+
+
+def nb_lora_in_a_box(shape: Shape, rank: int, *, dtype: torch.dtype = torch.float64) -> NBLoRA:
+    """Return `NBLoRA` with a bound on each singular value, as many as the rank."""
+    return NBLoRA(shape, rank, bounds=[3 / (1 + i) for i in range(rank)], dtype=dtype)
+
+
+def contractions_in_a_box(
+    shape: Shape, rank: int, *, dtype: torch.dtype = torch.float64
+) -> Contractions:
+    """Return `Contractions` with a bound of either sign on each singular value."""
+    bounds = [(-1) ** i * 3 / (1 + i) for i in range(rank)]
+    return Contractions(shape, rank, bounds=bounds, dtype=dtype)
+
+
+# The table's examples have three bounds: they fit one rank only.
+_ANY_RANK: Mapping[str, _Make] = {
+    "NBLoRA(bounds)": nb_lora_in_a_box,
+    "Contractions(bounds)": contractions_in_a_box,
+}
+
+
+def _factory(method: Method) -> _Make:
+    if method.name in _ANY_RANK:
+        return _ANY_RANK[method.name]
+    # A partial of a class takes the dtype that is asked for; other examples are converted.
+    direct = isinstance(method.make, partial) and isinstance(method.make.func, type)
+    return cast("_Make", method.make) if direct else FromCatalog(method.name)
