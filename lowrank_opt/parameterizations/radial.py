@@ -7,7 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.errors import RadiusError
-from lowrank_opt.linalg import framed_product, invert_contraction
+from lowrank_opt.linalg import (
+    FramedProduct,
+    differentiable_values,
+    framed_product,
+    invert_contraction,
+)
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization, check_radius, random_frame
 from lowrank_opt.sets import SchattenBall, SpectralSet
@@ -34,11 +39,11 @@ class RadialBall(Parameterization):
     `SpectralLoRA`.
 
     Two thin QR factorizations, and the singular values of one r x r matrix, which the Frobenius
-    norm does without: for it the map is smooth everywhere, for other norms where singular values
-    do not tie. Computed in float64 and rounded once to the parameters' dtype: the bound holds to
-    a few units of rounding of that dtype for every finite parameter. First derivatives are exact,
-    second ones are not provided. The triple has
-    2 r columns, of which the last r have product exactly 0 and carry part of the derivative.
+    norm does without: for it the map is smooth everywhere, with derivatives of every order. For
+    other norms it is smooth where singular values do not tie, and a second derivative raises
+    `DerivativeError`. Computed in float64 and rounded once to the parameters' dtype: the bound
+    holds to a few units of rounding of that dtype for every finite parameter. The triple has 2 r
+    columns, of which the last r have product exactly 0 and carry part of the derivative.
 
     Parameters
     ----------
@@ -98,16 +103,16 @@ class RadialBall(Parameterization):
 
     def factors(self) -> LowRankOperator:
         product = framed_product(self.left, self.right)
-        C = product.core
-        g = 2 / (1 + self._norm(C).square())[..., None, None]
-        left, right = product.image(g * C, g, g)
+        left, right = product.scaled(2 / (1 + self._square(product))[..., None, None])
         scale = left.new_full((left.shape[-1],), self.radius)
         return LowRankOperator(left, scale, right).to(dtype=self.left.dtype)
 
-    def _norm(self, core: Tensor) -> Tensor:
+    def _square(self, product: FramedProduct) -> Tensor:
+        r"""Return :math:`\Phi(P)^2`; that of the Frobenius norm is a trace, smooth everywhere."""
+        C = product.core
         if isinstance(self._set, SchattenBall) and self._set.p == 2:
-            return _frobenius(core)
-        return self._gauge(_singular_values(core))
+            return C.square().sum((-2, -1)) + product.bend.diagonal(dim1=-2, dim2=-1).sum(-1)
+        return self._gauge(_singular_values(C)).square()
 
     def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
         r"""Return factors of :math:`P = \frac{W}{\delta} \tan(\arcsin(\rho) / 2) / \rho`.
@@ -147,17 +152,7 @@ def _ball(
     return made, made.gauge
 
 
-def _frobenius(core: Tensor) -> Tensor:
-    """Return the Frobenius norm; at zero its square, which is what is used, has gradient zero."""
-    peak = core.detach().abs().amax(dim=(-2, -1))
-    safe = torch.where(peak > 0, peak, 1.0)[..., None, None]
-    total = (core / safe).square().sum(dim=(-2, -1))
-    return safe[..., 0, 0] * torch.where(peak > 0, torch.where(peak > 0, total, 1.0).sqrt(), 0.0)
-
-
 def _singular_values(core: Tensor) -> Tensor:
-    """Return singular values whose derivative is u_i^T dC v_i, a subgradient where they tie."""
-    with torch.no_grad():
-        U, sigma, Vh = torch.linalg.svd(core)
-    moving = (U * (core @ Vh.mT)).sum(dim=-2)
-    return sigma + (moving - moving.detach())
+    U, sigma, Vh = torch.linalg.svd(core.detach())
+    eye = torch.eye(core.shape[-1], dtype=core.dtype, device=core.device)
+    return differentiable_values((U, sigma, Vh.mT), (core, torch.ones_like(sigma), eye))

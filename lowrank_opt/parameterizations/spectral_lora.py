@@ -5,12 +5,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.linalg import (
-    contraction,
-    framed_product,
-    inverse_one_plus_gram,
-    invert_contraction,
-)
+from lowrank_opt.linalg import framed_product, invert_contraction
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization, check_radius, random_frame
 from lowrank_opt.sets import SchattenBall
@@ -24,10 +19,10 @@ class SpectralLoRA(Parameterization):
     (double angle). The tensors, the start and the first gradient are LoRA's with alpha / r equal
     to :math:`2 \delta`.
 
-    Evaluated in orthonormal frames of B and A: two thin QR factorizations and one r x r solve, in
-    float64, rounded once to the parameters' dtype. The bound holds to a few units of rounding of
-    that dtype for every finite parameter; the textbook form above loses :math:`u \|BA\|^2`. First
-    derivatives are exact everywhere, second ones are not provided. The triple has
+    Evaluated in orthonormal frames of B and A: two thin QR factorizations and a few r x r solves,
+    in float64, rounded once to the parameters' dtype. The bound holds to a few units of rounding of
+    that dtype for every finite parameter; the textbook form above loses :math:`u \|BA\|^2`.
+    Derivatives of every order are exact, also where columns are dependent. The triple has
     2 r columns, of which the last r have product exactly 0 and carry part of the derivative.
 
     Parameters
@@ -81,11 +76,7 @@ class SpectralLoRA(Parameterization):
         return SchattenBall(float("inf"), self.radius, self.rank)
 
     def factors(self) -> LowRankOperator:
-        product = framed_product(self.left, self.right)
-        C = product.core
-        left, right = product.image(
-            contraction(C), 2 * inverse_one_plus_gram(C.mT), 2 * inverse_one_plus_gram(C)
-        )
+        left, right = framed_product(self.left, self.right).contracted()
         scale = left.new_full((left.shape[-1],), self.radius)
         return LowRankOperator(left, scale, right).to(dtype=self.left.dtype)
 
