@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("lowrank_opt", "problems", "experiments")
 MAX_LINES = 400
 
-FOUNDATION = {"errors", "files", "linalg", "operator", "sets", "tables", "observations"}
+FOUNDATION = {"errors", "extras", "files", "linalg", "operator", "sets", "tables", "observations"}
 CORE = FOUNDATION | {"parameterizations", "kernels", "completion", "nn"}
 CONSUMERS = {"estimators", "training", "merging", "distributed", "plots"}
 
@@ -25,13 +25,14 @@ CONSUMERS = {"estimators", "training", "merging", "distributed", "plots"}
 # table is a violation: a new one is placed here first.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "extras": {"errors"},
     "files": {"errors"},
     "linalg": {"errors"},
-    "tables": {"errors"},
+    "tables": {"errors", "extras"},
     "observations": {"errors", "tables"},
     "operator": {"errors", "linalg"},
     "sets": {"errors", "linalg", "operator"},
-    "parameterizations": {"errors", "linalg", "operator", "sets"},
+    "parameterizations": {"errors", "extras", "linalg", "operator", "sets"},
     "kernels": {"errors", "linalg", "operator", "observations"},
     "completion": FOUNDATION | {"parameterizations", "kernels"},
     "nn": {"errors", "files", "linalg", "operator", "sets", "parameterizations"},
