@@ -67,10 +67,7 @@ def faults(package: Path) -> list[str]:
     """
     found = []
     for path in sorted(package.rglob("*.py")):
-        doors = [
-            path,
-            *(folder / "__init__.py" for folder in path.parents if package in folder.parents),
-        ]
+        above = [folder for folder in path.parents if package in folder.parents]
         named = {
             module: extra
             for door in (path, *(folder / "__init__.py" for folder in above))
