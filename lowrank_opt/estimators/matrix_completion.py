@@ -16,17 +16,17 @@ from lowrank_opt.completion.model.bias import weighted_mean
 from lowrank_opt.errors import OptionError
 from lowrank_opt.estimators.choosing import choose_and_fit, clip_range, error_quantile
 from lowrank_opt.estimators.entries import Entries, entries_of
-from lowrank_opt.estimators.ids import Labels
-from lowrank_opt.estimators.inputs import Triplets, read_pairs, read_triplets
 from lowrank_opt.estimators.options import check_options, given_settings
 from lowrank_opt.estimators.solvers import AnyResult, CustomSolver, solver_of
 from lowrank_opt.estimators.starts import Bias, spread_or_zero
 from lowrank_opt.observations import Observations
+from lowrank_opt.tables import Triplets, read_pairs, read_triplets
+from lowrank_opt.tables.ids import Labels
 
 if TYPE_CHECKING:
     from sklearn.utils import Tags
 
-    from lowrank_opt.estimators.inputs import Interactions, Reals
+    from lowrank_opt.tables.triplets import Interactions, Reals
 
 Floats: TypeAlias = NDArray[np.floating]
 Known: TypeAlias = NDArray[np.str_]
@@ -145,7 +145,7 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
         X : array, frame, list, sparse matrix or path
             Pairs of ids, with `y`: shape (nnz, 2), row ids first. Without `y`, everything that
             holds values too: a frame of three columns, a sparse matrix, `Observations`, a dense
-            matrix with NaN, a file; see `lowrank_opt.estimators.inputs.read_triplets`.
+            matrix with NaN, a file; see `lowrank_opt.tables.read_triplets`.
         y : array, shape (nnz,), optional
             Finite. A pair that comes again counts again.
         sample_weight : array, shape (nnz,), optional

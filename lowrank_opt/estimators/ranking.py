@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.completion.after.fold_in import balanced_factors
-from lowrank_opt.estimators.ids import UNKNOWN, Ids, Labels, Positions
 from lowrank_opt.observations import Observations
+from lowrank_opt.tables.ids import UNKNOWN, Ids, Labels, Positions
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -14,21 +14,21 @@ from lowrank_opt.completion import CompletionResult
 from lowrank_opt.errors import ObservationError
 from lowrank_opt.estimators.choosing import fitted_completion
 from lowrank_opt.estimators.entries import Entries, entries_of, extended
-from lowrank_opt.estimators.ids import UNKNOWN, Labels
-from lowrank_opt.estimators.inputs import Triplets, read_triplets
 from lowrank_opt.estimators.matrix_completion import MatrixCompletion
 from lowrank_opt.estimators.options import check_count
 from lowrank_opt.estimators.ranking import Candidates, Recommendations, best_columns, most_similar
 from lowrank_opt.estimators.updates import Updater
+from lowrank_opt.tables import Triplets, read_triplets
+from lowrank_opt.tables.ids import UNKNOWN, Labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sklearn.utils import Tags
 
-    from lowrank_opt.estimators.ids import Ids
-    from lowrank_opt.estimators.inputs import Interactions, Reals
     from lowrank_opt.estimators.matrix_completion import Floats
+    from lowrank_opt.tables.ids import Ids
+    from lowrank_opt.tables.triplets import Interactions, Reals
 
 # Of a posterior mean, which has the rank of all its draws together.
 _LARGEST_RANK = 64
