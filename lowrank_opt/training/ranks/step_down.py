@@ -58,8 +58,9 @@ def step_down_(
         for x, data in kept:
             x.data = data
         raise RankError(
-            f"a link can step down only if each component has columns of its own; got "
-            f"{type(parameterization).__name__}: leave ranks out, or use Factored or HomogeneousBall"
+            "a link can step down only if each component has columns of its own; got "
+            f"{type(parameterization).__name__}: leave ranks out, or "
+            "use Factored or HomogeneousBall"
         )
     for p in parameterization.parameters():
         p.grad = None
