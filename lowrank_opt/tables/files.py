@@ -90,7 +90,12 @@ def open_table(
     )
 
 
-def read_file(path: str | PathLike[str], *, values: bool | None) -> Triplets:
+def read_file(
+    path: str | PathLike[str],
+    *,
+    values: bool | None,
+    known: Callable[[str, str], bool] | None = None,
+) -> Triplets:
     """Read a table, or a sparse matrix, as a whole.
 
     Ids in text are text, character by character: ``007`` and ``7`` are two.
@@ -101,6 +106,8 @@ def read_file(path: str | PathLike[str], *, values: bool | None) -> Triplets:
         As for `open_table`; or ends in .mtx, a Matrix Market file, perhaps compressed.
     values : bool or None
         Whether a column of values is needed, or taken if there is one.
+    known : callable, optional
+        As in `open_table`.
 
     Raises
     ------
@@ -109,7 +116,7 @@ def read_file(path: str | PathLike[str], *, values: bool | None) -> Triplets:
     """
     if ending(path) == ".mtx":
         return _read_matrix_market(path)
-    file = open_table(path, values=values)
+    file = open_table(path, values=values, known=known)
     rows, cols = Codes(), Codes()
     parts: tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]] = ([], [], [])
     for chunk in file.chunks():

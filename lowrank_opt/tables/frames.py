@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def is_frame(data: object) -> bool:
     """Whether this is a table with named columns: loads nothing."""
     names = ("columns", "column_names", "collect_schema")
-    return any(hasattr(data, name) for name in names) and not hasattr(data, "shape_env")
+    # Asked of the class: a lazy frame would have to find its columns out.
+    return any(hasattr(type(data), name) for name in names)
 
 
 def from_frame(data: object, *, values: bool | None) -> Triplets:
@@ -46,8 +47,8 @@ def from_frame(data: object, *, values: bool | None) -> Triplets:
     i, j = column(chosen.row), column(chosen.col)
     value = None if chosen.value is None else as_finite(column(chosen.value), names[chosen.value])
     row, col = names[chosen.row], names[chosen.col]
-    named = all(isinstance(name, str) for name in list(getattr(data, "columns", names)))
-    pair = (row, col) if named else None
+    labels = getattr(data, "columns", names) if hasattr(data, "iloc") else names
+    pair = (row, col) if all(isinstance(name, str) for name in labels) else None
     return Triplets(as_ids(i, row), as_ids(j, col), value, names=pair)
 
 
@@ -89,8 +90,8 @@ def _vector(column: nw.Series[Any]) -> np.ndarray:
 
 
 def _is_pivot(data: object) -> bool:
-    columns = getattr(data, "columns", None)
-    return getattr(columns, "name", None) is not None and hasattr(data, "index")
+    columns = getattr(data, "columns", None) if hasattr(data, "iloc") else None
+    return getattr(columns, "name", None) is not None
 
 
 def _from_pivot(data: pd.DataFrame) -> Triplets:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
@@ -111,6 +111,10 @@ class Labels:
         if self.ids.dtype == new.dtype and new.dtype.kind in "imM":
             return Labels._trusted(np.concatenate((self.ids, new)))
         return Labels._trusted(_object_array([*_items(self.ids), *_items(new)]))
+
+    def to_ids(self) -> list[Hashable]:
+        """Return the ids one by one; dates of NumPy stay what they are."""
+        return _items(self.ids)
 
     def to_list(self) -> list[int] | list[str]:
         """Return the ids for a JSON file.

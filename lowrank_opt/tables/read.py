@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, cast
@@ -13,6 +13,7 @@ from torch import Tensor
 from lowrank_opt.errors import ObservationError, ShapeError
 from lowrank_opt.tables.arrays import Array, as_array, as_finite
 from lowrank_opt.tables.columns import choose
+from lowrank_opt.tables.files import read_file
 from lowrank_opt.tables.frames import from_frame, is_frame
 from lowrank_opt.tables.ids import as_ids
 from lowrank_opt.tables.matrices import (
@@ -30,14 +31,16 @@ if TYPE_CHECKING:
     from lowrank_opt.tables.triplets import Interactions, Reals
 
 
-def read_pairs(pairs: Interactions) -> Triplets:
+def read_pairs(pairs: Interactions, *, known: Callable[[str, str], bool] | None = None) -> Triplets:
     """Return the index pairs of anything that `read_triplets` takes; values are not needed.
 
     An array, a tensor or a list is one pair a line, whatever it holds.
 
     Parameters
     ----------
-    pairs : array, frame, list, sparse matrix, ...
+    pairs : array, frame, list, sparse matrix, path, ...
+    known : callable, optional
+        Whether two ids are known; for files, see `DelimitedFile`.
 
     Raises
     ------
@@ -46,7 +49,7 @@ def read_pairs(pairs: Interactions) -> Triplets:
     ObservationError
         If an id is missing.
     """
-    return _read(pairs, values=None, alone=False)
+    return _read(pairs, values=None, alone=False, known=known)
 
 
 def read_triplets(
@@ -99,11 +102,15 @@ def read_triplets(
     return _checked(found)
 
 
-def _read(data: Interactions, *, values: bool | None, alone: bool) -> Triplets:
+def _read(
+    data: Interactions,
+    *,
+    values: bool | None,
+    alone: bool,
+    known: Callable[[str, str], bool] | None = None,
+) -> Triplets:
     if isinstance(data, str | PathLike):
-        from lowrank_opt.tables.files import read_file
-
-        return read_file(data, values=values)
+        return read_file(data, values=values, known=known)
     if hasattr(data, "pattern") and hasattr(data, "csr"):
         return from_observations(cast("Any", data))
     if isinstance(data, Tensor) and data.layout is not _strided():
