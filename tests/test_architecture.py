@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("lowrank_opt", "problems", "experiments")
 MAX_LINES = 400
 
-FOUNDATION = {"errors", "files", "linalg", "operator", "sets", "observations"}
+BASEMENT = {"errors", "checks", "extras", "files"}
+FOUNDATION = BASEMENT | {"linalg", "operator", "sets", "tables", "observations"}
 CORE = FOUNDATION | {"parameterizations", "kernels", "completion", "nn"}
 CONSUMERS = {"estimators", "training", "merging", "distributed", "plots"}
 
@@ -25,15 +26,18 @@ CONSUMERS = {"estimators", "training", "merging", "distributed", "plots"}
 # table is a violation: a new one is placed here first.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "checks": {"errors"},
+    "extras": {"errors"},
     "files": {"errors"},
     "linalg": {"errors"},
-    "observations": {"errors"},
-    "operator": {"errors", "linalg"},
-    "sets": {"errors", "linalg", "operator"},
-    "parameterizations": {"errors", "linalg", "operator", "sets"},
-    "kernels": {"errors", "linalg", "operator", "observations"},
+    "tables": {"errors", "extras"},
+    "observations": {"errors", "checks", "tables"},
+    "operator": {"errors", "checks", "linalg"},
+    "sets": {"errors", "checks", "linalg", "operator"},
+    "parameterizations": {"errors", "checks", "extras", "linalg", "operator", "sets"},
+    "kernels": {"errors", "checks", "linalg", "operator", "observations"},
     "completion": FOUNDATION | {"parameterizations", "kernels"},
-    "nn": {"errors", "files", "linalg", "operator", "sets", "parameterizations"},
+    "nn": {"errors", "checks", "files", "linalg", "operator", "sets", "parameterizations"},
     **{consumer: CORE for consumer in CONSUMERS},
     "": CORE,
     "testing": CORE | CONSUMERS | {""},
@@ -43,16 +47,28 @@ ALLOWED: dict[str, set[str]] = {
     "experiments": CORE | CONSUMERS | {"", "testing", "problems"},
 }
 
+# Rooms inside a package, from the ground floor up: the key may import the values, which stand above
+# it in the table. Files beside the rooms are the door, "".
+ROOMS: dict[str, dict[str, set[str]]] = {
+    "lowrank_opt.completion": {
+        "model": set(),
+        "loop": set(),
+        "certificates": {"model"},
+        "results": {"model", "loop", "certificates"},
+        "solvers": {"model", "loop", "certificates", "results"},
+        "bayes": {"model", "loop", "results", "solvers"},
+        "after": {"model", "loop", "results", "solvers", "bayes"},
+        "": {"model", "loop", "certificates", "results", "solvers", "bayes", "after"},
+    },
+}
+MOST_FILES = 15
+
+# fmt: off
 HEAVY = (
-    "geoopt",
-    "hypothesis",
-    "matplotlib",
-    "numba",
-    "pandas",
-    "pytest",
-    "scipy",
-    "sklearn",
+    "geoopt", "hypothesis", "jinja2", "matplotlib", "msgspec", "narwhals", "numba", "pandas",
+    "pooch", "pyarrow", "pytest", "scipy", "sklearn",
 )
+# fmt: on
 
 
 def modules_under(root: Path) -> dict[str, Path]:
@@ -147,6 +163,61 @@ def _joins_siblings(source: str, target: str, known: dict[str, Path]) -> bool:
     )
 
 
+def room_violations(root: Path) -> list[str]:
+    """Return one sentence for each import from a room into one that stands above it."""
+    known = modules_under(root)
+    found = []
+    for package, rooms in ROOMS.items():
+        inside = {name: path for name, path in known.items() if name.startswith(f"{package}.")}
+        for source, path in inside.items():
+            for target in sorted(imported_modules(path, source, known)):
+                above, below = (_room(name, package, rooms) for name in (source, target))
+                if below is None or above is None or above == below or below in rooms[above]:
+                    continue
+                found.append(f"{source} imports {target}: {above!r} may not import {below!r}")
+    return found
+
+
+def _room(module: str, package: str, rooms: dict[str, set[str]]) -> str | None:
+    """Return the room of a module; None outside the package."""
+    if module != package and not module.startswith(f"{package}."):
+        return None
+    first = module.removeprefix(package).removeprefix(".").partition(".")[0]
+    return first if first in rooms else ""
+
+
+def circles(root: Path) -> list[str]:
+    """Return the circles of files, each as the names of the modules in it.
+
+    A package's `__init__` re-exports its files: what a file inside imports from its own package is
+    an import of that file, and counts as a circle, as it should.
+    """
+    known = modules_under(root)
+    edges = {name: imported_modules(path, name, known) for name, path in known.items()}
+    # What imports nothing that is left cannot be in a circle; nor what nothing imports.
+    left = set(edges)
+    while removable := {
+        name for name in left if not edges[name] & left or not any(name in edges[k] for k in left)
+    }:
+        left -= removable
+    return sorted(f"{name} imports {', '.join(sorted(edges[name] & left))}" for name in left)
+
+
+def crowded(root: Path) -> list[str]:
+    """Return the folders of packages with rooms that hold too many files on one level."""
+    folders = {
+        path.parent
+        for name, path in modules_under(root).items()
+        if any(name == package or name.startswith(f"{package}.") for package in ROOMS)
+    }
+    counts = {folder: len([*folder.glob("[!_]*.py")]) for folder in sorted(folders)}
+    return [
+        f"{folder.relative_to(root)}: {count} files, at most {MOST_FILES}"
+        for folder, count in counts.items()
+        if count > MOST_FILES
+    ]
+
+
 def too_long(root: Path) -> list[str]:
     """Return the files of the packages and of the tests that have more than 400 lines."""
     files = [*modules_under(root).values(), *sorted((root / "tests").rglob("*.py"))]
@@ -159,6 +230,26 @@ def too_long(root: Path) -> list[str]:
 
 def test_imports_point_down_the_layers() -> None:
     assert [] == violations(ROOT)
+
+
+def test_rooms_import_from_the_floors_below() -> None:
+    assert [] == room_violations(ROOT)
+
+
+def test_table_of_rooms_has_no_circle() -> None:
+    for rooms in ROOMS.values():
+        order = list(rooms)
+        assert all(
+            order.index(below) < order.index(room) for room in rooms for below in rooms[room]
+        )
+
+
+def test_no_circle_of_files() -> None:
+    assert [] == circles(ROOT)
+
+
+def test_no_folder_is_crowded() -> None:
+    assert [] == crowded(ROOT)
 
 
 def test_no_file_is_too_long() -> None:
@@ -257,3 +348,51 @@ def test_checker_catches_a_planted_import(tmp_path: Path, file: str, planted: st
 def test_checker_catches_a_long_file(tmp_path: Path) -> None:
     tree = {"lowrank_opt/linalg.py": "\n" * MAX_LINES, "tests/test_a.py": "\n" * (MAX_LINES - 1)}
     assert ["lowrank_opt/linalg.py: 401 lines, at most 400"] == too_long(write_tree(tmp_path, tree))
+
+
+HOUSE = {
+    "lowrank_opt/__init__.py": "from lowrank_opt.completion import complete as complete",
+    "lowrank_opt/completion/__init__.py": "from lowrank_opt.completion.complete import complete",
+    "lowrank_opt/completion/complete.py": "from lowrank_opt.completion.solvers.als import ALS",
+    "lowrank_opt/completion/solvers/als.py": "from lowrank_opt.completion.model.bias import f",
+    "lowrank_opt/completion/model/bias.py": "import torch",
+}
+
+
+def test_checker_of_rooms_passes_a_sound_house(tmp_path: Path) -> None:
+    house = write_tree(tmp_path, HOUSE)
+    assert [] == room_violations(house) + circles(house) + crowded(house)
+
+
+@pytest.mark.parametrize(
+    ("file", "planted"),
+    [
+        ("model/bias.py", "from lowrank_opt.completion.solvers import als"),
+        ("model/bias.py", "def f():\n    from lowrank_opt.completion import complete"),
+        ("solvers/als.py", "import lowrank_opt.completion.bayes.gibbs"),
+    ],
+)
+def test_checker_catches_an_import_upstairs(tmp_path: Path, file: str, planted: str) -> None:
+    path = f"lowrank_opt/completion/{file}"
+    other = {"lowrank_opt/completion/bayes/gibbs.py": ""}
+    house = write_tree(tmp_path, HOUSE | other | {path: f"{HOUSE[path]}\n{planted}"})
+    assert 1 == len(room_violations(house))
+
+
+@pytest.mark.parametrize(
+    ("file", "planted"),
+    [
+        ("model/bias.py", "from lowrank_opt.completion.complete import complete"),
+        ("model/bias.py", "if TYPE_CHECKING:\n    from lowrank_opt.completion import complete"),
+    ],
+)
+def test_checker_catches_a_circle(tmp_path: Path, file: str, planted: str) -> None:
+    path = f"lowrank_opt/completion/{file}"
+    house = write_tree(tmp_path, HOUSE | {path: f"{HOUSE[path]}\n{planted}"})
+    assert any("completion.model.bias imports" in sentence for sentence in circles(house))
+
+
+def test_checker_catches_a_crowd(tmp_path: Path) -> None:
+    files = {f"lowrank_opt/completion/model/{chr(97 + k)}.py": "" for k in range(MOST_FILES)}
+    crowd = crowded(write_tree(tmp_path, HOUSE | files))
+    assert ["lowrank_opt/completion/model: 16 files, at most 15"] == crowd

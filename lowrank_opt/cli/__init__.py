@@ -6,15 +6,9 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
 
 from lowrank_opt.cli import complete, evaluate, inspect, plot, predict, recommend, verify
 from lowrank_opt.errors import LowRankError
-
-if TYPE_CHECKING:
-    Commands: TypeAlias = argparse._SubParsersAction[  # pyright: ignore[reportPrivateUsage]
-        argparse.ArgumentParser
-    ]
 
 _COMMANDS = (complete, predict, recommend, evaluate, plot, inspect, verify)
 _INTERRUPTED = 130

@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowrank_opt.cli.tables import add_columns, columns, count, report, say
+from lowrank_opt.cli.tables import add_columns, count, report, say
 from lowrank_opt.errors import OptionError
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from lowrank_opt.cli import Commands
+    from lowrank_opt.cli.parsers import Commands
     from lowrank_opt.completion import Checkpoint, CompletionResult, Iteration
     from lowrank_opt.files import Json
     from lowrank_opt.observations import Observations
@@ -74,9 +74,11 @@ def _run(options: Namespace) -> int:
     folder, solver = check_writable(options.out), _solver(options)
     ratings = read_ratings(
         options.ratings,
-        **columns(options, value=True),
+        row=options.user,
+        col=options.item,
+        value=options.value,
         separator=options.separator,
-        header=not options.no_header,
+        header=options.header,
         duplicates=options.duplicates,
         max_bad_lines=options.max_bad_lines,
         progress=None if options.quiet else _Lines(),
@@ -93,7 +95,7 @@ def _run(options: Namespace) -> int:
 
 def _solver(options: Namespace) -> str:
     """Return the name of the solver, and refuse what does not fit it before the file is read."""
-    from lowrank_opt.completion.solvers.registry import SOLVERS
+    from lowrank_opt.completion.registry import SOLVERS
 
     solver = options.solver or ("variational" if options.radius is None else "gradient")
     if solver not in ("gradient", *SOLVERS):

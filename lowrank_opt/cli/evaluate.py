@@ -14,7 +14,7 @@ from lowrank_opt.errors import DataError
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from lowrank_opt.cli import Commands
+    from lowrank_opt.cli.parsers import Commands
 
 
 def add_to(commands: Commands) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from lowrank_opt.cli import Commands
+    from lowrank_opt.cli.parsers import Commands
 
 
 def add_to(commands: Commands) -> None:

@@ -24,6 +24,7 @@ from lowrank_opt.completion.model.checks import (
 )
 from lowrank_opt.completion.model.losses import Loss
 from lowrank_opt.completion.model.objective import Objective
+from lowrank_opt.completion.registry import SolverChoice, SolverOptions, solve
 from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.completion.solvers.held_out import training_and_validation
 from lowrank_opt.completion.solvers.minimizers import (
@@ -32,7 +33,6 @@ from lowrank_opt.completion.solvers.minimizers import (
     OptimizerChoice,
     QuasiNewton,
 )
-from lowrank_opt.completion.solvers.registry import SolverChoice, SolverOptions, solve
 from lowrank_opt.observations import Observations
 from lowrank_opt.parameterizations.base import Parameterization
 

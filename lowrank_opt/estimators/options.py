@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from lowrank_opt.errors import OptionError
 
-if TYPE_CHECKING:
-    from lowrank_opt.estimators.imputer import LowRankImputer
-    from lowrank_opt.estimators.matrix_completion import MatrixCompletion
-
 _AMOUNTS = ("radius", "penalty", "bias_penalty", "tolerance")
 _COUNTS = ("rank", "max_iterations")
 
 
-def check_options(estimator: MatrixCompletion) -> None:
+class ImputerOptions(Protocol):
+    """What is read of a `LowRankImputer`."""
+
+    rank: int | None
+    penalty: float | None
+    tolerance: float
+    max_iterations: int
+    validation: float
+
+
+class CompletionOptions(Protocol):
+    """What is read of a `MatrixCompletion`."""
+
+    shape: tuple[int, int] | None
+    rank: int | None
+    radius: float | None
+    penalty: float | None
+    bias_penalty: float | None
+    tolerance: float | None
+    max_iterations: int | None
+    validation: float | None
+
+    @property
+    def bias(self) -> object: ...
+    @property
+    def clip(self) -> object: ...
+
+
+def check_options(estimator: CompletionOptions) -> None:
     """Raise OptionError unless every parameter is in its domain."""
     for name in _AMOUNTS:
         _check_amount(name, getattr(estimator, name))
@@ -38,7 +62,14 @@ def check_count(name: str, value: object) -> None:
         raise OptionError(f"{name} must be a positive integer, or None; got {name}={value!r}")
 
 
-def given_settings(estimator: MatrixCompletion, shape: tuple[int, int]) -> dict[str, float]:
+def check_needed_count(name: str, value: object) -> None:
+    """Raise OptionError unless the value is a positive integer."""
+    if value is None:
+        raise OptionError(f"{name} must be a positive integer; got None")
+    check_count(name, value)
+
+
+def given_settings(estimator: CompletionOptions, shape: tuple[int, int]) -> dict[str, float]:
     """Return the settings that are not to be chosen; the rank is an upper bound."""
     names = ("rank", "radius", "penalty", "bias_penalty")
     values = {name: getattr(estimator, name) for name in names}
@@ -73,10 +104,13 @@ def _check_clip(clip: object) -> None:
     raise OptionError(f"clip must be 'auto', None or (smallest, largest); got clip={clip!r}")
 
 
-def check_imputer_options(imputer: LowRankImputer) -> None:
+def check_imputer_options(imputer: ImputerOptions) -> None:
     """Raise OptionError unless every parameter is in its domain."""
     for name in ("penalty", "tolerance"):
         _check_amount(name, getattr(imputer, name))
     for name in ("rank", "max_iterations"):
         check_count(name, getattr(imputer, name))
     _check_share(imputer.validation)
+    marker = imputer.missing_values
+    if not (isinstance(marker, int | float | np.number) or type(marker).__name__ == "NAType"):
+        raise OptionError(f"missing_values must be a number, NaN or pandas.NA; got {marker!r}")

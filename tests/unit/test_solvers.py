@@ -8,7 +8,7 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt import completion
-from lowrank_opt.completion.solvers.registry import SOLVERS, SolverOptions
+from lowrank_opt.completion.registry import SOLVERS, SolverOptions
 from lowrank_opt.errors import OptionError
 from tests.completion_cases import normal, observe, seeded
 

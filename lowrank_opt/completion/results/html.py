@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from lowrank_opt.completion.results.result import CompletionResult
+    from lowrank_opt.completion.loop.history import History
+    from lowrank_opt.completion.loop.status import CompletionStatus
+    from lowrank_opt.completion.model.bias import AdditiveBias
+    from lowrank_opt.completion.model.ids import Ids
+    from lowrank_opt.operator import LowRankOperator
 
 _WIDTH, _HEIGHT, _MARGIN = 220, 110, 8
 _POINTS = 200
@@ -17,7 +21,26 @@ _CELL = "text-align:left;padding:1px 12px 1px 0;background:none"
 _NAME = f"{_CELL};font-weight:normal;white-space:nowrap;opacity:0.7"
 
 
-def to_html(result: CompletionResult) -> str:
+class Shown(Protocol):
+    """What is read of a result: this file is imported by that of results, and imports it not."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def operator(self) -> LowRankOperator: ...
+    @property
+    def bias(self) -> AdditiveBias: ...
+    @property
+    def status(self) -> CompletionStatus: ...
+    @property
+    def history(self) -> History: ...
+    @property
+    def row_ids(self) -> Ids | None: ...
+    @property
+    def col_ids(self) -> Ids | None: ...
+
+
+def to_html(result: Shown) -> str:
     """Return HTML that needs nothing from elsewhere: no script, no style sheet, no image."""
     figures = [_spectrum(result), _convergence(result)]
     return (
@@ -27,7 +50,7 @@ def to_html(result: CompletionResult) -> str:
     )
 
 
-def _rows(result: CompletionResult) -> list[tuple[str, str]]:
+def _rows(result: Shown) -> list[tuple[str, str]]:
     m, n = result.shape
     history, operator = result.history, result.operator
     rows = [
@@ -56,7 +79,7 @@ def _table(rows: Sequence[tuple[str, str]]) -> str:
     return f'<table style="border:none;margin:4px 0">{"".join(lines)}</table>'
 
 
-def _spectrum(result: CompletionResult) -> str:
+def _spectrum(result: Shown) -> str:
     values = [x for x in result.operator.singular_values().double().tolist() if math.isfinite(x)]
     top = max(values, default=0.0)
     if not top > 0:
@@ -70,7 +93,7 @@ def _spectrum(result: CompletionResult) -> str:
     return _figure(f"singular values, the largest {top:.4g}", "".join(bars))
 
 
-def _convergence(result: CompletionResult) -> str:
+def _convergence(result: Shown) -> str:
     history = result.history
     curves = [
         _curve(history.objective, _BLUE),

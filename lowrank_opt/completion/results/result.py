@@ -17,6 +17,7 @@ from lowrank_opt.completion.model.bias import AdditiveBias
 from lowrank_opt.completion.model.ids import Ids, check_ids, from_tensors, to_tensors
 from lowrank_opt.completion.model.links import IDENTITY, Link
 from lowrank_opt.completion.results import storage
+from lowrank_opt.completion.results.html import to_html
 from lowrank_opt.errors import CertificateError, ConvergenceError, ObservationError, ShapeError
 from lowrank_opt.operator import LowRankOperator
 
@@ -46,8 +47,9 @@ class CompletionResult:
     history : History
     problem : ConvexProblem, optional
         What was minimised, where a certificate can be given; not saved.
-    row_ids, col_ids : sequence of str or int, optional
-        Distinct names of the rows and columns; kept in files.
+    row_ids, col_ids : sequence, optional
+        Distinct names of the rows and columns: text, numbers, dates, tuples of them; kept in files
+        with their types.
     link : Link
         From the sum above to predictions; the identity, except after losses with another scale.
 
@@ -163,7 +165,8 @@ class CompletionResult:
         Raises
         ------
         DataError
-            If the folder cannot be written; `check_writable` tells before a long computation.
+            If the folder cannot be written; `check_writable` tells before a long computation. Or
+            if ids are of a type that has no form in files.
         """
         bias = self.bias
         tensors = dict(zip(("left", "scale", "right"), self.operator, strict=True))
@@ -218,8 +221,6 @@ class CompletionResult:
         return f"CompletionResult({m} x {n}, rank <= {rank}, {name}, {len(self.history)} iterates)"
 
     def _repr_html_(self) -> str:
-        from lowrank_opt.completion.results.html import to_html
-
         return to_html(self)
 
     def _indices(self, index: Positions, size: int, name: str) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ import torch
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.testing.cases.case import Case, Trial
+from lowrank_opt.testing.cases.case import Trial
 from lowrank_opt.testing.cases.charts import chart_of
 from lowrank_opt.testing.cases.oracle import Array, dense, to_array
 from lowrank_opt.testing.cases.parameters import FreeParameters
@@ -80,14 +79,11 @@ def _large(trial: SolverCase) -> None:
     _near(trial, problem, found, problem.truth, f"of a {m} x {n} matrix")
 
 
-def _another(case: Case) -> Case:
-    parameters = replace(case.parameters, seed=case.parameters.seed + 1)
-    return replace(case, parameters=parameters)
-
-
 def _repetition(trial: SolverCase) -> None:
     problem = planted(trial)
-    other = planted(replace(trial, case=_another(trial.case)))
+    obs = problem.observations
+    negated = Observations(obs.rows, obs.cols, -obs.values, obs.shape)
+    other = Planted(-problem.truth, negated, problem.rank)
     first, again = (predictions(solved(trial, problem)) for _ in range(2))
     between = predictions(solved(trial, other))
     _near(trial, other, between, other.truth, "of another problem of the same shape")
