@@ -1,7 +1,6 @@
 """Nested SVD: any inner parameterization between frozen orthonormal frames."""
 
-from collections.abc import Callable
-from typing import Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -9,11 +8,14 @@ from torch import Tensor
 from lowrank_opt.errors import ShapeError, TargetError
 from lowrank_opt.linalg import leading_svd, nearest_frame
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, check_member, orthonormal_like
+from lowrank_opt.parameterizations.base import Parameterization, orthonormal_like
+from lowrank_opt.parameterizations.between import Between
+from lowrank_opt.parameterizations.wide import WideBuffers
 from lowrank_opt.sets import NestedSet, relative_tolerance
+from lowrank_opt.sets.sides import Frame, Side
 
 
-class NestedSVD(Parameterization):
+class NestedSVD(WideBuffers, Between):
     r""":math:`W = U C V^T` with frozen orthonormal U (m x k), V (n x l), C any inner map.
 
     Set: ``{U C V^T : C in the inner set}``; complete if the inner map is. Every unitarily
@@ -50,15 +52,15 @@ class NestedSVD(Parameterization):
     ((8, 6), 2)
     """
 
+    wide: ClassVar[tuple[str, ...]] = ("outer_left", "outer_right")
+
     def __init__(
         self,
         outer: Tensor | LowRankOperator | tuple[Tensor, Tensor],
         inner: Parameterization,
     ) -> None:
         left, right = _frames(outer, inner.shape)
-        super().__init__((left.shape[0], right.shape[0]), inner.rank)
-        self.inner = inner
-        self.complete = inner.complete
+        super().__init__(inner, (left.shape[0], right.shape[0]))
         self.inductive = True
         like = next(inner.parameters())
         # Frames rounded to half precision would not be orthonormal to more than 1e-3.
@@ -70,38 +72,21 @@ class NestedSVD(Parameterization):
         self.outer_right: Tensor
 
     @property
-    def feasible_set(self) -> NestedSet:
+    def outer(self) -> tuple[Tensor, Tensor]:
+        """The frames U and V."""
+        return self.outer_left, self.outer_right
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        return Frame(self.outer_left), Frame(self.outer_right)
+
+    @property
+    def image(self) -> NestedSet:
         return NestedSet(self.inner.feasible_set, self.outer_left, self.outer_right)
 
-    def factors(self) -> LowRankOperator:
-        C, (U, V) = self.inner.factors(), (self.outer_left, self.outer_right)
-        left, right = U @ C.left.to(U.dtype), V @ C.right.to(V.dtype)
-        return LowRankOperator(left.to(C.dtype), C.scale, right.to(C.dtype))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move to a dtype or device; frames stay in float32 or better, and orthonormal in it."""
-        before = self.outer_left, self.outer_right
-        super()._apply(fn, recurse)
-        if self.outer_left.dtype != before[0].dtype:
-            dtype = torch.promote_types(self.outer_left.dtype, torch.float32)
-            self.outer_left, self.outer_right = (
-                nearest_frame(old).to(new.device, dtype)
-                for old, new in zip(before, (self.outer_left, self.outer_right), strict=True)
-            )
-        return self
-
-    def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
-        """Return the inner right inverse of ``U^T W V``."""
-        op = self._as_operator(target)
-        core = self.feasible_set.core(op).to(dtype=op.dtype)
-        check_member(op, self.feasible_set)
-        values = self.inner.right_inverse(core)
-        return {f"inner.{name}": value for name, value in values.items()}
-
-    def zero_(self, *, generator: torch.Generator | None = None) -> Self:
-        """Set the inner parameterization to its zero start."""
-        self.inner.zero_(generator=generator)
-        return self
+    def converted(self, buffer: Tensor) -> Tensor:
+        """Return a frame, orthonormal again."""
+        return nearest_frame(buffer)
 
 
 def _frames(

@@ -11,7 +11,7 @@ import scipy.sparse
 import torch
 
 import lowrank_opt as lo
-from lowrank_opt.errors import RadiusError, RankError
+from lowrank_opt.errors import OptionError, RadiusError, RankError
 from lowrank_opt.parameterizations.certificate import certify
 from lowrank_opt.sets import relative_tolerance
 
@@ -251,7 +251,7 @@ def test_lmo_has_the_dtype_of_the_gradient(name, dtype):
 
 
 def test_lmo_of_unbounded_set_is_refused():
-    with pytest.raises(RadiusError, match=r"lmo needs a bounded set; got RankAtMost\(rank=2\)"):
+    with pytest.raises(OptionError, match=r"lmo needs a bounded set; got RankAtMost\(rank=2\)"):
         lo.RankAtMost(2).lmo(normal(M, N))
 
 
@@ -377,7 +377,7 @@ def test_bad_bounds_are_refused(bounds):
 )
 @pytest.mark.parametrize("name", ["row_weights", "col_weights"])
 def test_bad_weights_are_refused(name, weights):
-    with pytest.raises(RadiusError, match=rf"{name} must be positive and finite; got 2 values"):
+    with pytest.raises(OptionError, match=rf"{name} must be positive and finite; got 2 values"):
         lo.WeightedSchattenBall(p=1, radius=1.0, rank=1, **{name: torch.tensor(weights)})
 
 

@@ -115,17 +115,31 @@ def _support(
             weighted, rounding = _weigh(Y, _array(a), _array(b))
             growth = math.prod(1.0 if x is None else float(x.max()) for x in (a, b))
             return _support(inner, weighted, error * growth + rounding, generator)
-        case NestedSet(inner=inner) | ImageSet(inner=inner):
+        case NestedSet(inner=inner):
+            A, B = (_array(side.matrix) for side in feasible_set.sides)
+            return _compressed_support(inner, (A, Y, B), error, generator)
+        case ImageSet(inner=inner):
             A, B = _array(feasible_set.left), _array(feasible_set.right)
-            core, rounding = _compress(A, Y, B)
-            growth = math.prod(_norm(x) for x in (A, B) if x is not None)
-            return _support(inner, core, (error * growth + rounding) * (1 + 1e-9), generator)
+            return _compressed_support(inner, (A, Y, B), error, generator)
         case ShiftedSet(inner=inner):
             # max over C of <-Y, C - offset>.
             support, failure = _support(inner, Y, error, generator)
             return support + _inner_product_above(feasible_set, Y, error), failure
         case _:
             raise AssertionError("has_support_function() lets no other set pass")
+
+
+def _compressed_support(
+    inner: FeasibleSet,
+    product: tuple[Matrix | None, Matrix, Matrix | None],
+    error: float,
+    generator: Generator | None,
+) -> tuple[float, float]:
+    """Bound the support function of the inner set at ``A^T Y B``."""
+    A, Y, B = product
+    core, rounding = _compress(A, Y, B)
+    growth = math.prod(_norm(x) for x in (A, B) if x is not None)
+    return _support(inner, core, (error * growth + rounding) * (1 + 1e-9), generator)
 
 
 def _spectral_support(
