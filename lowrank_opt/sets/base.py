@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -71,6 +72,41 @@ class FeasibleSet(ABC):
     def scaled(self, factor: float) -> FeasibleSet:
         """Return the set of all ``factor * W``, factor > 0, or a set that contains it."""
         return self if factor == 1 else RankAtMost(self.rank)
+
+    @property
+    def truncates(self) -> bool:
+        """Whether a truncated SVD of a member is a member."""
+        return False
+
+    def truncated(self, rank: int) -> FeasibleSet:
+        """Return a set that contains the truncated SVD of every member."""
+        return self.with_rank(rank) if self.truncates else RankAtMost(rank)
+
+    def averaged(
+        self, sets: Sequence[FeasibleSet], weights: Sequence[float], *, rank: int
+    ) -> FeasibleSet:
+        r"""Return a set that contains :math:`\sum_k p_k W_k` for all members W_k of `sets`.
+
+        Parameters
+        ----------
+        sets : sequence of FeasibleSet
+            Of one matrix shape; this one is the first.
+        weights : sequence of float
+            p, nonnegative.
+        rank : int
+            A bound on the rank of the sum, from elsewhere.
+        """
+        return RankAtMost(min(rank, sum(s.rank for s in sets)))
+
+    def side_by_side(
+        self, sets: Sequence[FeasibleSet], sizes: Sequence[float]
+    ) -> FeasibleSet | None:
+        r"""Return a set that contains every :math:`\sum_k w_k W_k` of members without overlap.
+
+        Their left singular vectors are orthogonal to each other, their right ones too: singular
+        values are those of all terms together. None if no more is known than norms say.
+        """
+        return None
 
     @abstractmethod
     def excess(self, op: LowRankOperator) -> float:
@@ -170,6 +206,11 @@ class SpectralSet(FeasibleSet):
         raise OptionError(
             f"lmo needs a bounded set; got {self}: use one with a norm bound, like SchattenBall"
         )
+
+    @property
+    def truncates(self) -> bool:
+        """Truncation lowers every singular value, and K is star-shaped in each."""
+        return True
 
     def as_spectral(self, op: LowRankOperator) -> tuple[LowRankOperator, SpectralSet]:
         """Return the operator and the set themselves."""
@@ -319,11 +360,44 @@ class NormBall(SpectralSet):
         """Return the ball of radius ``factor * radius``."""
         return self if factor == 1 else self.resized(radius=factor * self.radius, rank=self.rank)
 
+    def averaged(
+        self, sets: Sequence[FeasibleSet], weights: Sequence[float], *, rank: int
+    ) -> FeasibleSet:
+        """Norms are convex: of balls of one norm, the one of the averaged radius."""
+        balls = alike(self, sets)
+        if balls is None or any(ball.unit_ball != self.unit_ball for ball in balls):
+            return super().averaged(sets, weights, rank=rank)
+        rank = min(rank, sum(ball.rank for ball in balls))
+        return self.resized(radius=mean_radius(balls, weights), rank=rank)
+
+    @property
+    def unit_ball(self) -> Self:
+        """The ball of radius one and rank one: equal for balls of the same norm."""
+        return self.resized(radius=1.0, rank=1)
+
     def singular_value_excess(self, values: Tensor) -> Tensor:
         return self.gauge(values) - self.radius
 
     def unit(self, op: LowRankOperator) -> float:
         return self.radius
+
+
+S = TypeVar("S", bound=FeasibleSet)
+
+
+def alike(first: S, sets: Sequence[FeasibleSet]) -> list[S] | None:
+    """Return the sets if all are of the class of the first one, else None."""
+    found = [s for s in sets if isinstance(s, type(first))]
+    return found if len(found) == len(sets) else None
+
+
+def mean_radius(balls: Sequence[NormBall], weights: Sequence[float]) -> float:
+    """Return the weighted mean of the radii."""
+    # Equal radii stay what they are, whatever rounding makes of the sum of the weights.
+    radii = [ball.radius for ball in balls]
+    if len(set(radii)) == 1:
+        return radii[0]
+    return math.fsum(p * radius for p, radius in zip(weights, radii, strict=True))
 
 
 def _values(op: LowRankOperator) -> Tensor:
