@@ -75,7 +75,8 @@ def bayesian(
     Returns
     -------
     BayesianResult
-        In the dtype of the observations, of draws in float32. Its history has as objective the sum of squared residuals of each draw.
+        In the dtype of the observations, of draws in float32. Its history has as objective the sum
+        of squared residuals of each draw.
 
     Raises
     ------
