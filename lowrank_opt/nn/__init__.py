@@ -25,6 +25,8 @@ from lowrank_opt.nn.report import SiteReport as SiteReport
 from lowrank_opt.nn.report import adapter_report as adapter_report
 from lowrank_opt.nn.report import monitor as monitor
 from lowrank_opt.nn.report import summary as summary
+from lowrank_opt.nn.shortcut import Shortcut as Shortcut
+from lowrank_opt.nn.shortcut import add_shortcut as add_shortcut
 from lowrank_opt.nn.sites import LayerKind as LayerKind
 from lowrank_opt.nn.sites import register_layer as register_layer
 from lowrank_opt.nn.state import load_adapter as load_adapter
