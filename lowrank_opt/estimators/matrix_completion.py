@@ -218,7 +218,7 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
         check_is_fitted(self)
         i, j = self._positions(X)
         mean, std = self._predict(i, j, return_std=return_std)
-        row_known, col_known = (self._known.counts(*x) > 0 for x in (("row", i), ("col", j)))
+        row_known, col_known = self._known.counts("row", i) > 0, self._known.counts("col", j) > 0
         levels = [_LEVELS[2 * row_known + col_known]] if return_known else []
         found = [mean, *([] if std is None else [std]), *levels]
         return found[0] if len(found) == 1 else tuple(found)
