@@ -12,7 +12,8 @@ from torch import Tensor
 from lowrank_opt.checks import check_order, check_positive_rank, check_radius
 from lowrank_opt.errors import RadiusError
 from lowrank_opt.linalg import lp_norm, project_lp_ball, project_top_k_sum, top_k_sum
-from lowrank_opt.sets.base import FeasibleSet, NormBall, SpectralSet, alike, mean_radius
+from lowrank_opt.sets.base import FeasibleSet, SpectralSet, alike
+from lowrank_opt.sets.norm_ball import NormBall, mean_radius
 
 _NAMES = {1.0: "nuclear", 2.0: "Frobenius", math.inf: "spectral"}
 
