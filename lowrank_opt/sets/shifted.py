@@ -76,8 +76,7 @@ class ShiftedSet(FeasibleSet):
         dtype: torch.dtype | None = None,
     ) -> LowRankOperator:
         op = self.inner.sample(shape, generator=generator, dtype=torch.float64)
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-        return self._shift(op, -1).to(dtype=dtype)
+        return self._shift(op, -1).to(dtype=torch.get_default_dtype() if dtype is None else dtype)
 
     def lmo(self, gradient: Gradient) -> LowRankOperator:
         inner = self.inner.lmo(gradient)
