@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 
 import numpy as np
 import torch
@@ -22,7 +23,9 @@ Floats = NDArray[np.floating]
 # A strong prior in the first sweeps empties directions before they had a chance to fit.
 _FIRST_PRECISION = 0.3
 _LARGEST_EXPONENT = 600.0
-_CHANGING = ("sides", "precisions", "priors", "noise", "relative", "divergences")
+# Directions that are added to a fit start smaller than its own, not to undo it.
+_ADDED_SPREAD = 0.3
+_CHANGING = ("sides", "precisions", "priors", "noise", "relative", "divergences", "energy")
 
 
 class VariationalPosterior:
@@ -52,17 +55,17 @@ class VariationalPosterior:
         self.count = int((weights > 0).sum())
         self.log_weights = float(np.log(weights[weights > 0].astype(np.float64)).sum())
         self.counts = [rows.positive_counts for rows in self.rows]
-        seed = int(torch.randint(2**62, (), generator=generator))
-        self.rng = np.random.default_rng(seed)
+        self.seed = int(torch.randint(2**62, (), generator=generator))
+        rng = np.random.default_rng(self.seed)
         self.sides = [
-            Moments.of(self.rng.standard_normal((size, rank), dtype), np.zeros(size, dtype))
+            Moments.of(rng.standard_normal((size, rank), dtype), np.zeros(size, dtype))
             for size in observations.shape
         ]
         self.precisions: list[Floats] = [_FIRST_PRECISION * np.eye(rank + 1) for _ in self.sides]
         self.priors = [NormalWishart.prior(rank + 1) for _ in self.sides]
         self.noise = noise.common(0, 0.0)
         self.relative = [noise.relative(0 * n, 0.0 * n, noise_strength) for n in self.counts]
-        self.divergences = [0.0, 0.0]
+        self.divergences, self.energy = [0.0, 0.0], math.inf
 
     def sweep(self) -> float:
         """Update everything once; return the free energy."""
@@ -70,7 +73,29 @@ class VariationalPosterior:
         for side in (0, 1):
             loss = self._update(side)
         self.noise = noise.common(self.count, loss)
-        return self._free_energy(loss)
+        self.energy = self._free_energy(loss)
+        return self.energy
+
+    def grown(self, rank: int) -> VariationalPosterior:
+        """Return a posterior of a larger rank that goes on from this one; data are shared.
+
+        The directions of this one keep their means and their prior; the further ones are drawn at
+        random, with an uninformed prior. Covariances begin anew.
+        """
+        larger, kept = copy(self), np.r_[: self.rank, rank]
+        larger.rank = rank
+        rng = np.random.default_rng([self.seed, rank])
+        larger.sides = [_widened(side, rank - self.rank, rng) for side in self.sides]
+        larger.precisions, larger.priors = [], []
+        for precision, prior in zip(self.precisions, self.priors, strict=True):
+            wide, fresh = np.eye(rank + 1), NormalWishart.prior(rank + 1)
+            wide[np.ix_(kept, kept)] = precision
+            fresh.mean[kept] = prior.mean
+            larger.precisions.append(wide)
+            larger.priors.append(fresh)
+        larger.relative, larger.divergences = list(self.relative), [0.0, 0.0]
+        larger.energy = math.inf
+        return larger
 
     def mean(self) -> tuple[LowRankOperator, AdditiveBias]:
         """Return the posterior mean in the unit of the values."""
@@ -127,3 +152,10 @@ class VariationalPosterior:
             + sum(self.divergences)
             + sum(part.divergence() for part in parts)
         )
+
+
+def _widened(side: Moments, count: int, rng: np.random.Generator) -> Moments:
+    """Return the means of a side, without spread, with random directions before the constant."""
+    means, dtype = side.means, side.means.dtype
+    added = _ADDED_SPREAD * rng.standard_normal((len(means), count), dtype)
+    return Moments.of(np.hstack([means[:, :-2], added.astype(dtype)]), means[:, -1])
