@@ -56,9 +56,9 @@ class VariationalPosterior:
         self.log_weights = float(np.log(weights[weights > 0].astype(np.float64)).sum())
         self.counts = [rows.positive_counts for rows in self.rows]
         self.seed = int(torch.randint(2**62, (), generator=generator))
-        rng = np.random.default_rng(self.seed)
+        self.rng = np.random.default_rng(self.seed)
         self.sides = [
-            Moments.of(rng.standard_normal((size, rank), dtype), np.zeros(size, dtype))
+            Moments.of(self.rng.standard_normal((size, rank), dtype), np.zeros(size, dtype))
             for size in observations.shape
         ]
         self.precisions: list[Floats] = [_FIRST_PRECISION * np.eye(rank + 1) for _ in self.sides]
