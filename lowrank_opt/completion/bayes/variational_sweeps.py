@@ -8,6 +8,7 @@ from copy import copy
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lowrank_opt.completion.bayes import noise
 from lowrank_opt.completion.bayes.normal_wishart import NormalWishart
@@ -20,6 +21,7 @@ from lowrank_opt.operator import LowRankOperator
 
 Floats = NDArray[np.floating]
 
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 # A strong prior in the first sweeps empties directions before they had a chance to fit.
 _FIRST_PRECISION = 0.3
 _LARGEST_EXPONENT = 600.0
@@ -49,16 +51,16 @@ class VariationalPosterior:
     ) -> None:
         self.dtype, self.rank, self.strength = observations.dtype, rank, noise_strength
         self.offset, self.unit, scaled = standardize(observations)
-        dtype = np.float32 if observations.dtype == torch.float32 else np.float64
+        dtype = torch.float32 if observations.dtype == torch.float32 else torch.float64
         self.rows = [GaussianRows.of(scaled, axis, dtype) for axis in (scaled.csr, scaled.csc)]
         weights = self.rows[0].weights
         self.count = int((weights > 0).sum())
-        self.log_weights = float(np.log(weights[weights > 0].astype(np.float64)).sum())
-        self.counts = [rows.positive_counts for rows in self.rows]
+        self.log_weights = float(weights[weights > 0].double().log().sum())
+        self.counts = [rows.positive_counts.cpu().numpy() for rows in self.rows]
         self.seed = int(torch.randint(2**62, (), generator=generator))
         self.rng = np.random.default_rng(self.seed)
         self.sides = [
-            Moments.of(self.rng.standard_normal((size, rank), dtype), np.zeros(size, dtype))
+            _certain(self.rng.standard_normal((size, rank), _NUMPY[dtype]), weights)
             for size in observations.shape
         ]
         self.precisions: list[Floats] = [_FIRST_PRECISION * np.eye(rank + 1) for _ in self.sides]
@@ -100,7 +102,7 @@ class VariationalPosterior:
     def mean(self) -> tuple[LowRankOperator, AdditiveBias]:
         """Return the posterior mean in the unit of the values."""
         root, r = math.sqrt(self.unit), self.rank
-        means = [torch.from_numpy(side.means).to(self.dtype) for side in self.sides]
+        means = [side.means.to(self.dtype) for side in self.sides]
         left, right = (x[:, :r] * root for x in means)
         operator = LowRankOperator(left, left.new_ones(r), right)
         a, c = (x[:, -1] * self.unit for x in means)
@@ -125,19 +127,30 @@ class VariationalPosterior:
         """Update one side, its prior and its noise; return the weighted expected loss."""
         own, other, size = self.sides[side], self.sides[1 - side], len(self.counts[side])
         P, precision = self.precisions[side], float(self.noise.mean[0])
-        losses, logdets = self.rows[side].posterior(
+        scales, multipliers, wide, pull = (
+            torch.from_numpy(x).to(own.means.device)
+            for x in (
+                precision * self.relative[side].mean,
+                self.relative[1 - side].mean,
+                P,
+                P @ self.priors[side].mean,
+            )
+        )
+        losses_, logdets = self.rows[side].posterior(
             own,
             other,
-            scales=precision * self.relative[side].mean,
-            precision=P,
-            pull=np.broadcast_to(P @ self.priors[side].mean, (size, self.rank + 1)),
-            multipliers=self.relative[1 - side].mean,
+            scales=scales,
+            precision=wide,
+            pull=pull.expand(size, -1),
+            multipliers=multipliers,
         )
-        total = own.unknowns.sum(axis=0, dtype=np.float64)
-        prior = NormalWishart.posterior(total, own.total(), size)
+        losses = losses_.cpu().numpy()
+        total = own.unknowns.sum(0, dtype=torch.float64).cpu().numpy()
+        squares = own.total().cpu().numpy()
+        prior = NormalWishart.posterior(total, squares, size)
         self.priors[side], self.precisions[side] = prior, prior.precision
         self.relative[side] = noise.relative(self.counts[side], precision * losses, self.strength)
-        distance = prior.expected_distance(total, own.total(), size)
+        distance = prior.expected_distance(total, squares, size)
         constant = size * (self.rank + 1 + prior.expected_log_determinant())
         self.divergences[side] = (float(logdets.sum()) - constant + distance) / 2
         return float(self.relative[side].mean @ losses)
@@ -156,6 +169,13 @@ class VariationalPosterior:
 
 def _widened(side: Moments, count: int, rng: np.random.Generator) -> Moments:
     """Return the means of a side, without spread, with random directions before the constant."""
-    means, dtype = side.means, side.means.dtype
-    added = _ADDED_SPREAD * rng.standard_normal((len(means), count), dtype)
-    return Moments.of(np.hstack([means[:, :-2], added.astype(dtype)]), means[:, -1])
+    means = side.means
+    added = rng.standard_normal((len(means), count), _NUMPY[means.dtype])
+    factors = torch.cat((means[:, :-2], _ADDED_SPREAD * torch.from_numpy(added).to(means)), 1)
+    return Moments.of(factors, means[:, -1])
+
+
+def _certain(factors: Floats, like: Tensor) -> Moments:
+    """Return moments of factors without spread, and without biases, where `like` is."""
+    x = torch.from_numpy(factors).to(like)
+    return Moments.of(x, x.new_zeros(len(x)))
