@@ -75,7 +75,7 @@ class Side:
     def draw_factors(self, other: Side, noise_precision: float) -> float:
         """Draw factors and noise given the other side; return the weighted squared residuals."""
         centre = self.mean + sum(self.parts) if self.parts else self.mean
-        pull = np.broadcast_to(centre @ self.precision, self.x.shape)
+        pull = np.broadcast_to(centre @ self.precision, self.x.shape).copy()
         noise = self.rng.standard_normal(self.x.shape, self.x.dtype)
         losses = self._draw(other, noise_precision * self.relative_precision, pull, noise)
         self.x = self.moments.unknowns.cpu().numpy()
@@ -89,7 +89,7 @@ class Side:
         device = self.moments.means.device
         parts = (scales, self.precision, pull, noise, other.relative_precision)
         names = ("scales", "precision", "pull", "noise", "multipliers")
-        moved = (torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in parts)
+        moved = (torch.from_numpy(x).to(device) for x in parts)
         given = dict(zip(names, moved, strict=True))
         return self.rows.draw(self.moments, other.moments, **given).cpu().numpy()
 
