@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowrank_opt.cli.tables import add_columns, columns, count, report, say
+from lowrank_opt.cli.tables import add_columns, count, report, say
 from lowrank_opt.errors import OptionError
 
 if TYPE_CHECKING:
@@ -74,9 +74,11 @@ def _run(options: Namespace) -> int:
     folder, solver = check_writable(options.out), _solver(options)
     ratings = read_ratings(
         options.ratings,
-        **columns(options, value=True),
+        row=options.user,
+        col=options.item,
+        value=options.value,
         separator=options.separator,
-        header=not options.no_header,
+        header=options.header,
         duplicates=options.duplicates,
         max_bad_lines=options.max_bad_lines,
         progress=None if options.quiet else _Lines(),

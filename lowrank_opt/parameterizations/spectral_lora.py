@@ -1,13 +1,17 @@
 """LoRA's own tensors under a spectral bound: singular values through a double angle."""
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from lowrank_opt.checks import check_radius
 from lowrank_opt.linalg import framed_product, invert_contraction
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, check_radius, random_frame
+from lowrank_opt.parameterizations.base import Parameterization, random_frame
+from lowrank_opt.parameterizations.example import QR, Example
 from lowrank_opt.sets import SchattenBall
 
 
@@ -71,6 +75,12 @@ class SpectralLoRA(Parameterization):
         self.right = nn.Parameter(torch.empty(n, self.rank, dtype=dtype, device=device))
         self.zero_(generator=generator)
 
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        cost = QR + ", three r x r inverses, 2 r columns"
+        make = partial(cls, radius=1.0)
+        yield Example("SpectralLoRA(radius)", make, cost, "double angle of arXiv 2106.09685")
+
     @property
     def feasible_set(self) -> SchattenBall:
         return SchattenBall(float("inf"), self.radius, self.rank)
@@ -96,6 +106,3 @@ class SpectralLoRA(Parameterization):
         self.left.zero_()
         self.right.copy_(random_frame(n, rank, like=self.right, generator=generator))
         return self
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, radius={self.radius}"

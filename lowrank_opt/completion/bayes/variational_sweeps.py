@@ -21,7 +21,6 @@ from lowrank_opt.operator import LowRankOperator
 
 Floats = NDArray[np.floating]
 
-_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 # A strong prior in the first sweeps empties directions before they had a chance to fit.
 _FIRST_PRECISION = 0.3
 _LARGEST_EXPONENT = 600.0
@@ -60,7 +59,8 @@ class VariationalPosterior:
         self.seed = int(torch.randint(2**62, (), generator=generator))
         self.rng = np.random.default_rng(self.seed)
         self.sides = [
-            _certain(self.rng.standard_normal((size, rank), _NUMPY[dtype]), weights)
+            # The same start in both dtypes: ratings as integers and as float32 are the same ones.
+            _certain(self.rng.standard_normal((size, rank), np.float32), weights)
             for size in observations.shape
         ]
         self.precisions: list[Floats] = [_FIRST_PRECISION * np.eye(rank + 1) for _ in self.sides]
@@ -170,7 +170,7 @@ class VariationalPosterior:
 def _widened(side: Moments, count: int, rng: np.random.Generator) -> Moments:
     """Return the means of a side, without spread, with random directions before the constant."""
     means = side.means
-    added = rng.standard_normal((len(means), count), _NUMPY[means.dtype])
+    added = rng.standard_normal((len(means), count), np.float32)
     factors = torch.cat((means[:, :-2], _ADDED_SPREAD * torch.from_numpy(added).to(means)), 1)
     return Moments.of(factors, means[:, -1])
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from lowrank_opt.training.algebra.small import Small, frobenius, small, stacked, tensor
+from lowrank_opt.training.algebra.small import Small, array, frobenius, small, stacked, tensor
 
 Both: TypeAlias = tuple[Tensor, Tensor]
 # What an optimizer remembers of one parameter.
@@ -42,6 +42,13 @@ class TallPair(NamedTuple):
         """Return the products with small matrices, shape (2, r, s)."""
         known = self.coordinates
         return TallPair(self.spans, cores if known is None else known @ cores)
+
+    def weighted(self, weights: tuple[float, float]) -> TallPair:
+        """Return each side times a number."""
+        if self.coordinates is None:
+            x, y = self.spans
+            return TallPair((x * weights[0], y * weights[1]))
+        return TallPair(self.spans, self.coordinates * _column(weights, self.coordinates))
 
     def swapped(self) -> TallPair:
         """Return the sides in the other order."""
@@ -100,6 +107,10 @@ class TallPair(NamedTuple):
         spans = state[f"{name}_0"], state[f"{name}_1"]
         known = state.get(f"{name}_coordinates")
         return cls(spans, None if known is None else small(known, like))
+
+
+def _column(weights: tuple[float, float], like: Small) -> Small:
+    return array([[[weight]] for weight in weights], like)
 
 
 Terms: TypeAlias = Sequence[TallPair]

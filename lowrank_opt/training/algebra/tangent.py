@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
 from lowrank_opt.training.algebra.pair_view import PairView
 from lowrank_opt.training.algebra.small import Small, namespace, paired, small, tensor
 from lowrank_opt.training.algebra.tall import Both, State, TallPair, Terms, evaluate, scaled
@@ -45,6 +47,13 @@ class Tangent:
         """Return the squared Frobenius norm."""
         squares = sum(x.trace() for x in self.parts.inner(self.parts))
         return max(0.0, float(squares - (self.core**2).sum()))
+
+    def to_dense(self) -> Tensor:
+        """Return q itself, m x n."""
+        A, B = self.parts.dense()
+        U, V = self.frames.dense()
+        C = tensor(self.core, A.dtype)
+        return A @ V.mT + U @ (B - V @ C.mT).mT
 
     def averaged(self, old: Tangent, weight: float, view: PairView) -> Tangent:
         """Return ``weight P old + (1 - weight) self``, P the projection on this tangent space."""

@@ -6,7 +6,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, overload
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from lowrank_opt.training.optimizers.adam import State, adam_direction, restore_
 from lowrank_opt.training.roles import FactorPair, factor_pairs, other_parameters
 
 Group = dict[str, Any]
+Decay = Literal["product", "factors"]
 
 
 class FactorOptimizer(Optimizer, ABC):
@@ -49,7 +50,11 @@ class FactorOptimizer(Optimizer, ABC):
     lr : float
         Of the pairs.
     weight_decay : float
-        Decoupled: W shrinks by ``1 - lr * weight_decay`` a step, half of it in each factor.
+        Decoupled; 0 switches it off.
+    decay : {"product", "factors"}
+        What shrinks by ``1 - lr * weight_decay`` a step: W, half of it in each factor, or each
+        factor, so that W shrinks twice as fast. The published forms of LoRA-Pro, LoRA-RITE and
+        of AdamW on factors are the second.
     trust : float
         Largest relative second-order change in one step; ``inf`` switches damping off. 0.03 suits
         adapters, which start at zero; factorisation and completion from factors of full size get
@@ -69,6 +74,7 @@ class FactorOptimizer(Optimizer, ABC):
         *,
         lr: float,
         weight_decay: float = 0.0,
+        decay: Decay = "product",
         trust: float = 0.5,
         others: Iterable[Tensor] = (),
         others_lr: float = 1e-3,
@@ -82,11 +88,13 @@ class FactorOptimizer(Optimizer, ABC):
         else:
             declared = list(pairs)
         _check(declared, given, lr=lr, weight_decay=weight_decay, trust=trust)
+        if decay not in get_args(Decay):
+            raise ValueError(f"decay must be one of {get_args(Decay)}; got decay={decay!r}")
         self.pairs = declared
         given += [p.core for p in declared if p.core is not None and p.core.requires_grad]
         unique = list({id(p): p for p in given}.values())
         flat = [x for pair in declared for x in (pair.left, pair.right)]
-        shared = {"lr": lr, "weight_decay": weight_decay, "trust": trust, **options}
+        shared = {"lr": lr, "weight_decay": weight_decay, "decay": decay, "trust": trust} | options
         groups: list[Group] = [{"params": flat, "role": "pairs", **shared}] if flat else []
         if unique:
             groups.append({"params": unique, "role": "others", "lr": others_lr})
@@ -123,10 +131,14 @@ class FactorOptimizer(Optimizer, ABC):
 
     def _step_pairs(self, group: Group) -> None:
         by_left = {id(pair.left): pair for pair in self.pairs}
-        for left in group["params"][::2]:
-            pair = by_left[id(left)]
-            if pair.left.grad is not None and pair.right.grad is not None:
-                self._step_pair(pair, self.state[left], group)
+        pairs = [by_left[id(left)] for left in group["params"][::2]]
+        ready = [x for x in pairs if x.left.grad is not None and x.right.grad is not None]
+        self.before_pairs(ready, group)
+        for pair in ready:
+            self._step_pair(pair, self.state[pair.left], group)
+
+    def before_pairs(self, pairs: list[FactorPair], group: Group) -> None:
+        """Look at all pairs that have gradients, before the first of them moves."""
 
     def _step_pair(self, pair: FactorPair, state: State, group: Group) -> None:
         try:
@@ -175,7 +187,9 @@ def adam_directions(directions: Both, state: State, group: Group) -> Terms:
 
 def _apply(view: PairView, directions: Terms, group: Group) -> None:
     lr, trust = group["lr"], group["trust"]
-    keep = math.sqrt(max(0.0, 1 - lr * group["weight_decay"]))
+    keep = max(0.0, 1 - lr * group["weight_decay"])
+    if group.get("decay", "product") == "product":
+        keep = math.sqrt(keep)
     if not (math.isinf(trust) or _is_short(view, directions, lr, trust)):
         if len(directions) > 1:
             directions = [TallPair(evaluate(directions))]

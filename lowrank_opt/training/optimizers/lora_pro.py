@@ -12,7 +12,12 @@ from lowrank_opt.training.algebra.pair_view import PairView
 from lowrank_opt.training.algebra.tall import Both, Terms, evaluate, scaled
 from lowrank_opt.training.algebra.tangent import Split, Tangent
 from lowrank_opt.training.optimizers.adam import State, corrected_decay
-from lowrank_opt.training.optimizers.factor_optimizer import FactorOptimizer, Group, adam_directions
+from lowrank_opt.training.optimizers.factor_optimizer import (
+    Decay,
+    FactorOptimizer,
+    Group,
+    adam_directions,
+)
 from lowrank_opt.training.roles import FactorPair
 
 
@@ -65,7 +70,7 @@ class LoRAPro(FactorOptimizer):
         Decay of that average.
     split : {"symmetric", "zero", "sylvester"}
         See `tangent_direction`.
-    weight_decay, trust, others, others_lr
+    weight_decay, decay, trust, others, others_lr
         See `FactorOptimizer`.
 
     References
@@ -91,6 +96,7 @@ class LoRAPro(FactorOptimizer):
         beta: float = 0.999,
         split: Split = "symmetric",
         weight_decay: float = 0.0,
+        decay: Decay = "product",
         trust: float = 0.5,
         others: Iterable[Tensor] = (),
         others_lr: float = 1e-3,
@@ -99,6 +105,7 @@ class LoRAPro(FactorOptimizer):
             pairs,
             lr=lr,
             weight_decay=weight_decay,
+            decay=decay,
             trust=trust,
             others=others,
             others_lr=others_lr,
@@ -146,7 +153,7 @@ class LoRAProAdamW(FactorOptimizer):
     eps : float
     split : {"symmetric", "zero", "sylvester"}
         See `tangent_direction`.
-    weight_decay, trust, others, others_lr
+    weight_decay, decay, trust, others, others_lr
         See `FactorOptimizer`.
 
     References
@@ -170,6 +177,7 @@ class LoRAProAdamW(FactorOptimizer):
         eps: float = 1e-8,
         split: Split = "sylvester",
         weight_decay: float = 0.0,
+        decay: Decay = "product",
         trust: float = 0.03,
         others: Iterable[Tensor] = (),
         others_lr: float = 1e-3,
@@ -178,6 +186,7 @@ class LoRAProAdamW(FactorOptimizer):
             pairs,
             lr=lr,
             weight_decay=weight_decay,
+            decay=decay,
             trust=trust,
             others=others,
             others_lr=others_lr,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import final
 
 from torch import Tensor, nn
 
-from lowrank_opt.training.algebra.pair_view import PairView
+from lowrank_opt.training.algebra.pair_view import PairView, read_pair
 from lowrank_opt.training.algebra.small import Small, namespace, small, tensor
 from lowrank_opt.training.algebra.tall import TallPair, Terms, evaluate
 from lowrank_opt.training.optimizers.adam import State, corrected_decay
-from lowrank_opt.training.optimizers.factor_optimizer import FactorOptimizer, Group
+from lowrank_opt.training.optimizers.factor_optimizer import Decay, FactorOptimizer, Group
 from lowrank_opt.training.roles import FactorPair
 
 
@@ -36,7 +37,14 @@ class LoRARite(FactorOptimizer):
         Added to the root of the second moment.
     escaped_mass : bool
         Keep what of the second moment leaves the subspace (step 5 below) as a multiple of I.
-    weight_decay, trust, others, others_lr
+    clip : float, optional
+        Largest norm of the unmagnified gradients of all pairs together; 1 in the authors' code. It
+        does not depend on the gauge. Off by default.
+    skip : float, optional
+        An unmagnified gradient whose entries have a larger root mean square counts as zero; 1 in
+        the authors' code, which is applied before `clip`. Off by default: losses that are sums
+        would freeze without a word.
+    weight_decay, decay, trust, others, others_lr
         See `FactorOptimizer`.
 
     Notes
@@ -59,6 +67,9 @@ class LoRARite(FactorOptimizer):
     >>> LoRARite(model, lr=0.1).step()
     """
 
+    # What `clip` makes of all gradients of the present step.
+    _shrink: float = 1.0
+
     def __init__(
         self,
         pairs: nn.Module | Iterable[FactorPair],
@@ -67,27 +78,48 @@ class LoRARite(FactorOptimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
         escaped_mass: bool = False,
+        clip: float | None = None,
+        skip: float | None = None,
         weight_decay: float = 0.0,
+        decay: Decay = "product",
         trust: float = 0.03,
         others: Iterable[Tensor] = (),
         others_lr: float = 1e-3,
     ) -> None:
+        if not all(x is None or x > 0 for x in (clip, skip)):
+            raise ValueError(f"clip and skip must be positive; got clip={clip!r}, skip={skip!r}")
         super().__init__(
             pairs,
             lr=lr,
             weight_decay=weight_decay,
+            decay=decay,
             trust=trust,
             others=others,
             others_lr=others_lr,
             betas=betas,
             eps=eps,
             escaped_mass=escaped_mass,
+            clip=clip,
+            skip=skip,
         )
+
+    def before_pairs(self, pairs: list[FactorPair], group: Group) -> None:
+        """Find the factor that brings the norm of all unmagnified gradients to `clip`."""
+        self._shrink = 1.0
+        if group.get("clip") is None:
+            return
+        views = (read_pair(pair) for pair in pairs)
+        kept = (_skipped(view.partners.unmagnified(view.gradients), view, group) for view in views)
+        norm = math.sqrt(sum(float(x.trace()) for h in kept for x in h.inner(h)))
+        self._shrink = min(1.0, group["clip"] / norm) if norm > 0 else 1.0
 
     def directions(self, view: PairView, state: State, group: Group) -> Terms:
         t: int = state.get("step", 0) + 1
         b1, b2 = (corrected_decay(b, t) for b in group["betas"])
-        partners, h = view.partners, view.partners.unmagnified(view.gradients)
+        partners = view.partners
+        h = _skipped(partners.unmagnified(view.gradients), view, group)
+        if self._shrink != 1.0:
+            h = h.weighted((self._shrink, self._shrink))
         V = h.inner(h) / view.rows
         rho: Small = 0.0
         terms: list[TallPair] = []
@@ -104,6 +136,17 @@ class LoRARite(FactorOptimizer):
         TallPair(D, partners.roots.mT).put(state, "mean")
         partners.frames.copied().put(state, "frame")
         return [TallPair(D)]
+
+
+def _skipped(h: TallPair, view: PairView, group: Group) -> TallPair:
+    """Return the unmagnified gradients, those that are too large replaced by zero."""
+    limit = group.get("skip")
+    if limit is None:
+        return h
+    entries = [x.numel() for x in view.gradients]
+    squares = [float(x.trace()) for x in h.inner(h)]
+    large = [s > limit**2 * n for s, n in zip(squares, entries, strict=True)]
+    return h.weighted((float(not large[0]), float(not large[1]))) if any(large) else h
 
 
 def _second_moment(

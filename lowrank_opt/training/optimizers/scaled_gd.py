@@ -13,7 +13,12 @@ from lowrank_opt.training.algebra.pair_view import PairView
 from lowrank_opt.training.algebra.small import cholesky, identity
 from lowrank_opt.training.algebra.tall import TallPair, Terms
 from lowrank_opt.training.optimizers.adam import State
-from lowrank_opt.training.optimizers.factor_optimizer import FactorOptimizer, Group, adam_directions
+from lowrank_opt.training.optimizers.factor_optimizer import (
+    Decay,
+    FactorOptimizer,
+    Group,
+    adam_directions,
+)
 from lowrank_opt.training.roles import FactorPair
 
 
@@ -33,7 +38,7 @@ class ScaledGD(FactorOptimizer):
     damping : float
         :math:`\lambda`; 1e-6 in Riemannian-preconditioned LoRA. Positive values break the
         invariance; at 0 a vanishing factor takes its pseudo-inverse.
-    weight_decay, trust, others, others_lr
+    weight_decay, decay, trust, others, others_lr
         See `FactorOptimizer`.
 
     References
@@ -58,6 +63,7 @@ class ScaledGD(FactorOptimizer):
         lr: float = 0.5,
         damping: float = 0.0,
         weight_decay: float = 0.0,
+        decay: Decay = "product",
         trust: float = 1.0,
         others: Iterable[Tensor] = (),
         others_lr: float = 1e-3,
@@ -66,6 +72,7 @@ class ScaledGD(FactorOptimizer):
             pairs,
             lr=lr,
             weight_decay=weight_decay,
+            decay=decay,
             trust=trust,
             others=others,
             others_lr=others_lr,
@@ -88,7 +95,7 @@ class ScaledAdamW(FactorOptimizer):
     lr : float
     betas : tuple of float
     eps : float
-    damping, weight_decay, trust, others, others_lr
+    damping, weight_decay, decay, trust, others, others_lr
         See `ScaledGD`.
 
     References
@@ -112,6 +119,7 @@ class ScaledAdamW(FactorOptimizer):
         eps: float = 1e-8,
         damping: float = 1e-6,
         weight_decay: float = 0.0,
+        decay: Decay = "product",
         trust: float = 0.03,
         others: Iterable[Tensor] = (),
         others_lr: float = 1e-3,
@@ -120,6 +128,7 @@ class ScaledAdamW(FactorOptimizer):
             pairs,
             lr=lr,
             weight_decay=weight_decay,
+            decay=decay,
             trust=trust,
             others=others,
             others_lr=others_lr,

@@ -14,7 +14,7 @@ from lowrank_opt.training.algebra.small import namespace
 from lowrank_opt.training.algebra.tall import Both, TallPair, Terms, add_to
 from lowrank_opt.training.algebra.thin_basis import ONE_PASS_CONDITION, thin_bases
 from lowrank_opt.training.optimizers.adam import State
-from lowrank_opt.training.optimizers.factor_optimizer import FactorOptimizer, Group
+from lowrank_opt.training.optimizers.factor_optimizer import Decay, FactorOptimizer, Group
 from lowrank_opt.training.roles import FactorPair
 
 # Gram matrices of smaller entries are near underflow.
@@ -37,7 +37,7 @@ class SpectralDescent(FactorOptimizer):
         Bound on the first-order change of W in the spectral norm.
     momentum : float
         In [0, 1).
-    weight_decay, trust, others, others_lr
+    weight_decay, decay, trust, others, others_lr
         See `FactorOptimizer`.
 
     References
@@ -62,6 +62,7 @@ class SpectralDescent(FactorOptimizer):
         lr: float = 1e-2,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
+        decay: Decay = "product",
         trust: float = 0.03,
         others: Iterable[Tensor] = (),
         others_lr: float = 1e-3,
@@ -70,6 +71,7 @@ class SpectralDescent(FactorOptimizer):
             pairs,
             lr=lr,
             weight_decay=weight_decay,
+            decay=decay,
             trust=trust,
             others=others,
             others_lr=others_lr,

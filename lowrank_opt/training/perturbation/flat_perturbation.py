@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.errors import LowRankError, ShapeError
-from lowrank_opt.nn.adapted import AdaptedModule
-from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization
+from lowrank_opt.errors import LowRankError
 from lowrank_opt.training.perturbation.row_scale import filter_scale
 from lowrank_opt.training.perturbation.seeded_noise import SeededNoise, mix_seed, regenerated
-
-Updates = Mapping[str, Callable[[], LowRankOperator]]
+from lowrank_opt.training.perturbation.targets import Target, Updates, find_targets
 
 
 def cosine_increase(progress: float) -> float:
@@ -31,18 +25,6 @@ def cosine_increase(progress: float) -> float:
     [0.0, 0.5, 1.0]
     """
     return 0.5 * (1 - math.cos(math.pi * min(max(progress, 0.0), 1.0)))
-
-
-@dataclass(eq=False)
-class _Target:
-    """One weight, everywhere it is used."""
-
-    name: str
-    weight: nn.Parameter
-    owners: list[tuple[nn.Module, str]]
-    update: Callable[[], LowRankOperator] | None
-    axis: int = 0
-    reads: int = field(default=0)
 
 
 @final
@@ -66,16 +48,17 @@ class FlatPerturbation:
         Strength; 0.05 to 0.15 in the paper, up to 0.5 on small networks.
     total_steps : int
         T of the schedule, in optimizer steps.
-    targets : str
-        Regular expression; parameters whose full name it matches are perturbed. By default all
-        ``weight`` with two or more axes outside of parameterizations.
+    targets : str, optional
+        Regular expression; parameters whose full name it matches are perturbed. By default exactly
+        the adapted weights, as in the paper: those with an active adapter or an update of their
+        shape beside them. In a model without updates, every ``weight`` of two or more axes.
     updates : mapping of str to callable, optional
         By parameter name: returns the `LowRankOperator` that an adapter adds to that weight. Where
         a weight has exactly one parameterization of its shape beside or below it, that one is
         taken by itself.
     axes : mapping of str to int, optional
-        By parameter name: the axis that counts filters, where it is not the usual one (1 for
-        weights stored transposed).
+        By parameter name: the axis that counts filters, where it is not the usual one. Transposed
+        convolutions and the ``Conv1D`` of GPT-2 are known.
     schedule : callable
         f, of the progress in [0, 1].
     detach_scale : bool
@@ -123,7 +106,7 @@ class FlatPerturbation:
             )
         self.sigma, self.total_steps, self.schedule = sigma, total_steps, schedule
         self.detach_scale, self.seed, self.step = detach_scale, seed, 0
-        self._targets = _find(model, targets, dict(updates or {}), dict(axes or {}))
+        self._targets = find_targets(model, targets, dict(updates or {}), dict(axes or {}))
 
     @property
     def names(self) -> list[str]:
@@ -183,16 +166,16 @@ class FlatPerturbation:
                 f"{self.names} was: run the model inside of the block, or choose other targets"
             )
 
-    def _noise(self, target: _Target, strength: float, seed: int) -> SeededNoise:
+    def _noise(self, target: Target, strength: float, seed: int) -> SeededNoise:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_scale):
-            update = None if target.update is None else target.update()
+            updates = [update() for update in target.updates]
             module = target.owners[0][0]
-            std = strength * filter_scale(module, target.weight, update, axis=target.axis)
+            std = strength * filter_scale(module, target.weight, updates, axis=target.axis)
         return SeededNoise(std, seed)
 
 
 @contextmanager
-def _wrapped(module: nn.Module, name: str, target: _Target, noise: SeededNoise) -> Generator[None]:
+def _wrapped(module: nn.Module, name: str, target: Target, noise: SeededNoise) -> Generator[None]:
     """Let `module.forward` see the perturbed weight, for this block."""
     inner = module.forward
     own = "forward" in vars(module)
@@ -224,58 +207,3 @@ def _replaced(module: nn.Module, name: str, value: Tensor) -> Generator[None]:
         yield
     finally:
         del vars(module)[name]
-
-
-def _find(
-    model: nn.Module, targets: str | None, updates: Updates, axes: dict[str, int]
-) -> list[_Target]:
-    found: dict[int, _Target] = {}
-    for prefix, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            full = f"{prefix}.{name}" if prefix else name
-            if id(parameter) in found:
-                found[id(parameter)].owners.append((module, name))
-            elif _wanted(model, prefix, name, full, parameter, targets):
-                update = updates.get(full) or _beside(model, prefix, name, parameter)
-                found[id(parameter)] = _Target(
-                    full, parameter, [(module, name)], update, axes.get(full, 0)
-                )
-    unknown = (set(updates) | set(axes)) - {target.name for target in found.values()}
-    if unknown or not found:
-        raise ShapeError(
-            f"targets must name weights of the model; got targets={targets!r}, which gives "
-            f"{[t.name for t in found.values()]}, and unknown names {sorted(unknown)}"
-        )
-    return list(found.values())
-
-
-def _wanted(
-    model: nn.Module, prefix: str, name: str, full: str, parameter: Tensor, targets: str | None
-) -> bool:
-    if targets is not None:
-        return re.fullmatch(targets, full) is not None
-    inside = any(
-        isinstance(model.get_submodule(".".join(prefix.split(".")[:k])), Parameterization)
-        for k in range(1, len(prefix.split(".")) + 1)
-    )
-    return name == "weight" and parameter.ndim >= 2 and not inside
-
-
-def _beside(
-    model: nn.Module, prefix: str, name: str, weight: Tensor
-) -> Callable[[], LowRankOperator] | None:
-    """Return the update of an adapted layer, or the one parameterization below or beside."""
-    module, parent = model.get_submodule(prefix), model.get_submodule(prefix.rpartition(".")[0])
-    shape = tuple(weight.flatten(1).shape)
-    if isinstance(parent, AdaptedModule):
-        adapted = parent.updates().get(name, [])
-        return _updates_of(parent, name) if [shape] == [op.shape for op in adapted] else None
-    for place in (module.modules(), parent.children()):
-        fitting = [x for x in place if isinstance(x, Parameterization) and x.shape == shape]
-        if len(fitting) == 1:
-            return fitting[0]
-    return None
-
-
-def _updates_of(layer: AdaptedModule, name: str) -> Callable[[], LowRankOperator]:
-    return lambda: layer.updates()[name][0]

@@ -15,10 +15,12 @@ from lowrank_opt.errors import RankError, ShapeError
 class CubicBudget:
     r"""A number of components that falls like a cube from `start` to `final`.
 
-    .. math:: b(t) = b_T + (b_0 - b_T) \Bigl(1 - \frac{t - t_i}{T - t_i - t_f}\Bigr)^3
+    With :math:`x = (t - t_i) / (T - t_i - t_f)` it is, fast at first and then slow,
 
-    between :math:`t_i` = `warmup` and :math:`T - t_f` = ``total - hold``, rounded up; constant
-    before and after.
+    .. math:: b(t) = b_T + (b_0 - b_T) (1 - x)^3
+
+    or, if `late`, slow at first and then fast, :math:`b_0 - (b_0 - b_T) x^3`; between :math:`t_i` =
+    `warmup` and :math:`T - t_f` = ``total - hold``, rounded up; constant before and after.
 
     Parameters
     ----------
@@ -29,15 +31,23 @@ class CubicBudget:
     warmup, hold : int
         Steps at `start` in the beginning, and at `final` in the end.
 
+    late : bool
+        Which of the two curves.
+
     References
     ----------
-    Zhang et al., AdaLoRA (arXiv 2303.10512), eq. (12).
+    Zhang et al., AdaLoRA (arXiv 2303.10512), eq. (12); the late one: Mao et al., DoRA: dynamic rank
+    distribution (arXiv 2405.17357), section 3.3, whose warmup is 15 % and whose end 50 % of the
+    steps (`dynamic_rank`).
 
     Examples
     --------
     >>> budget = CubicBudget(start=12, final=4, total=10, warmup=2, hold=4)
     >>> [budget(t) for t in range(0, 11, 2)]
     [12, 12, 5, 4, 4, 4]
+    >>> late = CubicBudget.dynamic_rank(start=12, final=4, total=20)
+    >>> [late(t) for t in range(0, 11, 2)]
+    [12, 12, 12, 12, 10, 4]
     """
 
     start: int
@@ -45,6 +55,13 @@ class CubicBudget:
     total: int
     warmup: int = 0
     hold: int = 0
+    late: bool = False
+
+    @classmethod
+    def dynamic_rank(cls, *, start: int, final: int, total: int) -> CubicBudget:
+        """Return the schedule of dynamic-rank DoRA: late, between 15 % and 50 % of the steps."""
+        warmup, end = round(0.15 * total), round(0.5 * total)
+        return cls(start, final, total, warmup, total - max(end, warmup + 1), late=True)
 
     def __post_init__(self) -> None:
         if not 0 <= self.final <= self.start:
@@ -61,7 +78,10 @@ class CubicBudget:
     def __call__(self, step: int) -> int:
         """Return b(step)."""
         length = self.total - self.warmup - self.hold
-        left = length - min(max(step - self.warmup, 0), length)
+        done = min(max(step - self.warmup, 0), length)
+        left = length - done
+        if self.late:
+            return self.start - (self.start - self.final) * done**3 // length**3
         # Integer arithmetic: the end points are exact, and the ceiling is too.
         return self.final - (-(self.start - self.final) * left**3 // length**3)
 

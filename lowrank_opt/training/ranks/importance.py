@@ -156,3 +156,18 @@ def tangent_norm(pair: FactorPair) -> float:
 def snip_score(pair: FactorPair) -> float:
     r"""Return :math:`\sum |w\, \partial_w L|` over both factors; zero at every zero start."""
     return float(sum(x.double().sum() for x in _sensitivities(pair)[:2]))
+
+
+def grad_norm(pair: FactorPair) -> float:
+    """Return the sum of the Frobenius norms of both factors' gradients: HeteroLoRA's GRAD-NORM.
+
+    Depends on the gauge; at a zero start only the zero factor has a gradient.
+
+    References
+    ----------
+    HeteroLoRA (arXiv 2406.14956), section 3.
+    """
+    norms = (
+        torch.linalg.vector_norm(x.grad) for x in (pair.left, pair.right) if x.grad is not None
+    )
+    return float(sum(x.double() for x in norms))

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
+import lzma
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice, repeat
 from os import PathLike, fspath
-from typing import TypeAlias
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_opt.errors import DataError
+from lowrank_opt.tables.heading import Heading
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -77,31 +80,46 @@ class Chunk:
 
 
 class DelimitedFile:
-    r"""A file of lines such as ``ann,matrix,5``: CSV, TSV, ``::``, compressed with gzip or not.
+    r"""A file of lines such as ``ann,matrix,5``: CSV, TSV, ``::``, compressed or not.
 
-    Every line is a record: a quoted field cannot go on in the next line. Each line has as many
-    fields as the first one. Empty lines are fine at the end only.
+    Compressed by gzip, bzip2 or xz. Every line is a record: a quoted field cannot go on in the
+    next line. Each line has as many fields as the first one. Empty lines are fine at the end only.
+    Not read by pyarrow, which has no separator of two characters, stops at a byte that is no UTF-8
+    even in a column that is not read, and does not number the lines that it leaves out.
 
     Parameters
     ----------
-    path : str or path
-    texts : sequence of str or int
-        Columns of text: the names that the first line gives them, or positions, from one. Without a
-        header, text such as ``"2"`` is a position as well.
+    path : str, path or binary stream
+        A stream is read once, from where it is.
+    texts : sequence of str, int or None
+        Columns of ids: the names that the first line gives them, or positions, from one. Without a
+        header, text such as ``"2"`` is a position as well. None by the rule of
+        `lowrank_opt.tables.columns`.
     number : str or int, optional
         The column of numbers.
+    values : bool or None
+        Whether a column of numbers is needed if `number` does not name it; None if it is taken
+        where there is a third column.
     separator : str, optional
         By default the first that the first line contains, of ``::``, tab, ``,`` ``;`` ``|`` and
         space.
-    header : bool
-        Whether the first line has names.
+    header : bool or None
+        Whether the first line has names. By default that is found out: names are no numbers.
     max_bad_lines : int
         How many malformed lines are left out; one more is an error.
+    known : callable, optional
+        Whether the ids of a line are known, which decides where a first line of text could be
+        names as well as ids.
 
     Attributes
     ----------
     names : list of str or None
         Of all columns, if there is a header.
+    texts : list of int
+        Positions of the columns of ids, from zero.
+    number : int or None
+    reading : str
+        Which columns are read, and why these.
     bad : BadLines
         Those met by `chunks`.
     unterminated : bool
@@ -111,24 +129,27 @@ class DelimitedFile:
     Raises
     ------
     DataError
-        If the file cannot be read, or a column does not exist.
+        If the file cannot be read, a column does not exist, or nothing says what the columns or
+        the first line mean.
     """
 
     def __init__(
         self,
-        path: str | PathLike[str],
-        texts: Sequence[str | int],
+        path: str | PathLike[str] | BinaryIO,
+        texts: Sequence[str | int | None] = (None, None),
         number: str | int | None = None,
         *,
+        values: bool | None = False,
         separator: str | None = None,
-        header: bool = True,
+        header: bool | None = None,
         max_bad_lines: int = 0,
+        known: Callable[[str, str], bool] | None = None,
     ) -> None:
-        self.path, self.header = fspath(path), header
+        self.path = stream_name(path)
         self.bad, self.unterminated = BadLines(max_bad_lines), False
-        with _reading(self.path):
+        with reading(self.path):
             # Opened once: a pipe cannot be read again.
-            self.stream = _open(self.path)
+            self.stream = _open(path)
             self.first = self.stream.readline()
         first = self.first.removesuffix("\n")
         if not first.strip():
@@ -136,16 +157,14 @@ class DelimitedFile:
         if "\0" in first:
             raise DataError(f"a file must be text in UTF-8; {self.path!r} is not: convert it first")
         self.separator = separator or _guess(first, self.path)
-        names = _split(first, self.separator)
-        self.width = len(names)
-        self.names = [name.strip() for name in names] if header else None
-        self.texts = [self._position(column, names) for column in texts]
-        self.number = None if number is None else self._position(number, names)
-        if header and self.number is not None and _is_number(names[self.number]):
-            raise DataError(
-                f"the first line must have the names of the columns; {self.path!r} begins with "
-                f"{first[:_SHOWN]!r}: pass header=False, or --no-header"
-            )
+        fields = _split(first, self.separator)
+        self.width = len(fields)
+        found = Heading(self.path, fields, known, is_number).find(
+            texts, number, values=values, header=header
+        )
+        self.header, self.reading = found.header, found.reading
+        self.names = [name.strip() for name in fields] if found.header else None
+        self.texts, self.number = found.texts, found.number
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield the columns, in order, some thousand lines at a time; once.
@@ -157,7 +176,7 @@ class DelimitedFile:
             cut off inside its compressed data.
         """
         number, blank = 1 + int(self.header), list[int]()
-        with _reading(self.path), self.stream:
+        with reading(self.path), self.stream:
             rest = chain([] if self.header else [self.first], self.stream)
             while lines := list(islice(rest, CHUNK)):
                 chunk = self._fast(lines) or self._slow(lines, number, blank)
@@ -224,25 +243,9 @@ class DelimitedFile:
                 raise ValueError(f"nothing in column {c + 1}")
             if not _is_unicode(fields[c]):
                 raise ValueError(f"column {c + 1} is not UTF-8")
-        if self.number is not None and not _is_number(fields[self.number]):
+        if self.number is not None and not is_number(fields[self.number]):
             raise ValueError(f"{fields[self.number]!r} is not a finite number")
         return fields
-
-    def _position(self, column: str | int, names: list[str]) -> int:
-        if self.header and isinstance(column, str):
-            stripped = [name.strip() for name in names]
-            if stripped.count(column) != 1:
-                raise DataError(
-                    f"a column must be one of {stripped[:20]}; got {column!r} for "
-                    f"{self.path!r}: name another one, or pass header=False, or --no-header"
-                )
-            return stripped.index(column)
-        if not (str(column).isdecimal() and 1 <= int(column) <= self.width):
-            raise DataError(
-                f"a position of a column must be in 1..{self.width}; got {column!r} for "
-                f"{self.path!r}: columns have names only if the first line gives them"
-            )
-        return int(column) - 1
 
     def _too_many(self, number: int) -> DataError:
         count = len(self.bad.numbers)
@@ -276,7 +279,8 @@ def _split(line: str, separator: str) -> list[str]:
     return next(csv.reader([line], delimiter=separator, strict=True))
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a field is a finite number, as float32 has it."""
     try:
         return abs(float(text)) <= _LARGEST and "_" not in text
     except ValueError:
@@ -294,20 +298,37 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _open(path: str) -> io.TextIOWrapper:
-    """Return the text of a file; its bytes are decompressed if they begin as those of gzip do."""
-    raw = open(path, "rb")  # noqa: SIM115
-    opener: Callable[..., io.BufferedIOBase] = gzip.GzipFile
-    data = opener(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
+def stream_name(path: str | PathLike[str] | BinaryIO) -> str:
+    """Return what messages call a file or a stream."""
+    if isinstance(path, str | PathLike):
+        return fspath(path)
+    return str(getattr(path, "name", "standard input"))
+
+
+def _open(path: str | PathLike[str] | BinaryIO) -> io.TextIOWrapper:
+    """Return the text of a file; its bytes are decompressed if they begin so."""
+    given = open(path, "rb") if isinstance(path, str | PathLike) else path  # noqa: SIM115
+    raw = given if isinstance(given, io.BufferedReader) else io.BufferedReader(cast("Any", given))
+    data = cast("Any", _decompressed(raw))
     return io.TextIOWrapper(data, encoding="utf-8-sig", errors="surrogateescape")
 
 
+def _decompressed(raw: io.BufferedReader) -> object:
+    begin = raw.peek(6)
+    if begin.startswith(b"\x1f\x8b"):
+        return gzip.GzipFile(fileobj=raw)
+    if begin.startswith(b"BZh"):
+        return bz2.BZ2File(raw)
+    return lzma.LZMAFile(raw) if begin.startswith(b"\xfd7zXZ") else raw
+
+
 @contextmanager
-def _reading(path: str) -> Generator[None]:
+def reading(path: str) -> Generator[None]:
+    """Turn what goes wrong while a file is read into a DataError that names it."""
     try:
         yield
     except DataError:
         raise
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"a file must be readable; got {path!r}: {reason}") from error

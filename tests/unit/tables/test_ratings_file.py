@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowrank_opt.errors import DataError, ObservationError
-from lowrank_opt.observations import delimited
 from lowrank_opt.observations.ratings import Ratings, read_ratings
+from lowrank_opt.tables import delimited
 
 CLEAN = "user,item,stars\nann,heat,5\nbob,heat,3\nann,alien,4.5\n"
 

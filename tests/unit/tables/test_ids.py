@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowrank_opt.errors import ObservationError, ShapeError
-from lowrank_opt.estimators.ids import Labels
+from lowrank_opt.tables.ids import Labels
 
 integers = st.integers(-(2**63), 2**63 - 1)
 kinds = st.one_of(
