@@ -245,3 +245,12 @@ def test_noise_strength_outside_its_domain_raises():
 def test_features_without_information_raise(features):
     with pytest.raises(ObservationError, match="finite and not all zero"):
         FeatureLink.of(features)
+
+
+def test_values_far_from_zero_keep_their_signal():
+    """Centred before they are cast: float32 does not hold 1e10 and a unit beside it."""
+    near = planted()[0].to(dtype=torch.float64)
+    far = near.with_values(near.values + 1e10)
+    a, b = (fit(x, burn_in=2, samples=5).predict(near.rows, near.cols) for x in (near, far))
+    assert torch.float64 == b.dtype
+    assert float((a - (b - 1e10)).abs().max()) < 1e-3

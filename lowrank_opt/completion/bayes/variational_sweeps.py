@@ -39,6 +39,8 @@ class VariationalPosterior:
     noise_strength : float
     generator : torch.Generator or None
         As in `variational`.
+    single : bool
+        Sweep in float32 whatever the dtype of the observations.
     """
 
     def __init__(
@@ -47,10 +49,14 @@ class VariationalPosterior:
         rank: int,
         noise_strength: float,
         generator: torch.Generator | None,
+        *,
+        single: bool = False,
     ) -> None:
         self.dtype, self.rank, self.strength = observations.dtype, rank, noise_strength
+        # In the dtype of the values: float32 may hold their deviations, but not them.
         self.offset, self.unit, scaled = standardize(observations)
-        dtype = torch.float32 if observations.dtype == torch.float32 else torch.float64
+        narrow = single or observations.dtype == torch.float32
+        dtype = torch.float32 if narrow else torch.float64
         self.rows = [GaussianRows.of(scaled, axis, dtype) for axis in (scaled.csr, scaled.csc)]
         weights = self.rows[0].weights
         self.count = int((weights > 0).sum())
