@@ -43,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "testing": CORE | CONSUMERS | {""},
     # `lowrank-opt verify` is a face of the verification suite, loaded when it is called.
     "cli": CORE | CONSUMERS | {"", "testing"},
+    "__main__": {"cli"},
     "problems": CORE | CONSUMERS | {""},
     "experiments": CORE | CONSUMERS | {"", "testing", "problems"},
 }

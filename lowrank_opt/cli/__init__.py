@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from lowrank_opt import __version__
 from lowrank_opt.cli import complete, evaluate, inspect, plot, predict, recommend, verify
 from lowrank_opt.errors import LowRankError
 
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lowrank-opt", description="Complete matrices, verify and inspect low-rank models."
     )
+    parser.add_argument("--version", action="version", version=f"lowrank-opt {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     for module in _COMMANDS:
         module.add_to(commands)
