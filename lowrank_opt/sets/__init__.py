@@ -5,6 +5,7 @@ from lowrank_opt.sets.base import NormBall as NormBall
 from lowrank_opt.sets.base import RankAtMost as RankAtMost
 from lowrank_opt.sets.base import SpectralSet as SpectralSet
 from lowrank_opt.sets.base import relative_tolerance as relative_tolerance
+from lowrank_opt.sets.complement import ComplementSet as ComplementSet
 from lowrank_opt.sets.derived import NestedSet as NestedSet
 from lowrank_opt.sets.derived import ShiftedSet as ShiftedSet
 from lowrank_opt.sets.derived import WeightedSchattenBall as WeightedSchattenBall
