@@ -79,6 +79,10 @@ class DataError(LowRankError, OSError):
     """A data or results file that cannot be read, downloaded, verified or written."""
 
 
+class MissingExtraError(LowRankError, ImportError):
+    """A package that one of the extras brings is not installed."""
+
+
 class ConvergenceWarning(UserWarning):
     """The iteration stopped before its tolerance was reached."""
 

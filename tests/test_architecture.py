@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("lowrank_opt", "problems", "experiments")
 MAX_LINES = 400
 
-FOUNDATION = {"errors", "checks", "files", "linalg", "operator", "sets", "tables", "observations"}
+BASEMENT = {"errors", "checks", "extras", "files"}
+FOUNDATION = BASEMENT | {"linalg", "operator", "sets", "tables", "observations"}
 CORE = FOUNDATION | {"parameterizations", "kernels", "completion", "nn"}
 CONSUMERS = {"estimators", "training", "merging", "distributed", "plots"}
 
@@ -26,13 +27,14 @@ CONSUMERS = {"estimators", "training", "merging", "distributed", "plots"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "checks": {"errors"},
+    "extras": {"errors"},
     "files": {"errors"},
     "linalg": {"errors"},
-    "tables": {"errors"},
+    "tables": {"errors", "extras"},
     "observations": {"errors", "checks", "tables"},
     "operator": {"errors", "checks", "linalg"},
     "sets": {"errors", "checks", "linalg", "operator"},
-    "parameterizations": {"errors", "checks", "linalg", "operator", "sets"},
+    "parameterizations": {"errors", "checks", "extras", "linalg", "operator", "sets"},
     "kernels": {"errors", "checks", "linalg", "operator", "observations"},
     "completion": FOUNDATION | {"parameterizations", "kernels"},
     "nn": {"errors", "checks", "files", "linalg", "operator", "sets", "parameterizations"},

@@ -21,6 +21,7 @@ class ImputerOptions(Protocol):
     tolerance: float
     max_iterations: int
     validation: float
+    missing_values: object
 
 
 class CompletionOptions(Protocol):

@@ -14,6 +14,7 @@ from torch import Tensor
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.completion.after.fold_in import balanced_factors, transposed
 from lowrank_opt.estimators.updates import flipped
+from lowrank_opt.extras import extra
 from lowrank_opt.observations import Observations
 from lowrank_opt.tables.ids import UNKNOWN, Ids, Labels, Positions
 
@@ -58,8 +59,8 @@ class Recommendations(NamedTuple):
 
     def to_pandas(self) -> DataFrame:
         """Return a data frame with one line for each recommendation: asked, id, score, rank."""
-        import pandas as pd
-
+        with extra("experiments"):
+            import pandas as pd
         i, t = (self.positions != UNKNOWN).nonzero()
         columns = {"asked": self.asked[i], "id": self.ids[i, t], "score": self.scores[i, t]}
         return pd.DataFrame(columns | {"rank": t + 1})

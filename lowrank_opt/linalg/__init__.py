@@ -9,6 +9,7 @@ from lowrank_opt.linalg.contraction import inverse_one_plus_gram as inverse_one_
 from lowrank_opt.linalg.contraction import invert_contraction as invert_contraction
 from lowrank_opt.linalg.framed import FramedProduct as FramedProduct
 from lowrank_opt.linalg.framed import framed_product as framed_product
+from lowrank_opt.linalg.frames import nearest_frame as nearest_frame
 from lowrank_opt.linalg.frames import polar_frame as polar_frame
 from lowrank_opt.linalg.frames import qr_frame as qr_frame
 from lowrank_opt.linalg.frozen import frozen_product as frozen_product
@@ -25,7 +26,6 @@ from lowrank_opt.linalg.scaling import top_k_sum as top_k_sum
 from lowrank_opt.linalg.scaling import working_dtype as working_dtype
 from lowrank_opt.linalg.singular_values import differentiable_values as differentiable_values
 from lowrank_opt.linalg.subspaces import extend_basis as extend_basis
-from lowrank_opt.linalg.subspaces import polished_frame as polished_frame
 from lowrank_opt.linalg.subspaces import project_out as project_out
 from lowrank_opt.linalg.svd import leading_svd as leading_svd
 from lowrank_opt.linalg.svd import orthonormal_columns as orthonormal_columns

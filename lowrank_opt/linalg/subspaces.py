@@ -41,25 +41,6 @@ def project_out(x: Tensor, basis: Tensor | None) -> Tensor:
     return y - Q @ (Q.mT @ y)
 
 
-def polished_frame(frame: Tensor) -> Tensor:
-    """Return the nearest orthonormal frame by two Newton-Schulz steps: 1e-7 off becomes 1e-16.
-
-    Parameters
-    ----------
-    frame : Tensor, shape (m, k)
-        Nearly orthonormal columns.
-
-    Examples
-    --------
-    >>> polished_frame(torch.tensor([[1.0001], [0.0]], dtype=torch.float64)).flatten()
-    tensor([1., 0.], dtype=torch.float64)
-    """
-    Q = frame.to(working_dtype(frame))
-    for _ in range(2):
-        Q = 1.5 * Q - 0.5 * (Q @ (Q.mT @ Q))
-    return Q.to(frame.dtype)
-
-
 def extend_basis(basis: Tensor | None, new: Tensor, *, rtol: float | None = None) -> Tensor:
     r"""Return an orthonormal basis :math:`[P,\ \mathrm{orth}((I - P P^T) A)]` of a grown subspace.
 

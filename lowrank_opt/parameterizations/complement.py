@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lowrank_opt.errors import RankError, ShapeError, TargetError
-from lowrank_opt.linalg import extend_basis, polished_frame, project_out
-from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, check_member
-from lowrank_opt.parameterizations.example import Example
+from lowrank_opt.linalg import extend_basis, nearest_frame
+from lowrank_opt.parameterizations.base import Parameterization
+from lowrank_opt.parameterizations.between import Between
+from lowrank_opt.parameterizations.wide import WideBuffers
 from lowrank_opt.sets import ComplementSet
+from lowrank_opt.sets.complement import outside
+from lowrank_opt.sets.sides import Side
 
 
-class Complement(Parameterization):
+class Complement(WideBuffers, Between):
     r""":math:`W = (I - Q Q^T)\, C\, (I - P P^T)`, C any inner map with a set of singular values.
 
     The layer's outputs on protected inputs stay what they were, :math:`W p = 0` for p in the span
@@ -62,12 +63,12 @@ class Complement(Parameterization):
     (True, 3)
     """
 
+    wide: ClassVar[tuple[str, ...]] = ("left", "right")
+
     def __init__(
         self, inner: Parameterization, left: Tensor | None = None, right: Tensor | None = None
     ) -> None:
-        super().__init__(inner.shape, inner.rank)
-        self.inner = inner
-        self.complete = inner.complete
+        super().__init__(inner, inner.shape)
         self.inductive = inner.inductive
         like = next(inner.parameters())
         # Bases rounded to half precision would not be orthonormal to more than 1e-3.
@@ -77,33 +78,19 @@ class Complement(Parameterization):
             self.register_buffer(name, basis)
         self.left: Tensor | None
         self.right: Tensor | None
-        self.rank = self.feasible_set.rank
-
-    @classmethod
-    def examples(cls) -> Iterator[Example]:
-        yield from ()
+        self.rank = self.image.rank
 
     @property
-    def feasible_set(self) -> ComplementSet:
+    def sides(self) -> tuple[Side, Side]:
+        return outside(self.left), outside(self.right)
+
+    @property
+    def image(self) -> ComplementSet:
         return ComplementSet(self.inner.feasible_set, self.left, self.right)
 
-    def factors(self) -> LowRankOperator:
-        C = self.inner.factors()
-        left, scale, right = C.left.double(), C.scale, C.right.double()
-        left, right = project_out(left, self.left), project_out(right, self.right)
-        return LowRankOperator(left.to(C.dtype), scale, right.to(C.dtype))
-
-    def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
-        """Return the inner right inverse of `target`, which is a fixed point of the projections."""
-        op = self._as_operator(target)
-        check_member(op, self.feasible_set)
-        values = self.inner.right_inverse(op)
-        return {f"inner.{name}": value for name, value in values.items()}
-
-    def zero_(self, *, generator: torch.Generator | None = None) -> Self:
-        """Set the inner parameterization to its zero start."""
-        self.inner.zero_(generator=generator)
-        return self
+    def converted(self, buffer: Tensor) -> Tensor:
+        """Return a basis, orthonormal again."""
+        return nearest_frame(buffer)
 
     def extended(self, *, left: Tensor | None = None, right: Tensor | None = None) -> Complement:
         """Return the same inner map, shared, with subspaces that hold these columns too.
@@ -124,19 +111,6 @@ class Complement(Parameterization):
         Q, P = (old if new is None else extend_basis(old, new) for old, new in pairs)
         return Complement(self.inner, Q, P)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move to a dtype or device; bases are orthonormal to the precision of the new dtype."""
-        before = {name: x.dtype for name, x in self._bases()}
-        super()._apply(fn, recurse)
-        for name, x in list(self._bases()):
-            if x.dtype != before[name]:
-                setattr(self, name, polished_frame(x))
-        return self
-
-    def _bases(self) -> Iterator[tuple[str, Tensor]]:
-        pairs = (("left", self.left), ("right", self.right))
-        yield from ((name, x) for name, x in pairs if x is not None)
-
 
 def _basis(x: Tensor, size: int, name: str) -> Tensor:
     """Return an orthonormal basis of the columns; x itself if they are orthonormal already."""
@@ -149,7 +123,7 @@ def _basis(x: Tensor, size: int, name: str) -> Tensor:
     Q = x.detach().double()
     gram = Q.mT @ Q - torch.eye(Q.shape[1], dtype=Q.dtype, device=Q.device)
     orthonormal = float(torch.linalg.matrix_norm(gram)) <= 64 * torch.finfo(x.dtype).eps
-    basis = polished_frame(Q) if orthonormal else extend_basis(None, x)
+    basis = nearest_frame(Q) if orthonormal else extend_basis(None, x)
     if basis.shape[1] >= size:
         raise RankError(
             f"{name} must leave a direction of {size}; got a subspace of dimension "

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.checks import check_choice, check_radius
+from lowrank_opt.extras import extra
 from lowrank_opt.linalg import inverse_cayley, polar_frame, qr_frame, tall_cayley, working_dtype
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization, random_frame
@@ -48,7 +49,7 @@ class SVDFrames(Parameterization):
     ------
     RadiusError, OptionError
         If the radius is not positive and finite, or `frame` is unknown.
-    ImportError
+    MissingExtraError
         If geoopt is not installed and ``frame="manifold"``.
 
     References
@@ -131,13 +132,8 @@ class SVDFrames(Parameterization):
 def _frame_parameter(frame: Frame, empty: Tensor) -> nn.Parameter:
     if frame != "manifold":
         return nn.Parameter(empty)
-    try:
+    with extra("geoopt"):
         import geoopt
-    except ImportError as error:
-        raise ImportError(
-            "frame='manifold' needs geoopt; it is not installed: pip install geoopt, or use "
-            "frame='polar'"
-        ) from error
     eye = torch.eye(*empty.shape, dtype=empty.dtype, device=empty.device)
     return geoopt.ManifoldParameter(eye, manifold=geoopt.Stiefel())
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lowrank_opt.errors import OptionError
-from lowrank_opt.linalg import lp_norm, orthonormal_columns, product_svd, project_out
+from lowrank_opt.linalg import lp_norm, orthonormal_columns, project_out
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.sets.base import FeasibleSet, SpectralSet, relative_tolerance
+from lowrank_opt.sets.linear_image import LinearImage
+from lowrank_opt.sets.sides import Identity, Side
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +25,62 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class ComplementSet(FeasibleSet):
+class Outside(Side):
+    r"""The projection :math:`I - Q Q^T` out of a subspace, done twice, in float64.
+
+    Its singular values are 0 and 1: among all C with the same ``A C``, the one pulled back is W
+    itself.
+
+    Examples
+    --------
+    >>> Outside(torch.eye(3, 1)).pull(torch.ones(3, 1).double()).flatten()
+    tensor([0., 1., 1.], dtype=torch.float64)
+    """
+
+    basis: Tensor
+
+    @property
+    def rows(self) -> int:
+        return len(self.basis)
+
+    @property
+    def cols(self) -> int:
+        return len(self.basis)
+
+    @property
+    def rank(self) -> int:
+        """What the subspace leaves."""
+        return len(self.basis) - self.basis.shape[1]
+
+    @property
+    def independent(self) -> bool:
+        return self.basis.shape[1] == 0
+
+    @property
+    def matrix(self) -> Tensor:
+        eye = torch.eye(len(self.basis), dtype=torch.float64, device=self.basis.device)
+        return project_out(eye, self.basis)
+
+    def times(self, x: Tensor) -> Tensor:
+        return project_out(x.double(), self.basis).to(x.dtype)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.times(y)
+
+    def pull(self, y: Tensor) -> Tensor:
+        return self.times(y)
+
+    def same(self, other: Side) -> bool:
+        return isinstance(other, Outside) and torch.equal(self.basis, other.basis)
+
+
+def outside(basis: Tensor | None) -> Side:
+    """Return the side of a protected subspace; None stands for none."""
+    return Identity() if basis is None else Outside(basis)
+
+
+@dataclass(frozen=True, eq=False)
+class ComplementSet(LinearImage):
     r""":math:`\{W \in \text{inner} : Q^T W = 0,\ W P = 0\}` for orthonormal Q (m x a), P (n x b).
 
     The inner set has to be spectral: then the projection on the subspaces' complements lowers
@@ -67,56 +125,14 @@ class ComplementSet(FeasibleSet):
             )
 
     def __repr__(self) -> str:
-        sizes = (
+        left, right = (
             "none" if x is None else f"{len(x)} x {x.shape[1]}" for x in (self.left, self.right)
         )
-        return f"ComplementSet(inner={self.inner}, left={next(sizes)}, right={next(sizes)})"
+        return f"ComplementSet(inner={self.inner}, left={left}, right={right})"
 
-    @property
-    def rank(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The rank bound of the inner set, or the dimension that a subspace leaves."""
-        left = [len(x) - x.shape[1] for x in (self.left, self.right) if x is not None]
-        return min(self.inner.rank, *left) if left else self.inner.rank
-
-    @property
-    def norm_name(self) -> str:
-        """The norm that the inner set bounds."""
-        return self.inner.norm_name
-
-    @property
-    def bound(self) -> str:
-        """That of the inner set."""
-        return self.inner.bound
-
-    @property
-    def frobenius_bound(self) -> float:
-        """That of the inner set."""
-        return self.inner.frobenius_bound
-
-    def with_rank(self, rank: int) -> ComplementSet:
-        """Return the members of rank at most `rank`."""
-        return ComplementSet(self.inner.with_rank(rank), self.left, self.right)
-
-    def scaled(self, factor: float) -> ComplementSet:
-        """Return the set of all ``factor * W``, factor > 0."""
-        return ComplementSet(self.inner.scaled(factor), self.left, self.right)
-
-    def kept(self, op: LowRankOperator) -> LowRankOperator:
-        """Return ``(I - Q Q^T) W (I - P P^T)`` in float64."""
-        left, scale, right = (x.double() for x in op)
-        return LowRankOperator(project_out(left, self.left), scale, project_out(right, self.right))
-
-    def as_spectral(self, op: LowRankOperator) -> tuple[LowRankOperator, SpectralSet] | None:
-        """Return what the inner set makes of W: norm and rank, not the subspaces."""
-        return self.inner.as_spectral(op)
-
-    def excess(self, op: LowRankOperator) -> float:
-        return max(self.inner.excess(op.detach()), self.outside(op))
-
-    def outside(self, op: LowRankOperator) -> float:
-        """Return the Frobenius norm of what W has on the subspaces."""
-        op = op.detach().to(dtype=torch.float64)
-        return float(lp_norm(product_svd(*(op - self.kept(op)))[1], 2))
+    @cached_property
+    def sides(self) -> tuple[Side, Side]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return outside(self.left), outside(self.right)
 
     def contains(self, op: LowRankOperator, *, rtol: float | None = None) -> bool:
         """Return whether W is in the inner set and has rounding only on the subspaces.
@@ -127,16 +143,8 @@ class ComplementSet(FeasibleSet):
             return False
         rtol = relative_tolerance(op.dtype, self.rank) if rtol is None else rtol
         size = max(self.unit(op), float(term_sizes(op.detach()).sum()))
-        return self.inner.contains(op, rtol=rtol) and self.outside(op) <= rtol * size
-
-    def unit(self, op: LowRankOperator) -> float:
-        return self.inner.unit(op)
-
-    def project(self, op: LowRankOperator) -> LowRankOperator:
-        """Return the nearest member in the Frobenius norm: both projections commute."""
-        nearest = self.inner.project(self.kept(op.detach()))
-        # Singular vectors of a large matrix have its rounding on the subspaces.
-        return self.kept(nearest).to(dtype=op.dtype)
+        inside = self.inner.contains(op, rtol=rtol)
+        return inside and self._outside(op, self.core(op)) <= rtol * size
 
     def sample(
         self,
@@ -147,23 +155,19 @@ class ComplementSet(FeasibleSet):
     ) -> LowRankOperator:
         op = self.inner.sample(shape, generator=generator, dtype=torch.float64)
         U, sigma, V = op.thin_svd()
-        k = min(self.rank, len(sigma))
+        k, (A, B) = min(self.rank, len(sigma)), self.sides
         # Frames of the complements around the same values: boundary points stay on the boundary.
-        left, right = (
-            orthonormal_columns(project_out(x[:, :k], Q), k)
-            for x, Q in ((U, self.left), (V, self.right))
-        )
+        left, right = (orthonormal_columns(x, k) for x in (A.times(U[:, :k]), B.times(V[:, :k])))
         dtype = torch.get_default_dtype() if dtype is None else dtype
         return LowRankOperator(left, sigma[:k], right).to(dtype=dtype)
 
     def lmo(self, gradient: Gradient) -> LowRankOperator:
         """Return the inner answer to the gradient's part outside of the subspaces."""
         if isinstance(gradient, LowRankOperator):
-            return self.inner.lmo(self.kept(gradient)).to(dtype=gradient.dtype)
+            return super().lmo(gradient)
         if isinstance(gradient, Tensor) and gradient.layout == torch.strided:
-            half = project_out(gradient.double(), self.left)
-            part = project_out(half.mT, self.right).mT
-            return self.inner.lmo(part).to(dtype=gradient.dtype)
+            return super().lmo(gradient)
+        # The part of a sparse gradient is dense, but its products are not dear.
         return self.inner.lmo(self._leading_part(gradient))
 
     def _leading_part(self, gradient: Tensor | sp.spmatrix | sp.sparray) -> LowRankOperator:
@@ -174,22 +178,31 @@ class ComplementSet(FeasibleSet):
         G = _to_scipy(gradient)
         (m, n), inner = G.shape, self.inner
         assert isinstance(inner, SpectralSet), "checked when the set was made"
+        if min(m, n) <= inner.lmo_rank + 1:
+            # The dense matrix is no larger than the factors.
+            dense = torch.from_numpy(G.toarray())
+            return self.embed(LowRankOperator.from_dense(dense))
 
         def forward(x: NDArray[np.float64]) -> NDArray[np.float64]:
-            y = G @ _outside(x, self.right)
-            return _outside(y, self.left)
+            y = G @ _parted(x, self.right)
+            return _parted(y, self.left)
 
         def backward(y: NDArray[np.float64]) -> NDArray[np.float64]:
-            x = G.T @ _outside(y, self.left)
-            return _outside(x, self.right)
+            x = G.T @ _parted(y, self.left)
+            return _parted(x, self.right)
 
         part = LinearOperator((m, n), matvec=forward, rmatvec=backward, dtype=np.float64)
-        start = np.random.default_rng(0).standard_normal(min(m, n))
-        U, sigma, Vh = svds(part, k=min(inner.lmo_rank, m - 1, n - 1), v0=start)
+        rng = np.random.default_rng(0)
+        if not forward(rng.standard_normal(n)).any():
+            # ARPACK refuses a product that vanishes.
+            eye = (torch.eye(size, 1, dtype=torch.float64) for size in (m, n))
+            return LowRankOperator(next(eye), torch.zeros(1, dtype=torch.float64), next(eye))
+        start = rng.standard_normal(min(m, n))
+        U, sigma, Vh = svds(part, k=inner.lmo_rank, v0=start)
         return LowRankOperator(*(torch.from_numpy(x.copy()) for x in (U, sigma, Vh.T)))
 
 
-def _outside(x: NDArray[np.float64], basis: Tensor | None) -> NDArray[np.float64]:
+def _parted(x: NDArray[np.float64], basis: Tensor | None) -> NDArray[np.float64]:
     return project_out(torch.from_numpy(x.reshape(len(x), -1)), basis).numpy()
 
 

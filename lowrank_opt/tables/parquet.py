@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lowrank_opt.errors import DataError, OptionError, ShapeError
+from lowrank_opt.errors import DataError, ShapeError
+from lowrank_opt.extras import extra
 from lowrank_opt.tables.columns import Chosen, choose
 from lowrank_opt.tables.delimited import BadLines, Chunk
 
@@ -37,7 +38,7 @@ class ColumnFile:
     ------
     DataError
         If the file cannot be read, or a column does not exist.
-    OptionError
+    MissingExtraError
         If pyarrow is not installed.
     """
 
@@ -143,13 +144,9 @@ class ColumnFile:
 
 def _opened(path: str) -> tuple[Callable[[list[str]], Iterator[Any]], list[str]]:
     """Return a function from names to batches, and the names there are."""
-    try:
+    with extra("parquet"):
         import pyarrow as pa
         import pyarrow.parquet as pq
-    except ImportError as error:
-        raise OptionError(
-            f"Parquet files need pyarrow; got {path!r} without it: pip install pyarrow"
-        ) from error
     try:
         with open(path, "rb") as file:
             parquet = file.read(4) == b"PAR1"

@@ -5,6 +5,12 @@ Five rooms: `cases` (what is tried), `search` (how), `laws` (what is asked), `su
 one; it needs the extra ``testing`` (hypothesis, pytest).
 """
 
+from lowrank_opt.extras import extra
+
+with extra("testing"):
+    import hypothesis  # noqa: F401
+    import pytest  # noqa: F401
+
 from lowrank_opt.testing.cases.adapter_method import AdapterMethod as AdapterMethod
 from lowrank_opt.testing.cases.case import Case as Case
 from lowrank_opt.testing.cases.case import Factory as Factory
@@ -55,6 +61,7 @@ from lowrank_opt.testing.subjects.parameterizations import (
     parametrize_with_checks as parametrize_with_checks,
 )
 from lowrank_opt.testing.subjects.sets import SET_LAWS as SET_LAWS
+from lowrank_opt.testing.subjects.sets import check_set as check_set
 from lowrank_opt.testing.subjects.sets import check_spectral_set as check_spectral_set
 from lowrank_opt.testing.subjects.solvers import SOLVER_LAWS as SOLVER_LAWS
 from lowrank_opt.testing.subjects.solvers import check_solver as check_solver

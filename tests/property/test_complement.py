@@ -197,6 +197,13 @@ def test_lmo_is_the_best_member(sparse):
     assert ball.contains(W)
 
 
+def test_lmo_of_a_sparse_gradient_that_vanishes_outside_is_a_member():
+    ball = lo.ComplementSet(lo.SchattenBall(1, 2.0, 2), None, torch.eye(11, 3).double())
+    G = torch.zeros(12, 11).double()
+    G[:, 0] = 1.0
+    assert ball.contains(ball.lmo(G.to_sparse()))
+
+
 def test_members_outside_are_refused_and_projected():
     P = torch.eye(4, 2, dtype=torch.float64)
     module = lo.Complement(lo.HomogeneousBall((3, 4), 2, radius=1.0, dtype=torch.float64), right=P)
@@ -252,3 +259,9 @@ def test_published_subspaces():
     random = lo.clora(inner(), keep=3, generator=g)
     assert float((random() @ random.right).detach().norm()) < 1e-14
     assert float((random().mT @ random.left).detach().norm()) < 1e-14
+
+
+@pytest.mark.parametrize("kind", [lo.ComplementSet, lo.WeightedSet])
+def test_sets_without_sides_are_the_inner_ones(kind):
+    ball = lo.SchattenBall(1, 2.0, 2)
+    assert 2 == kind(ball, None, None).rank

@@ -39,6 +39,8 @@ from lowrank_opt.testing.cases.charts import Chart, chart_of, schatten_norm
 from lowrank_opt.testing.cases.oracle import dense, product, singular_values
 from lowrank_opt.testing.search.describe import describe
 from lowrank_opt.testing.search.search import Scene, drawn
+from tests.property.broken import EpsilonStart
+from tests.property.claims import UNBOUNDED, keeps
 
 
 class Grown(lo.HomogeneousBall):
@@ -103,15 +105,25 @@ def test_message_names_law_finding_and_runnable_code() -> None:
 
 @pytest.fixture(scope="module")
 def failed() -> dict[str, CheckResult]:
-    """The verdicts on the laws that a ball grown by one percent breaks."""
+    """The verdicts on the laws that a ball grown by one percent is said to break."""
     verdicts = check_parameterization(BALL, profile="quick", on_fail="collect")
     return {v.check: v for v in verdicts if v.status == "failed"}
 
 
 def test_collect_returns_failures_with_code(failed) -> None:
-    assert {"membership", "escape"} <= set(failed)
-    assert "check_membership(make, case=case" in failed["membership"].code
+    assert ["membership"] == list(failed)
+    assert (
+        "check_parameterization(make, only=['membership'], case=case" in failed["membership"].code
+    )
     assert isinstance(failed["membership"].case, Case)
+
+
+def test_one_cause_has_one_line() -> None:
+    verdicts = {
+        v.check: v for v in check_parameterization(BALL, profile="quick", on_fail="collect")
+    }
+    assert "skipped" == verdicts["escape"].status
+    assert "not judged while 'membership' is broken" in verdicts["escape"].message
 
 
 def test_expected_failures_do_not_raise(failed) -> None:
@@ -234,11 +246,18 @@ def test_parameters_of_pytest_have_readable_ids() -> None:
     assert len(LAWS) == len(mark.args[1])
 
 
+def test_known_failure_is_as_strict_as_the_options_of_pytest() -> None:
+    known = {"membership": "as a test"}
+    mark = parametrize_with_checks([BALL], expected_failures=lambda make: known).mark
+    marks = {parameter.id: parameter.marks for parameter in mark.args[1]}
+    assert {"reason": "as a test"} == marks["Grown(radius=1.0)-membership"][0].kwargs
+
+
 @parametrize_with_checks(
-    [lo.Factored], profile="quick", expected_failures=lambda make: {"rank": "as a test"}
+    [EpsilonStart], profile="quick", expected_failures=lambda make: {"zero_start": "planted"}
 )
 def test_decorator_runs(make, check) -> None:
-    assert "passed" == check(make).status
+    keeps(make, check, UNBOUNDED)
 
 
 # Strategies and oracle
