@@ -9,6 +9,7 @@ from torch import Tensor
 from lowrank_opt.completion.model.bias import AdditiveBias, fit_additive_bias, no_bias
 from lowrank_opt.completion.model.links import IDENTITY, Link
 from lowrank_opt.completion.model.losses import EntryLoss, Loss, Residual, Squared, entry_loss
+from lowrank_opt.completion.model.seen import seen_factors
 from lowrank_opt.kernels import observed_entries, observed_squared_loss
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
@@ -94,7 +95,7 @@ class Objective:
 
         Rows and columns without entries are zero, unless frozen frames or features speak for them.
         """
-        return self.parameterization.seen_factors(*self.seen).detach().clone()
+        return seen_factors(self.parameterization, *self.seen).detach().clone()
 
     def bias(self) -> AdditiveBias:
         """Return the present biases, detached."""
