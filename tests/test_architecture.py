@@ -18,7 +18,7 @@ PACKAGES = ("lowrank_opt", "problems", "experiments")
 MAX_LINES = 400
 
 FOUNDATION = {"errors", "files", "linalg", "operator", "sets", "observations"}
-CORE = FOUNDATION | {"parameterizations", "kernels", "completion", "nn"}
+CORE = FOUNDATION | {"parameterizations", "kernels", "completion", "solvers", "nn"}
 CONSUMERS = {"estimators", "training", "merging", "distributed", "plots"}
 
 # The key may import the values; "" is lowrank_opt/__init__.py. A component that is not in the
@@ -33,6 +33,8 @@ ALLOWED: dict[str, set[str]] = {
     "parameterizations": {"errors", "linalg", "operator", "sets"},
     "kernels": {"errors", "linalg", "operator", "observations"},
     "completion": FOUNDATION | {"parameterizations", "kernels"},
+    # The solvers by their short names.
+    "solvers": {"completion"},
     "nn": {"errors", "files", "linalg", "operator", "sets", "parameterizations"},
     **{consumer: CORE for consumer in CONSUMERS},
     "": CORE,
