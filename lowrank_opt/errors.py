@@ -56,6 +56,10 @@ class NoRightInverseError(LowRankError, NotImplementedError):
     """The parameterization offers no map from matrices back to parameters."""
 
 
+class DerivativeError(LowRankError, NotImplementedError):
+    """A derivative that is not provided, such as a second one where only the first is known."""
+
+
 class CertificateError(LowRankError, ValueError):
     """No optimality certificate can be given: the problem is not convex, or not known."""
 
@@ -73,6 +77,10 @@ class DenseMaterializationError(LowRankError, RuntimeError):
 
 class DataError(LowRankError, OSError):
     """A data or results file that cannot be read, downloaded, verified or written."""
+
+
+class MissingExtraError(LowRankError, ImportError):
+    """A package that one of the extras brings is not installed."""
 
 
 class ConvergenceWarning(UserWarning):

@@ -11,7 +11,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lowrank_opt.errors import RankError, ShapeError
-from lowrank_opt.linalg import leading_svd, lp_norm, product_svd, top_k_sum
+from lowrank_opt.linalg import (
+    differentiable_values,
+    leading_svd,
+    lp_norm,
+    product_svd,
+    top_k_sum,
+)
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -159,19 +165,14 @@ class LowRankOperator:
         r"""Return the singular values, decreasing, shape (..., min(m, n, rank)).
 
         Computed in float64 and rounded to the dtype of the factors. Differentiable once in the
-        factors: :math:`d\sigma_i = u_i^T\, dW\, v_i`, a subgradient where values repeat. Second
-        derivatives are not provided: singular vectors count as constants.
+        factors, forward and reverse: :math:`d\sigma_i = u_i^T\, dW\, v_i`, a subgradient where
+        values repeat. A second derivative raises `DerivativeError`.
         """
-        with torch.no_grad():
-            U, sigma, V = product_svd(*self)
-        if not any(x.requires_grad for x in self):
-            return sigma.to(self.dtype)
+        U, sigma, V = product_svd(*self.detach())
         k, dtype = sigma.shape[-1], sigma.dtype
-        inner_left = U[..., :k].mT @ self.left.to(dtype)
-        inner_right = V[..., :k].mT @ self.right.to(dtype)
-        moving = (inner_left * self.scale.to(dtype).unsqueeze(-2) * inner_right).sum(-1)
-        # The value of the SVD, the gradient of u_i^T W v_i, which may round below zero.
-        return (sigma + (moving - moving.detach())).to(self.dtype)
+        svd = U[..., :k], sigma, V[..., :k]
+        left, scale, right = (x.to(dtype) for x in self)
+        return differentiable_values(svd, (left, scale, right)).to(self.dtype)
 
     def schatten_norm(self, p: float = 2.0) -> Tensor:
         """Return the Schatten-p norm: nuclear at p = 1, Frobenius at 2, spectral at inf."""

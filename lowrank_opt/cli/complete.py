@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowrank_opt.cli.tables import add_columns, columns, count, report, say
+from lowrank_opt.cli.tables import add_columns, count, report, say
 from lowrank_opt.errors import OptionError
 
 if TYPE_CHECKING:
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
     from lowrank_opt.cli.parsers import Commands
     from lowrank_opt.completion import Checkpoint, CompletionResult, Iteration
+    from lowrank_opt.completion.solvers.traits import Traits
     from lowrank_opt.files import Json
     from lowrank_opt.observations import Observations
     from lowrank_opt.observations.ratings import Ratings
 
 _RANK = 12
-_EVERY = {"variational": 1, "gradient": 10}
+_EVERY, _EVERY_OF_GRADIENTS = 1, 10
 _SECONDS = 10.0
 _INTERRUPTED = 130
 
@@ -74,9 +75,11 @@ def _run(options: Namespace) -> int:
     folder, solver = check_writable(options.out), _solver(options)
     ratings = read_ratings(
         options.ratings,
-        **columns(options, value=True),
+        row=options.user,
+        col=options.item,
+        value=options.value,
         separator=options.separator,
-        header=not options.no_header,
+        header=options.header,
         duplicates=options.duplicates,
         max_bad_lines=options.max_bad_lines,
         progress=None if options.quiet else _Lines(),
@@ -93,22 +96,28 @@ def _run(options: Namespace) -> int:
 
 def _solver(options: Namespace) -> str:
     """Return the name of the solver, and refuse what does not fit it before the file is read."""
-    from lowrank_opt.completion.registry import SOLVERS
+    from lowrank_opt.solvers import SOLVERS
 
     solver = options.solver or ("variational" if options.radius is None else "gradient")
-    if solver not in ("gradient", *SOLVERS):
-        raise OptionError(f"--solver must be one of gradient, {', '.join(SOLVERS)}; got {solver}")
-    if solver == "gradient" and options.radius is None:
-        raise OptionError("the solver gradient needs --radius: a bound on the nuclear norm")
-    if options.checkpoint_every and solver not in _EVERY:
+    traits = _traits(solver)
+    able = ", ".join(name for name, kind in SOLVERS.items() if kind.traits.checkpoint)
+    if "parameterization" in traits.sets and options.radius is None:
+        raise OptionError(f"the solver {solver} needs --radius: a bound on the nuclear norm")
+    if options.checkpoint_every and not traits.checkpoint:
         raise OptionError(
-            f"--checkpoint-every needs the solver {' or '.join(_EVERY)}; got {solver}: leave it out"
+            f"--checkpoint-every needs one of the solvers {able}; got {solver}: leave it out"
         )
-    if options.resume and (solver not in _EVERY or options.checkpoint_every == 0):
-        raise OptionError(f"--resume needs the solver {' or '.join(_EVERY)}, with checkpoints")
+    if options.resume and (not traits.checkpoint or options.checkpoint_every == 0):
+        raise OptionError(f"--resume needs one of the solvers {able}, with checkpoints")
     if options.rank is not None and options.rank < 1:
         raise OptionError(f"--rank must be at least 1; got {options.rank}")
     return solver
+
+
+def _traits(name: str) -> Traits:
+    from lowrank_opt.solvers import solver_of
+
+    return solver_of(name).traits
 
 
 def _describe(options: Namespace, ratings: Ratings) -> None:
@@ -125,7 +134,10 @@ def _checkpoint(
 ) -> Checkpoint | None:
     from lowrank_opt.completion.loop.checkpoint import Checkpoint, fingerprint
 
-    every = _EVERY.get(solver, 0) if options.checkpoint_every is None else options.checkpoint_every
+    traits, every = _traits(solver), options.checkpoint_every
+    if every is None:
+        trained = "parameterization" in traits.sets
+        every = (_EVERY_OF_GRADIENTS if trained else _EVERY) if traits.checkpoint else 0
     if every == 0:
         return None
     # The number of iterations is no setting: an iteration that ended early may be given more.
@@ -145,8 +157,9 @@ def _fit(
 ) -> CompletionResult:
     import torch
 
-    from lowrank_opt import Factored, HomogeneousBall
-    from lowrank_opt.completion import complete, variational
+    from lowrank_opt import HomogeneousBall
+    from lowrank_opt.completion import CompletionResult, complete
+    from lowrank_opt.solvers import solver_of
 
     generator = torch.Generator().manual_seed(options.seed)
     rank = min(options.rank or _RANK, *observations.shape)
@@ -156,15 +169,12 @@ def _fit(
         if (value := getattr(options, name)) is not None
     }
     given |= {"generator": generator, "progress": _Progress(quiet=options.quiet)}
-    given |= {} if checkpoint is None else {"checkpoint": checkpoint}
-    if solver == "variational" and options.radius is None and options.penalty == 0:
-        return variational(observations, rank, **given)
-    shape = observations.shape
-    if options.radius is None:
-        parameterization = Factored(shape, rank, generator=generator)
-    else:
-        parameterization = HomogeneousBall(shape, rank, radius=options.radius, generator=generator)
-    return complete(observations, parameterization, solver=solver, penalty=options.penalty, **given)  # pyright: ignore[reportArgumentType]
+    given |= {"checkpoint": checkpoint, "penalty": options.penalty}
+    model, shape = rank, observations.shape
+    if options.radius is not None:
+        model = HomogeneousBall(shape, rank, radius=options.radius, generator=generator)
+    result = complete(observations, model, solver=solver_of(solver), **given)
+    return result if isinstance(result, CompletionResult) else result.to_completion()
 
 
 def _ended(result: CompletionResult, checkpoint: Checkpoint | None) -> int:

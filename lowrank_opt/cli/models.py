@@ -56,7 +56,12 @@ class Model:
         scores = torch.stack([x.double() for x in parts]).sum(0) + bias.mean
         return self.result.link.mean(scores)
 
+    def knows(self, user: str, item: str) -> bool:
+        """Whether one of two ids is known."""
+        return user in self.users.position or item in self.items.position
+
     def positions(self, texts: tuple[list[str], ...]) -> tuple[Positions, Positions]:
         """Return the positions of users and items, -1 for an unknown one."""
-        users, items = texts
+        # Columns of Parquet are of any type.
+        users, items = (map(str, ids) for ids in texts)
         return self.users.positions(users), self.items.positions(items)

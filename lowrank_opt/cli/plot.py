@@ -9,6 +9,7 @@ import numpy as np
 
 from lowrank_opt.cli.tables import add_columns, open_table, report
 from lowrank_opt.errors import DataError, OptionError
+from lowrank_opt.extras import extra
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -33,12 +34,8 @@ def add_to(commands: Commands) -> None:
 def _run(options: Namespace) -> int:
     from lowrank_opt.cli.models import Model
 
-    try:
+    with extra("plots"):
         import matplotlib as mpl
-    except ImportError as error:
-        raise OptionError(
-            "figures need matplotlib; got none: install it with pip install matplotlib"
-        ) from error
     mpl.use("Agg")
     model = Model(options.model)
     residuals = None if options.residuals is None else _residuals(options, model)

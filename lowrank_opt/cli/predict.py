@@ -30,7 +30,7 @@ def _run(options: Namespace) -> int:
 
     limits = checked_limits(options.clip)
     model = Model(options.model)
-    file = open_table(options.pairs, options, value=False)
+    file = open_table(options.pairs, options, value=False, known=model.knows)
     names = ["user", "item"] if file.names is None else [file.names[c] for c in file.texts]
     total = unknown = 0
     with writing(options.out) as writer:

@@ -70,21 +70,22 @@ def _best(model: Model, user: int, seen: set[int], k: int) -> list[tuple[int, fl
 
 def _seen(options: Namespace, model: Model) -> dict[str, set[int]]:
     """Return the positions of the items that each of the users has in the file."""
-    from lowrank_opt.observations.delimited import DelimitedFile
+    from lowrank_opt.tables.files import open_table
 
     seen: dict[str, set[int]] = defaultdict(set)
     if options.exclude_seen is None:
         return seen
-    file = DelimitedFile(
+    file = open_table(
         options.exclude_seen,
-        (options.user_column or 1, options.item_column or 2),
+        (options.user_column, options.item_column),
         separator=options.separator,
-        header=not options.no_header,
+        header=options.header,
         max_bad_lines=options.max_bad_lines,
+        known=model.knows,
     )
     asked, position = set(options.user), model.items.position
     for chunk in file.chunks():
-        for user, item in zip(*chunk.texts, strict=True):
+        for user, item in zip(*(map(str, ids) for ids in chunk.texts), strict=True):
             if user in asked and item in position:
                 seen[user].add(position[item])
     report(options.exclude_seen, file.bad, file.unterminated)

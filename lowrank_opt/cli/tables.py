@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Protocol
 
 from lowrank_opt.errors import DataError
-from lowrank_opt.observations.delimited import BadLines, DelimitedFile
+from lowrank_opt.tables.delimited import BadLines
+from lowrank_opt.tables.files import TableFile
+from lowrank_opt.tables.files import open_table as open_file
 
 
 class Writer(Protocol):
@@ -30,10 +32,11 @@ class Writer(Protocol):
 def add_columns(parser: ArgumentParser, *, value: bool) -> None:
     """Add the options that say how a file of ratings, or of pairs, is read."""
     group = parser.add_argument_group("the file")
-    group.add_argument("--user", metavar="COLUMN", help="name of the users' column (the first)")
-    group.add_argument("--item", metavar="COLUMN", help="name of the items' column (the second)")
+    by = "column, by name or position (by the usual names, or the first three)"
+    group.add_argument("--user", metavar="COLUMN", help=f"the users' {by}")
+    group.add_argument("--item", metavar="COLUMN", help="the items' column, likewise")
     if value:
-        group.add_argument("--value", metavar="COLUMN", help="name of the values' column (third)")
+        group.add_argument("--value", metavar="COLUMN", help="the values' column, likewise")
     add_format(group)
 
 
@@ -41,7 +44,13 @@ def add_format(group: object) -> None:
     """Add the options on separators, headers and malformed lines."""
     add: Callable[..., object] = group.add_argument  # pyright: ignore[reportAttributeAccessIssue]
     add("--separator", metavar="TEXT", help="between fields (by the first line)")
-    add("--no-header", action="store_true", help="columns are numbers, from 1")
+    add("--header", action="store_true", default=None, help="the first line has names")
+    add(
+        "--no-header",
+        action="store_false",
+        dest="header",
+        help="it has data, and columns are numbers, from 1 (by default that is found out)",
+    )
     add(
         "--max-bad-lines",
         type=count,
@@ -58,26 +67,23 @@ def count(text: str) -> int:
     return int(text)
 
 
-def columns(options: Namespace, *, value: bool) -> dict[str, str | int]:
-    """Return the columns that the options name, with their defaults."""
-    asked = (options.user, options.item, *([options.value] if value else []))
-    names = ("row", "col", "value")
-    return {
-        name: position if column is None else column
-        for position, (name, column) in enumerate(zip(names, asked, strict=False), start=1)
-    }
-
-
-def open_table(path: str, options: Namespace, *, value: bool) -> DelimitedFile:
-    """Return the file, whose header has been checked."""
-    row, col, *number = columns(options, value=value).values()
-    return DelimitedFile(
+def open_table(
+    path: str,
+    options: Namespace,
+    *,
+    value: bool,
+    known: Callable[[str, str], bool] | None = None,
+) -> TableFile:
+    """Return the file, whose columns have been found."""
+    return open_file(
         path,
-        (row, col),
-        number[0] if number else None,
+        (options.user, options.item),
+        options.value if value else None,
+        values=value,
         separator=options.separator,
-        header=not options.no_header,
+        header=options.header,
         max_bad_lines=options.max_bad_lines,
+        known=known,
     )
 
 

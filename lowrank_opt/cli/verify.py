@@ -59,7 +59,6 @@ def _add_options(parser: ArgumentParser) -> None:
 
 
 def _run(options: Namespace) -> int:
-    _need_the_extra()
     from lowrank_opt.cli.verify_console import Console
     from lowrank_opt.testing.reports.session import run
 
@@ -91,17 +90,6 @@ def _quietly() -> Generator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _need_the_extra() -> None:
-    try:
-        import hypothesis  # noqa: F401  # pyright: ignore[reportUnusedImport]
-        import pytest  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    except ModuleNotFoundError as error:
-        raise TargetError(
-            f"verification needs {error.name}, which is not installed: "
-            "pip install 'lowrank_opt[testing]'"
-        ) from None
 
 
 def _settings(options: Namespace) -> Settings:

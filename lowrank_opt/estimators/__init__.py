@@ -1,7 +1,12 @@
 """Estimators in the manner of scikit-learn, which this subpackage imports."""
 
-from lowrank_opt.estimators.ids import Labels as Labels
+from lowrank_opt.extras import extra
+
+with extra("estimators"):
+    import sklearn  # noqa: F401
+
 from lowrank_opt.estimators.imputer import LowRankImputer as LowRankImputer
 from lowrank_opt.estimators.matrix_completion import MatrixCompletion as MatrixCompletion
 from lowrank_opt.estimators.ranking import Recommendations as Recommendations
 from lowrank_opt.estimators.recommender import Recommender as Recommender
+from lowrank_opt.tables import Labels as Labels

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lowrank_opt.errors import OptionError
+from lowrank_opt.tables.arrays import as_array, mask_of
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 Matrix = NDArray[np.floating]
 
@@ -60,3 +67,48 @@ class ColumnScales:
     def unscaled(self, values: Matrix, cols: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return values in the unit of their columns, positions among those kept."""
         return values * self.scales[cols] + self.means[cols]
+
+
+def is_nan(value: object) -> bool:
+    """Whether a marker of missing values is NaN, or pandas.NA."""
+    return type(value).__name__ == "NAType" or value != value
+
+
+def without_masks(data: object) -> object:
+    """Return data in which what is masked, None or pandas.NA is NaN; the same if there is none."""
+    if isinstance(data, np.ma.MaskedArray) or type(data).__module__.startswith("torch"):
+        array = as_array(data)
+        mask = mask_of(array)
+        plain = np.asarray(array)
+        wide = plain.dtype if plain.dtype.kind == "f" else np.float64
+        return plain if mask is None else np.where(mask, np.nan, plain.astype(wide))
+    if hasattr(data, "isna") and hasattr(data, "iloc"):
+        frame = cast("Any", data)
+        # Frames of pandas with NA have no floating dtype by themselves.
+        holes = frame.isna() & (frame.dtypes.map(str).isin(["object"]))
+        return frame.mask(holes, np.nan).infer_objects() if holes.to_numpy().any() else data
+    if isinstance(data, np.ndarray) and data.dtype == object:
+        holes = np.array([x is None or type(x).__name__ == "NAType" for x in data.ravel()])
+        return np.where(holes.reshape(data.shape), np.nan, data) if holes.any() else data
+    return data
+
+
+def column_bounds(low: ArrayLike, high: ArrayLike, columns: int) -> tuple[Matrix, Matrix]:
+    """Return the bounds of imputed values of each column.
+
+    Raises
+    ------
+    OptionError
+        If they are not one or one a column, or do not ascend.
+    """
+    try:
+        lower, upper = (
+            np.broadcast_to(np.asarray(x, dtype=np.float64), (columns,)) for x in (low, high)
+        )
+    except (TypeError, ValueError) as error:
+        raise OptionError(
+            f"min_value and max_value must be numbers, or {columns} of them; got {error}"
+        ) from error
+    if not (lower <= upper).all():
+        raise OptionError("min_value must be at most max_value; got more in some column")
+    return lower, upper

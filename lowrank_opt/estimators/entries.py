@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_opt.errors import ObservationError, ShapeError
-from lowrank_opt.estimators.ids import UNKNOWN, Ids, Labels, Positions
-from lowrank_opt.estimators.inputs import Triplets
 from lowrank_opt.observations import Observations
+from lowrank_opt.tables.ids import UNKNOWN, Ids, Labels, Positions
+from lowrank_opt.tables.triplets import Triplets
 
 
 @dataclass(frozen=True, eq=False)

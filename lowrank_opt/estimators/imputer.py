@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.impute import MissingIndicator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -16,7 +17,7 @@ from lowrank_opt.completion import CompletionResult
 from lowrank_opt.completion.after.fold_in import FactorPrior, fold_in_rows
 from lowrank_opt.completion.after.path import RegularizationPath
 from lowrank_opt.estimators.choosing import choose_and_fit
-from lowrank_opt.estimators.columns import ColumnScales
+from lowrank_opt.estimators.columns import ColumnScales, column_bounds, is_nan, without_masks
 from lowrank_opt.estimators.options import check_imputer_options
 from lowrank_opt.estimators.solvers import Als
 from lowrank_opt.estimators.starts import EXPONENT
@@ -43,11 +44,16 @@ class LowRankImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Largest rank. Chosen by default.
     penalty : float, optional
         In units of standard deviations of the columns. Chosen by default.
-    missing_values : float
-        What stands for a missing value; NaN by default.
+    missing_values : float or pandas.NA
+        What stands for a missing value; NaN by default. Masked entries, None and pandas.NA are
+        missing besides.
     keep_empty_features : bool
         Columns without any value at the fit are removed by `transform`, as `SimpleImputer` does;
         or, if True, kept and filled with zero.
+    add_indicator : bool
+        Append a column of truth values for each that had gaps at the fit, as `MissingIndicator`.
+    min_value, max_value : float or array, shape (n,)
+        Bounds of imputed values, of all columns or of each.
     validation : float
         Share of the observed entries that settings are chosen on.
     tolerance : float
@@ -66,6 +72,7 @@ class LowRankImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     penalty_ : float
     statistics_ : array, shape (n,)
         Mean of each column; without values NaN, or zero with `keep_empty_features`.
+    indicator_ : MissingIndicator or None
     n_features_in_ : int
     feature_names_in_ : array, shape (n,)
         If the columns of the input have names.
@@ -91,6 +98,9 @@ class LowRankImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         penalty: float | None = None,
         missing_values: float = math.nan,
         keep_empty_features: bool = False,
+        add_indicator: bool = False,
+        min_value: float | ArrayLike = -math.inf,
+        max_value: float | ArrayLike = math.inf,
         validation: float = 0.1,
         tolerance: float = 1e-5,
         max_iterations: int = 200,
@@ -100,6 +110,9 @@ class LowRankImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         self.penalty = penalty
         self.missing_values = missing_values
         self.keep_empty_features = keep_empty_features
+        self.add_indicator = add_indicator
+        self.min_value = min_value
+        self.max_value = max_value
         self.validation = validation
         self.tolerance = tolerance
         self.max_iterations = max_iterations
@@ -123,6 +136,10 @@ class LowRankImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """
         check_imputer_options(self)
         data = self._validated(X, reset=True)
+        self._bounds = column_bounds(self.min_value, self.max_value, data.shape[1])
+        self.indicator_ = None
+        if self.add_indicator:
+            self.indicator_ = MissingIndicator(error_on_new=False).fit(data)
         self.scales_ = ColumnScales.of(data)
         statistics = self.scales_.statistics
         self.statistics_ = np.nan_to_num(statistics) if self.keep_empty_features else statistics
@@ -136,6 +153,7 @@ class LowRankImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : array or frame, shape (k, n)
+            Dense, of any library.
 
         Returns
         -------
@@ -144,43 +162,55 @@ class LowRankImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         data = self._validated(X, reset=False)
-        kept = self.scales_.kept
-        filled = data[:, kept]
-        missing = np.isnan(filled)
-        if missing.any():
-            filled[missing] = self._predicted(data, missing)
-        if not self.keep_empty_features or kept.all():
+        filled = self._filled(data)
+        if self.indicator_ is None:
             return filled
-        whole = np.where(np.isnan(data), 0.0, data).astype(data.dtype)
-        whole[:, kept] = filled
-        return whole
+        return np.hstack((filled, self.indicator_.transform(data).astype(filled.dtype)))
 
     def get_feature_names_out(self, input_features: ArrayLike | None = None) -> NDArray[np.object_]:
         """Return the names of the columns that `transform` returns."""
         check_is_fitted(self)
         names = super().get_feature_names_out(input_features)
-        return names if self.keep_empty_features else names[self.scales_.kept]
+        filled = names if self.keep_empty_features else names[self.scales_.kept]
+        if self.indicator_ is None:
+            return filled
+        return np.concatenate((filled, self.indicator_.get_feature_names_out(names)))
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = bool(np.isnan(self.missing_values))
+        tags.input_tags.allow_nan = is_nan(self.missing_values)
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
     def _validated(self, X: ArrayLike, *, reset: bool) -> Matrix:
         """Return a checked copy, with NaN where a value is missing."""
-        finite: Any = "allow-nan" if np.isnan(self.missing_values) else True
+        nan, gaps = is_nan(self.missing_values), without_masks(X)
+        finite: Any = "allow-nan" if nan or gaps is not X else True
         data: Matrix = validate_data(
             self,
-            X,
+            gaps,
             reset=reset,
             dtype=(np.float64, np.float32),
             ensure_all_finite=finite,
             copy=True,
         )
-        if not np.isnan(self.missing_values):
+        if not nan:
             data[data == self.missing_values] = np.nan
         return data
+
+    def _filled(self, data: Matrix) -> Matrix:
+        kept = self.scales_.kept
+        filled = data[:, kept]
+        missing = np.isnan(filled)
+        if missing.any():
+            low, high = (np.broadcast_to(x[kept], filled.shape)[missing] for x in self._bounds)
+            filled[missing] = self._predicted(data, missing).clip(low, high)
+        if not self.keep_empty_features or kept.all():
+            return filled
+        empty = np.clip(np.zeros(data.shape[1]), *self._bounds)
+        whole = np.where(np.isnan(data), empty, data).astype(data.dtype)
+        whole[:, kept] = filled
+        return whole
 
     def _fit_scaled(self, scaled: Matrix, seed: int) -> None:
         self.path_, self.result_ = RegularizationPath(()), None

@@ -16,17 +16,16 @@ from lowrank_opt.completion.model.bias import weighted_mean
 from lowrank_opt.errors import OptionError
 from lowrank_opt.estimators.choosing import choose_and_fit, clip_range, error_quantile
 from lowrank_opt.estimators.entries import Entries, entries_of
-from lowrank_opt.estimators.ids import Labels
-from lowrank_opt.estimators.inputs import Triplets, read_pairs, read_triplets
 from lowrank_opt.estimators.options import check_options, given_settings
 from lowrank_opt.estimators.solvers import AnyResult, CustomSolver, solver_of
 from lowrank_opt.estimators.starts import Bias, spread_or_zero
 from lowrank_opt.observations import Observations
+from lowrank_opt.tables import Triplets, read_pairs, read_triplets
 
 if TYPE_CHECKING:
     from sklearn.utils import Tags
 
-    from lowrank_opt.estimators.inputs import Interactions, Reals
+    from lowrank_opt.tables.triplets import Interactions, Reals
 
 Floats: TypeAlias = NDArray[np.floating]
 Known: TypeAlias = NDArray[np.str_]
@@ -76,7 +75,7 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
     Attributes
     ----------
     result_ : CompletionResult or BayesianResult
-        With the ids, if they are all strings or all integers.
+        With the ids.
     path_ : RegularizationPath
         The settings tried, their errors on held-out entries, and seconds; empty if all were given.
     setting_ : dict of str to float
@@ -145,7 +144,7 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
         X : array, frame, list, sparse matrix or path
             Pairs of ids, with `y`: shape (nnz, 2), row ids first. Without `y`, everything that
             holds values too: a frame of three columns, a sparse matrix, `Observations`, a dense
-            matrix with NaN, a file; see `lowrank_opt.estimators.inputs.read_triplets`.
+            matrix with NaN, a file; see `lowrank_opt.tables.read_triplets`.
         y : array, shape (nnz,), optional
             Finite. A pair that comes again counts again.
         sample_weight : array, shape (nnz,), optional
@@ -186,7 +185,7 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
         self._spread = spread_or_zero(observations, self.bias)
         self.result_ = result
         if isinstance(result, CompletionResult):
-            rows, cols = (_named(x) for x in (self.row_labels_, self.col_labels_))
+            rows, cols = (x.to_ids() for x in (self.row_labels_, self.col_labels_))
             self.result_ = dataclasses.replace(result, row_ids=rows, col_ids=cols)
 
     def predict(
@@ -216,14 +215,16 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
         ------
         ShapeError
             If there are not two columns.
+        ObservationError
+            If ids are of another kind than those fitted, such as text where those are integers.
         OptionError
-            If the solver gives no standard deviations.
+            If the solver gives no standard deviations, or columns have other names.
         """
         check_is_fitted(self)
-        pairs = read_pairs(X)
-        self._check_names(pairs)
-        i = self.row_labels_.positions(pairs.rows, "rows")
-        j = self.col_labels_.positions(pairs.cols, "cols")
+        pairs = read_pairs(X, known=self._knows)
+        self.check_names(pairs)
+        i = self.row_labels_.find(pairs.rows, "rows")
+        j = self.col_labels_.find(pairs.cols, "cols")
         row_known, col_known = _among(self._rows_known, i), _among(self._cols_known, j)
         mean, std = self._predict(i, j, row_known, col_known, return_std=return_std)
         levels = [_LEVELS[2 * row_known + col_known]] if return_known else []
@@ -326,7 +327,13 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
         everywhere[both] = std.numpy()
         return mean.numpy(), everywhere
 
-    def _check_names(self, pairs: Triplets) -> None:
+    def _knows(self, row: str, col: str) -> bool:
+        """Whether one of two ids is known: tells data from names in a file."""
+        sides = ((self.row_labels_, row), (self.col_labels_, col))
+        return any(labels.positions([x])[0] >= 0 for labels, x in sides)
+
+    def check_names(self, pairs: Triplets) -> None:
+        """Raise OptionError if ids come in columns of other names than those fitted."""
         fitted = getattr(self, "feature_names_in_", None)
         if fitted is not None and pairs.names is not None and list(fitted) != list(pairs.names):
             raise OptionError(
@@ -349,8 +356,3 @@ def _fallback(result: AnyResult, observations: Observations, bias: Bias) -> Addi
         return result.bias.to(dtype=observations.dtype)
     rows, cols = (x.mean(0).to(observations.dtype) for x in (result.row_bias, result.col_bias))
     return AdditiveBias(result.mean, rows, cols)
-
-
-def _named(labels: Labels) -> list[str] | list[int] | None:
-    kinds = {type(x) for x in labels.ids.tolist()}
-    return labels.to_list() if kinds in ({int}, {str}) else None

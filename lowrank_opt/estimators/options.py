@@ -62,6 +62,13 @@ def check_count(name: str, value: object) -> None:
         raise OptionError(f"{name} must be a positive integer, or None; got {name}={value!r}")
 
 
+def check_needed_count(name: str, value: object) -> None:
+    """Raise OptionError unless the value is a positive integer."""
+    if value is None:
+        raise OptionError(f"{name} must be a positive integer; got None")
+    check_count(name, value)
+
+
 def given_settings(estimator: CompletionOptions, shape: tuple[int, int]) -> dict[str, float]:
     """Return the settings that are not to be chosen; the rank is an upper bound."""
     names = ("rank", "radius", "penalty", "bias_penalty")
@@ -104,3 +111,6 @@ def check_imputer_options(imputer: ImputerOptions) -> None:
     for name in ("rank", "max_iterations"):
         check_count(name, getattr(imputer, name))
     _check_share(imputer.validation)
+    marker = imputer.missing_values
+    if not (isinstance(marker, int | float | np.number) or type(marker).__name__ == "NAType"):
+        raise OptionError(f"missing_values must be a number, NaN or pandas.NA; got {marker!r}")

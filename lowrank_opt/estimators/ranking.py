@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lowrank_opt.completion import CompletionResult
-from lowrank_opt.completion.after.fold_in import balanced_factors
-from lowrank_opt.estimators.ids import UNKNOWN, Ids, Labels, Positions
+from lowrank_opt.completion.after.fold_in import balanced_factors, transposed
+from lowrank_opt.estimators.updates import flipped
+from lowrank_opt.extras import extra
 from lowrank_opt.observations import Observations
+from lowrank_opt.tables.ids import UNKNOWN, Ids, Labels, Positions
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -57,8 +59,8 @@ class Recommendations(NamedTuple):
 
     def to_pandas(self) -> DataFrame:
         """Return a data frame with one line for each recommendation: asked, id, score, rank."""
-        import pandas as pd
-
+        with extra("experiments"):
+            import pandas as pd
         i, t = (self.positions != UNKNOWN).nonzero()
         columns = {"asked": self.asked[i], "id": self.ids[i, t], "score": self.scores[i, t]}
         return pd.DataFrame(columns | {"rank": t + 1})
@@ -73,15 +75,29 @@ class Candidates:
     result : CompletionResult, shape (m, n)
     observations : Observations, shape (m, n)
         Columns without an entry are never candidates.
+    allowed : Tensor, shape (n,), bool, optional
+        The columns that may be ranked; all by default.
     """
 
     result: CompletionResult
     observations: Observations
+    allowed: Tensor | None = None
+
+    def among(self, cols: Tensor) -> Candidates:
+        """Return candidates of which these columns alone may be ranked."""
+        allowed = torch.zeros(self.result.shape[1], dtype=torch.bool)
+        allowed[cols] = True
+        return replace(self, allowed=allowed)
+
+    def flipped(self) -> Candidates:
+        """Return the candidates of the transpose: rows are ranked."""
+        return Candidates(transposed(self.result), flipped(self.observations))
 
     @cached_property
     def known_cols(self) -> Tensor:
-        """Which columns have an entry, shape (n,)."""
-        return self.observations.col_counts > 0
+        """Which columns have an entry and are allowed, shape (n,)."""
+        seen = self.observations.col_counts > 0
+        return seen if self.allowed is None else seen & self.allowed
 
     @cached_property
     def factors(self) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -12,23 +12,23 @@ from sklearn.utils.validation import check_is_fitted
 
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.errors import ObservationError
-from lowrank_opt.estimators.choosing import fitted_completion
+from lowrank_opt.estimators.choosing import clip_range, fitted_completion
 from lowrank_opt.estimators.entries import Entries, entries_of, extended
-from lowrank_opt.estimators.ids import UNKNOWN, Labels
-from lowrank_opt.estimators.inputs import Triplets, read_triplets
 from lowrank_opt.estimators.matrix_completion import MatrixCompletion
-from lowrank_opt.estimators.options import check_count
+from lowrank_opt.estimators.options import check_needed_count
 from lowrank_opt.estimators.ranking import Candidates, Recommendations, best_columns, most_similar
 from lowrank_opt.estimators.updates import Updater
+from lowrank_opt.tables import Triplets, read_triplets
+from lowrank_opt.tables.ids import UNKNOWN, Labels, as_ids, single_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sklearn.utils import Tags
 
-    from lowrank_opt.estimators.ids import Ids
-    from lowrank_opt.estimators.inputs import Interactions, Reals
     from lowrank_opt.estimators.matrix_completion import Floats
+    from lowrank_opt.tables.ids import Ids
+    from lowrank_opt.tables.triplets import Interactions, Reals
 
 # Of a posterior mean, which has the rank of all its draws together.
 _LARGEST_RANK = 64
@@ -102,7 +102,7 @@ class Recommender(BaseEstimator):
         """
         if not hasattr(self, "model_"):
             return self.fit(X, y, sample_weight)
-        found = read_triplets(X, y, sample_weight)
+        found = self._checked(read_triplets(X, y, sample_weight))
         entries = extended(self._entries, found)
         rows, cols = (
             _touched(entries.row_labels, found.rows),
@@ -144,7 +144,12 @@ class Recommender(BaseEstimator):
         return self.model_.predict(X, return_known=return_known)
 
     def recommend(
-        self, users: Sequence[object] | Ids | None = None, k: int = 10, *, exclude_seen: bool = True
+        self,
+        users: object = None,
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        items: Sequence[object] | Ids | None = None,
     ) -> Recommendations:
         """Return the k items with the largest predictions for each user.
 
@@ -153,11 +158,13 @@ class Recommender(BaseEstimator):
 
         Parameters
         ----------
-        users : sequence of ids, optional
+        users : sequence of ids, or one id, optional
             All users by default.
         k : int
         exclude_seen : bool
             Leave out what the user has rated.
+        items : sequence of ids, optional
+            Recommend among these only; all items by default.
 
         Returns
         -------
@@ -168,27 +175,54 @@ class Recommender(BaseEstimator):
         ------
         OptionError
             If k is not a positive integer.
+        ObservationError
+            If ids are of another kind than those fitted, or an item was never seen.
         """
         check_is_fitted(self)
-        check_count("k", k)
-        positions = (
-            np.arange(len(self.row_labels_))
-            if users is None
-            else self.row_labels_.positions(users, "users")
-        )
-        asked = self.row_labels_.ids if users is None else np.asarray(users, dtype=object)
-        found, scores = best_columns(self._candidates(), positions, k, exclude_seen=exclude_seen)
+        check_needed_count("k", k)
+        asked = self.row_labels_.ids if users is None else _asked(users, "users")
+        positions = self.row_labels_.find(asked, "users")
+        candidates = self._candidates()
+        if items is not None:
+            among = _known(self.col_labels_, items, "items", "leave it out")
+            candidates = candidates.among(torch.from_numpy(among))
+        found, scores = best_columns(candidates, positions, k, exclude_seen=exclude_seen)
         if self.model_.clip_ is not None:
             low, high = self.model_.clip_
             scores = np.clip(scores, low, high)
         return Recommendations.of(asked, self.col_labels_, found, scores)
 
-    def similar_items(self, items: Sequence[object] | Ids, k: int = 10) -> Recommendations:
+    def similar_users(self, users: object, k: int = 10) -> Recommendations:
+        """Return the k users whose rows of the matrix point in the most similar direction.
+
+        Parameters
+        ----------
+        users : sequence of ids, or one id
+        k : int
+
+        Returns
+        -------
+        Recommendations
+            Other users and cosines, shape (users, k), the most similar first. Biases are left out.
+
+        Raises
+        ------
+        ObservationError
+            If a user was never seen.
+        """
+        check_is_fitted(self)
+        check_needed_count("k", k)
+        asked = _asked(users, "users")
+        positions = _known(self.row_labels_, asked, "users", "fold them in first")
+        found, cosines = most_similar(self._candidates().flipped(), positions, k)
+        return Recommendations.of(asked, self.row_labels_, found, cosines)
+
+    def similar_items(self, items: object, k: int = 10) -> Recommendations:
         """Return the k items whose columns of the matrix point in the most similar direction.
 
         Parameters
         ----------
-        items : sequence of ids
+        items : sequence of ids, or one id
         k : int
 
         Returns
@@ -202,11 +236,11 @@ class Recommender(BaseEstimator):
             If an item was never seen.
         """
         check_is_fitted(self)
-        check_count("k", k)
-        positions = self.col_labels_.positions(items, "items")
-        _require_known(self.col_labels_, items, positions, "items", "recommend from what is rated")
+        check_needed_count("k", k)
+        asked = _asked(items, "items")
+        positions = _known(self.col_labels_, asked, "items", "recommend from what is rated")
         found, cosines = most_similar(self._candidates(), positions, k)
-        return Recommendations.of(np.asarray(items, dtype=object), self.col_labels_, found, cosines)
+        return Recommendations.of(asked, self.col_labels_, found, cosines)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -219,11 +253,12 @@ class Recommender(BaseEstimator):
 
     def _fold_in(self, found: Triplets, side: Literal["row", "column"]) -> Self:
         check_is_fitted(self)
+        found = self._checked(found)
         fixed, ids = (
             (self.col_labels_, found.cols) if side == "row" else (self.row_labels_, found.rows)
         )
         name, other = ("columns", "fold_in_cols") if side == "row" else ("rows", "fold_in_rows")
-        _require_known(fixed, ids, fixed.positions(ids), name, f"use {other} first, or partial_fit")
+        _known(fixed, ids, name, f"use {other} first, or partial_fit")
         entries = extended(self._entries, found)
         if side == "row":
             touched = _touched(entries.row_labels, found.rows)
@@ -241,6 +276,16 @@ class Recommender(BaseEstimator):
         self.result_ = self.model_.result_
         self.row_labels_, self.col_labels_ = entries.row_labels, entries.col_labels
         self.n_features_in_ = self.model_.n_features_in_
+        if self.model_.clip == "auto":
+            # New ratings may reach beyond the old ones.
+            self.model_.clip_ = clip_range(entries.observations)
+
+    def _checked(self, found: Triplets) -> Triplets:
+        """Return new ratings, whose ids are of the kind that was fitted."""
+        self.model_.check_names(found)
+        self.row_labels_.find(found.rows, "rows")
+        self.col_labels_.find(found.cols, "cols")
+        return found
 
     def _candidates(self) -> Candidates:
         return Candidates(self.result_, self._entries.observations)
@@ -255,13 +300,14 @@ def _truncated(result: CompletionResult) -> CompletionResult:
     return CompletionResult(operator, result.bias, result.status, result.history)
 
 
-def _require_known(
-    labels: Labels,
-    ids: Sequence[object] | Ids,
-    positions: NDArray[np.int64],
-    name: str,
-    cure: str,
-) -> None:
+def _asked(ids: object, name: str) -> Ids:
+    """Return ids as a vector; one alone is a vector of one."""
+    return as_ids(cast("Sequence[object]", [ids] if single_id(ids) else ids), name)
+
+
+def _known(labels: Labels, ids: Sequence[object] | Ids, name: str, cure: str) -> NDArray[np.int64]:
+    """Return positions; raise ObservationError if there are unknown ids."""
+    positions = labels.find(ids, name)
     unknown = positions == UNKNOWN
     if unknown.any():
         first = list(ids)[int(unknown.argmax())]
@@ -269,3 +315,4 @@ def _require_known(
             f"{name} must be among the {len(labels)} known ones; got {int(unknown.sum())} of "
             f"{len(positions)} unknown, the first {first!r}: {cure}"
         )
+    return positions

@@ -30,10 +30,10 @@ class Updater:
     @classmethod
     def of(cls, result: CompletionResult, observations: Observations, *, biased: bool) -> Updater:
         """Learn the priors from a fit and what it was fitted to."""
-        flipped = _flipped(observations)
+        turned = flipped(observations)
         return cls(
             FactorPrior.empirical(result, observations, biased=biased),
-            FactorPrior.empirical(transposed(result), flipped, biased=biased),
+            FactorPrior.empirical(transposed(result), turned, biased=biased),
         )
 
     def rows(
@@ -55,8 +55,8 @@ class Updater:
         self, result: CompletionResult, observations: Observations, touched: Tensor
     ) -> CompletionResult:
         """Return the result with the columns at `touched` solved, as `rows`."""
-        flipped = _with_rows(transposed(result), _flipped(observations), touched, self.col_prior)
-        return transposed(flipped)
+        turned = _with_rows(transposed(result), flipped(observations), touched, self.col_prior)
+        return transposed(turned)
 
     def alternate(
         self, result: CompletionResult, observations: Observations, rows: Tensor, cols: Tensor
@@ -100,7 +100,8 @@ def _enlarged(result: CompletionResult, shape: tuple[int, int]) -> CompletionRes
     return CompletionResult(operator, bias, result.status, result.history)
 
 
-def _flipped(observations: Observations) -> Observations:
+def flipped(observations: Observations) -> Observations:
+    """Return the entries of the transpose."""
     m, n = observations.shape
     parts = (observations.cols, observations.rows, observations.values)
     return Observations(*parts, (n, m), observations.weights)

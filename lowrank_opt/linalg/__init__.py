@@ -4,11 +4,11 @@ from lowrank_opt.linalg.cayley import cayley_signs as cayley_signs
 from lowrank_opt.linalg.cayley import inverse_cayley as inverse_cayley
 from lowrank_opt.linalg.cayley import symmetric_inverse_cayley as symmetric_inverse_cayley
 from lowrank_opt.linalg.cayley import tall_cayley as tall_cayley
-from lowrank_opt.linalg.contraction import FramedProduct as FramedProduct
 from lowrank_opt.linalg.contraction import contraction as contraction
-from lowrank_opt.linalg.contraction import framed_product as framed_product
 from lowrank_opt.linalg.contraction import inverse_one_plus_gram as inverse_one_plus_gram
 from lowrank_opt.linalg.contraction import invert_contraction as invert_contraction
+from lowrank_opt.linalg.framed import FramedProduct as FramedProduct
+from lowrank_opt.linalg.framed import framed_product as framed_product
 from lowrank_opt.linalg.frames import polar_frame as polar_frame
 from lowrank_opt.linalg.frames import qr_frame as qr_frame
 from lowrank_opt.linalg.frozen import frozen_product as frozen_product
@@ -23,6 +23,7 @@ from lowrank_opt.linalg.scaling import normalize_columns as normalize_columns
 from lowrank_opt.linalg.scaling import scale_to_unit_peak as scale_to_unit_peak
 from lowrank_opt.linalg.scaling import top_k_sum as top_k_sum
 from lowrank_opt.linalg.scaling import working_dtype as working_dtype
+from lowrank_opt.linalg.singular_values import differentiable_values as differentiable_values
 from lowrank_opt.linalg.svd import leading_svd as leading_svd
 from lowrank_opt.linalg.svd import orthonormal_columns as orthonormal_columns
 from lowrank_opt.linalg.svd import product_svd as product_svd

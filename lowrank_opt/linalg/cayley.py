@@ -72,20 +72,19 @@ def _polish(G: Tensor) -> Tensor:
 
 
 def _common_scale(X: Tensor, Y: Tensor) -> Tensor:
-    """Return c >= 1 with |Y| <= c and |X| <= c^2, a constant to autograd, shape (..., 1, 1)."""
-    with torch.no_grad():
-        c = X.abs().amax(dim=(-2, -1), keepdim=True).sqrt().clamp_min(1.0)
-        if Y.shape[-2] == 0:
-            return c
-        return torch.maximum(c, Y.abs().amax(dim=(-2, -1), keepdim=True))
+    """Return c >= 1 with |Y| <= c and |X| <= c^2, a constant, shape (..., 1, 1)."""
+    c = X.detach().abs().amax(dim=(-2, -1), keepdim=True).sqrt().clamp_min(1.0)
+    if Y.shape[-2] == 0:
+        return c
+    return torch.maximum(c, Y.detach().abs().amax(dim=(-2, -1), keepdim=True))
 
 
 def _shift(c: Tensor, K: Tensor, P: Tensor) -> Tensor:
-    """Return the one-sided shift: 8 units of rounding of the summands, a constant to autograd."""
-    with torch.no_grad():
-        trace = P.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-        size = c**-2 + trace + K.square().sum((-2, -1), keepdim=True).sqrt()
-        return 4 * torch.finfo(P.dtype).eps * size
+    """Return the one-sided shift: 8 units of rounding of the summands, a constant."""
+    K, P = K.detach(), P.detach()
+    trace = P.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    size = c**-2 + trace + K.square().sum((-2, -1), keepdim=True).sqrt()
+    return 4 * torch.finfo(P.dtype).eps * size
 
 
 def cayley_signs(top: Tensor) -> Tensor:

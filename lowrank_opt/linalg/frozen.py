@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from lowrank_opt.linalg.forward_rule import forward_rule
 from lowrank_opt.linalg.scaling import working_dtype
 
 # Numbers converted at once: half a mebibyte in float64, which stays in a processor's cache.
@@ -106,10 +107,14 @@ class _FrozenProduct(torch.autograd.Function):
         weight, factor = ctx.saved_tensors
         return None, frozen_product(weight.mT, gradients[0], factor), None
 
-    @staticmethod
-    def jvp(ctx: _Context, *directions: Tensor) -> Tensor:
-        weight, factor = ctx.saved_tensors
-        return frozen_product(weight, directions[1], factor)
+    jvp = staticmethod(forward_rule(lambda saved, tangents: _tangent(saved, tangents)))
+
+
+def _tangent(saved: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...]) -> Tensor:
+    weight, factor = saved
+    direction = tangents[1]
+    assert direction is not None, "the weight is a constant, so the other argument moves"
+    return frozen_product(weight, direction, factor)
 
 
 def _sum_of_blocks(weight: Tensor, left: Tensor, factor: Tensor | None) -> Tensor:

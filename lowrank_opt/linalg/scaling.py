@@ -3,6 +3,9 @@
 One rule for what counts as zero serves the whole package: a vector whose largest entry is below
 `negligible(dtype)` is treated as the zero vector, with gradient zero. Above it, a map such as
 ``x / norm(x)`` has a gradient of at most ``1 / negligible(dtype)``, which the dtype can hold.
+
+What a map does not depend on (a common scale, a shift of the size of rounding) is computed from
+detached tensors. ``torch.no_grad`` would not do: forward-mode tangents pass through it.
 """
 
 import math
@@ -61,16 +64,39 @@ def scale_to_unit_peak(*tensors: Tensor) -> tuple[Tensor, ...]:
     >>> scale_to_unit_peak(torch.tensor([3e-30]), torch.tensor([1e-30]))[0] > 0.5
     tensor([True])
     """
-    with torch.no_grad():
-        peaks = [x.detach().abs().amax() for x in tensors if x.numel() > 0]
-        peak = torch.stack(peaks).amax() if peaks else tensors[0].new_zeros(())
-        keep = peak >= negligible(tensors[0].dtype)
-        _, exponent = torch.frexp(torch.where(keep, peak, torch.ones_like(peak)))
-        # Two exact steps: 2**1022 is the largest power of two, and a peak of 1e-300 needs more.
-        half = exponent // 2
-        first = torch.ldexp(torch.ones_like(peak), -half)
-        second = torch.ldexp(torch.ones_like(peak), half - exponent)
+    peaks = [x.detach().abs().amax() for x in tensors if x.numel() > 0]
+    peak = torch.stack(peaks).amax() if peaks else tensors[0].detach().new_zeros(())
+    keep = peak >= negligible(tensors[0].dtype)
+    first, second, _ = inverse_power_of_two(torch.where(keep, peak, torch.ones_like(peak)))
     return tuple(torch.where(keep, x * first * second, 0.0) for x in tensors)
+
+
+def inverse_power_of_two(peak: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Return two powers of two whose product brings positive numbers into [0.5, 1).
+
+    Parameters
+    ----------
+    peak : Tensor, any shape
+        Positive and finite; a constant, as all that is returned.
+
+    Returns
+    -------
+    first, second : Tensor
+        To multiply by one after the other: the largest power of two is 2**1023, and a peak of
+        1e-310 needs more.
+    exponent : Tensor of int32
+        Of the power of two that was divided by.
+
+    Examples
+    --------
+    >>> first, second, exponent = inverse_power_of_two(torch.tensor(6.0))
+    >>> (6.0 * first * second).item(), int(exponent)
+    (0.75, 3)
+    """
+    _, exponent = torch.frexp(peak.detach())
+    half = exponent // 2
+    one = torch.ones_like(peak)
+    return torch.ldexp(one, -half), torch.ldexp(one, half - exponent), exponent
 
 
 def normalize_columns(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:

@@ -150,10 +150,12 @@ def aggregate(
         that to which the residual is truncated (by default not).
     regularization : float
         LoRA-FAIR's lambda, nonnegative.
-    objective : {"frobenius", "cosine"}
+    objective : {"frobenius", "cosine", "cosine_squared"}
         LoRA-FAIR minimises :math:`\|D - (\bar B + dB) \bar A\|_F^2 + \lambda \|dB\|_F^2` in closed
         form, or :math:`1 - \cos(D, (\bar B + dB) \bar A) + \lambda \|dB\|_F` by L-BFGS, which fixes
-        the direction of the product and not its size.
+        the direction of the product and not its size. That printed penalty leaves dB = 0 wherever
+        the slope there is below lambda, often at the published 0.01; ``cosine_squared`` has the
+        square of it, as the re-implementations do.
     feasible_set : FeasibleSet, one for each client, or mapping of names, optional
         What the clients' updates are declared to be in; by default what parameterizations declare.
 

@@ -17,26 +17,32 @@ from lowrank_opt.linalg import lp_norm, orthonormal_columns
 from lowrank_opt.merging.factors import ClientFactors
 from lowrank_opt.operator import LowRankOperator
 
-Objective: TypeAlias = Literal["frobenius", "cosine"]
+Objective: TypeAlias = Literal["frobenius", "cosine", "cosine_squared"]
 
 
 def corrected_mean(
     clients: ClientFactors, *, regularization: float, objective: Objective
 ) -> LowRankOperator:
-    """Return ``(mean left + dB) diag(scale) (mean right)^T``.
+    r"""Return ``(mean left + dB) diag(scale) (mean right)^T``.
 
     Parameters
     ----------
     clients : ClientFactors
     regularization : float
         Nonnegative; infinite gives the plain mean.
-    objective : {"frobenius", "cosine"}
+    objective : {"frobenius", "cosine", "cosine_squared"}
+        What is minimised over dB: :math:`\|E - dB \bar A\|_F^2 + \lambda \|dB\|_F^2` in
+        closed form; :math:`1 - \cos + \lambda \|dB\|_F`, as printed in the paper; or the same
+        with :math:`\|dB\|_F^2`, as in the re-implementations.
     """
     mean, residual = clients.mean(), clients.residual()
     if residual is None or regularization == float("inf"):
         return mean
-    correct = _frobenius if objective == "frobenius" else _cosine
-    left = mean.left + correct(mean, residual, regularization)
+    if objective == "frobenius":
+        correction = _frobenius(mean, residual, regularization)
+    else:
+        correction = _cosine(mean, residual, regularization, squared=objective == "cosine_squared")
+    left = mean.left + correction
     return LowRankOperator(left, mean.scale, mean.right)
 
 
@@ -55,12 +61,14 @@ def _frobenius(mean: LowRankOperator, residual: LowRankOperator, regularization:
     return ((residual @ V) * filter_) @ Zh
 
 
-def _cosine(mean: LowRankOperator, residual: LowRankOperator, regularization: float) -> Tensor:
+def _cosine(
+    mean: LowRankOperator, residual: LowRankOperator, regularization: float, *, squared: bool
+) -> Tensor:
     r"""Return a local minimiser of :math:`1 - \cos(D, (\bar B + dB) \bar A) + \lambda \|dB\|_F`.
 
     The cosine and its gradient see :math:`B' = \bar B + dB` and :math:`D \bar A^T` only, so the
     problem is one in at most 2 r rows. Zero is a minimiser as soon as the slope there is at most
-    lambda, since the penalty is not squared.
+    lambda, unless the penalty is squared.
     """
     A = mean.right * mean.scale
     total, unit = residual + mean, float(lp_norm(A.flatten(), 2))
@@ -72,7 +80,8 @@ def _cosine(mean: LowRankOperator, residual: LowRankOperator, regularization: fl
     target, B = (total @ (A / unit)) / norm, mean.left / step
     frame = _frame(torch.cat((target, B), dim=1))
     gram = (A / unit).mT @ (A / unit)
-    dB = _minimize(frame.mT @ target, frame.mT @ B, gram, regularization * step)
+    penalty = regularization * step**2 if squared else regularization * step
+    dB = _minimize(frame.mT @ target, frame.mT @ B, gram, penalty, squared=squared)
     return step * (frame @ dB)
 
 
@@ -83,17 +92,18 @@ def _frame(x: Tensor) -> Tensor:
 
 
 @torch.enable_grad()
-def _minimize(M: Tensor, B: Tensor, gram: Tensor, penalty: float) -> Tensor:
+def _minimize(M: Tensor, B: Tensor, gram: Tensor, penalty: float, *, squared: bool) -> Tensor:
     def dissimilarity(x: Tensor) -> Tensor:
         return 1 - (M * (B + x)).sum() / ((B + x) @ gram * (B + x)).sum().sqrt()
 
     def objective(x: Tensor) -> Tensor:
-        return dissimilarity(x) + penalty * torch.linalg.vector_norm(x)
+        size = x.square().sum() if squared else torch.linalg.vector_norm(x)
+        return dissimilarity(x) + penalty * size
 
     x = torch.zeros_like(B).requires_grad_()
     (slope,) = torch.autograd.grad(dissimilarity(x), x)
     length = torch.linalg.vector_norm(slope)
-    if not float(length) > penalty:
+    if not float(length) > (0.0 if squared else penalty):
         return torch.zeros_like(B)
     # Off zero, where the penalty has a gradient; a descent method does not return to it.
     x = _first_step(objective, -slope / length, torch.linalg.vector_norm(B)).requires_grad_()

@@ -29,7 +29,7 @@ class Settings:
         Of FlexLoRA's broadcast, or of FedEx's residual.
     regularization : float
         LoRA-FAIR's lambda.
-    objective : {"frobenius", "cosine"}
+    objective : {"frobenius", "cosine", "cosine_squared"}
         LoRA-FAIR's.
     """
 

@@ -21,11 +21,12 @@ from lowrank_opt.nn.merging import merge as merge
 from lowrank_opt.nn.merging import merge_and_unload as merge_and_unload
 from lowrank_opt.nn.merging import unmerge as unmerge
 from lowrank_opt.nn.radius import RelativeRadius as RelativeRadius
-from lowrank_opt.nn.recipes import register_parameterization as register_parameterization
 from lowrank_opt.nn.report import SiteReport as SiteReport
 from lowrank_opt.nn.report import adapter_report as adapter_report
 from lowrank_opt.nn.report import monitor as monitor
 from lowrank_opt.nn.report import summary as summary
+from lowrank_opt.nn.shortcut import Shortcut as Shortcut
+from lowrank_opt.nn.shortcut import add_shortcut as add_shortcut
 from lowrank_opt.nn.sites import LayerKind as LayerKind
 from lowrank_opt.nn.sites import register_layer as register_layer
 from lowrank_opt.nn.state import load_adapter as load_adapter

@@ -7,7 +7,7 @@ from os import PathLike
 from torch import Tensor
 
 from lowrank_opt import files
-from lowrank_opt.nn.recipes import JsonObject
+from lowrank_opt.parameterizations.config import JsonObject
 
 LAYOUT = files.Layout(
     noun="an adapter",

@@ -33,6 +33,11 @@ class Frozen(Parameterization):
         self.left: Tensor
         self.right: Tensor
 
+    @property
+    def op(self) -> LowRankOperator:
+        """The matrix."""
+        return self.factors()
+
     def factors(self) -> LowRankOperator:
         return LowRankOperator(self.left, self.left.new_ones(self.rank), self.right)
 

@@ -14,7 +14,6 @@ from lowrank_opt.nn.adapted import AdaptedModule
 from lowrank_opt.nn.places import Site, places
 from lowrank_opt.nn.surgery import check_known, wrappers
 from lowrank_opt.parameterizations import Parameterization
-from lowrank_opt.sets import KyFanBall, SchattenBall, SingularValueBox
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,7 @@ def report_member(
         kind=type(member).__name__,
         shape=member.shape,
         rank=member.feasible_set.rank,
-        bound=_bound(member),
+        bound=member.feasible_set.bound,
         spectral=spectral,
         frobenius=frobenius,
         nuclear=nuclear,
@@ -199,21 +198,6 @@ def report_member(
         excess=certificate.excess,
         trainable=sum(p.numel() for p in member.parameters() if p.requires_grad),
     )
-
-
-def _bound(member: Parameterization) -> str:
-    declared = member.feasible_set
-    if isinstance(declared, SchattenBall):
-        names = {1.0: "nuclear", 2.0: "Frobenius", math.inf: "spectral"}
-        return f"{names.get(declared.p, f'Schatten-{declared.p:g}')} <= {declared.radius:g}"
-    if isinstance(declared, KyFanBall):
-        return f"Ky Fan-{declared.k} <= {declared.radius:g}"
-    if isinstance(declared, SingularValueBox):
-        return f"singular values <= {declared.bounds[0]:g}, ..."
-    inner = getattr(member, "inner", None)
-    if isinstance(inner, Parameterization) and _bound(inner) != "none":
-        return f"{type(member).__name__} of {_bound(inner)}"
-    return "none"
 
 
 def _index(i: int, members: list[Parameterization]) -> str:

@@ -9,15 +9,29 @@ from typing import TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.errors import DataError, LowRankError, NotInSetError, ShapeError, TargetError
+from lowrank_opt.errors import (
+    DataError,
+    LowRankError,
+    NotInSetError,
+    OptionError,
+    ShapeError,
+    TargetError,
+)
 from lowrank_opt.nn import files
 from lowrank_opt.nn.errors import AdapterStateError
 from lowrank_opt.nn.places import Place, Site, places
 from lowrank_opt.nn.radius import Make
-from lowrank_opt.nn.recipes import Json, JsonObject, describe, rebuild
 from lowrank_opt.nn.sites import type_name
 from lowrank_opt.nn.surgery import Plan, adapter_names, check_known, check_new_name, install
 from lowrank_opt.parameterizations import Parameterization
+from lowrank_opt.parameterizations.config import (
+    Json,
+    JsonObject,
+    class_name,
+    describe,
+    load_tensors,
+    rebuild,
+)
 from lowrank_opt.sets import relative_tolerance
 
 Entry: TypeAlias = dict[str, Json]
@@ -84,7 +98,8 @@ def load_adapter(
     name : str, optional
         Another name for the adapter.
     make : function of a shape, optional
-        Needed for parameterizations that are not registered.
+        Needed for parameterizations whose class the program does not know, or that do not hold
+        the options of their constructor.
 
     Returns
     -------
@@ -162,7 +177,7 @@ def _place(model: nn.Module, everywhere: list[Place], plan: Plan, name: str) -> 
     _check_keys("sites", {site.name for site, _ in plan}, set(present))
     for site, members in plan:
         for mine, theirs in zip(present[site.name], members, strict=True):
-            if describe(mine) != describe(theirs):
+            if _described(mine) != _described(theirs):
                 raise TargetError(
                     f"the file's adapter must be of the method of {name!r}; {site.name} has "
                     f"{mine!r} and the file {theirs!r}: load under another name"
@@ -193,7 +208,7 @@ def _only_name(model: nn.Module) -> str:
 
 
 def _entry(site: Site, members: list[Parameterization], tied_to: str) -> Entry:
-    recipes: list[Json] = [describe(member) for member in members]
+    recipes: list[Json] = [_described(member) for member in members]
     norms: list[Json] = [_frobenius(member) for member in members]
     return {
         "site": site.name,
@@ -247,23 +262,43 @@ def build_members(
     for i, (recipe, norm) in enumerate(zip(recipes, norms, strict=True)):
         prefix = f"{entry['site']}/{i}/"
         own = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
-        member = rebuild(recipe) if make is None else _made_alike(make, recipe)
+        member = _rebuilt(recipe) if make is None else _made_alike(make, recipe)
         _check_keys(f"tensors of {prefix}", set(own), set(member.state_dict()))
         for key, target in member.state_dict().items():
             _check_same_shape(prefix + key, target, own[key])
-        kinds = {x.dtype for x in own.values() if x.is_floating_point()}
-        member.to(dtype=kinds.pop() if len(kinds) == 1 else None)
-        member.load_state_dict(own)
+        load_tensors(member, own)
         _check_norm(member, norm, prefix)
         used |= {prefix + key for key in own}
         made.append(member)
     return made
 
 
+def _described(member: Parameterization) -> JsonObject:
+    """Return the description of a member; without options where its class does not hold them."""
+    try:
+        return describe(member)
+    except OptionError:
+        kind, shape = class_name(type(member)), list[Json](member.shape)
+        return {"class": kind, "shape": shape, "rank": member.rank, "options": None}
+
+
+def _rebuilt(recipe: JsonObject) -> Parameterization:
+    try:
+        made = rebuild(recipe)
+    except OptionError as error:
+        raise TargetError(
+            f"an adapter's class must be known to the program and hold its options; {error}, or "
+            "pass make="
+        ) from error
+    if not isinstance(made, Parameterization):
+        raise TargetError(f"an adapter must be a Parameterization; got {recipe['class']}")
+    return made
+
+
 def _made_alike(make: Make, recipe: JsonObject) -> Parameterization:
     m, n = cast("tuple[int, int]", tuple(cast("list[int]", recipe["shape"])))
     made = make((m, n))
-    same = describe(made)
+    same = _described(made)
     if any(same[key] != recipe[key] for key in ("class", "rank", "options")):
         raise TargetError(
             f"make must return what the file holds, {recipe['class']} of rank {recipe['rank']} "

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lowrank_opt.errors import ObservationError, ShapeError
 from lowrank_opt.observations.sparsity import SortedPairs
+from lowrank_opt.tables.arrays import as_array, mask_of
 
 Duplicates: TypeAlias = Literal["error", "mean", "sum", "last"]
 ArrayLike: TypeAlias = Tensor | NDArray[np.generic] | Sequence[float] | Sequence[int]
@@ -59,7 +60,10 @@ def as_reals(values: ArrayLike, name: str, device: torch.device) -> Tensor:
     if x.is_complex() or x.dtype == torch.bool:
         raise ObservationError(f"{name} must be real numbers; got dtype {x.dtype}")
     if not isinstance(values, Tensor | np.ndarray) or not x.is_floating_point():
-        return x.to(device, torch.get_default_dtype())
+        single = x.to(torch.get_default_dtype())
+        # Integers that the default does not tell apart stay apart.
+        merged = not x.is_floating_point() and not bool((single.double() == x.double()).all())
+        return (x.double() if merged else single).to(device)
     return x.to(device, torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
@@ -183,7 +187,13 @@ def _as_vector(data: ArrayLike, name: str) -> Tensor:
 
 
 def _from_array(data: ArrayLike, name: str) -> Tensor:
-    array = np.array(data)
+    array = as_array(data)
+    if (mask := mask_of(array)) is not None:
+        raise ObservationError(
+            f"{name} must not be masked; got {int(mask.sum())} of {mask.size} masked: leave them "
+            "out, or pass the matrix to Observations.from_dense"
+        )
+    array = np.array(array)
     if array.size == 0:
         return torch.zeros(array.shape, dtype=torch.int64)
     if array.dtype.kind not in "iufb":
@@ -191,9 +201,12 @@ def _from_array(data: ArrayLike, name: str) -> Tensor:
             f"{name} must be numbers; got an array of {array.dtype}: "
             "convert labels to positions with pandas.factorize"
         )
-    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
-        array = array.astype(np.float64)
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+    if array.dtype.kind == "u" and array.dtype.itemsize == 8:
+        # torch has few operations on unsigned integers.
+        if int(array.max()) > np.iinfo(np.int64).max:
+            raise ObservationError(f"{name} must fit into int64; got {int(array.max())}")
+        array = array.astype(np.int64)
+    return torch.from_numpy(array)
 
 
 def _count_and_first(bad: Tensor, rows: Tensor, cols: Tensor) -> str:

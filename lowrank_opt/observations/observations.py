@@ -27,6 +27,8 @@ from lowrank_opt.observations.coordinates import (
     merge_duplicates,
 )
 from lowrank_opt.observations.sparsity import CompressedAxis, SparsityPattern, sort_pairs
+from lowrank_opt.tables.arrays import as_array, mask_of
+from lowrank_opt.tables.arrays import as_reals as real_numbers
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -49,7 +51,7 @@ class Observations:
         Zero-based indices; kept as int64.
     values : Tensor, array or sequence of float, shape (nnz,)
         Finite. float32 and float64 are kept; half precision becomes float32; integers and
-        sequences take torch's default dtype.
+        sequences take torch's default dtype, or float64 if that would merge integers.
     shape : tuple of int
         ``(m, n)``.
     weights : Tensor, array or sequence of float, shape (nnz,), optional
@@ -176,7 +178,19 @@ class Observations:
 
     @classmethod
     def from_dense(cls, matrix: Tensor | NDArray[np.floating]) -> Observations:
-        """Return the entries of a dense matrix that are not NaN.
+        """Return the entries of a dense matrix that are neither NaN nor masked.
+
+        Parameters
+        ----------
+        matrix : Tensor or array, shape (m, n)
+            Of every library that has the array interface; masked arrays of NumPy too.
+
+        Raises
+        ------
+        ShapeError
+            If there are not two axes.
+        ObservationError
+            If an entry is no real number, infinite, or there is none.
 
         Examples
         --------
@@ -184,7 +198,7 @@ class Observations:
         >>> obs.rows.tolist(), obs.cols.tolist()
         ([0, 1, 1], [0, 0, 1])
         """
-        dense = torch.as_tensor(matrix).detach()
+        dense = matrix.detach() if isinstance(matrix, Tensor) else _dense(matrix)
         if dense.ndim != 2:
             raise ShapeError(f"a dense matrix must have two axes; got {tuple(dense.shape)}")
         i, j = torch.nonzero(~torch.isnan(dense), as_tuple=True)
@@ -337,6 +351,14 @@ def _check_shape(shape: tuple[int, int]) -> tuple[int, int]:
     if len(shape) != 2 or not all(int(x) == x and x >= 1 for x in shape):
         raise ShapeError(f"shape must be two positive integers (rows, columns); got {shape!r}")
     return int(shape[0]), int(shape[1])
+
+
+def _dense(matrix: object) -> Tensor:
+    """Return an array as a tensor, with NaN where it is masked."""
+    array = as_array(matrix)
+    gaps = mask_of(array)
+    reals = real_numbers(np.asarray(array), "a dense matrix")
+    return torch.from_numpy(reals if gaps is None else np.where(gaps, np.nan, reals))
 
 
 def _real_dtype(dtype: torch.dtype) -> torch.dtype:

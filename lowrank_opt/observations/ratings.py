@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lowrank_opt.errors import DataError, ObservationError
-from lowrank_opt.observations.delimited import BadLines, DelimitedFile
 from lowrank_opt.observations.observations import Observations
 from lowrank_opt.observations.sparsity import sort_pairs
+from lowrank_opt.tables.delimited import BadLines
+from lowrank_opt.tables.files import Codes, TableFile, open_table
 
 Duplicates: TypeAlias = Literal["error", "mean", "last"]
+# Beyond, float32 does not tell integers apart.
+_EXACT = float(2**24)
 
 
 @dataclass(frozen=True)
@@ -28,15 +31,18 @@ class Ratings:
     Parameters
     ----------
     observations : Observations, shape (m, n)
-        In float32.
+        In float32; in float64 if there are integers beyond 2**24, which float32 would merge.
     row_ids, col_ids : list of str
-        Of each row and each column, in the order in which they came first.
+        Of each row and each column, in the order in which they came first. From Parquet, of the
+        type that the file has.
     bad : BadLines
         The malformed lines, which were left out.
     merged : int
         How many lines repeated a pair.
     unterminated : bool
         Whether the last line may have been cut: it ends without an end-of-line.
+    reading : str
+        Which columns were read, and why these.
     """
 
     observations: Observations
@@ -45,32 +51,22 @@ class Ratings:
     bad: BadLines
     merged: int
     unterminated: bool
-
-
-class _Codes(dict[str, int]):
-    """Numbers texts in the order in which they are asked for."""
-
-    def __missing__(self, text: str) -> int:
-        code = self[text] = len(self)
-        return code
-
-    def of(self, texts: list[str]) -> NDArray[np.int32]:
-        return np.fromiter(map(self.__getitem__, texts), np.int32, len(texts))
+    reading: str = ""
 
 
 def read_ratings(
     path: str | PathLike[str],
     *,
-    row: str | int,
-    col: str | int,
-    value: str | int,
+    row: str | int | None = None,
+    col: str | int | None = None,
+    value: str | int | None = None,
     separator: str | None = None,
-    header: bool = True,
+    header: bool | None = None,
     duplicates: Duplicates = "error",
     max_bad_lines: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Ratings:
-    r"""Read a file of ids and values, a chunk at a time: CSV, TSV, ``::``, gzip or not.
+    r"""Read a file of ids and values, a chunk at a time: CSV, TSV, ``::``, gzip or not; Parquet.
 
     The text is never held as a whole: for each line, 12 bytes are kept while reading. Ids are
     text, taken as they are: ``007`` and ``7`` are two.
@@ -78,12 +74,14 @@ def read_ratings(
     Parameters
     ----------
     path : str or path
-    row, col, value : str or int
-        The columns, by name or by position, counted from one.
+    row, col, value : str or int, optional
+        The columns, by name or by position, counted from one. By default those with the usual
+        names, or the only three; see `lowrank_opt.tables.columns`.
     separator : str, optional
         Found by the first line if not given.
-    header : bool
-        Whether the first line has the names of the columns.
+    header : bool, optional
+        Whether the first line has the names of the columns. By default that is found out: names
+        are no numbers.
     duplicates : {"error", "mean", "last"}
         What to do with a pair that comes more than once.
     max_bad_lines : int
@@ -115,17 +113,23 @@ def read_ratings(
         raise ObservationError(
             f"duplicates must be 'error', 'mean' or 'last'; got duplicates={duplicates!r}"
         )
-    file = DelimitedFile(
-        path, (row, col), value, separator=separator, header=header, max_bad_lines=max_bad_lines
+    file = open_table(
+        path,
+        (row, col),
+        value,
+        values=True,
+        separator=separator,
+        header=header,
+        max_bad_lines=max_bad_lines,
     )
-    row_codes, col_codes = _Codes(), _Codes()
-    parts: tuple[list[NDArray[np.int32]], list[NDArray[np.int32]], list[NDArray[np.float32]]]
+    row_codes, col_codes = Codes(), Codes()
+    parts: tuple[list[NDArray[np.int32]], list[NDArray[np.int32]], list[NDArray[np.floating]]]
     parts, count = ([], [], []), 0
     for chunk in file.chunks():
         assert chunk.values is not None, "a column of numbers was asked for"
         parts[0].append(row_codes.of(chunk.texts[0]))
         parts[1].append(col_codes.of(chunk.texts[1]))
-        parts[2].append(chunk.values.astype(np.float32))
+        parts[2].append(_narrowed(chunk.values))
         count += len(chunk)
         if progress is not None:
             progress(count)
@@ -133,17 +137,26 @@ def read_ratings(
         raise DataError(f"a file of ratings must have a line of data; {file.path!r} has none")
     rows, cols, values = (_joined(part) for part in parts)
     shape = (len(row_codes), len(col_codes))
-    row_ids, col_ids = list(row_codes), list(col_codes)
+    row_ids, col_ids = cast("list[str]", list(row_codes)), cast("list[str]", list(col_codes))
     try:
         observations = Observations(rows, cols, values, shape, duplicates=duplicates)
     except ObservationError:
         _raise_repetition(rows, cols, shape, file, row_ids, col_ids)
         raise
     merged = len(rows) - len(observations)
-    return Ratings(observations, row_ids, col_ids, file.bad, merged, file.unterminated)
+    return Ratings(
+        observations, row_ids, col_ids, file.bad, merged, file.unterminated, file.reading
+    )
 
 
-def _joined(parts: list[NDArray[np.int32]] | list[NDArray[np.float32]]) -> Tensor:
+def _narrowed(values: NDArray[np.float64]) -> NDArray[np.floating]:
+    """Return values in float32, unless that would merge integers."""
+    single = values.astype(np.float32)
+    merged = (np.abs(values) > _EXACT) & (values == np.round(values)) & (single != values)
+    return values if merged.any() else single
+
+
+def _joined(parts: list[NDArray[np.int32]] | list[NDArray[np.floating]]) -> Tensor:
     """Return one array, and free the parts."""
     whole = np.concatenate(parts)
     parts.clear()
@@ -154,7 +167,7 @@ def _raise_repetition(
     rows: Tensor,
     cols: Tensor,
     shape: tuple[int, int],
-    file: DelimitedFile,
+    file: TableFile,
     row_ids: list[str],
     col_ids: list[str],
 ) -> None:
@@ -173,7 +186,7 @@ def _raise_repetition(
     )
 
 
-def _line(position: int, file: DelimitedFile) -> int:
+def _line(position: int, file: TableFile) -> int:
     """Return the number, from one, of the line that holds the well-formed record `position`."""
     number = position + 1 + int(file.header)
     bad = file.bad.numbers

@@ -1,15 +1,18 @@
 """AdaLoRA: a product in SVD form whose components are scored and pruned."""
 
+from collections.abc import Iterator
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from lowrank_opt.checks import check_positive
 from lowrank_opt.errors import ShapeError
 from lowrank_opt.linalg import working_dtype
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, check_radius, random_frame
+from lowrank_opt.parameterizations.base import Parameterization, random_frame
 from lowrank_opt.parameterizations.components import SensitivityAverage
+from lowrank_opt.parameterizations.example import Example
 
 
 class AdaLoRA(Parameterization):
@@ -38,7 +41,7 @@ class AdaLoRA(Parameterization):
 
     Raises
     ------
-    RadiusError
+    OptionError
         If the scaling is not positive and finite.
 
     References
@@ -68,13 +71,18 @@ class AdaLoRA(Parameterization):
     ) -> None:
         super().__init__(shape, rank)
         m, n = self.shape
-        self.scaling = check_radius(scaling, "scaling")
+        self.scaling = check_positive(scaling, "scaling")
         empty = torch.empty(0, dtype=dtype, device=device)
         self.left = nn.Parameter(empty.new_empty(m, self.rank))
         self.values = nn.Parameter(empty.new_empty(self.rank))
         self.right = nn.Parameter(empty.new_empty(n, self.rank))
+        self.beta1, self.beta2 = float(beta1), float(beta2)
         self._average = SensitivityAverage(beta1, beta2)
         self.zero_(generator=generator)
+
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        yield Example("AdaLoRA", cls, reference="arXiv 2303.10512")
 
     @property
     def active(self) -> int:
@@ -158,9 +166,6 @@ class AdaLoRA(Parameterization):
             )
         self.values.masked_fill_(~keep, 0.0)
         return self
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, scaling={self.scaling}"
 
 
 def _gram_defect(x: Tensor) -> Tensor:

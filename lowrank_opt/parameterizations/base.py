@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from lowrank_opt.checks import check_rank, check_shape
 from lowrank_opt.errors import (
     NoRightInverseError,
     NotInSetError,
-    RadiusError,
-    RankError,
     ShapeError,
     TargetError,
 )
 from lowrank_opt.linalg import orthonormal_columns
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.certificate import Certificate, certify, export
+from lowrank_opt.parameterizations.config import Configured
 from lowrank_opt.sets import FeasibleSet, RankAtMost
 
 
-class Parameterization(nn.Module, ABC):
+class Parameterization(Configured, ABC):
     r"""A map from unconstrained parameters to ``left diag(scale) right^T``.
 
     The map never leaves `feasible_set`, whatever the parameters; if `complete`, it reaches every
-    member of that set. A subclass writes `factors`; `right_inverse` and `zero_` are optional.
+    member of that set. A subclass writes `factors`; `right_inverse` and `zero_` are optional. It
+    keeps what its constructor takes under the names of the arguments: then it is shown, compared,
+    saved and made again with no more written.
 
     Parameters
     ----------
@@ -162,9 +163,6 @@ class Parameterization(nn.Module, ABC):
         """Return factors rounded to `dtype` whose product, in exact arithmetic, is in the set."""
         return export(self.factors().detach(), self.feasible_set, dtype)
 
-    def extra_repr(self) -> str:
-        return f"shape={self.shape}, rank={self.rank}"
-
     def _as_operator(self, target: LowRankOperator | Tensor) -> LowRankOperator:
         if tuple(target.shape) != self.shape:
             raise TargetError(f"the target must have shape {self.shape}; got {tuple(target.shape)}")
@@ -204,29 +202,6 @@ def check_member(op: LowRankOperator, feasible_set: FeasibleSet) -> None:
             "pass project=True to use the nearest member",
             excess=excess,
         )
-
-
-def check_shape(shape: tuple[int, int]) -> tuple[int, int]:
-    """Return `shape` as two positive integers, or raise ShapeError."""
-    m, n = (int(x) for x in shape) if len(shape) == 2 else (0, 0)
-    if m < 1 or n < 1 or (m, n) != tuple(shape):
-        raise ShapeError(f"shape must be two positive integers (rows, columns); got {shape!r}")
-    return m, n
-
-
-def check_rank(rank: int, shape: tuple[int, int]) -> int:
-    """Return `rank` if it is in 1..min(m, n), or raise RankError."""
-    m, n = shape
-    if not 1 <= rank <= min(m, n) or int(rank) != rank:
-        raise RankError(f"rank must be in 1..{min(m, n)} for a {m} x {n} matrix; got rank={rank!r}")
-    return int(rank)
-
-
-def check_radius(radius: float, name: str = "radius") -> float:
-    """Return `radius` as a positive finite float, or raise RadiusError."""
-    if not (math.isfinite(radius) and radius > 0):
-        raise RadiusError(f"{name} must be positive and finite; got {name}={radius!r}")
-    return float(radius)
 
 
 def random_frame(

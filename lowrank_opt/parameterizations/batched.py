@@ -12,6 +12,7 @@ from torch.func import functional_call, vmap
 from lowrank_opt.errors import ShapeError
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
+from lowrank_opt.parameterizations.config import describe
 
 
 class BatchedParameterization(nn.Module):
@@ -85,4 +86,4 @@ def _kind(member: Parameterization) -> str:
     """Return everything that a stacked evaluation must not mix."""
     tensors = member.state_dict(keep_vars=True)
     layout = {k: (tuple(t.shape), str(t.dtype), str(t.device)) for k, t in tensors.items()}
-    return f"{member!r} {layout}"
+    return f"{describe(member)} {layout}"

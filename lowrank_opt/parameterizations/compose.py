@@ -5,7 +5,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.errors import ShapeError, TargetError
+from lowrank_opt.errors import OptionError, ShapeError
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization, check_member
 from lowrank_opt.sets import ShiftedSet, WeightedSet
@@ -103,7 +103,7 @@ class Offset(Parameterization):
 
     Raises
     ------
-    TargetError
+    OptionError
         If neither or both offsets are asked for.
 
     References
@@ -127,7 +127,7 @@ class Offset(Parameterization):
         offset: LowRankOperator | None = None,
     ) -> None:
         if minus_initial is not (offset is None):
-            raise TargetError(
+            raise OptionError(
                 "Offset subtracts the initial value or a given offset; got "
                 f"minus_initial={minus_initial} and offset={offset!r}: choose one"
             )
@@ -142,6 +142,9 @@ class Offset(Parameterization):
         self.offset_left: Tensor
         self.offset_right: Tensor
         self._subtract(inner.factors() if offset is None else offset)
+
+    def options(self) -> dict[str, object]:
+        return {"inner": self.inner, "minus_initial": False, "offset": self.offset}
 
     def _subtract(self, offset: LowRankOperator) -> None:
         left, scale, right = offset.detach().clone()

@@ -1,16 +1,21 @@
 """Two contractions around bounds of any sign: every set of singular-value bounds."""
 
+from __future__ import annotations
+
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.errors import RadiusError
+from lowrank_opt.checks import check_radius
+from lowrank_opt.errors import OptionError
 from lowrank_opt.linalg import contraction, invert_contraction, scale_to_unit_peak, working_dtype
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, check_radius, random_frame
+from lowrank_opt.parameterizations.base import Parameterization, random_frame
+from lowrank_opt.parameterizations.example import Example
 from lowrank_opt.sets import SchattenBall, SingularValueBox
 
 
@@ -49,6 +54,8 @@ class Contractions(Parameterization):
     ------
     RadiusError
         If a bound or norm order is outside its domain.
+    OptionError
+        If `bounds` comes with a radius, or with another number of values.
 
     References
     ----------
@@ -78,17 +85,30 @@ class Contractions(Parameterization):
     ) -> None:
         super().__init__(shape, rank)
         m, n = self.shape
-        self._signed = None if bounds is None else _signed_bounds(bounds, self.rank, radius)
+        self.bounds = None if bounds is None else _signed_bounds(bounds, self.rank, radius)
         self._set: SchattenBall | SingularValueBox = (
             SchattenBall(float(p), check_radius(1.0 if radius is None else radius), self.rank)
-            if self._signed is None
-            else SingularValueBox(abs(s) for s in self._signed)
+            if self.bounds is None
+            else SingularValueBox(abs(s) for s in self.bounds)
         )
+        self.radius, self.p = getattr(self._set, "radius", None), float(p)
         self.left = nn.Parameter(torch.empty(m, self.rank, dtype=dtype, device=device))
         self.right = nn.Parameter(torch.empty(n, self.rank, dtype=dtype, device=device))
         learned = isinstance(self._set, SchattenBall) and not math.isinf(self._set.p)
         self.spread = nn.Parameter(self.left.detach().new_empty(self.rank)) if learned else None
         self.zero_(generator=generator)
+
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        def boxed(
+            shape: tuple[int, int], rank: int, dtype: torch.dtype = torch.float64
+        ) -> Contractions:
+            bounds = [(rank - i) * (-1) ** i for i in range(rank)]
+            return cls(shape, rank, bounds=bounds, dtype=dtype)
+
+        said = "two r x r inverses", "Horn and Johnson, theorem 3.3.16"
+        yield Example("Contractions(radius, p)", partial(cls, radius=1.0, p=3.0), *said)
+        yield Example("Contractions(bounds)", boxed, *said)
 
     @property
     def feasible_set(self) -> SchattenBall | SingularValueBox:
@@ -97,8 +117,8 @@ class Contractions(Parameterization):
     def singular_value_bounds(self) -> Tensor:
         """Return signed s, shape (rank,): the i-th largest magnitude bounds the i-th value."""
         work = self.left.new_zeros((), dtype=working_dtype(self.left))
-        if self._signed is not None:
-            return work.new_tensor(self._signed)
+        if self.bounds is not None:
+            return work.new_tensor(self.bounds)
         assert isinstance(self._set, SchattenBall), "a norm ball unless bounds are given"
         if self.spread is None:
             return work.new_full((self.rank,), self._set.radius)
@@ -122,8 +142,8 @@ class Contractions(Parameterization):
         return values if self.spread is None else values | {"spread": s / s.amax()}
 
     def _bounds_for(self, sigma: Tensor) -> Tensor:
-        if self._signed is not None:
-            return sigma.new_tensor(self._signed)
+        if self.bounds is not None:
+            return sigma.new_tensor(self.bounds)
         assert isinstance(self._set, SchattenBall), "a norm ball unless bounds are given"
         radius, p = self._set.radius, self._set.p
         if math.isinf(p):
@@ -142,10 +162,6 @@ class Contractions(Parameterization):
             self.spread.fill_(1.0)
         return self
 
-    def extra_repr(self) -> str:
-        signed = "" if self._signed is None else f", bounds={self._signed}"
-        return f"{super().extra_repr()}, {self._set}{signed}"
-
 
 def _signed_bounds(
     bounds: Iterable[float] | Tensor, rank: int, radius: float | None
@@ -154,7 +170,7 @@ def _signed_bounds(
     given = bounds.tolist() if isinstance(bounds, Tensor) else bounds
     values = tuple(sorted((float(b) for b in given), key=abs, reverse=True))
     if radius is not None or len(values) != rank:
-        raise RadiusError(
+        raise OptionError(
             f"bounds replaces radius and needs rank={rank} values; "
             f"got {len(values)} values and radius={radius!r}"
         )

@@ -1,14 +1,18 @@
 """DeLoRA: an average of normalised rank-ones, which is exactly the nuclear-norm ball."""
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
+from lowrank_opt.checks import check_choice, check_radius
 from lowrank_opt.errors import NoRightInverseError, RadiusError, ShapeError
 from lowrank_opt.linalg import lp_norm, normalize_columns, product_svd, working_dtype
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, check_radius, random_frame
+from lowrank_opt.parameterizations.base import Parameterization, random_frame
+from lowrank_opt.parameterizations.example import Example
 from lowrank_opt.sets import FeasibleSet, RankAtMost, SchattenBall, WeightedSet
 
 Variant = Literal["paired", "paper", "author", "peft"]
@@ -103,9 +107,7 @@ class DeLoRA(Parameterization):
     ) -> None:
         super().__init__(shape, rank)
         m, n = self.shape
-        if variant not in get_args(Variant):
-            raise RadiusError(f"variant must be one of {get_args(Variant)}; got {variant!r}")
-        self.variant: Variant = variant
+        self.variant: Variant = check_choice(variant, get_args(Variant), "variant")
         self.radius = check_radius(radius)
         empty = torch.empty(0, dtype=dtype, device=device)
         self.left = nn.Parameter(empty.new_empty(m, self.rank))
@@ -119,6 +121,16 @@ class DeLoRA(Parameterization):
         self.column_norms: Tensor | None
         self.frozen: Tensor | None
         self.zero_(generator=generator)
+
+    @property
+    def learn_radius(self) -> bool:
+        """Whether the radius is a parameter, so that no norm is bounded."""
+        return self.learned_radius is not None
+
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        make = partial(cls, radius=1.0)
+        yield Example("DeLoRA(radius)", make, reference="arXiv 2503.18225")
 
     @property
     def _subtracts(self) -> bool:
@@ -210,9 +222,6 @@ class DeLoRA(Parameterization):
         if self.frozen is not None:
             self.frozen.copy_(torch.cat((b, a)))
         return self
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, radius={self.radius}, variant={self.variant!r}"
 
 
 def _paired(u: Tensor, v: Tensor, one: Tensor) -> LowRankOperator:

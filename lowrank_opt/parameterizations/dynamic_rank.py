@@ -1,15 +1,18 @@
 """Dynamic-rank DoRA: single-rank components with weights, dropped by their share of W."""
 
+from collections.abc import Iterator
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from lowrank_opt.checks import check_positive
 from lowrank_opt.errors import ShapeError
 from lowrank_opt.linalg import working_dtype
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, check_radius, random_frame
+from lowrank_opt.parameterizations.base import Parameterization, random_frame
 from lowrank_opt.parameterizations.components import component_norms
+from lowrank_opt.parameterizations.example import Example
 
 
 class DynamicRank(Parameterization):
@@ -37,7 +40,7 @@ class DynamicRank(Parameterization):
 
     Raises
     ------
-    RadiusError
+    OptionError
         If the scaling is not positive and finite.
 
     References
@@ -68,13 +71,17 @@ class DynamicRank(Parameterization):
     ) -> None:
         super().__init__(shape, rank)
         m, n = self.shape
-        self.scaling, self.beta = check_radius(scaling, "scaling"), float(beta)
+        self.scaling, self.beta = check_positive(scaling, "scaling"), float(beta)
         empty = torch.empty(0, dtype=dtype, device=device)
         self.left = nn.Parameter(empty.new_empty(m, self.rank))
         self.values = nn.Parameter(empty.new_empty(self.rank))
         self.right = nn.Parameter(empty.new_empty(n, self.rank))
         self._scores: Tensor | None = None
         self.zero_(generator=generator)
+
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        yield Example("DynamicRank", cls, reference="arXiv 2405.17357")
 
     @property
     def active(self) -> int:
@@ -143,6 +150,3 @@ class DynamicRank(Parameterization):
             )
         self.values.masked_fill_(~keep, 0.0)
         return self
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, scaling={self.scaling}"

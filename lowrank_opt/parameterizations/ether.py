@@ -4,12 +4,17 @@ r"""ETHER and ETHER+: reflections of a given weight, written as what they add to
 base weight is read, never changed. In blocks, H is block diagonal with a unit vector a block.
 """
 
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from lowrank_opt.checks import check_rank
 from lowrank_opt.errors import NotInSetError, RankError, TargetError
 from lowrank_opt.linalg import (
     frozen_product,
@@ -20,7 +25,10 @@ from lowrank_opt.linalg import (
 )
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
+from lowrank_opt.parameterizations.example import Example, example_tensor
 from lowrank_opt.sets import SchattenBall, SingularValueBox, relative_tolerance
+
+Shape = tuple[int, int]
 
 
 class ETHER(Parameterization):
@@ -66,14 +74,23 @@ class ETHER(Parameterization):
         self, weight: Tensor, *, blocks: int = 1, generator: torch.Generator | None = None
     ) -> None:
         super().__init__((weight.shape[0], weight.shape[1]), _check_blocks(blocks, weight))
-        self._bounds = _leading_values(weight, blocks)
+        self.blocks = blocks
+        self._leading = LeadingValues()
         self.register_buffer("weight", weight.detach())
         self.weight: Tensor
         self.vector = nn.Parameter(_normal(weight.shape[0], weight, generator))
 
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        def make(shape: Shape, rank: int, dtype: torch.dtype = torch.float64) -> ETHER:
+            return cls(example_tensor(*shape, dtype=dtype), blocks=rank)
+
+        cost, image = "r products with the weight", "reflections: m - r dimensions"
+        yield Example("ETHER(weight, blocks=r)", make, cost, "arXiv 2405.20271", image)
+
     @property
     def feasible_set(self) -> SingularValueBox:
-        return SingularValueBox(2 * self._bounds)
+        return SingularValueBox(2 * self._leading.of(self.weight, self.rank))
 
     def factors(self) -> LowRankOperator:
         U = _in_blocks(self.vector, self.rank)
@@ -117,9 +134,6 @@ class ETHER(Parameterization):
                 "the target must be -2 u (W0^T u)^T, block by block; the best fit found misses it "
                 f"by {residual:.2e}: ETHER reaches few matrices, optimise the vector instead"
             )
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, blocks={self.rank}"
 
 
 class ETHERPlus(Parameterization):
@@ -181,18 +195,30 @@ class ETHERPlus(Parameterization):
             )
         super().__init__((m, n), min(rank, m, n))
         self.blocks, self.two_sided = blocks, two_sided
-        self._bounds = _leading_values(weight, self.rank)
+        self._leading = LeadingValues()
         self.register_buffer("weight", weight.detach())
         self.weight: Tensor
         self.left_vectors = nn.Parameter(weight.new_empty(m, 2))
         self.right_vectors = nn.Parameter(weight.new_empty(n, 2)) if two_sided else None
         self.zero_(generator=generator)
 
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        def make(
+            shape: tuple[int, int], rank: int, dtype: torch.dtype = torch.float64
+        ) -> ETHERPlus:
+            return cls(example_tensor(*shape, dtype=dtype), blocks=rank)
+
+        cost = "4 r products with the weight"
+        image = "products of reflections: at most 2 (m + n - 2 r) dimensions"
+        yield Example("ETHERPlus(weight, blocks=r)", make, cost, "arXiv 2405.20271", image)
+
     @property
     def feasible_set(self) -> SingularValueBox | SchattenBall:
+        bounds = self._leading.of(self.weight, self.rank)
         if self.two_sided:
-            return SchattenBall(float("inf"), 3 * float(self._bounds[0]), self.rank)
-        return SingularValueBox(self._bounds)
+            return SchattenBall(float("inf"), 3 * float(bounds[0]), self.rank)
+        return SingularValueBox(bounds)
 
     def factors(self) -> LowRankOperator:
         plus, minus = self._sum_and_difference(self.left_vectors)
@@ -220,21 +246,35 @@ class ETHERPlus(Parameterization):
                 p.copy_(_normal(p.shape[0], p, generator).unsqueeze(1).expand_as(p))
         return self
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, blocks={self.blocks}, two_sided={self.two_sided}"
-
 
 def _check_blocks(blocks: int, weight: Tensor) -> int:
     m, n = weight.shape
-    if not 1 <= blocks <= min(m, n):
-        raise RankError(f"blocks must be in 1..{min(m, n)} for a {m} x {n} weight; got {blocks}")
+    check_rank(blocks, (m, n), "blocks", what="weight")
     if not bool(torch.isfinite(weight).all()) or not bool(weight.any()):
         raise TargetError("the base weight must be finite and not zero: nothing to reflect; got it")
     return blocks
 
 
-def _leading_values(weight: Tensor, count: int) -> Tensor:
-    return leading_svd(weight.detach(), count)[1].cpu()
+class LeadingValues:
+    """The leading singular values of a weight, computed again when another one was loaded."""
+
+    def __init__(self) -> None:
+        self._weight: weakref.ref[Tensor] | None = None
+        self._key: tuple[int, ...] = ()
+        self._values = torch.empty(0)
+
+    def of(self, weight: Tensor, count: int) -> Tensor:
+        """Return the `count` largest values, in float64 on the CPU."""
+        # Tensors made in inference mode count no versions, and cannot be written to elsewhere.
+        key = (count, 0 if weight.is_inference() else weight._version)
+        if self._weight is None or self._weight() is not weight or self._key != key:
+            self._values = leading_svd(weight.detach(), count)[1].cpu()
+            self._weight, self._key = weakref.ref(weight), key
+        return self._values
+
+    def __reduce__(self) -> tuple[type[LeadingValues], tuple[()]]:
+        # Copies look at their own weight.
+        return type(self), ()
 
 
 def _normal(size: int, like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -1,12 +1,17 @@
 """Plain LoRA: every matrix of rank at most r, no norm bound."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from lowrank_opt.checks import check_positive
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, check_radius, random_frame
+from lowrank_opt.parameterizations.base import Parameterization, random_frame
+from lowrank_opt.parameterizations.example import Example
 
 
 class Factored(Parameterization):
@@ -51,10 +56,14 @@ class Factored(Parameterization):
     ) -> None:
         super().__init__(shape, rank)
         m, n = self.shape
-        self.scaling = check_radius(scaling, "scaling")
+        self.scaling = check_positive(scaling, "scaling")
         self.left = nn.Parameter(torch.empty(m, self.rank, dtype=dtype, device=device))
         self.right = nn.Parameter(torch.empty(n, self.rank, dtype=dtype, device=device))
         self.zero_(generator=generator)
+
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        yield Example("Factored", cls, reference="arXiv 2106.09685")
 
     def factors(self) -> LowRankOperator:
         return LowRankOperator(
@@ -79,6 +88,3 @@ class Factored(Parameterization):
         self.left.zero_()
         self.right.copy_(random_frame(n, rank, like=self.right, generator=generator))
         return self
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, scaling={self.scaling}"

@@ -1,15 +1,19 @@
 """Schatten balls without solves: a product divided by the size of its factors."""
 
 import math
+from collections.abc import Iterator
+from functools import partial
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from lowrank_opt.checks import check_radius
 from lowrank_opt.errors import RadiusError
 from lowrank_opt.linalg import lp_norm, scale_to_unit_peak, working_dtype
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, check_radius, random_frame
+from lowrank_opt.parameterizations.base import Parameterization, random_frame
+from lowrank_opt.parameterizations.example import Example
 from lowrank_opt.sets import SchattenBall
 
 
@@ -77,6 +81,13 @@ class HomogeneousBall(Parameterization):
         self.right = nn.Parameter(torch.empty(n, self.rank, dtype=dtype, device=device))
         self.zero_(generator=generator)
 
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        lemma = "NIPS 2004, lemma 1"
+        yield Example("HomogeneousBall(radius)", partial(cls, radius=1.0), reference=lemma)
+        make = partial(cls, radius=1.0, p=3.0)
+        yield Example("HomogeneousBall(radius, p)", make, "r x r eigenvalues", lemma)
+
     @property
     def feasible_set(self) -> SchattenBall:
         return SchattenBall(self.p, self.radius, self.rank)
@@ -109,9 +120,6 @@ class HomogeneousBall(Parameterization):
         self.left.zero_()
         self.right.copy_(random_frame(n, rank, like=self.right, generator=generator))
         return self
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, radius={self.radius}, p={self.p}"
 
 
 def _power_sum(x: Tensor, p: float) -> Tensor:

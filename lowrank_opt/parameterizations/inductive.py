@@ -97,10 +97,19 @@ class Inductive(Parameterization):
         self.register_buffer("col_map", col_map)
         self.row_map: Tensor | None
         self.col_map: Tensor | None
-        self.invertible = isinstance(inner.feasible_set, SpectralSet) or (
-            has_independent_columns(left) and has_independent_columns(right)
+
+    @property
+    def invertible(self) -> bool:
+        """Whether C is known from W: independent columns, or an inner set of singular values."""
+        return isinstance(self.inner.feasible_set, SpectralSet) or (
+            has_independent_columns(self.row_features)
+            and has_independent_columns(self.col_features)
         )
-        self.complete = inner.complete and self.invertible
+
+    @property
+    def complete(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether every member of the set is reached."""
+        return self.inner.complete and self.invertible
 
     @property
     def row_features(self) -> Tensor | None:

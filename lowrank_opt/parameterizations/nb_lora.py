@@ -1,13 +1,17 @@
 """Norm-bounded LoRA: individual singular values bounded through one Cayley transform."""
 
+from __future__ import annotations
+
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.errors import RadiusError
+from lowrank_opt.checks import check_radius
+from lowrank_opt.errors import OptionError
 from lowrank_opt.linalg import (
     inverse_cayley,
     scale_to_unit_peak,
@@ -16,8 +20,9 @@ from lowrank_opt.linalg import (
     working_dtype,
 )
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, check_radius
-from lowrank_opt.sets import KyFanBall, SchattenBall, SingularValueBox
+from lowrank_opt.parameterizations.base import Parameterization
+from lowrank_opt.parameterizations.example import INVERSE, Example
+from lowrank_opt.sets import KyFanBall, NormBall, SchattenBall, SingularValueBox
 
 
 class NBLoRA(Parameterization):
@@ -63,7 +68,10 @@ class NBLoRA(Parameterization):
     Raises
     ------
     RadiusError
-        If a bound or norm order is outside its domain, or `skew=False` where it is needed.
+        If a bound or norm order is outside its domain.
+    OptionError
+        If `bounds` comes with a norm or another number of values, or `skew=False` where it is
+        needed.
 
     References
     ----------
@@ -97,9 +105,12 @@ class NBLoRA(Parameterization):
         super().__init__(shape, rank)
         m, n = self.shape
         self._set = _declared_set(self.rank, radius, p, ky_fan, bounds)
+        self.radius = self._set.radius if isinstance(self._set, NormBall) else None
+        self.bounds = None if isinstance(self._set, NormBall) else self._set.bounds
+        self.p, self.ky_fan = float(p), ky_fan
         spectral = isinstance(self._set, SchattenBall) and math.isinf(self._set.p)
         if skew is False and not spectral:
-            raise RadiusError(
+            raise OptionError(
                 f"skew=False reaches all members only for the spectral ball; got {self._set}: "
                 "leave skew out"
             )
@@ -111,6 +122,22 @@ class NBLoRA(Parameterization):
         learned = not spectral and not isinstance(self._set, SingularValueBox)
         self.spread = nn.Parameter(empty.new_empty(self.rank)) if learned else None
         self.zero_(generator=generator)
+
+    def options(self) -> dict[str, object]:
+        return {**super().options(), "skew": self.skew is not None}
+
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        def boxed(shape: tuple[int, int], rank: int, dtype: torch.dtype = torch.float64) -> NBLoRA:
+            return cls(shape, rank, bounds=range(rank, 0, -1), dtype=dtype)
+
+        for name, make in (
+            ("NBLoRA(radius)", partial(cls, radius=1.0)),
+            ("NBLoRA(radius, p)", partial(cls, radius=1.0, p=3.0)),
+            ("NBLoRA(ky_fan)", partial(cls, radius=1.0, ky_fan=2)),
+            ("NBLoRA(bounds)", boxed),
+        ):
+            yield Example(name, make, INVERSE, "arXiv 2501.19050")
 
     @property
     def feasible_set(self) -> SchattenBall | KyFanBall | SingularValueBox:
@@ -176,9 +203,6 @@ class NBLoRA(Parameterization):
             self.spread.fill_(1.0)
         return self
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, {self._set}"
-
     def _invert_frame(self, G: Tensor) -> dict[str, Tensor]:
         n, r = self.shape[1], self.rank
         if self.skew is None:
@@ -213,7 +237,7 @@ def _declared_set(
     if bounds is not None:
         box = SingularValueBox(bounds)
         if radius is not None or ky_fan is not None or box.rank != rank:
-            raise RadiusError(
+            raise OptionError(
                 f"bounds replaces radius and ky_fan and needs rank={rank} values; "
                 f"got {box.rank} values, radius={radius!r}, ky_fan={ky_fan!r}"
             )

@@ -69,6 +69,11 @@ class NestedSVD(Parameterization):
         self.outer_right: Tensor
 
     @property
+    def outer(self) -> tuple[Tensor, Tensor]:
+        """The frames U and V."""
+        return self.outer_left, self.outer_right
+
+    @property
     def feasible_set(self) -> NestedSet:
         return NestedSet(self.inner.feasible_set, self.outer_left, self.outer_right)
 

@@ -1,19 +1,42 @@
 """Published nested methods as named compositions: NoRA and LoRA-XS."""
 
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from lowrank_opt.errors import RadiusError, ShapeError
+from lowrank_opt.checks import check_choice, check_rank
+from lowrank_opt.errors import ShapeError
 from lowrank_opt.linalg import leading_svd
-from lowrank_opt.parameterizations.base import check_rank
 from lowrank_opt.parameterizations.compose import Weighted
 from lowrank_opt.parameterizations.dense_core import DenseCore
+from lowrank_opt.parameterizations.example import Example, example_tensor
 from lowrank_opt.parameterizations.factored import Factored
 from lowrank_opt.parameterizations.nested_svd import NestedSVD
 
+Shape = tuple[int, int]
 Split = Literal["none", "left", "right", "sqrt"]
+
+
+def examples() -> Iterator[Example]:
+    """Yield an example of each preset.
+
+    Examples
+    --------
+    >>> [example.name for example in examples()]
+    ['nora', 'lora_xs']
+    """
+
+    def make_nora(shape: Shape, rank: int, *, dtype: torch.dtype = torch.float64) -> NestedSVD:
+        outer_rank = min(2 * rank, *shape)
+        return nora(example_tensor(*shape, dtype=dtype), rank, outer_rank=outer_rank)
+
+    def make_lora_xs(shape: Shape, rank: int, *, dtype: torch.dtype = torch.float64) -> NestedSVD:
+        return lora_xs(example_tensor(*shape, dtype=dtype), rank)
+
+    yield Example("nora", make_nora, "one thin product", "arXiv 2408.10280")
+    yield Example("lora_xs", make_lora_xs, "one thin product", "arXiv 2405.17604")
 
 
 def nora(
@@ -49,7 +72,7 @@ def nora(
 
     Raises
     ------
-    RankError, RadiusError
+    RankError, OptionError
         If a rank does not fit or `split` is unknown.
 
     References
@@ -61,8 +84,7 @@ def nora(
     >>> nora(torch.randn(8, 6), rank=2, outer_rank=4).rank
     2
     """
-    if split not in get_args(Split):
-        raise RadiusError(f"split must be one of {get_args(Split)}; got {split!r}")
+    check_choice(split, get_args(Split), "split")
     outer_rank = check_rank(outer_rank, (weight.shape[0], weight.shape[1]))
     scale = torch.ones_like(weight[0]) if activation_scale is None else activation_scale
     U, sigma, V = activation_weighted_frames(weight, scale, outer_rank)

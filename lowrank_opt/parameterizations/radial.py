@@ -1,27 +1,26 @@
 """The ball of any unitarily invariant norm: a product drawn towards zero by its own norm."""
 
-from collections.abc import Callable
-from typing import Protocol, Self
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.errors import RadiusError
-from lowrank_opt.linalg import framed_product, invert_contraction
+from lowrank_opt.checks import check_radius
+from lowrank_opt.errors import OptionError
+from lowrank_opt.linalg import (
+    FramedProduct,
+    differentiable_values,
+    framed_product,
+    invert_contraction,
+)
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, check_radius, random_frame
-from lowrank_opt.sets import SchattenBall, SpectralSet
-
-
-class GaugeBall(Protocol):
-    """A spectral set that is the ball of a norm, like `SchattenBall` and `KyFanBall`."""
-
-    radius: float
-    rank: int
-
-    def gauge(self, values: Tensor) -> Tensor:
-        """Return the norm as a differentiable function of the singular values."""
-        ...
+from lowrank_opt.parameterizations.base import Parameterization, random_frame
+from lowrank_opt.parameterizations.example import QR, Example
+from lowrank_opt.sets import KyFanBall, NormBall, SchattenBall
 
 
 class RadialBall(Parameterization):
@@ -34,11 +33,11 @@ class RadialBall(Parameterization):
     `SpectralLoRA`.
 
     Two thin QR factorizations, and the singular values of one r x r matrix, which the Frobenius
-    norm does without: for it the map is smooth everywhere, for other norms where singular values
-    do not tie. Computed in float64 and rounded once to the parameters' dtype: the bound holds to
-    a few units of rounding of that dtype for every finite parameter. First derivatives are exact,
-    second ones are not provided. The triple has
-    2 r columns, of which the last r have product exactly 0 and carry part of the derivative.
+    norm does without: for it the map is smooth everywhere, with derivatives of every order. For
+    other norms it is smooth where singular values do not tie, and a second derivative raises
+    `DerivativeError`. Computed in float64 and rounded once to the parameters' dtype: the bound
+    holds to a few units of rounding of that dtype for every finite parameter. The triple has 2 r
+    columns, of which the last r have product exactly 0 and carry part of the derivative.
 
     Parameters
     ----------
@@ -47,16 +46,18 @@ class RadialBall(Parameterization):
     rank : int
     radius : float
         Bound on the norm. Positive.
-    norm : float or callable
-        Schatten order in [1, inf], or ``norm(radius, rank)`` that returns a `SpectralSet` with a
-        method ``gauge``, e.g. ``partial(KyFanBall, 2)``.
+    norm : float, NormBall or callable
+        Schatten order in [1, inf]; or any ball of the norm; or ``norm(radius, rank)`` that returns
+        one, e.g. ``partial(KyFanBall, 2)``.
     dtype, device, generator
         Of the parameters, and of their random start.
 
     Raises
     ------
     RadiusError
-        If the radius or the order is outside its domain, or the set has no gauge.
+        If the radius or the order is outside its domain.
+    OptionError
+        If `norm` makes no `NormBall`.
 
     References
     ----------
@@ -79,7 +80,7 @@ class RadialBall(Parameterization):
         rank: int,
         *,
         radius: float,
-        norm: float | Callable[[float, int], GaugeBall] = 2.0,
+        norm: float | NormBall | Callable[[float, int], NormBall] = 2.0,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
@@ -87,27 +88,35 @@ class RadialBall(Parameterization):
         super().__init__(shape, rank)
         m, n = self.shape
         self.radius = check_radius(radius)
-        self._set, self._gauge = _ball(norm, self.radius, self.rank)
+        self.norm = _ball(norm, self.radius, self.rank)
         self.left = nn.Parameter(torch.empty(m, self.rank, dtype=dtype, device=device))
         self.right = nn.Parameter(torch.empty(n, self.rank, dtype=dtype, device=device))
         self.zero_(generator=generator)
 
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        source = "von Neumann (1937)"
+        yield Example("RadialBall(radius)", partial(cls, radius=1.0), QR + ", 2 r columns", source)
+        make = partial(cls, radius=1.0, norm=partial(KyFanBall, 2))
+        cost = QR + ", r x r singular values, 2 r columns"
+        yield Example("RadialBall(radius, norm)", make, cost, source)
+
     @property
-    def feasible_set(self) -> SpectralSet:
-        return self._set
+    def feasible_set(self) -> NormBall:
+        return self.norm.resized(radius=self.radius, rank=self.rank)
 
     def factors(self) -> LowRankOperator:
         product = framed_product(self.left, self.right)
-        C = product.core
-        g = 2 / (1 + self._norm(C).square())[..., None, None]
-        left, right = product.image(g * C, g, g)
+        left, right = product.scaled(2 / (1 + self._square(product))[..., None, None])
         scale = left.new_full((left.shape[-1],), self.radius)
         return LowRankOperator(left, scale, right).to(dtype=self.left.dtype)
 
-    def _norm(self, core: Tensor) -> Tensor:
-        if isinstance(self._set, SchattenBall) and self._set.p == 2:
-            return _frobenius(core)
-        return self._gauge(_singular_values(core))
+    def _square(self, product: FramedProduct) -> Tensor:
+        r"""Return :math:`\Phi(P)^2`; that of the Frobenius norm is a trace, smooth everywhere."""
+        C = product.core
+        if self.norm.norm_name == "Frobenius":
+            return C.square().sum((-2, -1)) + product.bend.diagonal(dim1=-2, dim2=-1).sum(-1)
+        return self.norm.gauge(_singular_values(C)).square()
 
     def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
         r"""Return factors of :math:`P = \frac{W}{\delta} \tan(\arcsin(\rho) / 2) / \rho`.
@@ -115,7 +124,7 @@ class RadialBall(Parameterization):
         Here :math:`\rho = \Phi(W) / \delta`; the right factor keeps orthonormal columns.
         """
         U, sigma, V = self._aligned(target)
-        rho = self._gauge(sigma) / self.radius
+        rho = self.norm.gauge(sigma) / self.radius
         growth = torch.where(rho > 0, invert_contraction(rho) / torch.where(rho > 0, rho, 1), 0.5)
         return {"left": U * (sigma / self.radius * growth), "right": V}
 
@@ -127,37 +136,22 @@ class RadialBall(Parameterization):
         self.right.copy_(random_frame(n, rank, like=self.right, generator=generator))
         return self
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, {self._set}"
-
 
 def _ball(
-    norm: float | Callable[[float, int], GaugeBall], radius: float, rank: int
-) -> tuple[SpectralSet, Callable[[Tensor], Tensor]]:
-    if not callable(norm):
-        ball = SchattenBall(float(norm), radius, rank)
-        return ball, ball.gauge
-    made = norm(radius, rank)
-    gauge = getattr(made, "gauge", None)
-    if not isinstance(made, SpectralSet) or not callable(gauge):
-        raise RadiusError(
-            f"norm(radius, rank) must return a SpectralSet with a method gauge; got {made!r}: "
-            "use a Schatten order or e.g. functools.partial(KyFanBall, 2)"
+    norm: float | NormBall | Callable[[float, int], NormBall], radius: float, rank: int
+) -> NormBall:
+    if isinstance(norm, NormBall):
+        return norm.resized(radius=radius, rank=rank)
+    made: object = norm(radius, rank) if callable(norm) else SchattenBall(norm, radius, rank)
+    if not isinstance(made, NormBall):
+        raise OptionError(
+            f"norm(radius, rank) must return a NormBall; got {made!r}: use a Schatten order or "
+            "e.g. functools.partial(KyFanBall, 2)"
         )
-    return made, made.gauge
-
-
-def _frobenius(core: Tensor) -> Tensor:
-    """Return the Frobenius norm; at zero its square, which is what is used, has gradient zero."""
-    peak = core.detach().abs().amax(dim=(-2, -1))
-    safe = torch.where(peak > 0, peak, 1.0)[..., None, None]
-    total = (core / safe).square().sum(dim=(-2, -1))
-    return safe[..., 0, 0] * torch.where(peak > 0, torch.where(peak > 0, total, 1.0).sqrt(), 0.0)
+    return made
 
 
 def _singular_values(core: Tensor) -> Tensor:
-    """Return singular values whose derivative is u_i^T dC v_i, a subgradient where they tie."""
-    with torch.no_grad():
-        U, sigma, Vh = torch.linalg.svd(core)
-    moving = (U * (core @ Vh.mT)).sum(dim=-2)
-    return sigma + (moving - moving.detach())
+    U, sigma, Vh = torch.linalg.svd(core.detach())
+    eye = torch.eye(core.shape[-1], dtype=core.dtype, device=core.device)
+    return differentiable_values((U, sigma, Vh.mT), (core, torch.ones_like(sigma), eye))

@@ -1,11 +1,14 @@
 """The nuclear-norm ball as weighted unit rank-ones, weights on a simplex with slack."""
 
 import math
+from collections.abc import Iterator
+from functools import partial
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from lowrank_opt.checks import check_radius
 from lowrank_opt.linalg import (
     lp_norm,
     negligible,
@@ -14,7 +17,8 @@ from lowrank_opt.linalg import (
     working_dtype,
 )
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, check_radius, random_frame
+from lowrank_opt.parameterizations.base import Parameterization, random_frame
+from lowrank_opt.parameterizations.example import Example
 from lowrank_opt.sets import SchattenBall
 
 
@@ -82,6 +86,11 @@ class SimplexRankOnes(Parameterization):
         self.weights = nn.Parameter(empty.new_empty(self.rank + 1))
         self.zero_(generator=generator)
 
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        make = partial(cls, radius=1.0)
+        yield Example("SimplexRankOnes(radius)", make, reference="ICML 2010")
+
     @property
     def feasible_set(self) -> SchattenBall:
         return SchattenBall(1.0, self.radius, self.rank)
@@ -117,9 +126,6 @@ class SimplexRankOnes(Parameterization):
         for name, value in _cancelling(b, a).items():
             self.get_parameter(name).copy_(value)
         return self
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, radius={self.radius}"
 
 
 def _cancelling(b: Tensor, a: Tensor) -> dict[str, Tensor]:

@@ -1,18 +1,17 @@
 """LoRA's own tensors under a spectral bound: singular values through a double angle."""
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.linalg import (
-    contraction,
-    framed_product,
-    inverse_one_plus_gram,
-    invert_contraction,
-)
+from lowrank_opt.checks import check_radius
+from lowrank_opt.linalg import framed_product, invert_contraction
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, check_radius, random_frame
+from lowrank_opt.parameterizations.base import Parameterization, random_frame
+from lowrank_opt.parameterizations.example import QR, Example
 from lowrank_opt.sets import SchattenBall
 
 
@@ -24,10 +23,10 @@ class SpectralLoRA(Parameterization):
     (double angle). The tensors, the start and the first gradient are LoRA's with alpha / r equal
     to :math:`2 \delta`.
 
-    Evaluated in orthonormal frames of B and A: two thin QR factorizations and one r x r solve, in
-    float64, rounded once to the parameters' dtype. The bound holds to a few units of rounding of
-    that dtype for every finite parameter; the textbook form above loses :math:`u \|BA\|^2`. First
-    derivatives are exact everywhere, second ones are not provided. The triple has
+    Evaluated in orthonormal frames of B and A: two thin QR factorizations and a few r x r solves,
+    in float64, rounded once to the parameters' dtype. The bound holds to a few units of rounding of
+    that dtype for every finite parameter; the textbook form above loses :math:`u \|BA\|^2`.
+    Derivatives of every order are exact, also where columns are dependent. The triple has
     2 r columns, of which the last r have product exactly 0 and carry part of the derivative.
 
     Parameters
@@ -76,16 +75,18 @@ class SpectralLoRA(Parameterization):
         self.right = nn.Parameter(torch.empty(n, self.rank, dtype=dtype, device=device))
         self.zero_(generator=generator)
 
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        cost = QR + ", three r x r inverses, 2 r columns"
+        make = partial(cls, radius=1.0)
+        yield Example("SpectralLoRA(radius)", make, cost, "double angle of arXiv 2106.09685")
+
     @property
     def feasible_set(self) -> SchattenBall:
         return SchattenBall(float("inf"), self.radius, self.rank)
 
     def factors(self) -> LowRankOperator:
-        product = framed_product(self.left, self.right)
-        C = product.core
-        left, right = product.image(
-            contraction(C), 2 * inverse_one_plus_gram(C.mT), 2 * inverse_one_plus_gram(C)
-        )
+        left, right = framed_product(self.left, self.right).contracted()
         scale = left.new_full((left.shape[-1],), self.radius)
         return LowRankOperator(left, scale, right).to(dtype=self.left.dtype)
 
@@ -105,6 +106,3 @@ class SpectralLoRA(Parameterization):
         self.left.zero_()
         self.right.copy_(random_frame(n, rank, like=self.right, generator=generator))
         return self
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, radius={self.radius}"

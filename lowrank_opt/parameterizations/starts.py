@@ -6,16 +6,40 @@ the start, of rank at most 2 r, and the weight is the same with the adapter disa
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from lowrank_opt.checks import check_positive, check_rank
 from lowrank_opt.errors import TargetError
 from lowrank_opt.linalg import leading_svd
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import check_radius, check_rank
 from lowrank_opt.parameterizations.compose import Offset
+from lowrank_opt.parameterizations.example import Example, example_tensor
 from lowrank_opt.parameterizations.factored import Factored
+
+Shape = tuple[int, int]
+
+
+def examples() -> Iterator[Example]:
+    """Yield an example of each published scaling and start.
+
+    Examples
+    --------
+    >>> [example.name for example in examples()]
+    ['rslora', 'pissa', 'olora']
+    """
+
+    def make_pissa(shape: Shape, rank: int, *, dtype: torch.dtype = torch.float64) -> Offset:
+        return pissa(example_tensor(*shape, dtype=dtype), rank)
+
+    def make_olora(shape: Shape, rank: int, *, dtype: torch.dtype = torch.float64) -> Offset:
+        return olora(example_tensor(*shape, dtype=dtype), rank)
+
+    yield Example("rslora", rslora, reference="arXiv 2312.03732")
+    yield Example("pissa", make_pissa, "twice the columns", "arXiv 2404.02948")
+    yield Example("olora", make_olora, "twice the columns", "arXiv 2406.01775")
 
 
 def rslora(
@@ -43,7 +67,7 @@ def rslora(
 
     Raises
     ------
-    RadiusError, RankError
+    OptionError, RankError
         If `alpha` or `rank` is outside its domain.
 
     References
@@ -55,7 +79,7 @@ def rslora(
     >>> rslora((8, 8), rank=4, alpha=8.0).scaling
     4.0
     """
-    scaling = check_radius(alpha, "alpha") / math.sqrt(check_rank(rank, shape))
+    scaling = check_positive(alpha, "alpha") / math.sqrt(check_rank(rank, shape))
     return Factored(shape, rank, scaling=scaling, dtype=dtype, device=device, generator=generator)
 
 
@@ -74,7 +98,7 @@ def pissa(weight: Tensor, rank: int, *, scaling: float = 1.0) -> Offset:
 
     Raises
     ------
-    RankError, RadiusError, TargetError
+    RankError, OptionError, TargetError
         If `rank` or `scaling` is outside its domain, or the weight not finite.
 
     References
@@ -109,7 +133,7 @@ def olora(weight: Tensor, rank: int, *, scaling: float = 1.0) -> Offset:
 
     Raises
     ------
-    RankError, RadiusError, TargetError
+    RankError, OptionError, TargetError
         If `rank` or `scaling` is outside its domain, or the weight not finite.
 
     References
@@ -125,7 +149,7 @@ def olora(weight: Tensor, rank: int, *, scaling: float = 1.0) -> Offset:
     _check_finite(weight)
     check_rank(rank, _shape(weight))
     Q, R = torch.linalg.qr(weight.detach().double())
-    root = math.sqrt(check_radius(scaling, "scaling"))
+    root = math.sqrt(check_positive(scaling, "scaling"))
     return _started(weight, rank, scaling, root * Q[:, :rank], R[:rank].mT / root)
 
 

@@ -1,14 +1,18 @@
 """The SVD form: two frames of orthonormal columns around free or bounded values."""
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.errors import RadiusError
+from lowrank_opt.checks import check_choice, check_radius
+from lowrank_opt.extras import extra
 from lowrank_opt.linalg import inverse_cayley, polar_frame, qr_frame, tall_cayley, working_dtype
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, check_radius, random_frame
+from lowrank_opt.parameterizations.base import Parameterization, random_frame
+from lowrank_opt.parameterizations.example import Example
 from lowrank_opt.sets import RankAtMost, SchattenBall
 
 Frame = Literal["cayley", "polar", "qr", "manifold"]
@@ -43,9 +47,9 @@ class SVDFrames(Parameterization):
 
     Raises
     ------
-    RadiusError
+    RadiusError, OptionError
         If the radius is not positive and finite, or `frame` is unknown.
-    ImportError
+    MissingExtraError
         If geoopt is not installed and ``frame="manifold"``.
 
     References
@@ -74,16 +78,20 @@ class SVDFrames(Parameterization):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(shape, rank)
-        if frame not in get_args(Frame):
-            raise RadiusError(f"frame must be one of {get_args(Frame)}; got {frame!r}")
         m, n = self.shape
-        self.frame: Frame = frame
+        self.frame: Frame = check_choice(frame, get_args(Frame), "frame")
         self.radius = None if radius is None else check_radius(radius)
         empty = torch.empty(0, dtype=dtype, device=device)
         self.values = nn.Parameter(empty.new_zeros(self.rank))
         self.left = _frame_parameter(frame, empty.new_empty(m, self.rank))
         self.right = _frame_parameter(frame, empty.new_empty(n, self.rank))
         self.zero_(generator=generator)
+
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        said = "two thin SVDs, QRs or Cayley maps", "arXiv 2005.02819"
+        yield Example("SVDFrames", cls, *said)
+        yield Example("SVDFrames(radius)", partial(cls, radius=1.0), *said)
 
     @property
     def feasible_set(self) -> RankAtMost | SchattenBall:
@@ -120,20 +128,12 @@ class SVDFrames(Parameterization):
         self.values.zero_()
         return self
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, frame={self.frame!r}, radius={self.radius}"
-
 
 def _frame_parameter(frame: Frame, empty: Tensor) -> nn.Parameter:
     if frame != "manifold":
         return nn.Parameter(empty)
-    try:
+    with extra("geoopt"):
         import geoopt
-    except ImportError as error:
-        raise ImportError(
-            "frame='manifold' needs geoopt; it is not installed: pip install geoopt, or use "
-            "frame='polar'"
-        ) from error
     eye = torch.eye(*empty.shape, dtype=empty.dtype, device=empty.device)
     return geoopt.ManifoldParameter(eye, manifold=geoopt.Stiefel())
 

@@ -1,6 +1,9 @@
 """VeRA: two trained vectors around frozen random projections."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Iterator
 from typing import Self
 
 import torch
@@ -10,6 +13,7 @@ from lowrank_opt.errors import ShapeError, TargetError
 from lowrank_opt.linalg import leading_svd
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
+from lowrank_opt.parameterizations.example import Example
 
 # Sweeps of the start and of the fit, and units of rounding that count as reaching a target.
 _CHEAP_SWEEPS = 200
@@ -77,6 +81,16 @@ class VeRA(Parameterization):
         self.rows = nn.Parameter(empty.new_empty(m))
         self.inner = nn.Parameter(empty.new_empty(self.rank))
         self.zero_()
+
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        image = "diag(b) B diag(d) A: m + r - 1 dimensions"
+        yield Example("VeRA", cls, reference="arXiv 2310.11454", image=image)
+
+    @property
+    def projections(self) -> tuple[Tensor, Tensor]:
+        """B and A, frozen."""
+        return self.frozen_left, self.frozen_right
 
     def factors(self) -> LowRankOperator:
         return LowRankOperator(

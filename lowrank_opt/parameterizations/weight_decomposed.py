@@ -15,12 +15,13 @@ from lowrank_opt.linalg import (
 )
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
+from lowrank_opt.parameterizations.config import Configured
 
 # A squared norm below this part of the terms it is summed from is computed again, directly.
 _CANCELLED = 1e-6
 
 
-class WeightDecomposed(nn.Module):
+class WeightDecomposed(Configured):
     r""":math:`W' = \mathrm{diag}(g / \|V_i\|)\, V`, :math:`V = W_0 + \Delta`, any update inside.
 
     Not a factor triple, and no low-rank update of the base weight: rescaled rows change W_0 by a
@@ -76,6 +77,14 @@ class WeightDecomposed(nn.Module):
     def shape(self) -> tuple[int, int]:
         """``(m, n)``."""
         return self.inner.shape
+
+    def options(self) -> dict[str, object]:
+        # The weight is read at the start only: one of the same shape does.
+        return {
+            "inner": self.inner,
+            "weight": torch.empty(self.shape, device="meta"),
+            "detach_norm": self.detach_norm,
+        }
 
     @torch.no_grad()
     def reset_(self, weight: Tensor) -> Self:

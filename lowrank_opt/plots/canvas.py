@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lowrank_opt.errors import OptionError
+from lowrank_opt.extras import extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,17 +28,13 @@ def axes_or_new(ax: Axes | None) -> Axes:
 
     Raises
     ------
-    ImportError
+    MissingExtraError
         If matplotlib is not installed.
     """
     if ax is not None:
         return ax
-    try:
+    with extra("plots"):
         import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError(
-            "figures need matplotlib; got none: install it with pip install matplotlib"
-        ) from error
     return plt.subplots(figsize=(5.4, 3.8), layout="constrained")[1]
 
 
@@ -50,8 +47,8 @@ def tidy(ax: Axes) -> None:
 
 def only_integers(ax: Axes) -> None:
     """Mark whole numbers on the horizontal axis."""
-    from matplotlib.ticker import MaxNLocator
-
+    with extra("plots"):
+        from matplotlib.ticker import MaxNLocator
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 

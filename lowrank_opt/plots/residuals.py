@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_opt.errors import ShapeError
+from lowrank_opt.extras import extra
 from lowrank_opt.plots.canvas import (
     BLUE,
     GREY,
@@ -125,8 +126,9 @@ class ResidualDisplay:
         if len(y) <= _FEW:
             ax.plot(self.predicted, y, "o", color=BLUE, ms=3, alpha=0.5, mew=0)
             return
-        from matplotlib import colormaps
-        from matplotlib.colors import ListedColormap
+        with extra("plots"):
+            from matplotlib import colormaps
+            from matplotlib.colors import ListedColormap
 
         # The palest of the blues could not be told from the paper.
         blues = colormaps["Blues"](np.linspace(0.25, 1, 128))

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 
-from lowrank_opt.errors import RadiusError
+from lowrank_opt.checks import check_positive_rank
+from lowrank_opt.errors import OptionError
 from lowrank_opt.linalg import leading_svd, orthonormal_columns, product_svd
 from lowrank_opt.operator import LowRankOperator
 
@@ -46,6 +48,29 @@ class FeasibleSet(ABC):
     """
 
     rank: int
+
+    @property
+    def norm_name(self) -> str:
+        """The norm that is bounded, in a word or two; "none" if there is no bound."""
+        return "none"
+
+    @property
+    def bound(self) -> str:
+        """What is bounded by how much, in a few words, like ``nuclear <= 3``."""
+        return self.norm_name
+
+    @property
+    def frobenius_bound(self) -> float:
+        """A bound on the Frobenius norm of every member; infinite if none is known."""
+        return math.inf
+
+    def with_rank(self, rank: int) -> FeasibleSet:
+        """Return the members of rank at most `rank`, or a set that contains them."""
+        return self if self.rank <= rank else RankAtMost(rank)
+
+    def scaled(self, factor: float) -> FeasibleSet:
+        """Return the set of all ``factor * W``, factor > 0, or a set that contains it."""
+        return self if factor == 1 else RankAtMost(self.rank)
 
     @abstractmethod
     def excess(self, op: LowRankOperator) -> float:
@@ -142,7 +167,7 @@ class SpectralSet(FeasibleSet):
             if float((x - best) @ values) <= 1e-14 * float(best @ values):
                 return best
             best = x
-        raise RadiusError(
+        raise OptionError(
             f"lmo needs a bounded set; got {self}: use one with a norm bound, like SchattenBall"
         )
 
@@ -208,6 +233,97 @@ class SpectralSet(FeasibleSet):
         values = self.support_singular_values(sigma[:k])
         dtype = gradient.dtype if isinstance(gradient, LowRankOperator | Tensor) else torch.float64
         return LowRankOperator(-U[:, :k], values, V[:, :k]).to(dtype=dtype)
+
+
+@dataclass(frozen=True)
+class RankAtMost(SpectralSet):
+    r""":math:`\{W : \mathrm{rank}\, W \le r\}`, unbounded.
+
+    Examples
+    --------
+    >>> RankAtMost(1).contains(LowRankOperator.from_dense(torch.eye(2)))
+    False
+    """
+
+    rank: int
+
+    def __post_init__(self) -> None:
+        check_positive_rank(self.rank)
+
+    def scaled(self, factor: float) -> RankAtMost:
+        """Return the set itself: it is a cone."""
+        return self
+
+    def singular_value_excess(self, values: Tensor) -> Tensor:
+        return values.new_zeros(())
+
+    def project_singular_values(self, values: Tensor) -> Tensor:
+        return values
+
+
+class NormBall(SpectralSet):
+    r""":math:`\{W : \mathrm{rank}\, W \le r,\ \Phi(\sigma(W)) \le \text{radius}\}`, Phi a norm.
+
+    The norm is unitarily invariant: a symmetric gauge of the singular values (von Neumann, 1937).
+    A subclass is a frozen dataclass with fields `radius` and `rank`. It writes `gauge`,
+    `norm_name` and `project_singular_values`, and inherits everything else.
+
+    Attributes
+    ----------
+    radius : float
+        Positive.
+
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class Spectral(NormBall):
+    ...     radius: float
+    ...     rank: int
+    ...     norm_name = "spectral"
+    ...
+    ...     def gauge(self, values):
+    ...         return values.amax()
+    ...
+    ...     def project_singular_values(self, values):
+    ...         return values.clamp_max(self.radius)
+    >>> Spectral(2.0, rank=3).scaled(2.0).bound
+    'spectral <= 4'
+    """
+
+    radius: float
+
+    @abstractmethod
+    def gauge(self, values: Tensor) -> Tensor:
+        """Return the norm, a differentiable function of the singular values in any order."""
+
+    @property
+    def bound(self) -> str:
+        return f"{self.norm_name} <= {self.radius:g}"
+
+    @property
+    def frobenius_bound(self) -> float:
+        """By monotonicity, sqrt(rank) times the largest value that a member can have."""
+        first = self.gauge(torch.eye(1, self.rank, dtype=torch.float64)[0])
+        return math.sqrt(self.rank) * self.radius / float(first)
+
+    def resized(self, *, radius: float, rank: int) -> Self:
+        """Return the ball of the same norm with another radius and rank."""
+        return replace(self, radius=radius, rank=rank)  # pyright: ignore[reportArgumentType]
+
+    def with_rank(self, rank: int) -> Self:
+        """Return the members of rank at most `rank`."""
+        return self if self.rank <= rank else self.resized(radius=self.radius, rank=rank)
+
+    def scaled(self, factor: float) -> Self:
+        """Return the ball of radius ``factor * radius``."""
+        return self if factor == 1 else self.resized(radius=factor * self.radius, rank=self.rank)
+
+    def singular_value_excess(self, values: Tensor) -> Tensor:
+        return self.gauge(values) - self.radius
+
+    def unit(self, op: LowRankOperator) -> float:
+        return self.radius
 
 
 def _values(op: LowRankOperator) -> Tensor:

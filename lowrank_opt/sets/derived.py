@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,6 +65,25 @@ class WeightedSet(FeasibleSet):
     def rank(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The rank bound of the inner set: weights do not change ranks."""
         return self.inner.rank
+
+    @property
+    def norm_name(self) -> str:
+        return _prefixed("weighted", self.inner.norm_name)
+
+    @property
+    def bound(self) -> str:
+        return _prefixed("weighted", self.inner.bound)
+
+    @property
+    def frobenius_bound(self) -> float:
+        weights = (w for w in (self.row_weights, self.col_weights) if w is not None)
+        return math.prod(float(w.max()) for w in weights) * self.inner.frobenius_bound
+
+    def with_rank(self, rank: int) -> WeightedSet:
+        return replace(self, inner=self.inner.with_rank(rank))
+
+    def scaled(self, factor: float) -> WeightedSet:
+        return replace(self, inner=self.inner.scaled(factor))
 
     def _weigh(self, op: LowRankOperator, *, inverse: bool) -> LowRankOperator:
         left, scale, right = (x.double() for x in op)
@@ -147,6 +166,24 @@ class NestedSet(FeasibleSet):
         """The rank bound of the inner set."""
         return self.inner.rank
 
+    @property
+    def norm_name(self) -> str:
+        return self.inner.norm_name
+
+    @property
+    def bound(self) -> str:
+        return self.inner.bound
+
+    @property
+    def frobenius_bound(self) -> float:
+        return self.inner.frobenius_bound
+
+    def with_rank(self, rank: int) -> NestedSet:
+        return replace(self, inner=self.inner.with_rank(rank))
+
+    def scaled(self, factor: float) -> NestedSet:
+        return replace(self, inner=self.inner.scaled(factor))
+
     def core(self, op: LowRankOperator) -> LowRankOperator:
         """Return ``U^T W V`` as an operator of the inner shape, in float64."""
         left, scale, right = (x.double() for x in op)
@@ -228,6 +265,21 @@ class ShiftedSet(FeasibleSet):
         """The rank bound of the inner set plus that of the offset, at most min(m, n)."""
         return min(self.inner.rank + self.offset.rank, *self.offset.shape)
 
+    @property
+    def norm_name(self) -> str:
+        return _prefixed("shifted", self.inner.norm_name)
+
+    @property
+    def bound(self) -> str:
+        return _prefixed("shifted", self.inner.bound)
+
+    @property
+    def frobenius_bound(self) -> float:
+        return self.inner.frobenius_bound + float(self.offset.detach().schatten_norm(2))
+
+    def scaled(self, factor: float) -> ShiftedSet:
+        return ShiftedSet(self.inner.scaled(factor), factor * self.offset)
+
     def _shift(self, op: LowRankOperator, sign: int) -> LowRankOperator:
         return op.to(dtype=torch.float64) + sign * self.offset.to(dtype=torch.float64)
 
@@ -256,6 +308,10 @@ class ShiftedSet(FeasibleSet):
     def lmo(self, gradient: Gradient) -> LowRankOperator:
         inner = self.inner.lmo(gradient)
         return self._shift(inner, -1).to(dtype=inner.dtype)
+
+
+def _prefixed(word: str, name: str) -> str:
+    return name if name == "none" else f"{word} {name}"
 
 
 def _scale_rows(x: Tensor, weights: Tensor | None, *, inverse: bool) -> Tensor:

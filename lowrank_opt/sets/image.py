@@ -10,7 +10,7 @@ spaces: membership is decided exactly, by one product.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,9 +21,8 @@ from torch import Tensor
 
 from lowrank_opt.linalg import lp_norm, product_svd
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.sets.base import FeasibleSet, SpectralSet, relative_tolerance
+from lowrank_opt.sets.base import FeasibleSet, RankAtMost, SpectralSet, relative_tolerance
 from lowrank_opt.sets.derived import NestedSet, ShiftedSet, WeightedSet
-from lowrank_opt.sets.spectral import RankAtMost
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -111,6 +110,26 @@ class ImageSet(FeasibleSet):
         """The rank bound of the inner set, or the number of rows or columns if that is less."""
         sides = [len(x) for x in (self.left, self.right) if x is not None]
         return min((self.inner.rank, *sides))
+
+    @property
+    def norm_name(self) -> str:
+        name = self.inner.norm_name
+        return name if name == "none" else f"{name} between features"
+
+    @property
+    def bound(self) -> str:
+        bound = self.inner.bound
+        return bound if bound == "none" else f"{bound} between features"
+
+    @property
+    def frobenius_bound(self) -> float:
+        return self._gain * self.inner.frobenius_bound
+
+    def with_rank(self, rank: int) -> ImageSet:
+        return replace(self, inner=self.inner.with_rank(rank))
+
+    def scaled(self, factor: float) -> ImageSet:
+        return replace(self, inner=self.inner.scaled(factor))
 
     @cached_property
     def svds(self) -> tuple[FeatureSVD | None, FeatureSVD | None]:

@@ -1,4 +1,6 @@
-"""The named sets of singular values: rank, Schatten balls, Ky Fan balls, boxes."""
+"""The named sets of singular values: Schatten balls, Ky Fan balls, boxes."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Iterable
@@ -7,46 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowrank_opt.errors import RadiusError, RankError
+from lowrank_opt.checks import check_order, check_positive_rank, check_radius
+from lowrank_opt.errors import RadiusError
 from lowrank_opt.linalg import lp_norm, project_lp_ball, project_top_k_sum, top_k_sum
-from lowrank_opt.sets.base import SpectralSet
+from lowrank_opt.sets.base import NormBall, SpectralSet
 
-
-def _check_rank(rank: int) -> None:
-    if rank < 1:
-        raise RankError(f"rank must be at least 1; got rank={rank}")
-
-
-def _check_radius(radius: float) -> None:
-    if not (math.isfinite(radius) and radius > 0):
-        raise RadiusError(f"radius must be positive and finite; got radius={radius!r}")
+_NAMES = {1.0: "nuclear", 2.0: "Frobenius", math.inf: "spectral"}
 
 
 @dataclass(frozen=True)
-class RankAtMost(SpectralSet):
-    r""":math:`\{W : \mathrm{rank}\, W \le r\}`, unbounded.
-
-    Examples
-    --------
-    >>> from lowrank_opt import LowRankOperator
-    >>> RankAtMost(1).contains(LowRankOperator.from_dense(torch.eye(2)))
-    False
-    """
-
-    rank: int
-
-    def __post_init__(self) -> None:
-        _check_rank(self.rank)
-
-    def singular_value_excess(self, values: Tensor) -> Tensor:
-        return values.new_zeros(())
-
-    def project_singular_values(self, values: Tensor) -> Tensor:
-        return values
-
-
-@dataclass(frozen=True)
-class SchattenBall(SpectralSet):
+class SchattenBall(NormBall):
     r""":math:`\{W : \mathrm{rank}\, W \le r,\ \|\sigma(W)\|_p \le \text{radius}\}`.
 
     Parameters
@@ -75,17 +47,26 @@ class SchattenBall(SpectralSet):
     rank: int
 
     def __post_init__(self) -> None:
-        if not self.p >= 1:
-            raise RadiusError(f"the Schatten order p must be in [1, inf]; got p={self.p!r}")
-        _check_radius(self.radius)
-        _check_rank(self.rank)
+        check_order(self.p)
+        check_radius(self.radius)
+        check_positive_rank(self.rank)
+
+    @property
+    def norm_name(self) -> str:
+        return _NAMES.get(self.p, "Schatten p")
+
+    @property
+    def bound(self) -> str:
+        return f"{_NAMES.get(self.p, f'Schatten-{self.p:g}')} <= {self.radius:g}"
+
+    @property
+    def frobenius_bound(self) -> float:
+        """The radius, times :math:`r^{1/2 - 1/p}` for p > 2."""
+        return self.radius * self.rank ** max(0.0, 0.5 - 1 / self.p)
 
     def gauge(self, values: Tensor) -> Tensor:
         """Return the norm as a function of the singular values."""
         return lp_norm(values, self.p)
-
-    def singular_value_excess(self, values: Tensor) -> Tensor:
-        return self.gauge(values) - self.radius
 
     def project_singular_values(self, values: Tensor) -> Tensor:
         return project_lp_ball(values, self.radius, self.p)
@@ -102,9 +83,6 @@ class SchattenBall(SpectralSet):
         x = ratio.pow(1 / (self.p - 1))
         return x * (self.radius / self.gauge(x))
 
-    def unit(self, op: object) -> float:
-        return self.radius
-
     @property
     def typical_size(self) -> float:
         return self.radius / self.rank ** (1 / self.p)
@@ -115,7 +93,7 @@ class SchattenBall(SpectralSet):
 
 
 @dataclass(frozen=True)
-class KyFanBall(SpectralSet):
+class KyFanBall(NormBall):
     r""":math:`\{W : \mathrm{rank}\, W \le r,\ \sigma_1 + \dots + \sigma_k \le \text{radius}\}`.
 
     Parameters
@@ -143,17 +121,26 @@ class KyFanBall(SpectralSet):
     rank: int
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise RankError(f"the Ky Fan order k must be at least 1; got k={self.k}")
-        _check_radius(self.radius)
-        _check_rank(self.rank)
+        check_positive_rank(self.k, "k", what="the Ky Fan order k")
+        check_radius(self.radius)
+        check_positive_rank(self.rank)
+
+    @property
+    def norm_name(self) -> str:
+        return "Ky Fan"
+
+    @property
+    def bound(self) -> str:
+        return f"Ky Fan-{self.k} <= {self.radius:g}"
+
+    @property
+    def frobenius_bound(self) -> float:
+        """That of the extreme points: one value of the radius, or r equal ones of radius / k."""
+        return self.radius * max(1.0, math.sqrt(self.rank) / self.k)
 
     def gauge(self, values: Tensor) -> Tensor:
         """Return the norm as a function of the singular values."""
         return top_k_sum(values, self.k)
-
-    def singular_value_excess(self, values: Tensor) -> Tensor:
-        return self.gauge(values) - self.radius
 
     def project_singular_values(self, values: Tensor) -> Tensor:
         return project_top_k_sum(values, self.radius, self.k)
@@ -164,9 +151,6 @@ class KyFanBall(SpectralSet):
         if values.sum() / k > values[0]:
             return torch.full_like(values, self.radius / k)
         return torch.nn.functional.pad(values.new_tensor([self.radius]), (0, len(values) - 1))
-
-    def unit(self, op: object) -> float:
-        return self.radius
 
     @property
     def typical_size(self) -> float:
@@ -208,6 +192,27 @@ class SingularValueBox(SpectralSet):
     def rank(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Number of bounds."""
         return len(self.bounds)
+
+    @property
+    def norm_name(self) -> str:
+        return "each singular value"
+
+    @property
+    def bound(self) -> str:
+        return f"singular values <= {self.bounds[0]:g}, ..."
+
+    @property
+    def frobenius_bound(self) -> float:
+        """The Euclidean norm of the bounds."""
+        return math.hypot(*self.bounds)
+
+    def with_rank(self, rank: int) -> SingularValueBox:
+        """Return the box of the first bounds."""
+        return self if self.rank <= rank else SingularValueBox(self.bounds[:rank])
+
+    def scaled(self, factor: float) -> SingularValueBox:
+        """Return the box of the scaled bounds."""
+        return self if factor == 1 else SingularValueBox(factor * b for b in self.bounds)
 
     def _limits(self, values: Tensor) -> Tensor:
         return values.new_tensor(self.bounds[: len(values)])

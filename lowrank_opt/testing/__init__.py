@@ -5,6 +5,12 @@ Five rooms: `cases` (what is tried), `search` (how), `laws` (what is asked), `su
 one; it needs the extra ``testing`` (hypothesis, pytest).
 """
 
+from lowrank_opt.extras import extra
+
+with extra("testing"):
+    import hypothesis  # noqa: F401
+    import pytest  # noqa: F401
+
 from lowrank_opt.testing.cases.adapter_method import AdapterMethod as AdapterMethod
 from lowrank_opt.testing.cases.case import Case as Case
 from lowrank_opt.testing.cases.case import Factory as Factory

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lowrank_opt.errors import ShapeError
+from lowrank_opt.errors import RankError, ShapeError
 from lowrank_opt.nn.adapted import AdaptedModule
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.sets import FeasibleSet
-
-Reset = Literal["all", "none"] | float
+from lowrank_opt.training.forgetting import Reset, check_reset, forget
+from lowrank_opt.training.ranks.step_down import step_down_
 
 
 @dataclass(eq=False)
@@ -52,8 +52,11 @@ class Link:
         self._sum = self.weight.detach().float() if half else None
 
     @torch.no_grad()
-    def tie(self, generator: torch.Generator | None) -> None:
-        """Merge the present update and set the parameterization to its zero start."""
+    def tie(self, generator: torch.Generator | None, rank: int | None = None) -> None:
+        """Merge the present update and set the parameterization to its zero start.
+
+        With a `rank`, the next link has that one.
+        """
         op = self.parameterization.factors().detach().clone()
         self.merged.append(op)
         self.sets.append(self.parameterization.feasible_set)
@@ -62,7 +65,10 @@ class Link:
             self.weight.add_(delta.to(self.weight.dtype))
         else:
             self.weight.copy_(self._sum.add_(delta))
-        self.parameterization.zero_(generator=generator)
+        if rank is None or rank == self.parameterization.rank:
+            self.parameterization.zero_(generator=generator)
+        else:
+            step_down_(self.parameterization, rank, generator=generator)
 
     def total(self) -> LowRankOperator:
         """Return all merged updates and the present one as one operator."""
@@ -104,6 +110,9 @@ class ChainOfLowRank:
     reset : {"all", "none"} or float
         What to forget of the optimizer's state: everything, so that step counts restart, nothing,
         or the share in (0, 1) of smallest entries of each moment, as ReLoRA does.
+    ranks : iterable of int
+        Of the links after each knot, never increasing; the last one stays. The paper's step-down
+        goes from 8 to 2, 4 or 6. Needs ``reset="all"``: moments of other shapes have no meaning.
     generator : torch.Generator, optional
         For the new starts.
 
@@ -132,17 +141,18 @@ class ChainOfLowRank:
         every: int | None = None,
         knots: Iterable[int] = (),
         reset: Reset = "all",
+        ranks: Iterable[int] = (),
         generator: torch.Generator | None = None,
     ) -> None:
         self.links = _links_of(links) if isinstance(links, nn.Module) else list(links)
         if not self.links:
             raise ShapeError("a chain needs at least one weight with an update; got none")
-        if not (reset in ("all", "none") or (isinstance(reset, float) and 0 < reset < 1)):
-            raise ValueError(f"reset must be 'all', 'none' or in (0, 1); got reset={reset!r}")
         if every is not None and every < 1:
             raise ValueError(f"every must be >= 1; got every={every!r}")
         self.optimizer, self.every, self.knots = optimizer, every, frozenset(knots)
-        self.reset: Reset = reset
+        self.reset: Reset = check_reset(reset)
+        self.ranks = _checked_ranks(list(ranks), self.links, reset)
+        self.ties = 0
         self.generator = generator
         self.steps = self.last_knot = 0
 
@@ -160,17 +170,32 @@ class ChainOfLowRank:
 
     def tie(self) -> None:
         """Merge every link, start anew, and reset the optimizer's state."""
+        rank = self.ranks[min(self.ties, len(self.ranks) - 1)] if self.ranks else None
+        self.ties += 1
         for link in self.links:
-            link.tie(self.generator)
+            link.tie(self.generator, rank)
             for parameter in link.parameterization.parameters():
                 parameter.grad = None
                 if self.optimizer is not None:
-                    _forget(self.optimizer, parameter, self.reset)
+                    forget(self.optimizer, parameter, self.reset)
         self.last_knot = self.steps
 
     def warmup(self, steps: int) -> float:
         """Return a factor for the learning rate: up to 1 over `steps` steps from the last knot."""
         return min(1.0, (self.steps - self.last_knot + 1) / max(steps, 1))
+
+
+def _checked_ranks(ranks: list[int], links: list[Link], reset: Reset) -> list[int]:
+    if not ranks:
+        return ranks
+    least = min(link.parameterization.rank for link in links)
+    if ranks != sorted(ranks, reverse=True) or not 1 <= ranks[-1] <= ranks[0] <= least:
+        raise RankError(
+            f"ranks of a chain must not increase, from at most {least}; got ranks={ranks}"
+        )
+    if reset != "all":
+        raise RankError(f"ranks need reset='all'; got reset={reset!r}")
+    return ranks
 
 
 def _links_of(model: nn.Module) -> list[Link]:
@@ -187,19 +212,3 @@ def _links_of(model: nn.Module) -> list[Link]:
                     )
                 found.setdefault(id(weight), Link(weight, members[0]))
     return list(found.values())
-
-
-def _forget(optimizer: Optimizer, parameter: Tensor, reset: Reset) -> None:
-    if reset == "none" or parameter not in optimizer.state:
-        return
-    if reset == "all":
-        del optimizer.state[parameter]
-        return
-    for name, value in optimizer.state[parameter].items():
-        # Frames are no moments: they say in which coordinates moments are.
-        is_moment = isinstance(value, Tensor) and not name.startswith("frame")
-        if is_moment and value.shape == parameter.shape:
-            kept = round((1 - float(reset)) * value.numel())
-            size = value.abs().flatten()
-            index = size.topk(size.numel() - kept, largest=False).indices
-            value.view(-1)[index] = 0

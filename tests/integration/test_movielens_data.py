@@ -1,15 +1,25 @@
 """The real data, where they are: counts, official splits, and the wheel's way to rebuild them."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from problems import movielens
-from problems._wheel import REQUIREMENT
+from problems.ratings import Ratings
 
 pytestmark = pytest.mark.realdata
 
+# MD5 checksums of GroupLens' files: all lines, and training and test lines of each fold.
+U_DATA = "6e47046882bad158b0efbb84cd5cb987"
+FOLDS = {
+    1: ("4325f44281c9f8c119a3694662d63fc2", "62d5d837e7c8e36550cc956b09c2ecc8"),
+    2: ("79541afecccbd5365bb2c09b123a01c7", "1951a71b7e1f4ed254508007fa2f6b70"),
+    3: ("55c67a63f516fa9e593d68c3be779970", "cb3e4d0a9152041772285232ca002d4f"),
+    4: ("66f64a75eeeffd20ff09533bcd31adcf", "328acfca94e85d01b1d7e92c7d73df3b"),
+    5: ("0becb3392339231c08ba316944c79095", "bec898f7091dba3b7bdf793d1998d2d6"),
+}
 HEADER = b"user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
 
 
@@ -22,8 +32,25 @@ def only_wheel(movielens_data: Path, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
-def test_ml_100k_has_its_published_counts(movielens_data: Path) -> None:
-    ratings = movielens.load("ml-100k", path=movielens_data)
+def checksum(part: Ratings) -> str:
+    """Return the MD5 checksum of the lines that GroupLens writes for these ratings."""
+    table = part.to_pandas().to_numpy(dtype=int).tolist()
+    text = "".join("\t".join(map(str, line)) + "\n" for line in table)
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def test_ratings_are_those_of_grouplens(ml_100k: Path) -> None:
+    assert U_DATA == checksum(movielens.load("ml-100k", path=ml_100k))
+
+
+@pytest.mark.parametrize("number", FOLDS)
+def test_folds_are_those_of_grouplens(ml_100k: Path, number: int) -> None:
+    folds = movielens.split_ratings(f"u{number}", path=ml_100k)
+    assert FOLDS[number] == tuple(map(checksum, folds))
+
+
+def test_ml_100k_has_its_published_counts(ml_100k: Path) -> None:
+    ratings = movielens.load("ml-100k", path=ml_100k)
     assert (943, 1682) == ratings.shape
     assert 100_000 == len(ratings)
     assert [6110, 11370, 27145, 34174, 21201] == np.bincount(ratings.rating.astype(int))[
@@ -32,14 +59,12 @@ def test_ml_100k_has_its_published_counts(movielens_data: Path) -> None:
     assert list(range(1, 1683)) == ratings.item_ids.tolist()
 
 
-def test_ml_1m_has_its_published_counts(movielens_data: Path) -> None:
-    if not (movielens_data / "ml-1m").is_dir():
-        pytest.skip("no ml-1m beside ml-100k")
-    ratings = movielens.load("ml-1m", path=movielens_data)
+def test_ml_1m_has_its_published_counts(ml_1m: Path) -> None:
+    ratings = movielens.load("ml-1m", path=ml_1m)
     assert (6040, 3706) == ratings.shape
     assert 1_000_209 == len(ratings)
-    items = movielens.items("ml-1m", path=movielens_data)
-    users = movielens.users("ml-1m", path=movielens_data)
+    items = movielens.items("ml-1m", path=ml_1m)
+    users = movielens.users("ml-1m", path=ml_1m)
     assert (3883, 6040) == (len(items), len(users))
     assert set(ratings.item_ids.tolist()) <= set(items.index)
     assert ratings.user_ids.tolist() == users.index.tolist()
@@ -65,8 +90,8 @@ def test_fold_rebuilt_from_the_wheel_is_the_official_one(
     assert official[1].to_pandas().equals(rebuilt[1].to_pandas())
 
 
-def test_split_has_the_common_shape(movielens_data: Path) -> None:
-    train, test = movielens.fold("ml-100k", 1, path=movielens_data)
+def test_split_has_the_common_shape(ml_100k: Path) -> None:
+    train, test = movielens.fold("ml-100k", 1, path=ml_100k)
     assert (943, 1682) == train.shape == test.shape
     assert (80_000, 20_000) == (len(train), len(test))
 
@@ -78,12 +103,3 @@ def test_side_tables_of_ml_100k_cover_the_ratings(movielens_data: Path) -> None:
     assert "Toy Story (1995)" == items.loc[1, "title"]
     assert "Animation|Children's|Comedy" == items.loc[1, "genres"]
     assert [24, "M", "technician", "85711"] == users.loc[1].tolist()
-
-
-def test_cached_file_of_the_wheel_holds_the_lines_of_u_data(movielens_data: Path) -> None:
-    from problems._download import cache_folder
-
-    cached = cache_folder() / "ml-100k" / "ml-100k.inter"
-    if not cached.is_file():
-        pytest.skip(f"{REQUIREMENT} is not in the cache; load ML-100K without GroupLens to get it")
-    assert HEADER + (movielens_data / "ml-100k" / "u.data").read_bytes() == cached.read_bytes()

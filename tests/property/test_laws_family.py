@@ -7,6 +7,7 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.testing import parametrize_with_checks
+from tests.property.claims import UNBOUNDED, keeps
 
 Shape = tuple[int, int]
 
@@ -24,6 +25,8 @@ def ether_plus(shape: Shape, rank: int, *, dtype: torch.dtype) -> lo.ETHERPlus:
     return lo.ETHERPlus(torch.randn(shape, dtype=dtype), blocks=rank)
 
 
+FREE_FRAMES = partial(lo.SVDFrames, frame="qr")
+
 FAMILIES = [
     partial(lo.Contractions, radius=3.0),
     partial(lo.Contractions, radius=1.0, p=1.5),
@@ -34,12 +37,20 @@ FAMILIES = [
     partial(lo.SimplexRankOnes, radius=3.0),
     partial(lo.SVDFrames, frame="cayley", radius=2.0),
     partial(lo.SVDFrames, frame="polar", radius=2.0),
-    partial(lo.SVDFrames, frame="qr"),
+    FREE_FRAMES,
     lo.AdaLoRA,
     lo.DynamicRank,
     lo.VeRA,
     ether,
     ether_plus,
+]
+UNCLAIMED = [
+    (FREE_FRAMES, UNBOUNDED),
+    (lo.AdaLoRA, UNBOUNDED),
+    (lo.DynamicRank, UNBOUNDED),
+    (lo.VeRA, (*UNBOUNDED, "completeness")),
+    (ether, ("zero_start", "completeness")),
+    (ether_plus, ("section", "completeness")),
 ]
 WEIGHT = {"never_dense": "the map reads the base weight, which is m x n"}
 
@@ -52,11 +63,11 @@ def exceptions(make: object) -> Mapping[str, str]:
     FAMILIES, profile="quick", dtype=torch.float64, expected_failures=exceptions
 )
 def test_laws_in_float64(make, check) -> None:
-    check(make)
+    keeps(make, check, next((laws for other, laws in UNCLAIMED if other is make), ()))
 
 
 @parametrize_with_checks(
     FAMILIES, profile="quick", dtype=torch.float32, expected_failures=exceptions
 )
 def test_laws_in_float32(make, check) -> None:
-    check(make)
+    keeps(make, check, next((laws for other, laws in UNCLAIMED if other is make), ()))

@@ -15,8 +15,8 @@ from lowrank_opt.training import (
     ScaledGD,
     SpectralDescent,
 )
-from lowrank_opt.training.factor_optimizer import read_pair
-from lowrank_opt.training.lora_pro import tangent_direction
+from lowrank_opt.training.algebra.pair_view import read_pair
+from lowrank_opt.training.optimizers.lora_pro import tangent_direction
 
 INVARIANT = {
     "ScaledGD": lambda pairs: ScaledGD(pairs, lr=0.1),

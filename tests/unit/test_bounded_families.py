@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lowrank_opt as lo
-from lowrank_opt.errors import NotInSetError, RadiusError
+from lowrank_opt.errors import NotInSetError, OptionError, RadiusError
 from lowrank_opt.linalg import contraction, framed_product, inverse_one_plus_gram
 
 MAKES = {
@@ -172,19 +172,37 @@ def test_framed_product_keeps_products_below_the_range() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "error", "message"),
     [
-        (lambda: lo.Contractions((3, 3), 2, bounds=[1.0]), "needs rank=2 values; got 1 values"),
-        (lambda: lo.Contractions((3, 3), 2, bounds=[1, 1], radius=1.0), "bounds replaces radius"),
-        (lambda: lo.Contractions((3, 3), 2, radius=-1.0), "radius must be positive"),
-        (lambda: lo.SpectralLoRA((3, 3), 2, radius=math.nan), "radius must be positive"),
-        (lambda: lo.RadialBall((3, 3), 2, radius=1.0, norm=0.5), r"must be in \[1, inf\]"),
+        (
+            lambda: lo.Contractions((3, 3), 2, bounds=[1.0]),
+            OptionError,
+            "needs rank=2 values; got 1 values",
+        ),
+        (
+            lambda: lo.Contractions((3, 3), 2, bounds=[1, 1], radius=1.0),
+            OptionError,
+            "bounds replaces radius",
+        ),
+        (lambda: lo.Contractions((3, 3), 2, radius=-1.0), RadiusError, "radius must be positive"),
+        (
+            lambda: lo.SpectralLoRA((3, 3), 2, radius=math.nan),
+            RadiusError,
+            "radius must be positive",
+        ),
+        (
+            lambda: lo.RadialBall((3, 3), 2, radius=1.0, norm=0.5),
+            RadiusError,
+            r"must be in \[1, inf\]",
+        ),
         (
             lambda: lo.RadialBall((3, 3), 2, radius=1.0, norm=lambda _r, k: lo.RankAtMost(k)),
-            "with a method gauge",
+            OptionError,
+            "must return a NormBall",
         ),
     ],
 )
-def test_bad_bounds_are_refused(make, message: str) -> None:
-    with pytest.raises(RadiusError, match=message):
+def test_bad_bounds_are_refused(make, error: type, message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
         make()
+    assert error is caught.type

@@ -8,7 +8,8 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.errors import NoRightInverseError, TargetError
-from lowrank_opt.parameterizations.catalog import METHODS, Method, markdown, row_of
+from lowrank_opt.parameterizations.catalog import examples, markdown, row_of
+from lowrank_opt.parameterizations.example import Example
 
 ROOT = Path(__file__).resolve().parents[2]
 RANK = 3
@@ -19,13 +20,14 @@ NORMS = {
     "Schatten p": lambda s: (s**3).sum() ** (1 / 3),
     "Ky Fan": lambda s: s[:2].sum(),
 }
+METHODS = examples()
 TRIPLES = [m for m in METHODS if not m.name.startswith("WeightDecomposed")]
 every_method = pytest.mark.parametrize("method", TRIPLES, ids=lambda m: m.name)
 
 
-def filled(method: Method, seed: int = 1) -> lo.Parameterization:
+def filled(method: Example, seed: int = 1) -> lo.Parameterization:
     generator = torch.Generator().manual_seed(seed)
-    module = method.make((14, 13), RANK)
+    module = method.make((14, 13), RANK, dtype=torch.float64)
     with torch.no_grad():
         for p in module.parameters():
             p.copy_(3 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
@@ -43,7 +45,7 @@ def test_the_page_shows_the_table(page: str) -> None:
 
 
 @every_method
-def test_rank_column_is_attained_and_not_exceeded(method: Method) -> None:
+def test_rank_column_is_attained_and_not_exceeded(method: Example) -> None:
     said = row_of(method).rank
     times = 1 if said == "r" else int(said.removesuffix(" r"))
     values = dense_values(filled(method))
@@ -51,7 +53,7 @@ def test_rank_column_is_attained_and_not_exceeded(method: Method) -> None:
 
 
 @every_method
-def test_norm_column_bounds_what_large_parameters_give(method: Method) -> None:
+def test_norm_column_bounds_what_large_parameters_give(method: Example) -> None:
     said, values = row_of(method).norm, dense_values(filled(method))
     radius = getattr(filled(method).feasible_set, "radius", 1.0)
     if said in NORMS:
@@ -65,7 +67,7 @@ def _innermost(feasible_set: lo.FeasibleSet) -> lo.FeasibleSet:
 
 
 @every_method
-def test_zero_start_column_is_what_zero_does(method: Method) -> None:
+def test_zero_start_column_is_what_zero_does(method: Example) -> None:
     module = filled(method)
     try:
         exact = not module.zero_()().to_dense().any()
@@ -75,7 +77,7 @@ def test_zero_start_column_is_what_zero_does(method: Method) -> None:
 
 
 @every_method
-def test_onto_column_is_what_assign_reaches(method: Method) -> None:
+def test_onto_column_is_what_assign_reaches(method: Example) -> None:
     module, generator = filled(method), torch.Generator().manual_seed(2)
     target = module.feasible_set.sample((14, 13), generator=generator, dtype=torch.float64)
     if row_of(method).onto == "yes":
@@ -87,7 +89,7 @@ def test_onto_column_is_what_assign_reaches(method: Method) -> None:
 
 
 @every_method
-def test_export_column_is_the_rank_of_a_plain_product(method: Method) -> None:
+def test_export_column_is_the_rank_of_a_plain_product(method: Example) -> None:
     row, module = row_of(method), filled(method)
     times = 1 if row.export_rank == "r" else int(row.export_rank.removesuffix(" r"))
     exported = module().detach().truncate(times * RANK)
@@ -96,7 +98,7 @@ def test_export_column_is_the_rank_of_a_plain_product(method: Method) -> None:
 
 def test_weight_decomposed_has_no_rank() -> None:
     (method,) = (m for m in METHODS if m not in TRIPLES)
-    module = method.make((14, 13), RANK)
+    module = method.make((14, 13), RANK, dtype=torch.float64)
     weight = torch.randn(14, 13, dtype=torch.float64)
     torch.nn.init.normal_(module.inner.left)
     change = module.merged_dense(weight) - weight

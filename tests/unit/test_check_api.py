@@ -39,6 +39,8 @@ from lowrank_opt.testing.cases.charts import Chart, chart_of, schatten_norm
 from lowrank_opt.testing.cases.oracle import dense, product, singular_values
 from lowrank_opt.testing.search.describe import describe
 from lowrank_opt.testing.search.search import Scene, drawn
+from tests.property.broken import EpsilonStart
+from tests.property.claims import UNBOUNDED, keeps
 
 
 class Grown(lo.HomogeneousBall):
@@ -234,11 +236,18 @@ def test_parameters_of_pytest_have_readable_ids() -> None:
     assert len(LAWS) == len(mark.args[1])
 
 
+def test_known_failure_is_as_strict_as_the_options_of_pytest() -> None:
+    known = {"membership": "as a test"}
+    mark = parametrize_with_checks([BALL], expected_failures=lambda make: known).mark
+    marks = {parameter.id: parameter.marks for parameter in mark.args[1]}
+    assert {"reason": "as a test"} == marks["Grown(radius=1.0)-membership"][0].kwargs
+
+
 @parametrize_with_checks(
-    [lo.Factored], profile="quick", expected_failures=lambda make: {"rank": "as a test"}
+    [EpsilonStart], profile="quick", expected_failures=lambda make: {"zero_start": "planted"}
 )
 def test_decorator_runs(make, check) -> None:
-    assert "passed" == check(make).status
+    keeps(make, check, UNBOUNDED)
 
 
 # Strategies and oracle

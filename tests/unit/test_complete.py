@@ -11,6 +11,7 @@ import lowrank_opt as lo
 from lowrank_opt.completion import CompletionResult, CompletionStatus, complete
 from lowrank_opt.completion.model.bias import fit_additive_bias
 from lowrank_opt.observations import Observations
+from problems import movielens
 from tests.completion_cases import ball, factored, normal, observe, seeded
 
 Make = Callable[[], lo.Parameterization]
@@ -247,15 +248,10 @@ def test_type_of_the_result():
 
 @pytest.mark.realdata
 @pytest.mark.parametrize(("fold", "bound"), [(1, 0.925), (2, 0.913)])
-def test_movielens_test_error(movielens_data, fold: int, bound: float):
-    def load(part: str) -> list[Tensor]:
-        lines = (movielens_data / "ml-100k" / f"u{fold}.{part}").read_text().splitlines()
-        user, item, rating, _ = torch.tensor([[int(x) for x in s.split("\t")] for s in lines]).T
-        return [user - 1, item - 1, rating.float()]
-
-    train = Observations(*load("base"), (943, 1682))
+def test_movielens_test_error(ml_100k, fold: int, bound: float):
+    train, test = movielens.split(f"u{fold}", path=ml_100k)
     parameterization = lo.HomogeneousBall(train.shape, 10, radius=400.0, generator=seeded())
     result = complete(train, parameterization)
-    rows, cols, ratings = load("test")
-    rmse = (result.predict(rows, cols, clip=(1.0, 5.0)) - ratings).square().mean().sqrt()
+    predicted = result.predict(test.rows, test.cols, clip=(1.0, 5.0))
+    rmse = (predicted - test.values).square().mean().sqrt()
     assert float(rmse) < bound

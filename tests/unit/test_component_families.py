@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lowrank_opt as lo
-from lowrank_opt.errors import RadiusError, RankError, ShapeError
+from lowrank_opt.errors import OptionError, RankError, ShapeError
 from lowrank_opt.linalg import polar_frame, qr_frame
 from lowrank_opt.parameterizations.components import (
     SensitivityAverage,
@@ -133,7 +133,7 @@ def test_geoopt_optimizers_drive_the_manifold_frames(name: str) -> None:
 
 
 def test_unknown_frame_is_refused() -> None:
-    with pytest.raises(RadiusError, match="frame must be one of"):
+    with pytest.raises(OptionError, match="frame must be one of"):
         lo.SVDFrames((3, 3), 1, frame="householder")
 
 

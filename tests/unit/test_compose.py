@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lowrank_opt as lo
-from lowrank_opt.errors import NotInSetError, RadiusError, ShapeError, TargetError
+from lowrank_opt.errors import NotInSetError, OptionError, RadiusError, ShapeError
 from tests.oracles import (
     D,
     dense,
@@ -162,7 +162,7 @@ def test_weighted_refuses_weights_of_wrong_length(name, length):
     [{"minus_initial": False}, {"offset": lo.LowRankOperator.from_dense(torch.zeros(6, 5))}],
 )
 def test_offset_needs_one_offset(options):
-    with pytest.raises(TargetError, match=r"the initial value or a given offset.*: choose one"):
+    with pytest.raises(OptionError, match=r"the initial value or a given offset.*: choose one"):
         lo.Offset(INNER["Factored"](), **options)
 
 

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 import lowrank_opt as lo
-from lowrank_opt.errors import NoRightInverseError, NotInSetError, RadiusError, ShapeError
+from lowrank_opt.errors import (
+    NoRightInverseError,
+    NotInSetError,
+    OptionError,
+    RadiusError,
+    ShapeError,
+)
 from lowrank_opt.parameterizations.delora import equal_diagonal_rotation
 from tests.oracles import (
     FRACTIONS,
@@ -303,5 +309,5 @@ def test_delora_refuses_column_norms_of_wrong_shape(shape):
 
 
 def test_delora_refuses_unknown_variant():
-    with pytest.raises(RadiusError, match=r"variant must be one of .*; got 'dora'"):
+    with pytest.raises(OptionError, match=r"variant must be one of .*; got 'dora'"):
         lo.DeLoRA((4, 3), 2, radius=1.0, variant="dora")

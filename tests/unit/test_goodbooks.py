@@ -1,6 +1,5 @@
 """Goodbooks comes from a file as it stands, and a wrong one is refused."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -40,11 +39,12 @@ def test_without_a_folder_the_variable_is_named(monkeypatch: pytest.MonkeyPatch)
         goodbooks.load()
 
 
-def test_every_line_of_the_real_file_is_accounted_for() -> None:
-    file = Path(os.environ.get("LOWRANK_OPT_DATA", "")) / "goodbooks" / "ratings.csv"
-    if not file.is_file():
-        pytest.skip("needs goodbooks/ratings.csv in the folder of LOWRANK_OPT_DATA")
-    header, *lines = file.read_text().splitlines()
+@pytest.mark.realdata
+def test_every_line_of_the_real_file_is_accounted_for(
+    goodbooks_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOWRANK_OPT_DATA", str(goodbooks_file.parents[1]))
+    header, *lines = goodbooks_file.read_text(encoding="utf-8").splitlines()
     at = [header.split(",").index(name) for name in ("user_id", "book_id")]
     pairs = {tuple(line.split(",")[i] for i in at) for line in lines}
     ratings = goodbooks.load()

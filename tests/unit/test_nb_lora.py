@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lowrank_opt as lo
-from lowrank_opt.errors import NotInSetError, RadiusError
+from lowrank_opt.errors import NotInSetError, OptionError, RadiusError
 from tests.oracles import (
     FRACTIONS,
     PROFILES,
@@ -231,33 +231,40 @@ def test_nb_lora_gradients_are_finite(options, excess, size):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "error", "message"),
     [
-        ({"radius": 0.0}, r"radius must be positive and finite; got radius=0\.0"),
-        ({"radius": -1.0}, r"got radius=-1\.0"),
-        ({"radius": math.nan}, r"got radius=nan"),
-        ({"radius": math.inf}, r"got radius=inf"),
-        ({"radius": 1.0, "p": 0.5}, r"order p must be in \[1, inf\]; got p=0\.5"),
-        ({"radius": 1.0, "p": math.nan}, r"got p=nan"),
+        ({"radius": 0.0}, RadiusError, r"radius must be positive and finite; got radius=0\.0"),
+        ({"radius": -1.0}, RadiusError, r"got radius=-1\.0"),
+        ({"radius": math.nan}, RadiusError, r"got radius=nan"),
+        ({"radius": math.inf}, RadiusError, r"got radius=inf"),
+        ({"radius": 1.0, "p": 0.5}, RadiusError, r"order p must be in \[1, inf\]; got p=0\.5"),
+        ({"radius": 1.0, "p": math.nan}, RadiusError, r"got p=nan"),
         (
             {"bounds": [1.0, 2.0]},
+            OptionError,
             r"bounds replaces radius and ky_fan and needs rank=3 values; got 2",
         ),
-        ({"bounds": [1.0, 2.0, 3.0], "radius": 1.0}, r"bounds replaces radius"),
-        ({"bounds": [1.0, 2.0, 3.0], "ky_fan": 1}, r"bounds replaces radius"),
-        ({"bounds": [1.0, -2.0, 3.0]}, r"bounds must be nonnegative and finite"),
-        ({"bounds": [0.0, 0.0, 0.0]}, r"with a positive one"),
+        ({"bounds": [1.0, 2.0, 3.0], "radius": 1.0}, OptionError, r"bounds replaces radius"),
+        ({"bounds": [1.0, 2.0, 3.0], "ky_fan": 1}, OptionError, r"bounds replaces radius"),
+        ({"bounds": [1.0, -2.0, 3.0]}, RadiusError, r"bounds must be nonnegative and finite"),
+        ({"bounds": [0.0, 0.0, 0.0]}, RadiusError, r"with a positive one"),
         (
             {"radius": 1.0, "p": 2, "skew": False},
+            OptionError,
             r"skew=False reaches all members only for the spectral",
         ),
-        ({"bounds": [1.0, 2.0, 3.0], "skew": False}, r"skew=False reaches all members only"),
+        (
+            {"bounds": [1.0, 2.0, 3.0], "skew": False},
+            OptionError,
+            r"skew=False reaches all members only",
+        ),
     ],
     ids=str,
 )
-def test_nb_lora_refuses_bad_bounds(options, message):
-    with pytest.raises(RadiusError, match=message):
+def test_nb_lora_refuses_bad_bounds(options, error, message):
+    with pytest.raises(error, match=message) as caught:
         lo.NBLoRA((5, 4), 3, **options)
+    assert error is caught.type
 
 
 def test_target_outside_is_refused_with_its_excess():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import lowrank_opt as lo
-from lowrank_opt.errors import RadiusError, RankError, ShapeError
+from lowrank_opt.errors import OptionError, RankError, ShapeError
 from tests.oracles import D, dense, fill, matrix, normal, zero_start_gradient
 
 SPLITS = {
@@ -136,7 +136,7 @@ def test_nora_refuses_bad_rank(rank, outer_rank):
 
 
 def test_nora_refuses_unknown_split():
-    with pytest.raises(RadiusError, match=r"split must be one of .*; got 'both'"):
+    with pytest.raises(OptionError, match=r"split must be one of .*; got 'both'"):
         lo.nora(normal(8, 6), 2, outer_rank=4, split="both")
 
 

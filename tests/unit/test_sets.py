@@ -11,7 +11,7 @@ import scipy.sparse
 import torch
 
 import lowrank_opt as lo
-from lowrank_opt.errors import RadiusError, RankError
+from lowrank_opt.errors import OptionError, RadiusError, RankError
 from lowrank_opt.sets import relative_tolerance
 
 D = torch.float64
@@ -250,7 +250,7 @@ def test_lmo_has_the_dtype_of_the_gradient(name, dtype):
 
 
 def test_lmo_of_unbounded_set_is_refused():
-    with pytest.raises(RadiusError, match=r"lmo needs a bounded set; got RankAtMost\(rank=2\)"):
+    with pytest.raises(OptionError, match=r"lmo needs a bounded set; got RankAtMost\(rank=2\)"):
         lo.RankAtMost(2).lmo(normal(M, N))
 
 

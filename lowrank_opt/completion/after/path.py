@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.completion.solvers.held_out import root_mean_square_error
+from lowrank_opt.extras import extra
 from lowrank_opt.observations import Observations
 
 if TYPE_CHECKING:
@@ -124,8 +125,8 @@ class RegularizationPath:
 
     def to_pandas(self) -> DataFrame:
         """Return a data frame with one line for each setting tried."""
-        import pandas as pd
-
+        with extra("experiments"):
+            import pandas as pd
         return pd.DataFrame(self.columns())
 
 

@@ -55,7 +55,11 @@ class VariationalPosterior:
         seed = int(torch.randint(2**62, (), generator=generator))
         self.rng = np.random.default_rng(seed)
         self.sides = [
-            Moments.of(self.rng.standard_normal((size, rank), dtype), np.zeros(size, dtype))
+            # The same start in both dtypes: ratings as integers and as float32 are the same ones.
+            Moments.of(
+                self.rng.standard_normal((size, rank), np.float32).astype(dtype, copy=False),
+                np.zeros(size, dtype),
+            )
             for size in observations.shape
         ]
         self.precisions: list[Floats] = [_FIRST_PRECISION * np.eye(rank + 1) for _ in self.sides]

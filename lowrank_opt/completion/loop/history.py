@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from lowrank_opt.extras import extra
+
 if TYPE_CHECKING:
     from pandas import DataFrame
 
@@ -61,6 +63,6 @@ class History:
 
     def to_pandas(self) -> DataFrame:
         """Return a data frame with one line for each iteration."""
-        import pandas as pd
-
+        with extra("experiments"):
+            import pandas as pd
         return pd.DataFrame(self.columns())

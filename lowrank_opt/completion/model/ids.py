@@ -10,34 +10,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowrank_opt.completion.model.id_text import id_from_json, id_to_json
 from lowrank_opt.errors import ObservationError, ShapeError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Ids: TypeAlias = Sequence[str] | Sequence[int]
+Ids: TypeAlias = Sequence[str] | Sequence[int] | Sequence[Hashable]
 
 
 def check_ids(ids: Ids, size: int, name: str) -> None:
-    """Raise unless there are `size` distinct ids, all strings or all integers.
+    """Raise unless there are `size` distinct ids.
 
     Raises
     ------
     ShapeError
         If their number is another one.
     ObservationError
-        If they are of another type, or one comes twice.
+        If one is missing, not hashable, or comes twice.
     """
     if len(ids) != size:
         raise ShapeError(f"{name} must name each of {size}; got {len(ids)} names")
-    kinds = {type(x) for x in ids}
-    if not (kinds <= {str} or kinds <= {int}):
-        raise ObservationError(
-            f"{name} must be all strings or all Python integers; got "
-            f"{sorted(k.__name__ for k in kinds)}: convert with .tolist()"
-        )
-    if len(set(ids)) != size:
-        raise ObservationError(f"{name} must be distinct; got {size - len(set(ids))} repetitions")
+    try:
+        distinct = set(ids)
+    except TypeError as error:
+        raise ObservationError(f"{name} must be hashable; got one that is not: {error}") from error
+    if len(distinct) != size:
+        raise ObservationError(f"{name} must be distinct; got {size - len(distinct)} repetitions")
+    # A missing id is none: NaN is not even equal to itself.
+    if any(x is None or x != x for x in distinct):
+        raise ObservationError(f"{name} must not be missing; got a missing one: name each row")
 
 
 class Lookup:
@@ -45,7 +47,7 @@ class Lookup:
 
     Parameters
     ----------
-    ids : sequence of str or int
+    ids : sequence
 
     Examples
     --------
@@ -63,17 +65,27 @@ class Lookup:
 
 
 def to_tensors(ids: Ids, name: str) -> dict[str, Tensor]:
-    """Return integers as int64; strings as their UTF-8 bytes, and where each one ends."""
-    if not ids or isinstance(ids[0], int):
+    """Return integers as int64; others as bytes, and where each one ends.
+
+    Text is kept as UTF-8, anything else as JSON that says of which type it is.
+
+    Raises
+    ------
+    DataError
+        If an id is of a type that has no such form.
+    """
+    kinds = set(map(type, ids))
+    if kinds <= {int} and all(-(2**63) <= x < 2**63 for x in ids):  # pyright: ignore[reportOperatorIssue]
         return {name: torch.tensor(list(ids), dtype=torch.int64)}
-    # An id with half of a surrogate pair, from a file name say, is no valid UTF-8 but comes back.
-    encoded = [str(x).encode("utf-8", "surrogatepass") for x in ids]
-    ends = torch.tensor([len(x) for x in encoded], dtype=torch.int64).cumsum(0)
-    data = np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()
-    return {name: torch.from_numpy(data), f"{name}_ends": ends}
+    if kinds == {str}:
+        # An id with half of a surrogate pair, from a file name say, is no valid UTF-8 but comes
+        # back.
+        encoded = [str(x).encode("utf-8", "surrogatepass") for x in ids]
+        return _packed(encoded, name, "ends")
+    return _packed([id_to_json(x, name).encode() for x in ids], name, "json_ends")
 
 
-def from_tensors(tensors: dict[str, Tensor], name: str) -> tuple[str, ...] | tuple[int, ...] | None:
+def from_tensors(tensors: dict[str, Tensor], name: str) -> tuple[Hashable, ...] | None:
     """Take the ids of that name out of the tensors; None if there are none.
 
     Raises
@@ -83,10 +95,19 @@ def from_tensors(tensors: dict[str, Tensor], name: str) -> tuple[str, ...] | tup
     """
     if name not in tensors:
         return None
-    data, ends = tensors.pop(name), tensors.pop(f"{name}_ends", None)
+    data = tensors.pop(name)
+    typed = tensors.pop(f"{name}_json_ends", None)
+    ends = tensors.pop(f"{name}_ends", None) if typed is None else typed
     if ends is None:
         return tuple(data.tolist())
     text, bounds = data.numpy().tobytes(), [0, *ends.tolist()]
     if sorted(bounds) != bounds or bounds[-1] != len(text):
         raise ValueError(f"{name} are damaged")
-    return tuple(text[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(bounds))
+    parts = (text[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(bounds))
+    return tuple(parts) if typed is None else tuple(map(id_from_json, parts))
+
+
+def _packed(encoded: list[bytes], name: str, kind: str) -> dict[str, Tensor]:
+    ends = torch.tensor([len(x) for x in encoded], dtype=torch.int64).cumsum(0)
+    data = np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()
+    return {name: torch.from_numpy(data), f"{name}_{kind}": ends}

@@ -47,8 +47,9 @@ class CompletionResult:
     history : History
     problem : ConvexProblem, optional
         What was minimised, where a certificate can be given; not saved.
-    row_ids, col_ids : sequence of str or int, optional
-        Distinct names of the rows and columns; kept in files.
+    row_ids, col_ids : sequence, optional
+        Distinct names of the rows and columns: text, numbers, dates, tuples of them; kept in files
+        with their types.
     link : Link
         From the sum above to predictions; the identity, except after losses with another scale.
 
@@ -164,7 +165,8 @@ class CompletionResult:
         Raises
         ------
         DataError
-            If the folder cannot be written; `check_writable` tells before a long computation.
+            If the folder cannot be written; `check_writable` tells before a long computation. Or
+            if ids are of a type that has no form in files.
         """
         bias = self.bias
         tensors = dict(zip(("left", "scale", "right"), self.operator, strict=True))

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lowrank_opt.errors import DataError
 from lowrank_opt.nn.interop import peft_config, peft_folder
-from lowrank_opt.nn.recipes import JsonObject
 from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations.config import JsonObject
 
 PREFIX = "base_model.model."
 _BASE = ".base_layer.weight"

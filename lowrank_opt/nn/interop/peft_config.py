@@ -7,7 +7,7 @@ import re
 from typing import cast
 
 from lowrank_opt.errors import DataError
-from lowrank_opt.nn.recipes import Json, JsonObject
+from lowrank_opt.parameterizations.config import Json, JsonObject
 
 METHODS = ("LORA", "ADALORA", "DELORA")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lowrank_opt.errors import TargetError
 from lowrank_opt.nn.decomposed import DecomposedModule
 from lowrank_opt.nn.places import Place
-from lowrank_opt.nn.recipes import Json, JsonObject
+from lowrank_opt.parameterizations.config import Json, JsonObject
 
 _N = TypeVar("_N", int, float, int | float)
 

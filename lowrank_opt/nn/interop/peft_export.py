@@ -24,10 +24,10 @@ from lowrank_opt.nn.interop.peft_describe import (
 from lowrank_opt.nn.interop.peft_factors import has_bound_proof, peft_factors
 from lowrank_opt.nn.interop.peft_layers import Sharing, is_transposed, obstacle, to_tensors
 from lowrank_opt.nn.places import Place, Site, matches, places
-from lowrank_opt.nn.recipes import Json
 from lowrank_opt.nn.surgery import adapter_names, check_known
 from lowrank_opt.parameterizations import Parameterization
 from lowrank_opt.parameterizations.certificate import certify
+from lowrank_opt.parameterizations.config import Json
 
 _T = TypeVar("_T")
 

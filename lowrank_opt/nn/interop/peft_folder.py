@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lowrank_opt.errors import DataError
-from lowrank_opt.nn.recipes import JsonObject
+from lowrank_opt.parameterizations.config import JsonObject
 
 CONFIG, TENSORS, PICKLED = (
     "adapter_config.json",

@@ -10,8 +10,9 @@ from typing import cast
 import torch
 
 from lowrank_opt.errors import ShapeError, TargetError
-from lowrank_opt.parameterizations import Contractions, NBLoRA, Parameterization, WeightDecomposed
-from lowrank_opt.parameterizations.catalog import METHODS, Method
+from lowrank_opt.parameterizations import Contractions, NBLoRA, Parameterization
+from lowrank_opt.parameterizations.catalog import examples
+from lowrank_opt.parameterizations.example import Example
 from lowrank_opt.testing.search.expressions import Expression
 from lowrank_opt.testing.subjects.targets import Target
 
@@ -38,9 +39,9 @@ class FromCatalog:
     name: str
 
     def __call__(self, shape: Shape, rank: int) -> Parameterization:
-        method = next(m for m in METHODS if m.name == self.name)
+        method = next(m for m in examples() if m.name == self.name)
         try:
-            made = method.make(shape, rank)
+            made = method.make(shape, rank, dtype=torch.float64)
         except TargetError as error:
             raise ShapeError(f"the example of {self.name} does not fit {shape}: {error}") from None
         assert isinstance(made, Parameterization), "sums with a weight are left out"
@@ -60,7 +61,7 @@ def library() -> list[Target]:
     >>> [target.name for target in library()][:2]
     ['Factored', 'rslora']
     """
-    listed = [m for m in METHODS if not isinstance(m.make((14, 13), 3), WeightDecomposed)]
+    listed = [m for m in examples() if not m.name.startswith("WeightDecomposed")]
     return [Target(m.name, _factory(m), _KNOWN.get(m.name, {}), True) for m in listed]
 
 
@@ -100,9 +101,9 @@ _ANY_RANK: Mapping[str, _Make] = {
 }
 
 
-def _factory(method: Method) -> _Make:
+def _factory(method: Example) -> _Make:
     if method.name in _ANY_RANK:
         return _ANY_RANK[method.name]
-    # A partial of a class takes the dtype that is asked for; other examples are converted.
-    direct = isinstance(method.make, partial) and isinstance(method.make.func, type)
-    return cast("_Make", method.make) if direct else FromCatalog(method.name)
+    # A class, or a partial of one, is importable code; other examples are found by their name.
+    kind = method.make.func if isinstance(method.make, partial) else method.make
+    return cast("_Make", method.make) if isinstance(kind, type) else FromCatalog(method.name)

@@ -141,7 +141,8 @@ def parametrize_with_checks(
     profile, dtype, device
         As for `check_parameterization`.
     expected_failures : callable, optional
-        From a factory to the laws that it is known to break, with reasons: marked ``xfail``.
+        From a factory to the laws that it is known to break, with reasons: marked ``xfail``;
+        pytest's option ``xfail_strict`` says what to do with one that holds after all.
 
     Examples
     --------
@@ -180,5 +181,6 @@ class _Check:
 
 
 def _parameter(make: Factory, law: Law, check: _Check, known: Mapping[str, str]) -> object:
-    marks = [pytest.mark.xfail(reason=known[law.name], strict=False)] if law.name in known else []
+    # Strict or not as pytest's option xfail_strict says.
+    marks = [pytest.mark.xfail(reason=known[law.name])] if law.name in known else []
     return pytest.param(make, check, id=f"{describe(make)}-{law.name}", marks=marks)

@@ -5,7 +5,8 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.impute import KNNImputer, SimpleImputer
+import torch
+from sklearn.impute import KNNImputer, MissingIndicator, SimpleImputer
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -177,3 +178,48 @@ def test_path_is_kept():
 def test_options_out_of_range_are_refused(options: dict[str, float], message: str):
     with pytest.raises(OptionError, match=message):
         LowRankImputer(**options).fit(low_rank()[1])
+
+
+def line() -> np.ndarray:
+    X = np.outer(np.arange(1.0, 20.0), [1.0, 2.0, -1.0, 3.0])
+    X[3, 1] = X[5, 2] = np.nan
+    return X
+
+
+def test_masked_none_and_na_are_missing():
+    X = line()
+    expected = LowRankImputer(random_state=0).fit_transform(X)
+    frame = pd.DataFrame(X).astype(object)
+    frame.iloc[3, 1], frame.iloc[5, 2] = None, pd.NA
+    masked = np.ma.masked_invalid(X).filled(-999.0)
+    for given in (
+        np.ma.masked_equal(masked, -999.0),
+        frame,
+        pd.DataFrame(X).convert_dtypes(),
+        torch.from_numpy(X),
+        frame.to_numpy(),
+    ):
+        for marker in (np.nan, pd.NA):
+            model = LowRankImputer(missing_values=marker, random_state=0)
+            np.testing.assert_array_equal(expected, model.fit_transform(given))
+
+
+def test_bounds_hold_for_imputed_values_alone():
+    X = line()
+    filled = LowRankImputer(random_state=0, min_value=-2.0, max_value=[9, 5, 9, 9]).fit_transform(X)
+    assert (5.0, -2.0) == (filled[3, 1], filled[5, 2])
+    there = ~np.isnan(X)
+    np.testing.assert_array_equal(X[there], filled[there])
+    for bounds in ({"min_value": 2, "max_value": 1}, {"max_value": [1, 2]}, {"min_value": "a"}):
+        with pytest.raises(OptionError, match="min_value"):
+            LowRankImputer(**bounds).fit(X)
+
+
+def test_indicator_is_that_of_scikit_learn():
+    X = line()
+    model = LowRankImputer(random_state=0, add_indicator=True).set_output(transform="pandas")
+    filled = model.fit_transform(pd.DataFrame(X, columns=list("abcd")))
+    assert [*"abcd", "missingindicator_b", "missingindicator_c"] == filled.columns.tolist()
+    np.testing.assert_array_equal(
+        MissingIndicator().fit_transform(X), filled.iloc[:, 4:].to_numpy(dtype=bool)
+    )

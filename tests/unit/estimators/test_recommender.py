@@ -245,3 +245,66 @@ def test_broken_calls_are_refused():
         recommender().fit([("a", "b")])
     with pytest.raises(ShapeError, match="got a list of 4"):
         model.partial_fit([("a", "b", 1.0, 2.0)])
+
+
+def test_one_id_is_one_list():
+    model = recommender().fit(table())
+    one, many = model.recommend("u3", k=4), model.recommend(["u3"], k=4)
+    assert (many.asked.tolist(), many.ids.tolist()) == (one.asked.tolist(), one.ids.tolist())
+    assert (
+        model.similar_items("film 1").ids.tolist() == model.similar_items(["film 1"]).ids.tolist()
+    )
+
+
+def test_items_can_be_chosen():
+    model = recommender().fit(table())
+    among = ["film 1", "film 7", "film 9"]
+    found = model.recommend(["u1", "nobody"], k=5, items=among, exclude_seen=False)
+    scores = model.predict([("u1", x) for x in among])
+    assert [x for _, x in sorted(zip(-scores, among, strict=True))] == found.ids[0, :3].tolist()
+    assert [None, None] == found.ids[1, 3:].tolist()
+    with pytest.raises(ObservationError, match="items must be among the 40 known ones"):
+        model.recommend(["u1"], items=["no film"])
+
+
+def test_similar_users_have_similar_rows():
+    model = recommender().fit(table())
+    result, ids = model.result_, model.row_labels_.ids.tolist()
+    rows = result.operator.to_dense().double()
+    k = ids.index("u5")
+    cosines = torch.nn.functional.cosine_similarity(rows[k], rows, dim=1)
+    cosines[k] = -2
+    found = model.similar_users(["u5"], k=3)
+    assert [ids[x] for x in cosines.topk(3).indices] == found.ids[0].tolist()
+    assert cosines.topk(3).values.tolist() == pytest.approx(found.scores[0].tolist(), abs=1e-5)
+    with pytest.raises(ObservationError, match="users must be among"):
+        model.similar_users("nobody")
+
+
+def test_ids_of_another_kind_are_no_strangers():
+    model = recommender().fit(table())
+    for call in (model.recommend, model.similar_items):
+        with pytest.raises(
+            ObservationError, match="must be text, as they were fitted; got integers"
+        ):
+            call([5])
+    with pytest.raises(ObservationError, match="got integers, such as 5"):
+        model.partial_fit([(5, 6, 1.0)])
+    with pytest.raises(ShapeError, match="got the text 'u5'"):
+        model.partial_fit(["u5", "f2"], [3.0, 4.0])
+
+
+def test_updates_go_by_the_names_that_were_fitted():
+    frame = table().rename(columns={"user": "who", "item": "what"})
+    model = recommender().fit(frame)
+    with pytest.raises(OptionError, match="feature names should match"):
+        model.partial_fit(frame[["what", "who", *frame.columns[2:]]][:2])
+
+
+def test_the_range_follows_new_ratings():
+    rng = np.random.default_rng(0)
+    pairs = np.unique(rng.integers(0, (20, 10), (300, 2)), axis=0)
+    model = recommender().fit(pairs, rng.integers(1, 6, len(pairs)))
+    assert (1.0, 5.0) == model.model_.clip_
+    model.partial_fit(np.array([[3, 4], [3, 5]]), [10, 10])
+    assert (1.0, 10.0) == model.model_.clip_

@@ -135,6 +135,41 @@ def test_fair_stays_nearer_to_the_mean_with_a_larger_penalty() -> None:
     assert sorted(set(cosines)) == cosines
 
 
+def cosine_objective(
+    clients: Sequence[Pair], left: Tensor, regularization: float, power: int
+) -> Tensor:
+    mean_left, mean_right = mean_factors(clients)
+    D, W = average_dense(clients), left @ mean_right.mT
+    cosine = (D * W).sum() / (D.norm() * W.norm())
+    return 1 - cosine + regularization * (left - mean_left).norm() ** power
+
+
+@pytest.mark.parametrize("regularization", [0.01, 0.1])
+def test_fair_squared_is_stationary_for_its_objective(regularization: float) -> None:
+    clients = random_clients()
+    result = aggregate(
+        clients, "fair", weights=WEIGHTS, regularization=regularization, objective="cosine_squared"
+    )
+    assert result.broadcast is not None
+    left = result.broadcast.left.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(cosine_objective(clients, left, regularization, 2), left)
+    assert float(slope.abs().max()) < 1e-7
+
+
+def test_fair_squared_acts_where_the_printed_penalty_does_not() -> None:
+    g = torch.Generator().manual_seed(0)
+    start = [torch.randn(size, 3, generator=g, dtype=torch.float64) for size in (M, N)]
+    noise = [torch.randn(K, size, 3, generator=g, dtype=torch.float64) for size in (M, N)]
+    clients = [(start[0] + 0.2 * noise[0][k], start[1] + 0.2 * noise[1][k]) for k in range(K)]
+    printed, squared = (
+        aggregate(clients, "fair", regularization=0.01, objective=x)
+        for x in ("cosine", "cosine_squared")
+    )
+    plain = aggregate(clients, "fedit")
+    assert update_dense(plain).equal(update_dense(printed))
+    assert not torch.allclose(update_dense(plain), update_dense(squared), rtol=1e-4)
+
+
 def test_fair_with_dependent_rows_stays_finite() -> None:
     clients = [(left, right[:, [0, 0]]) for left, right in random_clients()]
     result = aggregate(clients, "fair", regularization=0.0)

@@ -14,7 +14,6 @@ from lowrank_opt.nn import (
     combine,
     load_adapter,
     merge,
-    register_parameterization,
     save_adapter,
 )
 from tests.preloaded import run_script
@@ -162,18 +161,30 @@ class Halved(lo.Parameterization):
         return lo.LowRankOperator(self.left / 2, self.left.new_ones(1), one)
 
 
-def test_custom_parameterization_needs_make_or_registration(tmp_path: Path) -> None:
-    make = partial(Halved, radius=100.0)
-    model = trained(make)
-    save_adapter(model, tmp_path)
-    with pytest.raises(TargetError, match=r"must be registered; got .*Halved.*or pass make="):
-        load_adapter(plain(), tmp_path)
-    assert torch.equal(model(X), load_adapter(plain(), tmp_path, make=make)(X))
-    register_parameterization(
-        Halved, lambda p: {"radius": p.radius}, lambda shape, rank, o: Halved(shape, o["radius"])
-    )
+def test_parameterization_of_ones_own_is_loaded_where_its_class_is_known(tmp_path: Path) -> None:
+    model = trained(partial(Halved, radius=100.0))
     save_adapter(model, tmp_path)
     assert torch.equal(model(X), load_adapter(plain(), tmp_path)(X))
+    file = tmp_path / "adapter.json"
+    file.write_text(file.read_text().replace("test_state.Halved", "elsewhere.Halved"))
+    with pytest.raises(TargetError, match=r"known to the program; got .*elsewhere.Halved.*make="):
+        load_adapter(plain(), tmp_path)
+
+
+class Forgetful(Halved):
+    """Holds its option under another name, so that a file cannot tell it."""
+
+    def __init__(self, shape: tuple[int, int], size: float) -> None:
+        super().__init__(shape, size)
+
+
+def test_parameterization_that_forgets_its_options_needs_make(tmp_path: Path) -> None:
+    make = partial(Forgetful, size=100.0)
+    model = trained(make)
+    save_adapter(model, tmp_path)
+    with pytest.raises(TargetError, match=r"hold its options; .*Forgetful.*or pass make="):
+        load_adapter(plain(), tmp_path)
+    assert torch.equal(model(X), load_adapter(plain(), tmp_path, make=make)(X))
 
 
 def test_adapter_outside_its_declared_set_is_refused(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import lowrank_opt as lo
 from lowrank_opt.errors import LowRankError, ShapeError
 from lowrank_opt.nn import adapt
 from lowrank_opt.training import FlatPerturbation, cosine_increase
-from lowrank_opt.training.row_scale import filter_scale, merged_row_norms
-from lowrank_opt.training.seeded_noise import mix_seed
+from lowrank_opt.training.perturbation.row_scale import filter_scale, merged_row_norms
+from lowrank_opt.training.perturbation.seeded_noise import mix_seed
 
 
 class Adapted(nn.Module):
@@ -257,7 +257,8 @@ def test_filters_of_a_transposed_convolution_are_its_output_channels():
     scale = filter_scale(conv, conv.weight.detach())
     w = conv.weight.detach().reshape(2, 2, 3, 3, 3)
     expected = w.square().sum(dim=(1, 3, 4)).sqrt() / math.sqrt(18)
-    torch.testing.assert_close(scale.reshape(2, 2, 3, 3, 3)[:, 1, :, 0, 0], expected)
+    everywhere = scale.expand_as(conv.weight).reshape(2, 2, 3, 3, 3)
+    torch.testing.assert_close(everywhere[:, 1, :, 0, 0], expected)
 
 
 def test_weights_of_convolutions_and_embeddings_are_perturbed():

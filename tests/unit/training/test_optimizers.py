@@ -18,11 +18,11 @@ from lowrank_opt.training import (
     ScaledAdamW,
     ScaledGD,
     SpectralDescent,
-    factor_optimizer,
     factor_pairs,
     lora_plus_groups,
     spectral_start,
 )
+from lowrank_opt.training.optimizers import factor_optimizer
 
 ALL = {
     "ScaledGD": lambda pairs: ScaledGD(pairs, lr=0.05),

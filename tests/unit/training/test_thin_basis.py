@@ -13,11 +13,11 @@ from lowrank_opt.training import (
     ScaledGD,
     SpectralDescent,
 )
-from lowrank_opt.training import small as small_module
-from lowrank_opt.training.rank_allocator import _cut
-from lowrank_opt.training.small import small, tensor
-from lowrank_opt.training.spectral_descent import msign
-from lowrank_opt.training.thin_basis import thin_bases
+from lowrank_opt.training.algebra import small as small_module
+from lowrank_opt.training.algebra.small import small, tensor
+from lowrank_opt.training.algebra.thin_basis import thin_bases
+from lowrank_opt.training.optimizers.spectral_descent import msign
+from lowrank_opt.training.ranks.rank_allocator import _cut
 
 ALL = {
     "ScaledGD": lambda pairs: ScaledGD(pairs, lr=0.05),

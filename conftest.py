@@ -1,0 +1,63 @@
+"""Shared by the tests and the examples in docstrings: each has a random state of its own.
+
+Whatever draws from the global generators of torch, NumPy or Python gets numbers that depend on its
+own name only, never on what ran before it. ``LOWRANK_OPT_TEST_SALT`` gives all of them other
+numbers: a test that then fails rests on a lucky draw.
+"""
+
+import os
+import random
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import register_random
+
+SALT = os.environ.get("LOWRANK_OPT_TEST_SALT", "")
+
+
+def seed_globally(name: str) -> None:
+    """Set the global generators to a state that the name and the salt decide."""
+    seed = zlib.crc32(f"{SALT}{name}".encode())
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
+
+
+class TorchGenerator:
+    """The global generator of torch, which hypothesis sets back before each example."""
+
+    def seed(self, value: int) -> None:
+        torch.default_generator.manual_seed(zlib.crc32(f"{SALT}{value}".encode()))
+
+    def getstate(self) -> torch.Tensor:
+        return torch.default_generator.get_state()
+
+    def setstate(self, state: torch.Tensor) -> None:
+        torch.default_generator.set_state(state)
+
+
+# Hypothesis keeps no strong reference.
+TORCH_GENERATOR = TorchGenerator()
+register_random(TORCH_GENERATOR)
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Before a module is imported."""
+    seed_globally(collector.nodeid)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
+) -> None:
+    """Before a fixture is made: one of a module is made for whichever test comes first."""
+    parameter = getattr(request, "param_index", 0)
+    seed_globally(f"{fixturedef.baseid}::{fixturedef.argname}[{parameter}]")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Before a test runs, after its fixtures are made."""
+    seed_globally(item.nodeid)

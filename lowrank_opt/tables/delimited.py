@@ -1,0 +1,334 @@
+"""Columns of a text file, a chunk of lines at a time, with every malformed line accounted for."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, islice, repeat
+from os import PathLike, fspath
+from typing import Any, BinaryIO, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank_opt.errors import DataError
+from lowrank_opt.tables.heading import Heading
+
+Floats: TypeAlias = NDArray[np.float64]
+
+# Lists of this many lines stay in the cache, and are gone before the garbage collector sees them.
+CHUNK = 1 << 12
+_SEPARATORS = ("::", "\t", ",", ";", "|", " ")
+_LISTED = 5
+_SHOWN = 60
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclass
+class BadLines:
+    """Malformed lines met so far, and how many are allowed.
+
+    Parameters
+    ----------
+    limit : int
+    numbers : list of int
+        Counted from one, ascending.
+    faults : list of str
+        What is wrong with the first few of them.
+    """
+
+    limit: int = 0
+    numbers: list[int] = field(default_factory=list[int])
+    faults: list[str] = field(default_factory=list[str])
+
+    def add(self, number: int, fault: str, line: str) -> None:
+        """Take note of one."""
+        self.numbers.append(number)
+        if len(self.faults) < _LISTED:
+            shown = line if len(line) <= _SHOWN else line[:_SHOWN] + "..."
+            self.faults.append(f"line {number}: {fault}, in {shown!r}")
+
+    def __str__(self) -> str:
+        more = len(self.numbers) - len(self.faults)
+        return "; ".join(self.faults) + (f"; and {more} more" if more > 0 else "")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Columns of consecutive well-formed lines.
+
+    Parameters
+    ----------
+    texts : tuple of list of str
+        One list for each column of text, never empty strings.
+    values : array, shape (k,), or None
+        The column of numbers, finite in float32.
+    """
+
+    texts: tuple[list[str], ...]
+    values: Floats | None
+
+    def __len__(self) -> int:
+        return len(self.texts[0])
+
+
+class DelimitedFile:
+    r"""A file of lines such as ``ann,matrix,5``: CSV, TSV, ``::``, compressed or not.
+
+    Compressed by gzip, bzip2 or xz. Every line is a record: a quoted field cannot go on in the
+    next line. Each line has as many fields as the first one. Empty lines are fine at the end only.
+    Not read by pyarrow, which has no separator of two characters, stops at a byte that is no UTF-8
+    even in a column that is not read, and does not number the lines that it leaves out.
+
+    Parameters
+    ----------
+    path : str, path or binary stream
+        A stream is read once, from where it is.
+    texts : sequence of str, int or None
+        Columns of ids: the names that the first line gives them, or positions, from one. Without a
+        header, text such as ``"2"`` is a position as well. None by the rule of
+        `lowrank_opt.tables.columns`.
+    number : str or int, optional
+        The column of numbers.
+    values : bool or None
+        Whether a column of numbers is needed if `number` does not name it; None if it is taken
+        where there is a third column.
+    separator : str, optional
+        By default the first that the first line contains, of ``::``, tab, ``,`` ``;`` ``|`` and
+        space.
+    header : bool or None
+        Whether the first line has names. By default that is found out: names are no numbers.
+    max_bad_lines : int
+        How many malformed lines are left out; one more is an error.
+    known : callable, optional
+        Whether the ids of a line are known, which decides where a first line of text could be
+        names as well as ids.
+
+    Attributes
+    ----------
+    names : list of str or None
+        Of all columns, if there is a header.
+    texts : list of int
+        Positions of the columns of ids, from zero.
+    number : int or None
+    reading : str
+        Which columns are read, and why these.
+    bad : BadLines
+        Those met by `chunks`.
+    unterminated : bool
+        Whether the last line ends without an end-of-line in one of the columns that are read: it
+        may have been cut.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, a column does not exist, or nothing says what the columns or
+        the first line mean.
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str] | BinaryIO,
+        texts: Sequence[str | int | None] = (None, None),
+        number: str | int | None = None,
+        *,
+        values: bool | None = False,
+        separator: str | None = None,
+        header: bool | None = None,
+        max_bad_lines: int = 0,
+        known: Callable[[str, str], bool] | None = None,
+    ) -> None:
+        self.path = stream_name(path)
+        self.bad, self.unterminated = BadLines(max_bad_lines), False
+        with reading(self.path):
+            # Opened once: a pipe cannot be read again.
+            self.stream = _open(path)
+            self.first = self.stream.readline()
+        first = self.first.removesuffix("\n")
+        if not first.strip():
+            raise DataError(f"a file must begin with a line of data; {self.path!r} has none")
+        if "\0" in first:
+            raise DataError(f"a file must be text in UTF-8; {self.path!r} is not: convert it first")
+        self.separator = separator or _guess(first, self.path)
+        fields = _split(first, self.separator)
+        self.width = len(fields)
+        found = Heading(self.path, fields, known, is_number).find(
+            texts, number, values=values, header=header
+        )
+        self.header, self.reading = found.header, found.reading
+        self.names = [name.strip() for name in fields] if found.header else None
+        self.texts, self.number = found.texts, found.number
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield the columns, in order, some thousand lines at a time; once.
+
+        Raises
+        ------
+        DataError
+            If there are more malformed lines than allowed, naming the first ones; or the file is
+            cut off inside its compressed data.
+        """
+        number, blank = 1 + int(self.header), list[int]()
+        with reading(self.path), self.stream:
+            rest = chain([] if self.header else [self.first], self.stream)
+            while lines := list(islice(rest, CHUNK)):
+                chunk = self._fast(lines) or self._slow(lines, number, blank)
+                number += len(lines)
+                if len(self.bad.numbers) > self.bad.limit:
+                    raise self._too_many(number - 1)
+                if not lines[-1].endswith("\n"):
+                    self.unterminated = self.width - 1 in (*self.texts, self.number)
+                if len(chunk) > 0:
+                    yield chunk
+
+    def _fast(self, lines: list[str]) -> Chunk | None:
+        """Return the columns if all lines are plainly well-formed."""
+        text = "".join(lines)
+        if '"' in text or not _is_unicode(text):
+            return None
+        if set(map(str.count, lines, repeat(self.separator))) != {self.width - 1}:
+            return None
+        fields = _flat(text.removesuffix("\n"), self.separator)
+        texts = tuple(fields[c :: self.width] for c in self.texts)
+        if any("" in set(column) for column in texts):
+            return None
+        if self.number is None:
+            return Chunk(texts, None)
+        written = fields[self.number :: self.width]
+        try:
+            values = np.fromiter(map(float, written), np.float64, len(written))
+        except ValueError:
+            return None
+        # Python reads 1_000 as a number; NaN is not <=.
+        if "_" in "".join(written) or not (np.abs(values) <= _LARGEST).all():
+            return None
+        return Chunk(texts, values)
+
+    def _slow(self, lines: list[str], number: int, blank: list[int]) -> Chunk:
+        """Return the columns of the well-formed lines; take note of the others."""
+        kept = list[list[str]]()
+        for k, raw in enumerate(lines, start=number):
+            line = raw.removesuffix("\n")
+            if not line.strip():
+                blank.append(k)
+                continue
+            for empty in blank:
+                self.bad.add(empty, "an empty line", "")
+            blank.clear()
+            try:
+                kept.append(self._record(line))
+            except ValueError as error:
+                self.bad.add(k, str(error), line)
+        texts = tuple([f[c] for f in kept] for c in self.texts)
+        if self.number is None:
+            return Chunk(texts, None)
+        return Chunk(texts, np.array([float(f[self.number]) for f in kept], dtype=np.float64))
+
+    def _record(self, line: str) -> list[str]:
+        try:
+            fields = _split(line, self.separator)
+        except csv.Error as error:
+            raise ValueError(f"quotes that do not match ({error})") from error
+        if len(fields) != self.width:
+            raise ValueError(f"{len(fields)} fields instead of {self.width}")
+        for c in self.texts:
+            if fields[c] == "":
+                raise ValueError(f"nothing in column {c + 1}")
+            if not _is_unicode(fields[c]):
+                raise ValueError(f"column {c + 1} is not UTF-8")
+        if self.number is not None and not is_number(fields[self.number]):
+            raise ValueError(f"{fields[self.number]!r} is not a finite number")
+        return fields
+
+    def _too_many(self, number: int) -> DataError:
+        count = len(self.bad.numbers)
+        return DataError(
+            f"at most {self.bad.limit} lines may be malformed; {self.path!r} has {count} in its "
+            f"first {number}: {self.bad}: repair them, or allow more bad lines"
+        )
+
+
+def _guess(line: str, path: str) -> str:
+    for separator in _SEPARATORS:
+        if separator in line:
+            return separator
+    raise DataError(
+        f"a line must have fields with a separator; {path!r} begins with {line[:_SHOWN]!r}: "
+        "name the separator"
+    )
+
+
+def _flat(text: str, separator: str) -> list[str]:
+    """Return the fields of all lines, one after the other."""
+    if len(separator) == 1:
+        return text.replace("\n", separator).split(separator)
+    # A field that ends in a part of the separator must not run into the next line.
+    return [field for line in text.split("\n") for field in line.split(separator)]
+
+
+def _split(line: str, separator: str) -> list[str]:
+    if '"' not in line or len(separator) > 1:
+        return line.split(separator)
+    return next(csv.reader([line], delimiter=separator, strict=True))
+
+
+def is_number(text: str) -> bool:
+    """Whether a field is a finite number, as float32 has it."""
+    try:
+        return abs(float(text)) <= _LARGEST and "_" not in text
+    except ValueError:
+        return False
+
+
+def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        # A byte that is not UTF-8 was read as half of a surrogate pair.
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def stream_name(path: str | PathLike[str] | BinaryIO) -> str:
+    """Return what messages call a file or a stream."""
+    if isinstance(path, str | PathLike):
+        return fspath(path)
+    return str(getattr(path, "name", "standard input"))
+
+
+def _open(path: str | PathLike[str] | BinaryIO) -> io.TextIOWrapper:
+    """Return the text of a file; its bytes are decompressed if they begin so."""
+    given = open(path, "rb") if isinstance(path, str | PathLike) else path  # noqa: SIM115
+    raw = given if isinstance(given, io.BufferedReader) else io.BufferedReader(cast("Any", given))
+    data = cast("Any", _decompressed(raw))
+    return io.TextIOWrapper(data, encoding="utf-8-sig", errors="surrogateescape")
+
+
+def _decompressed(raw: io.BufferedReader) -> object:
+    begin = raw.peek(6)
+    if begin.startswith(b"\x1f\x8b"):
+        return gzip.GzipFile(fileobj=raw)
+    if begin.startswith(b"BZh"):
+        return bz2.BZ2File(raw)
+    return lzma.LZMAFile(raw) if begin.startswith(b"\xfd7zXZ") else raw
+
+
+@contextmanager
+def reading(path: str) -> Generator[None]:
+    """Turn what goes wrong while a file is read into a DataError that names it."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"a file must be readable; got {path!r}: {reason}") from error

@@ -1,0 +1,160 @@
+"""Files of interactions: text, Parquet, Arrow and Matrix Market."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from os import PathLike, fspath
+from pathlib import PurePath
+from typing import BinaryIO, Protocol
+
+import numpy as np
+
+from lowrank_opt.errors import DataError
+from lowrank_opt.tables.delimited import BadLines, Chunk, DelimitedFile
+from lowrank_opt.tables.ids import Ids, as_ids
+from lowrank_opt.tables.triplets import Triplets
+
+_COLUMNS = (".parquet", ".pq", ".feather", ".arrow")
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+
+
+class TableFile(Protocol):
+    """A file whose columns are known, and are read in chunks."""
+
+    path: str
+    names: list[str] | None
+    header: bool
+    texts: list[int]
+    number: int | None
+    reading: str
+    bad: BadLines
+    unterminated: bool
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield the columns, once."""
+        ...
+
+
+class Codes(dict[object, int]):
+    """Numbers ids in the order in which they are asked for."""
+
+    def __missing__(self, text: object) -> int:
+        code = self[text] = len(self)
+        return code
+
+    def of(self, ids: Sequence[object]) -> np.ndarray:
+        """Return the numbers of ids, int32."""
+        return np.fromiter(map(self.__getitem__, ids), np.int32, len(ids))
+
+
+def open_table(
+    path: str | PathLike[str],
+    texts: Sequence[str | int | None] = (None, None),
+    number: str | int | None = None,
+    *,
+    values: bool | None = False,
+    separator: str | None = None,
+    header: bool | None = None,
+    max_bad_lines: int = 0,
+    known: Callable[[str, str], bool] | None = None,
+) -> TableFile:
+    """Return a file whose columns have been found; nothing else is read yet.
+
+    Parameters
+    ----------
+    path : str or path
+        Ends in .parquet, .feather or .arrow; all else is text; "-" is standard input.
+    texts, number, values, separator, header, max_bad_lines, known
+        As in `lowrank_opt.tables.delimited.DelimitedFile`.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, or nothing says what its columns mean.
+    """
+    if ending(path) in _COLUMNS:
+        from lowrank_opt.tables.parquet import ColumnFile
+
+        return ColumnFile(path, texts, number, values=values)
+    source: str | PathLike[str] | BinaryIO = sys.stdin.buffer if fspath(path) == "-" else path
+    return DelimitedFile(
+        source,
+        texts,
+        number,
+        values=values,
+        separator=separator,
+        header=header,
+        max_bad_lines=max_bad_lines,
+        known=known,
+    )
+
+
+def read_file(
+    path: str | PathLike[str],
+    *,
+    values: bool | None,
+    known: Callable[[str, str], bool] | None = None,
+) -> Triplets:
+    """Read a table, or a sparse matrix, as a whole.
+
+    Ids in text are text, character by character: ``007`` and ``7`` are two.
+
+    Parameters
+    ----------
+    path : str or path
+        As for `open_table`; or ends in .mtx, a Matrix Market file, perhaps compressed.
+    values : bool or None
+        Whether a column of values is needed, or taken if there is one.
+    known : callable, optional
+        As in `open_table`.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read.
+    """
+    if ending(path) == ".mtx":
+        return _read_matrix_market(path)
+    file = open_table(path, values=values, known=known)
+    rows, cols = Codes(), Codes()
+    parts: tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]] = ([], [], [])
+    for chunk in file.chunks():
+        parts[0].append(rows.of(chunk.texts[0]))
+        parts[1].append(cols.of(chunk.texts[1]))
+        if chunk.values is not None:
+            parts[2].append(chunk.values)
+    if not parts[0]:
+        raise DataError(f"a file must have a line of data; {file.path!r} has none")
+    numbers = np.concatenate(parts[2]) if parts[2] else None
+    names = None
+    if file.names is not None:
+        names = (file.names[file.texts[0]], file.names[file.texts[1]])
+    return Triplets(_spread(rows, parts[0]), _spread(cols, parts[1]), numbers, names=names)
+
+
+def ending(path: str | PathLike[str]) -> str:
+    """Return the last suffix that is none of a compression, in small letters."""
+    suffixes = [x.lower() for x in PurePath(path).suffixes]
+    return next((x for x in reversed(suffixes) if x not in _COMPRESSED), "")
+
+
+def _spread(codes: Codes, parts: list[np.ndarray]) -> Ids:
+    return as_ids(list(codes), "ids")[np.concatenate(parts)]
+
+
+def _read_matrix_market(path: str | PathLike[str]) -> Triplets:
+    from scipy.io import mmread
+
+    from lowrank_opt.tables.matrices import from_scipy
+
+    try:
+        found = mmread(path)
+    except (OSError, ValueError) as error:
+        name = PurePath(path).name
+        raise DataError(f"interactions must be readable; got {name!r}: {error}") from error
+    if not hasattr(found, "tocoo"):
+        raise DataError(
+            f"a Matrix Market file must be of coordinates; {str(path)!r} is of an array"
+        )
+    return from_scipy(found)

@@ -1,0 +1,103 @@
+"""Frames of every make, through narwhals: pandas, polars, pyarrow, and those that are lazy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from lowrank_opt.errors import ObservationError, ShapeError
+from lowrank_opt.tables.arrays import as_finite, as_reals
+from lowrank_opt.tables.columns import choose
+from lowrank_opt.tables.ids import as_ids
+from lowrank_opt.tables.triplets import Triplets
+
+if TYPE_CHECKING:
+    import narwhals as nw
+    import pandas as pd
+
+
+def is_frame(data: object) -> bool:
+    """Whether this is a table with named columns: loads nothing."""
+    names = ("columns", "column_names", "collect_schema")
+    # Asked of the class: a lazy frame would have to find its columns out.
+    return any(hasattr(type(data), name) for name in names)
+
+
+def from_frame(data: object, *, values: bool | None) -> Triplets:
+    """Return the entries of a frame: three columns, or a matrix with named rows and columns.
+
+    Parameters
+    ----------
+    data : frame
+        One whose columns have a name as a whole, as `DataFrame.pivot` and `pandas.crosstab` give
+        it, is a matrix; its gaps are missing.
+    values : bool or None
+        Whether a column of values is needed, must not be taken, or is taken if there is one.
+
+    Raises
+    ------
+    ShapeError
+        If nothing says which columns are meant.
+    """
+    if _is_pivot(data):
+        return _from_pivot(cast("Any", data))
+    names, column = _columns(data)
+    chosen = choose(names, values=values, what="a frame")
+    i, j = column(chosen.row), column(chosen.col)
+    value = None if chosen.value is None else as_finite(column(chosen.value), names[chosen.value])
+    row, col = names[chosen.row], names[chosen.col]
+    labels = getattr(data, "columns", names) if hasattr(data, "iloc") else names
+    pair = (row, col) if all(isinstance(name, str) for name in labels) else None
+    return Triplets(as_ids(i, row), as_ids(j, col), value, names=pair)
+
+
+def _columns(data: object) -> tuple[list[str], Any]:
+    """Return the names of the columns, and a function from positions to vectors."""
+    if hasattr(data, "iloc"):
+        # pandas has what others lack: names that are no text, or come twice.
+        frame: Any = data
+        if getattr(frame.columns, "nlevels", 1) > 1:
+            raise ShapeError(
+                "columns of a frame must have one level of names; got "
+                f"{frame.columns.nlevels}: name the values of the pivot, or use reset_index"
+            )
+        names = [str(name) for name in frame.columns]
+        if len(set(names)) < len(names):
+            raise ShapeError(f"columns of a frame must have distinct names; got {names[:8]}")
+        return names, lambda k: frame.iloc[:, k].to_numpy()
+    import narwhals as nw
+
+    try:
+        frame = nw.from_native(cast("Any", data))
+    except TypeError as error:
+        raise ObservationError(
+            f"a frame must be one that narwhals knows; got {type(data).__name__}: convert it to "
+            "pandas, polars or pyarrow"
+        ) from error
+    eager: Any = frame.collect() if isinstance(frame, nw.LazyFrame) else frame
+    return list(eager.columns), lambda k: _vector(eager[eager.columns[k]])
+
+
+def _vector(column: nw.Series[Any]) -> np.ndarray:
+    """Return a column; one of integers with gaps stays one of integers and None."""
+    if column.null_count() > 0:
+        items = np.empty(len(column), dtype=object)
+        items[:] = column.to_list()
+        return items
+    x = column.to_numpy()
+    return x if x.dtype != object or x.ndim == 1 else np.asarray(column.to_list(), dtype=object)
+
+
+def _is_pivot(data: object) -> bool:
+    columns = getattr(data, "columns", None) if hasattr(data, "iloc") else None
+    return getattr(columns, "name", None) is not None
+
+
+def _from_pivot(data: pd.DataFrame) -> Triplets:
+    dense = as_reals(data.to_numpy(dtype=np.float64, na_value=np.nan), "values")
+    i, j = np.nonzero(~np.isnan(dense))
+    names = (data.index.name, data.columns.name)
+    pair = (str(names[0]), str(names[1])) if None not in names else None
+    rows, cols = as_ids(data.index.to_numpy(), "rows"), as_ids(data.columns.to_numpy(), "columns")
+    return Triplets(rows[i], cols[j], as_finite(dense[i, j], "values"), names=pair)

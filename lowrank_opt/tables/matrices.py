@@ -1,0 +1,93 @@
+"""Matrices with gaps: dense, masked, sparse, or observed; and what is a matrix at all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lowrank_opt.errors import ObservationError, ShapeError
+from lowrank_opt.tables.arrays import Array, as_finite, mask_of
+from lowrank_opt.tables.triplets import Triplets
+
+if TYPE_CHECKING:
+    from scipy.sparse import spmatrix
+    from torch import Tensor
+
+    from lowrank_opt.tables.triplets import Observed
+
+
+def as_dense(data: Array) -> Array | None:
+    """Return a matrix with NaN for its gaps, or None if an array holds triplets.
+
+    Floating arrays are matrices, and all others lines of ids, except these: with three or four
+    columns of which the first two are whole numbers, each line is a row id, a column id and a
+    value. If it is not plain which of the two is meant, because something is missing or there is a
+    fourth column, that is said.
+
+    Raises
+    ------
+    ObservationError
+        If the array could be a matrix, and triplets as well.
+    """
+    mask = mask_of(data)
+    if mask is not None and data.dtype.kind in "iuf":
+        return np.where(mask, np.nan, np.asarray(data).astype(_wide(data.dtype)))
+    x = np.asarray(data)
+    if x.dtype.kind != "f" or x.size == 0:
+        return None
+    gaps = np.isnan(x)
+    if x.shape[1] == 2 and not gaps.any():
+        return None
+    if x.shape[1] not in (3, 4) or not _are_whole(x[:, :2]):
+        return x
+    if x.shape[1] == 3 and not gaps.any():
+        return None
+    m, n = x.shape
+    which = "a gap" if gaps.any() else "a fourth column"
+    raise ObservationError(
+        f"an array must be a matrix or a list of triplets; got {m} x {n} numbers with whole ones "
+        f"in the first two columns and {which}, which could be both: for {m} triplets select three "
+        "columns and drop what is missing, for a matrix with gaps pass Observations.from_dense(X)"
+    )
+
+
+def from_dense(dense: Array) -> Triplets:
+    """Return the entries of a matrix that are not NaN."""
+    i, j = np.nonzero(~np.isnan(dense))
+    shape = (dense.shape[0], dense.shape[1])
+    return Triplets(i, j, as_finite(np.asarray(dense[i, j]), "values"), None, shape)
+
+
+def from_observations(data: Observed) -> Triplets:
+    """Return the entries, with their weights."""
+    weights = None if data.weights is None else data.weights.cpu().numpy()
+    i, j, values = (x.cpu().numpy() for x in (data.rows, data.cols, data.values))
+    return Triplets(i, j, values, weights, data.shape)
+
+
+def from_torch_sparse(data: Tensor) -> Triplets:
+    """Return the stored entries, repeated ones added up, as torch means them."""
+    if data.ndim != 2 or (data.is_sparse and data.sparse_dim() != 2):
+        raise ShapeError(f"a sparse tensor must have two axes; got {tuple(data.shape)}")
+    coo = data.detach().cpu().to_sparse_coo().coalesce()
+    i, j = coo.indices().numpy()
+    return Triplets(i, j, as_finite(coo.values(), "values"), None, (data.shape[0], data.shape[1]))
+
+
+def from_scipy(data: spmatrix) -> Triplets:
+    """Return the stored entries, zeros too."""
+    coo: Any = data.tocoo()
+    if len(coo.shape) != 2:
+        raise ShapeError(f"a sparse array must have two axes; got {coo.shape}")
+    i, j = coo.row.astype(np.int64), coo.col.astype(np.int64)
+    return Triplets(i, j, as_finite(coo.data, "values"), None, coo.shape)
+
+
+def _are_whole(x: Array) -> bool:
+    known = x[~np.isnan(x)]
+    return bool((known == np.round(known)).all()) and len(known) > 0
+
+
+def _wide(dtype: np.dtype[Any]) -> type[np.floating[Any]]:
+    return np.float32 if dtype == np.float32 else np.float64

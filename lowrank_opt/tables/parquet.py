@@ -1,0 +1,172 @@
+"""Files of columns, Parquet and Arrow, a batch at a time through pyarrow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lowrank_opt.errors import DataError, ShapeError
+from lowrank_opt.extras import extra
+from lowrank_opt.tables.columns import Chosen, choose
+from lowrank_opt.tables.delimited import BadLines, Chunk
+
+if TYPE_CHECKING:
+    from pyarrow import ChunkedArray
+
+BATCH = 1 << 16
+
+
+class ColumnFile:
+    """A Parquet or Arrow (Feather) file: ids have the type that the file gives them.
+
+    Parameters
+    ----------
+    path : str or path
+    texts, number, values
+        As in `DelimitedFile`; columns always have names.
+
+    Attributes
+    ----------
+    names, texts, number, reading, bad, unterminated, header
+        As in `DelimitedFile`.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, or a column does not exist.
+    MissingExtraError
+        If pyarrow is not installed.
+    """
+
+    header, unterminated = True, False
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        texts: Sequence[str | int | None] = (None, None),
+        number: str | int | None = None,
+        *,
+        values: bool | None = False,
+    ) -> None:
+        self.path, self.bad = fspath(path), BadLines()
+        self._batches, names = _opened(self.path)
+        self.names: list[str] | None = names
+        self._names = names
+        chosen = self._asked(texts, number) or self._chosen(texts, number, values=values)
+        self.texts, self.number = [chosen.row, chosen.col], chosen.value
+        used = (*self.texts, *([] if self.number is None else [self.number]))
+        roles = zip(("rows", "columns", "values"), used, strict=False)
+        spoken = ", ".join(f"{role} {self._names[k]}" for role, k in roles)
+        self.reading = f"{spoken} ({chosen.reason})"
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield ids and values, in order; once.
+
+        Raises
+        ------
+        DataError
+            If an id is missing, a value is no finite number, or the file is damaged.
+        """
+        wanted = [self._names[k] for k in (*self.texts, self.number) if k is not None]
+        first = 1
+        for batch in _reading(self.path, self._batches(wanted)):
+            columns = [batch.column(batch.schema.get_field_index(name)) for name in wanted]
+            lists = tuple(column.to_pylist() for column in columns[:2])
+            for name, ids in zip(wanted, lists, strict=False):
+                self._check_present(name, ids, first)
+            values = None
+            if self.number is not None:
+                values = self._numbers(wanted[2], columns[2], first)
+            first += batch.num_rows
+            if batch.num_rows > 0:
+                yield Chunk(lists, values)
+
+    def _numbers(self, name: str, column: ChunkedArray, first: int) -> np.ndarray:
+        import pyarrow as pa
+
+        try:
+            values = column.cast(pa.float64(), safe=True).to_numpy(zero_copy_only=False)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise DataError(
+                f"values must be numbers; {self.path!r} has {column.type} in column {name!r}: "
+                f"convert it ({str(error)[:80]})"
+            ) from error
+        if (bad := ~np.isfinite(values)).any():
+            k = int(bad.argmax())
+            raise DataError(
+                f"values must be finite; {self.path!r} has {values[k]!r} in column {name!r}, row "
+                f"{first + k}: leave missing entries out"
+            )
+        return values
+
+    def _check_present(self, name: str, ids: list[Any], first: int) -> None:
+        if None in ids:
+            raise DataError(
+                f"ids must not be missing; {self.path!r} has none in column {name!r}, row "
+                f"{first + ids.index(None)}: drop those lines"
+            )
+
+    def _asked(self, texts: Sequence[str | int | None], number: str | int | None) -> Chosen | None:
+        if any(x is None for x in texts):
+            return None
+        i, j = (self._position(x) for x in texts if x is not None)
+        return Chosen(i, j, None if number is None else self._position(number), "as asked for")
+
+    def _chosen(
+        self, texts: Sequence[str | int | None], number: str | int | None, *, values: bool | None
+    ) -> Chosen:
+        asked = (*texts, number)
+        try:
+            found = choose(self._names, values=values, what="a file")
+        except ShapeError as error:
+            raise DataError(f"{self.path!r}: {error}") from error
+        default = (found.row, found.col, found.value)
+        i, j, v = (
+            d if x is None else self._position(x) for d, x in zip(default, asked, strict=True)
+        )
+        assert i is not None, "ids have columns"
+        assert j is not None, "ids have columns"
+        return Chosen(i, j, v, found.reason)
+
+    def _position(self, column: str | int) -> int:
+        if column in self._names:
+            return self._names.index(str(column))
+        if str(column).isdecimal() and 1 <= int(column) <= len(self._names):
+            return int(column) - 1
+        raise DataError(
+            f"a column must be one of {self._names[:20]}; got {column!r} for {self.path!r}"
+        )
+
+
+def _opened(path: str) -> tuple[Callable[[list[str]], Iterator[Any]], list[str]]:
+    """Return a function from names to batches, and the names there are."""
+    with extra("parquet"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    try:
+        with open(path, "rb") as file:
+            parquet = file.read(4) == b"PAR1"
+        if parquet:
+            source = pq.ParquetFile(path)
+            names = list(source.schema_arrow.names)
+            return lambda columns: source.iter_batches(BATCH, columns=columns), names
+        reader = pa.ipc.open_file(path)
+        count = reader.num_record_batches
+        batches = (reader.get_batch(k) for k in range(count))
+        return lambda _: islice(batches, count), list(reader.schema.names)
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"a file must be readable; got {path!r}: {reason}") from error
+
+
+def _reading(path: str, batches: Iterator[Any]) -> Iterator[Any]:
+    import pyarrow as pa
+
+    try:
+        yield from batches
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"a file must be readable; got {path!r}: {error}") from error
