@@ -16,6 +16,8 @@ _COUNTS = ("rank", "max_iterations")
 class ImputerOptions(Protocol):
     """What is read of a `LowRankImputer`."""
 
+    missing_values: object
+
     rank: int | None
     penalty: float | None
     tolerance: float
@@ -36,9 +38,14 @@ class CompletionOptions(Protocol):
     validation: float | None
 
     @property
-    def bias(self) -> object: ...
+    def bias(self) -> object:
+        """ "additive" or None."""
+        ...
+
     @property
-    def clip(self) -> object: ...
+    def clip(self) -> object:
+        """ "auto", a pair or None."""
+        ...
 
 
 def check_options(estimator: CompletionOptions) -> None:

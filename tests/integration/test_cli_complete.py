@@ -235,7 +235,7 @@ def test_dirty_lines_are_left_out_aloud(
         (["--rank", "0"], "--rank must be at least 1; got 0"),
         (
             ["--resume", "--checkpoint-every", "0"],
-            "--resume needs one of the solvers lbfgs, variational",
+            "--resume needs one of the solvers",
         ),
         (
             ["--solver", "als", "--checkpoint-every", "2"],
