@@ -196,7 +196,7 @@ def variational(
     *,
     noise_strength: float = 50.0,
     tolerance: float = 2e-3,
-    max_iterations: int = 40,
+    max_iterations: int = 100,
     generator: torch.Generator | None = None,
     **run: Unpack[_Run],
 ) -> CompletionResult:

@@ -23,6 +23,7 @@ class ImputerOptions(Protocol):
     tolerance: float
     max_iterations: int
     validation: float
+    missing_values: object
 
 
 class CompletionOptions(Protocol):
@@ -39,12 +40,12 @@ class CompletionOptions(Protocol):
 
     @property
     def bias(self) -> object:
-        """ "additive" or None."""
+        """None, or "additive" ones."""
         ...
 
     @property
     def clip(self) -> object:
-        """ "auto", a pair or None."""
+        """None, a pair, or "auto" for one."""
         ...
 
 

@@ -6,8 +6,6 @@ from lowrank_opt.parameterizations.batched import (
     BatchedParameterization as BatchedParameterization,
 )
 from lowrank_opt.parameterizations.certificate import Certificate as Certificate
-from lowrank_opt.parameterizations.compose import Offset as Offset
-from lowrank_opt.parameterizations.compose import Weighted as Weighted
 from lowrank_opt.parameterizations.contractions import Contractions as Contractions
 from lowrank_opt.parameterizations.delora import DeLoRA as DeLoRA
 from lowrank_opt.parameterizations.dense_core import DenseCore as DenseCore
@@ -19,6 +17,7 @@ from lowrank_opt.parameterizations.homogeneous import HomogeneousBall as Homogen
 from lowrank_opt.parameterizations.inductive import Inductive as Inductive
 from lowrank_opt.parameterizations.nb_lora import NBLoRA as NBLoRA
 from lowrank_opt.parameterizations.nested_svd import NestedSVD as NestedSVD
+from lowrank_opt.parameterizations.offset import Offset as Offset
 from lowrank_opt.parameterizations.presets import (
     activation_weighted_frames as activation_weighted_frames,
 )
@@ -33,3 +32,4 @@ from lowrank_opt.parameterizations.starts import rslora as rslora
 from lowrank_opt.parameterizations.svd_frames import SVDFrames as SVDFrames
 from lowrank_opt.parameterizations.vera import VeRA as VeRA
 from lowrank_opt.parameterizations.weight_decomposed import WeightDecomposed as WeightDecomposed
+from lowrank_opt.parameterizations.weighted import Weighted as Weighted

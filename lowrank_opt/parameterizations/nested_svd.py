@@ -9,11 +9,13 @@ from torch import Tensor
 from lowrank_opt.errors import ShapeError, TargetError
 from lowrank_opt.linalg import leading_svd, working_dtype
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, check_member, orthonormal_like
+from lowrank_opt.parameterizations.base import Parameterization, orthonormal_like
+from lowrank_opt.parameterizations.between import Between
 from lowrank_opt.sets import NestedSet, relative_tolerance
+from lowrank_opt.sets.sides import Frame, Side
 
 
-class NestedSVD(Parameterization):
+class NestedSVD(Between):
     r""":math:`W = U C V^T` with frozen orthonormal U (m x k), V (n x l), C any inner map.
 
     Set: ``{U C V^T : C in the inner set}``; complete if the inner map is. Every unitarily
@@ -56,9 +58,7 @@ class NestedSVD(Parameterization):
         inner: Parameterization,
     ) -> None:
         left, right = _frames(outer, inner.shape)
-        super().__init__((left.shape[0], right.shape[0]), inner.rank)
-        self.inner = inner
-        self.complete = inner.complete
+        super().__init__(inner, (left.shape[0], right.shape[0]))
         self.inductive = True
         like = next(inner.parameters())
         # Frames rounded to half precision would not be orthonormal to more than 1e-3.
@@ -74,13 +74,12 @@ class NestedSVD(Parameterization):
         return self.outer_left, self.outer_right
 
     @property
-    def feasible_set(self) -> NestedSet:
-        return NestedSet(self.inner.feasible_set, self.outer_left, self.outer_right)
+    def sides(self) -> tuple[Side, Side]:
+        return Frame(self.outer_left), Frame(self.outer_right)
 
-    def factors(self) -> LowRankOperator:
-        C, (U, V) = self.inner.factors(), (self.outer_left, self.outer_right)
-        left, right = U @ C.left.to(U.dtype), V @ C.right.to(V.dtype)
-        return LowRankOperator(left.to(C.dtype), C.scale, right.to(C.dtype))
+    @property
+    def image(self) -> NestedSet:
+        return NestedSet(self.inner.feasible_set, self.outer_left, self.outer_right)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move to a dtype or device; frames stay orthonormal to the precision of the dtype."""
@@ -89,19 +88,6 @@ class NestedSVD(Parameterization):
         if self.outer_left.dtype != before:
             self.outer_left = _polished(self.outer_left)
             self.outer_right = _polished(self.outer_right)
-        return self
-
-    def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
-        """Return the inner right inverse of ``U^T W V``."""
-        op = self._as_operator(target)
-        core = self.feasible_set.core(op).to(dtype=op.dtype)
-        check_member(op, self.feasible_set)
-        values = self.inner.right_inverse(core)
-        return {f"inner.{name}": value for name, value in values.items()}
-
-    def zero_(self, *, generator: torch.Generator | None = None) -> Self:
-        """Set the inner parameterization to its zero start."""
-        self.inner.zero_(generator=generator)
         return self
 
 

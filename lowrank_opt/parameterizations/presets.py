@@ -9,11 +9,11 @@ from torch import Tensor
 from lowrank_opt.checks import check_choice, check_rank
 from lowrank_opt.errors import ShapeError
 from lowrank_opt.linalg import leading_svd
-from lowrank_opt.parameterizations.compose import Weighted
 from lowrank_opt.parameterizations.dense_core import DenseCore
 from lowrank_opt.parameterizations.example import Example, example_tensor
 from lowrank_opt.parameterizations.factored import Factored
 from lowrank_opt.parameterizations.nested_svd import NestedSVD
+from lowrank_opt.parameterizations.weighted import Weighted
 
 Shape = tuple[int, int]
 Split = Literal["none", "left", "right", "sqrt"]

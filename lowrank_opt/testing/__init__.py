@@ -61,6 +61,7 @@ from lowrank_opt.testing.subjects.parameterizations import (
     parametrize_with_checks as parametrize_with_checks,
 )
 from lowrank_opt.testing.subjects.sets import SET_LAWS as SET_LAWS
+from lowrank_opt.testing.subjects.sets import check_set as check_set
 from lowrank_opt.testing.subjects.sets import check_spectral_set as check_spectral_set
 from lowrank_opt.testing.subjects.solvers import SOLVER_LAWS as SOLVER_LAWS
 from lowrank_opt.testing.subjects.solvers import check_solver as check_solver

@@ -101,6 +101,58 @@ class ObjectiveTooLow(lo.CompletionResult):
         return OptimalityCertificate(0.9 * found.objective, 0.9 * found.lower_bound)
 
 
+def capped_rank(observations, rank, generator):
+    return sound(observations, min(rank, 2), generator=generator)
+
+
+def wrong_if_large(observations, rank, generator):
+    result = sound(observations, rank, generator=generator)
+    return changed(result, (0.5 if observations.shape[0] > 50 else 1.0) * result.operator)
+
+
+def wrong_beyond_1500_entries(observations, rank, generator):
+    kept = slice(0, 900)
+    obs = observations
+    if len(obs) > 1500:
+        obs = Observations(obs.rows[kept], obs.cols[kept], obs.values[kept], obs.shape)
+    return sound(obs, rank, generator=generator)
+
+
+def writes_indices(observations, rank, generator):
+    result = sound(observations, rank, generator=generator)
+    observations.rows.clamp_(max=0)
+    return result
+
+
+def normalises_weights_in_place(observations, rank, generator):
+    result = sound(observations, rank, generator=generator)
+    if observations.weights is not None:
+        observations.weights.div_(observations.weights.sum())
+    return result
+
+
+def weights_as_a_mask(observations, rank, generator):
+    obs = observations
+    if obs.weights is not None:
+        mask = (obs.weights > 0).to(obs.values)
+        obs = Observations(obs.rows, obs.cols, obs.values, obs.shape, mask)
+    return sound(obs, rank, generator=generator)
+
+
+def squares_weights(observations, rank, generator):
+    obs = observations
+    if obs.weights is not None:
+        obs = Observations(obs.rows, obs.cols, obs.values, obs.shape, obs.weights**2)
+    return sound(obs, rank, generator=generator)
+
+
+def remembers_shapes(observations, rank, generator, known={}):  # noqa: B006 (the defect)
+    """Returns what was found for the first problem of this shape."""
+    key = (observations.shape, rank, len(observations))
+    known.setdefault(key, sound(observations, rank, generator=generator))
+    return known[key]
+
+
 # (solver, law that must notice)
 BROKEN_SOLVERS = [
     (one_sweep, "recovery"),
@@ -113,6 +165,14 @@ BROKEN_SOLVERS = [
     (undefined_where_unseen, "unseen"),
     (restless, "repetition"),
     (centres_in_place, "contract"),
+    (capped_rank, "ranks"),
+    (wrong_if_large, "large"),
+    (wrong_beyond_1500_entries, "ranks"),
+    (writes_indices, "contract"),
+    (normalises_weights_in_place, "contract"),
+    (weights_as_a_mask, "weights"),
+    (squares_weights, "weighted_loss"),
+    (remembers_shapes, "repetition"),
     (with_certificate(BoundTooHigh), "certificate"),
     (with_certificate(ObjectiveTooLow), "certificate"),
 ]

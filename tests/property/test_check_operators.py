@@ -6,7 +6,10 @@ import torch
 import lowrank_opt as lo
 from lowrank_opt.testing import OPERATOR_LAWS, BrokenLawError, check_operator
 from lowrank_opt.testing.search.describe import describe
+from tests.property.broken_operator_views import BROKEN_OPERATOR_VIEWS
 from tests.property.broken_operators import BROKEN_OPERATORS
+
+BROKEN = [*BROKEN_OPERATORS, *BROKEN_OPERATOR_VIEWS]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -21,7 +24,9 @@ def test_function_of_shape_and_rank() -> None:
         return lo.SchattenBall(1, 2.0, rank).sample(shape)
 
     verdicts = check_operator(sample, profile="quick")
-    assert ["triple", "gradients"] == [v.check for v in verdicts if v.status == "skipped"]
+    assert ["triple", "batches", "gradients"] == [
+        v.check for v in verdicts if v.status == "skipped"
+    ]
 
 
 def test_one_operator() -> None:
@@ -29,9 +34,7 @@ def test_one_operator() -> None:
     assert {"passed", "skipped"} == {v.status for v in check_operator(op)}
 
 
-@pytest.mark.parametrize(
-    ("make", "law"), BROKEN_OPERATORS, ids=[describe(m) for m, _ in BROKEN_OPERATORS]
-)
+@pytest.mark.parametrize(("make", "law"), BROKEN, ids=[describe(m) for m, _ in BROKEN])
 def test_law_catches_defect_of_an_operator(make, law) -> None:
     with pytest.raises(BrokenLawError) as caught:
         check_operator(make, only=[law])
@@ -39,6 +42,6 @@ def test_law_catches_defect_of_an_operator(make, law) -> None:
 
 
 def test_one_broken_operator_is_noticed() -> None:
-    op = BROKEN_OPERATORS[2][0](torch.randn(4, 2), torch.tensor([3.0, -2.0]), torch.randn(3, 2))
+    op = BROKEN[2][0](torch.randn(4, 2), torch.tensor([3.0, -2.0]), torch.randn(3, 2))
     with pytest.raises(BrokenLawError, match="agreement"):
         check_operator(op)

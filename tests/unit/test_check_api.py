@@ -105,15 +105,25 @@ def test_message_names_law_finding_and_runnable_code() -> None:
 
 @pytest.fixture(scope="module")
 def failed() -> dict[str, CheckResult]:
-    """The verdicts on the laws that a ball grown by one percent breaks."""
+    """The verdicts on the laws that a ball grown by one percent is said to break."""
     verdicts = check_parameterization(BALL, profile="quick", on_fail="collect")
     return {v.check: v for v in verdicts if v.status == "failed"}
 
 
 def test_collect_returns_failures_with_code(failed) -> None:
-    assert {"membership", "escape"} <= set(failed)
-    assert "check_membership(make, case=case" in failed["membership"].code
+    assert ["membership"] == list(failed)
+    assert (
+        "check_parameterization(make, only=['membership'], case=case" in failed["membership"].code
+    )
     assert isinstance(failed["membership"].case, Case)
+
+
+def test_one_cause_has_one_line() -> None:
+    verdicts = {
+        v.check: v for v in check_parameterization(BALL, profile="quick", on_fail="collect")
+    }
+    assert "skipped" == verdicts["escape"].status
+    assert "not judged while 'membership' is broken" in verdicts["escape"].message
 
 
 def test_expected_failures_do_not_raise(failed) -> None:

@@ -376,5 +376,5 @@ def test_bad_bounds_are_refused(bounds):
 )
 @pytest.mark.parametrize("name", ["row_weights", "col_weights"])
 def test_bad_weights_are_refused(name, weights):
-    with pytest.raises(RadiusError, match=rf"{name} must be positive and finite; got 2 values"):
+    with pytest.raises(OptionError, match=rf"{name} must be positive and finite; got 2 values"):
         lo.WeightedSchattenBall(p=1, radius=1.0, rank=1, **{name: torch.tensor(weights)})

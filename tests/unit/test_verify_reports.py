@@ -1,6 +1,7 @@
 """Reports of a run: well-formed, escaped, complete; counter-examples that run."""
 
 import re
+import threading
 from functools import partial
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -136,8 +137,8 @@ def test_junit_counts_and_properties(session) -> None:
     root = ElementTree.fromstring(junit_report(session))
     right, hostile = root.findall("testsuite")
     assert ("4", "0", "1") == tuple(right.get(k) for k in ("tests", "failures", "skipped"))
-    assert ("4", "2", "2") == tuple(hostile.get(k) for k in ("tests", "failures", "skipped"))
-    assert ("8", "2", "0") == tuple(root.get(k) for k in ("tests", "failures", "errors"))
+    assert ("4", "1", "3") == tuple(hostile.get(k) for k in ("tests", "failures", "skipped"))
+    assert ("8", "1", "0") == tuple(root.get(k) for k in ("tests", "failures", "errors"))
     properties = {p.get("name"): p.get("value") for p in hostile.find("properties")}
     assert "7" == properties["seed"]
     assert "quick" == properties["profile"]
@@ -212,7 +213,7 @@ def test_counter_example_has_a_name_only_if_it_can_be_imported() -> None:
         return lo.Factored(shape, rank)
 
     assert expression(local) is None
-    assert expression(partial(lo.NBLoRA, norm=object())) is None
+    assert expression(partial(lo.NBLoRA, norm=threading.Lock())) is None
     found = expression(partial(lo.RadialBall, norm=partial(lo.KyFanBall, 2), radius=2.0))
     scope: dict[str, object] = {}
     exec("\n".join([*found.imports, f"make = {found.code}"]), scope)

@@ -56,9 +56,9 @@ class Gibbs:
 
     Notes
     -----
-    Weights are relative noise precisions. The result is in float32, and does not depend on the
-    number of threads of the row updates. Its history has as objective the sum of squared residuals
-    of each draw.
+    Weights are relative noise precisions. The result is in the dtype of the observations, of
+    draws in float32, and does not depend on the number of threads of the row updates. Its history
+    has as objective the sum of squared residuals of each draw.
 
     References
     ----------
@@ -117,8 +117,8 @@ class _Sampler:
         noise_strength: float,
         generator: torch.Generator | None,
     ) -> None:
-        single = observations.to(dtype=torch.float32)
-        start = VariationalPosterior(single, rank, noise_strength, generator)
+        self.dtype = observations.dtype
+        start = VariationalPosterior(observations, rank, noise_strength, generator, single=True)
         self.offset, self.unit, self.count = start.offset, start.unit, start.count
         self.history, self.started = History(), time.perf_counter()
         for _ in range(_SWEEPS_TO_START):
@@ -154,7 +154,7 @@ class _Sampler:
         """Return the kept draws in the unit of the values."""
         root = math.sqrt(self.unit)
         rows, cols, alpha, beta = (
-            torch.from_numpy(np.stack([draw[k] for draw in kept])).float() for k in range(4)
+            torch.from_numpy(np.stack([draw[k] for draw in kept])).to(self.dtype) for k in range(4)
         )
         a, c = rows[..., -1] * self.unit, cols[..., -1] * self.unit
         U, V = (x[..., :-1].contiguous().mul_(root) for x in (rows, cols))

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lowrank_opt.completion.bayes.growth import GrowingSweeps
 from lowrank_opt.completion.bayes.noise import check_noise_strength
 from lowrank_opt.completion.bayes.variational_sweeps import VariationalPosterior
-from lowrank_opt.completion.loop.checkpoint import State
 from lowrank_opt.completion.model.checks import check_amounts, check_counts
 from lowrank_opt.completion.model.problem import CompletionProblem
 from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.completion.solvers.context import Run
-from lowrank_opt.completion.solvers.iterates import Iterate, iterate
+from lowrank_opt.completion.solvers.iterates import iterate
 from lowrank_opt.completion.solvers.traits import Traits
-from lowrank_opt.sets import FeasibleSet
+from lowrank_opt.observations import Observations
 
 _PATIENCE = 5
 
@@ -32,10 +30,12 @@ class Variational:
     row solves a ridge regression whose penalty matrix is the summed covariance of the columns it
     has entries in, and the prior: every row has a penalty of its own, and nothing is tuned.
 
-    The rank of the problem is an upper bound: directions without support vanish. With a set, its
-    rank is used, and the mean is projected onto the set. Without any it grows with the number of
-    entries per row and column as :math:`1.3 (N / (m + n))^{0.65}`, within 2 and 32, which is 12 on
-    MovieLens-100K and 25 on MovieLens-1M.
+    The rank of the problem is an upper bound. With a set, its rank is used, and the mean is
+    projected onto the set. Without any it grows with the number of entries per row and column as
+    :math:`1.3 (N / (m + n))^{0.65}`, within 2 and 32, which is 12 on MovieLens-100K and 25 on
+    MovieLens-1M. A larger rank is reached from there in doublings, for as long as each brings more
+    live directions (`GrowingSweeps`): a rank that the data do not support costs little and changes
+    little.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class Variational:
     observations, and does not depend on the number of threads. Its objective is :math:`\frac N2 s^2
     e^{2 F / N} / (2 \pi e)` for the free energy F (the negative evidence bound) of the N values in
     units of their standard deviation s: half the sum of squares that Gaussian noise of the same
-    evidence would have. It never increases, up to rounding.
+    evidence would have. It never increases, up to rounding, while the rank stays the same.
 
     References
     ----------
@@ -78,7 +78,7 @@ class Variational:
     )
     noise_strength: float = 50.0
     tolerance: float = 2e-3
-    max_iterations: int = 40
+    max_iterations: int = 100
 
     def __post_init__(self) -> None:
         check_counts(max_iterations=self.max_iterations)
@@ -89,9 +89,10 @@ class Variational:
         """Return the mean of the posterior after the best sweep."""
         rank = _rank_of(problem)
         fitted, held_out = run.split(problem.observations)
-        model = VariationalPosterior(fitted, rank, self.noise_strength, run.generator)
+        first = min(rank, _ample_rank(problem.observations))
+        model = VariationalPosterior(fitted, first, self.noise_strength, run.generator)
         return iterate(
-            _Sweeps(model, self.tolerance, problem.feasible_set),
+            GrowingSweeps(model, rank, self.tolerance, problem.feasible_set),
             fitted,
             held_out,
             run,
@@ -101,36 +102,15 @@ class Variational:
         )
 
 
-class _Sweeps(Iterator[Iterate]):
-    def __init__(
-        self, model: VariationalPosterior, tolerance: float, feasible: FeasibleSet | None
-    ) -> None:
-        self.model, self.tolerance, self.feasible = model, tolerance, feasible
-        self.energy = math.inf
-
-    def __next__(self) -> Iterate:
-        model, previous = self.model, self.energy
-        self.energy = model.sweep()
-        settled = previous - self.energy <= self.tolerance / 2 * model.count
-        operator, bias = model.mean()
-        if self.feasible is not None:
-            operator = self.feasible.project(operator)
-        return Iterate(operator, bias, model.in_unit_of_loss(self.energy), settled=settled)
-
-    def state(self) -> State:
-        return {"model": self.model.state(), "energy": self.energy}
-
-    def resume(self, state: State) -> None:
-        assert isinstance(state, dict), "as `state` returned it"
-        self.model.resume(state["model"])
-        self.energy = state["energy"]
-
-
 def _rank_of(problem: CompletionProblem) -> int:
     """Return the rank of the factors."""
     if isinstance(problem.model, int):
         return problem.model
     if problem.rank is not None:
         return min(problem.rank, *problem.shape)
-    ample = round(1.3 * (len(problem.observations) / sum(problem.shape)) ** 0.65)
+    return _ample_rank(problem.observations)
+
+
+def _ample_rank(observations: Observations) -> int:
+    ample = round(1.3 * (len(observations) / sum(observations.shape)) ** 0.65)
     return min(max(ample, 2), 32)

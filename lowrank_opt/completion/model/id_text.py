@@ -6,7 +6,7 @@ import datetime as dt
 import json
 from collections.abc import Callable, Hashable
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import numpy as np
@@ -73,7 +73,7 @@ def _typed(pair: list[Any]) -> Hashable:
     if kind in _READERS:
         return _READERS[kind](content)
     if kind.startswith(("datetime64", "timedelta64")):
-        return np.array(content, dtype=np.int64).astype(kind)[()]
+        return cast("Hashable", np.array(content, dtype=np.int64).astype(kind)[()])
     raise ValueError(f"an id of unknown type {kind!r}")
 
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
 def keywords_of(make: Callable[..., object]) -> frozenset[str]:
-    """Return which of ``dtype`` and ``device`` a factory takes by name."""
+    """Return which of ``dtype`` and ``device`` a factory may be passed by name."""
+    try:
+        return _keywords(make)
+    except TypeError:  # not hashable
+        return _keywords.__wrapped__(make)
+
+
+@lru_cache(maxsize=64)  # Asked at each construction, and slower than most of them.
+def _keywords(make: Callable[..., object]) -> frozenset[str]:
     try:
         parameters = inspect.signature(make).parameters
     except (TypeError, ValueError):
@@ -18,8 +27,7 @@ def keywords_of(make: Callable[..., object]) -> frozenset[str]:
     kinds = {name: p.kind for name, p in parameters.items()}
     takes_any = inspect.Parameter.VAR_KEYWORD in kinds.values()
     by_name = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    names = ("dtype", "device")
-    return frozenset(n for n in names if kinds.get(n) in by_name or takes_any)
+    return frozenset(n for n in ("dtype", "device") if kinds.get(n) in by_name or takes_any)
 
 
 def call(
@@ -30,13 +38,31 @@ def call(
     By name where it has a parameter of that name; else in the order that belongs to the number of
     positional parameters that are left.
     """
+    named, words = _arguments(make, orders, available)
+    return make(*(available[name] for name in words), **{k: available[k] for k in named})
+
+
+def taken(
+    make: Callable[..., object],
+    orders: Mapping[int, tuple[str, ...]],
+    available: Mapping[str, object],
+) -> set[str]:
+    """Return the names of the arguments that `call` would pass."""
+    named, words = _arguments(make, orders, available)
+    return {*named, *words}
+
+
+def _arguments(
+    make: Callable[..., object],
+    orders: Mapping[int, tuple[str, ...]],
+    available: Mapping[str, object],
+) -> tuple[list[str], tuple[str, ...]]:
     parameters = inspect.signature(make).parameters.values()
-    named = {p.name: available[p.name] for p in parameters if p.name in available}
+    named = [p.name for p in parameters if p.name in available]
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     missing = [
         p
         for p in parameters
         if p.kind in positional and p.default is inspect.Parameter.empty and p.name not in named
     ]
-    words = orders.get(len(missing), ())
-    return make(*(available[name] for name in words), **named)
+    return named, orders.get(len(missing), ())

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from lowrank_opt.testing.cases.members import Member
 from lowrank_opt.testing.cases.parameters import FreeParameters
 
 Factory = Callable[..., Parameterization]
+M = TypeVar("M")
 
 
 class RefusedCase(Exception):  # noqa: N818 (no error: the factory takes other shapes)
@@ -65,34 +67,69 @@ class Case:
         device: torch.device | str = "cpu",
     ) -> Parameterization:
         """Return what the factory makes, holding the case's parameters."""
-        return Subject(make, self, dtype, torch.device(device), keywords_of(make)).module()
+        return Subject(make, self, dtype, torch.device(device)).module()
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What the body of a law works on: the factory at one case, in one dtype on one device.
+class Trial(Generic[M]):
+    """What the body of a law works on: something of the user's, at one case.
 
     Everything random comes from the case's seed, so that a law gives one verdict on one case.
 
     Parameters
     ----------
-    make : callable
+    make : object
+        What the user passed.
     case : Case
     dtype : torch.dtype
     device : torch.device
-    keywords : frozenset of str
-        Which of ``dtype`` and ``device`` the factory takes by name.
     """
 
-    make: Factory
+    make: M
     case: Case
     dtype: torch.dtype
     device: torch.device
-    keywords: frozenset[str]
+
+    @property
+    def seed(self) -> int:
+        """The seed of the case."""
+        return self.case.parameters.seed
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """A new NumPy generator, the same one each time."""
+        return np.random.default_rng(self.seed)
+
+    def generator(self, salt: int = 0) -> torch.Generator:
+        """Return a new generator of torch on the case's device, the same one for each `salt`."""
+        return torch.Generator(self.device).manual_seed(100 * self.seed + salt)
+
+    def normal(self, *sizes: int, salt: int = 1) -> Tensor:
+        """Return normal numbers in the dtype and on the device of the case."""
+        generator = torch.Generator().manual_seed(1000 * self.seed + 500 + salt)
+        values = torch.randn(*sizes, generator=generator, dtype=torch.float64)
+        return values.to(device=self.device, dtype=self.dtype)
+
+    @property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Rows and columns of all entries, row by row, shapes (m n,)."""
+        m, n = self.case.shape
+        rows = torch.arange(m, device=self.device).repeat_interleave(n)
+        return rows, torch.arange(n, device=self.device).repeat(m)
+
+    @property
+    def eps(self) -> float:
+        """Machine precision of the dtype."""
+        return torch.finfo(self.dtype).eps
+
+
+@dataclass(frozen=True)
+class Subject(Trial[Factory]):
+    """A factory of parameterizations at one case, in one dtype on one device."""
 
     def fresh(self, *, dtype: torch.dtype | None = None, salt: int = 0) -> Parameterization:
         """Return a new module as constructed; another `salt` gives another random start."""
-        with _seeded(self.seed + salt, self.device):
+        with seeded(self.seed + salt, self.device):
             return self._construct(self.dtype if dtype is None else dtype)
 
     def _construct(self, dtype: torch.dtype) -> Parameterization:
@@ -113,25 +150,9 @@ class Subject:
         return module
 
     @property
-    def seed(self) -> int:
-        """The seed of the case."""
-        return self.case.parameters.seed
-
-    @property
-    def rng(self) -> np.random.Generator:
-        """A new NumPy generator, the same one each time."""
-        return np.random.default_rng(self.seed)
-
-    def normal(self, *sizes: int, salt: int = 1) -> Tensor:
-        """Return normal numbers in the dtype and on the device of the case."""
-        generator = torch.Generator().manual_seed(1000 * self.seed + 500 + salt)
-        values = torch.randn(*sizes, generator=generator, dtype=torch.float64)
-        return values.to(device=self.device, dtype=self.dtype)
-
-    @property
-    def eps(self) -> float:
-        """Machine precision of the dtype."""
-        return torch.finfo(self.dtype).eps
+    def keywords(self) -> frozenset[str]:
+        """Which of ``dtype`` and ``device`` the factory takes by name."""
+        return keywords_of(self.make)
 
     def chart(self, module: Parameterization) -> Chart:
         """Return the oracle's view of the feasible set."""
@@ -145,7 +166,7 @@ class Subject:
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Generator[None]:
+def seeded(seed: int, device: torch.device) -> Generator[None]:
     """Seed the default generators for a while, for factories that draw from them."""
     with seeded_elsewhere(seed), _seeded_torch(seed, device):
         yield
@@ -153,7 +174,7 @@ def _seeded(seed: int, device: torch.device) -> Generator[None]:
 
 @contextmanager
 def seeded_elsewhere(seed: int) -> Generator[Callable[[], None]]:
-    """As `_seeded`, for the generators of Python and NumPy; yields what seeds them again."""
+    """As `seeded`, for the generators of Python and NumPy; yields what seeds them again."""
     state, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (a factory may)
 
     def reseed() -> None:

@@ -15,8 +15,8 @@ from lowrank_opt.sets import FeasibleSet, SingularValueBox
 from lowrank_opt.testing.cases.charts import Chart, chart_of, value_excess
 from lowrank_opt.testing.cases.oracle import Array, from_dense, random_frame
 
-Values: TypeAlias = Literal["distinct", "equal", "first", "pairs", "deficient"]
-Frames: TypeAlias = Literal["random", "identity", "negative_identity"]
+Values: TypeAlias = Literal["distinct", "equal", "first", "pairs", "deficient", "graded"]
+Frames: TypeAlias = Literal["random", "identity", "negative_identity", "permuted", "last", "twins"]
 VALUES: tuple[Values, ...] = get_args(Values)
 FRAMES: tuple[Frames, ...] = get_args(Frames)
 
@@ -28,12 +28,14 @@ class Member:
     Parameters
     ----------
     values : str
-        ``distinct``, ``equal``, ``first`` (rank one), ``pairs`` (every value twice) or
-        ``deficient`` (only the first half is not zero).
+        ``distinct``, ``equal``, ``first`` (rank one), ``pairs`` (every value twice), ``deficient``
+        (only the first half is not zero) or ``graded`` (each 1e-4 of the one before).
     size : float
         Fraction of the way from 0 to the boundary: 1 is on it. Unbounded sets: the norm.
     frames : str
-        Singular vectors: ``random``, or columns of the ``identity`` or its negative.
+        Singular vectors: ``random``, columns of the ``identity`` or its negative, of a
+        ``permuted`` one, the ``last`` columns of an identity, or ``twins`` (left and right ones
+        equal where both exist: W is symmetric and semidefinite if square).
     seed : int
 
     Examples
@@ -63,9 +65,7 @@ class Member:
         m, n = chart.pull(np.zeros(shape)).shape
         k = min(chart.core.rank, m, n)
         sigma = self.size * to_boundary(chart, self._direction(chart, k, rng))
-        U, V = self._frame(m, k, rng), self._frame(n, k, rng)
-        if self.frames == "negative_identity":
-            V = -V
+        U, V = self._frames(m, n, k, rng)
         W = chart.push((U * sigma) @ V.T)
         if W.shape == (m, n) and np.array_equal(W, (U * sigma) @ V.T):
             return _triple(U, sigma, V, like)
@@ -78,12 +78,26 @@ class Member:
             "first": np.eye(1, k)[0],
             "pairs": 0.5 ** (np.arange(k) // 2),
             "deficient": np.where(np.arange(k) < (k + 1) // 2, 1.0, 0.0),
+            "graded": 1e-4 ** np.minimum(np.arange(k), 3),
         }[self.values]
         bounds = chart.core.bounds[:k] if isinstance(chart.core, SingularValueBox) else 1.0
         return v * np.array(bounds)
 
-    def _frame(self, rows: int, cols: int, rng: np.random.Generator) -> Array:
-        return random_frame(rows, cols, rng) if self.frames == "random" else np.eye(rows, cols)
+    def _frames(self, m: int, n: int, k: int, rng: np.random.Generator) -> tuple[Array, Array]:
+        match self.frames:
+            case "random":
+                return random_frame(m, k, rng), random_frame(n, k, rng)
+            case "permuted":
+                return np.eye(m)[rng.permutation(m)[:k]].T, np.eye(n)[rng.permutation(n)[:k]].T
+            case "last":
+                return np.eye(m)[:, m - k :], np.eye(n)[:, n - k :]
+            case "twins":
+                U = random_frame(min(m, n), k, rng)
+                return np.pad(U, ((0, m - len(U)), (0, 0))), np.pad(U, ((0, n - len(U)), (0, 0)))
+            case "negative_identity":
+                return np.eye(m, k), -np.eye(n, k)
+            case _:
+                return np.eye(m, k), np.eye(n, k)
 
 
 def to_boundary(chart: Chart, direction: Array) -> Array:
@@ -173,4 +187,9 @@ MEMBERS = (
     Member("distinct", 1.0, "negative_identity"),
     Member("equal", 1.0, "negative_identity"),
     Member("first", 0.3, "negative_identity"),
+    Member("distinct", 1.0, "permuted"),
+    Member("equal", 1.0, "last"),
+    Member("distinct", 0.7, "twins"),
+    Member("graded"),
+    Member("graded", 1.0, "permuted"),
 )

@@ -19,6 +19,12 @@ Structure: TypeAlias = Literal[
     "nearly_parallel",
     "mixed_columns",
     "mixed_entries",
+    "equal_columns",
+    "antiparallel",
+    "orthonormal",
+    "permutation",
+    "signs",
+    "negative",
 ]
 STRUCTURES: tuple[Structure, ...] = get_args(Structure)
 
@@ -37,7 +43,9 @@ class FreeParameters:
         ``constant``, ``one_hot`` (one entry, the rest 0), ``zero_columns`` (every other column is
         zero), ``parallel`` (all columns multiples of one), ``nearly_parallel`` (columns that
         differ by about one where they are large, by the root of machine precision otherwise),
-        ``mixed_columns`` and ``mixed_entries`` (sizes spread over 16 decades).
+        ``mixed_columns`` and ``mixed_entries`` (sizes spread over 16 decades), ``equal_columns``,
+        ``antiparallel`` (columns that cancel in pairs), ``orthonormal`` columns, ``permutation``
+        (columns of a permuted identity), ``signs`` (entries of one size), ``negative`` entries.
     magnitudes : tuple of float
         Sizes of the entries; the parameters of a module take them in turn, so ``(1e8, 1e-30)``
         gives two factors of very different sizes, and ``(0.0, 1.0)`` a zero beside another.
@@ -58,6 +66,11 @@ class FreeParameters:
     def tame(self) -> bool:
         """Whether maps are expected to vary slowly here: derivatives can be measured."""
         return self.structure in ("normal", "start") and self.magnitudes == (1.0,)
+
+    @property
+    def columns(self) -> int:
+        """The number of columns that the structure takes."""
+        return 2 if self.structure in ("equal_columns", "antiparallel") else 1
 
     def fits(self, dtype: torch.dtype) -> bool:
         """Whether `dtype` holds numbers of these sizes."""
@@ -115,6 +128,18 @@ class FreeParameters:
                 return size * spread(*cols) * normal(*shape)
             case "mixed_entries":
                 return size * spread(*shape) * normal(*shape)
+            case "equal_columns":
+                return size * normal(*rows, *(1 for _ in cols)).expand(shape)
+            case "antiparallel":
+                return size * normal(*rows, *(1 for _ in cols)) * _alternating(cols)
+            case "orthonormal":
+                return size * _orthonormal(normal(*shape))
+            case "permutation":
+                return size * _permuted_identity(shape, generator)
+            case "signs":
+                return size * normal(*shape).sign()
+            case "negative":
+                return -size * normal(*shape).abs()
             case _:
                 return size * normal(*shape)
 
@@ -136,6 +161,24 @@ def _every_other(cols: tuple[int, ...], generator: torch.Generator) -> Tensor:
     first = int(torch.randint(2, (), generator=generator))
     places = torch.arange(cols[0] if cols else 1) + first
     return (places % 2 == 0).double().reshape(cols)
+
+
+def _alternating(cols: tuple[int, ...]) -> Tensor:
+    return 1 - 2.0 * (torch.arange(cols[0] if cols else 1, dtype=torch.float64) % 2).reshape(cols)
+
+
+def _orthonormal(x: Tensor) -> Tensor:
+    if x.ndim < 2 or not x.numel():
+        return x / x.norm() if x.any() else x
+    tall = x.shape[-2] >= x.shape[-1]
+    return torch.linalg.qr(x).Q if tall else torch.linalg.qr(x.mT).Q.mT
+
+
+def _permuted_identity(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    side = max(shape[-2:], default=1)
+    square = torch.eye(side, dtype=torch.float64)[torch.randperm(side, generator=generator)]
+    rows, cols = (*shape[-2:], 1)[:2] if shape else (1, 1)
+    return square[:rows, :cols].reshape(shape[-2:]).expand(shape)
 
 
 def _sizes(*sizes: float) -> tuple[FreeParameters, ...]:
@@ -170,4 +213,10 @@ ADVERSARIAL = (
     FreeParameters("zero_columns"),
     FreeParameters("normal", (0.0, 1.0)),
     FreeParameters("normal", (1.0, 0.0)),
+    FreeParameters("equal_columns"),
+    FreeParameters("antiparallel"),
+    FreeParameters("orthonormal"),
+    FreeParameters("permutation"),
+    FreeParameters("signs"),
+    FreeParameters("negative"),
 )

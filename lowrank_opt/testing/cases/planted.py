@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -11,10 +11,9 @@ import torch
 
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.observations import Observations
-from lowrank_opt.parameterizations import Parameterization
 from lowrank_opt.sets import FeasibleSet
-from lowrank_opt.testing.cases.calls import call
-from lowrank_opt.testing.cases.case import Subject
+from lowrank_opt.testing.cases.calls import call, taken
+from lowrank_opt.testing.cases.case import Trial
 from lowrank_opt.testing.cases.oracle import Array, random_frame, to_array
 
 _SHARE = 0.75
@@ -34,28 +33,38 @@ class SolverTrial:
         From shape and rank to the set that results have to be in.
     rtol : float
         Allowed error of predictions, relative to the root mean square of the entries.
+    options : mapping
+        Those of `check_solver` that differ from its defaults, for programs.
     """
 
     written: Solve
     feasible_set: Callable[[tuple[int, int], int], FeasibleSet]
     rtol: float
 
-    def __call__(self, shape: tuple[int, int], rank: int) -> Parameterization:
-        """Refuse: solvers make no parameterization."""
-        raise NotImplementedError(f"a solver makes no parameterization; asked for {shape}, {rank}")
+    options: Mapping[str, object] = field(default_factory=dict[str, object])
+
+    @property
+    def takes_rank(self) -> bool:
+        """Whether the rank is ours to choose."""
+        available = dict.fromkeys(self._free("observations", "rank", "generator"))
+        return "rank" in taken(self.written, _ORDERS, available)
+
+    def _free(self, *names: str) -> list[str]:
+        fixed = self.written.keywords if isinstance(self.written, partial) else {}
+        return [name for name in names if name not in fixed]
 
     def solve(self, observations: Observations, rank: int, *, seed: int) -> CompletionResult:
         """Call the solver with those of observations, rank and generator that it takes."""
         generator = torch.Generator().manual_seed(seed)
         available = {"observations": observations, "rank": rank, "generator": generator}
-        fixed: Mapping[str, object] = (
-            self.written.keywords if isinstance(self.written, partial) else {}
-        )
-        left = {k: v for k, v in available.items() if k not in fixed}
+        left = {k: available[k] for k in self._free(*available)}
         with torch.random.fork_rng(devices=[]):
             # For solvers that make a parameterization at a random start.
             torch.manual_seed(seed)
             return call(self.written, _ORDERS, left)
+
+
+SolverCase = Trial[SolverTrial]
 
 
 @dataclass(frozen=True)
@@ -85,10 +94,27 @@ class Planted:
         return Planted(self.truth, Observations(*parts, obs.shape), self.rank)
 
 
-def planted(subject: Subject, *, noise: float = 0.0) -> Planted:
+def planted(trial: SolverCase, *, noise: float = 0.0) -> Planted:
     """Return the problem of a case: well-conditioned, three quarters of the entries observed."""
-    (m, n), rank, rng = subject.case.shape, subject.case.rank, subject.rng
-    sigma = np.sqrt(m * n) * np.linspace(1.0, 0.6, rank)
+    return _planted(trial, _values(*trial.case.shape, trial.case.rank), noise)
+
+
+def larger(trial: SolverCase, rows: int, cols: int, rank: int) -> Planted:
+    """Return a problem with more rows and columns, of a rank, and of the case's nuclear norm."""
+    (m, n), case = trial.case.shape, trial.case
+    norm = _values(m, n, case.rank).sum()
+    sigma = _values(m + rows, n + cols, rank)
+    grown = replace(trial, case=replace(case, shape=(m + rows, n + cols), rank=rank))
+    return _planted(grown, sigma * norm / sigma.sum(), 0.0)
+
+
+def _values(m: int, n: int, rank: int) -> Array:
+    """Return singular values that give entries of size one."""
+    return np.sqrt(m * n) * np.linspace(1.0, 0.6, rank)
+
+
+def _planted(trial: SolverCase, sigma: Array, noise: float) -> Planted:
+    (m, n), rank, rng = trial.case.shape, trial.case.rank, trial.rng
     truth = (random_frame(m, rank, rng) * sigma) @ random_frame(n, rank, rng).T
     seen = rng.permuted(np.arange(m * n)) < _SHARE * m * n
     rows, cols = np.nonzero(seen.reshape(m, n))
@@ -96,7 +122,7 @@ def planted(subject: Subject, *, noise: float = 0.0) -> Planted:
     rows, cols = rows[order], cols[order]
     values = truth[rows, cols] + noise * rng.standard_normal(len(rows))
     tensors = torch.from_numpy(rows), torch.from_numpy(cols), torch.from_numpy(values)
-    observations = Observations(*tensors, (m, n)).to(dtype=subject.dtype, device=subject.device)
+    observations = Observations(*tensors, (m, n)).to(dtype=trial.dtype, device=trial.device)
     return Planted(truth, observations, rank)
 
 

@@ -57,14 +57,21 @@ def seeds() -> st.SearchStrategy[int]:
 
 @st.composite
 def shapes_and_ranks(
-    draw: st.DrawFn, *, min_side: int = 1, max_side: int = 8, max_rank: int | None = None
+    draw: st.DrawFn,
+    *,
+    min_side: int = 1,
+    max_side: int = 8,
+    min_rank: int = 1,
+    max_rank: int | None = None,
 ) -> tuple[tuple[int, int], int]:
-    """Return a strategy of ``((m, n), rank)`` with 1 <= rank <= min(m, n).
+    """Return a strategy of ``((m, n), rank)`` with min_rank <= rank <= min(m, n).
 
     Parameters
     ----------
     min_side, max_side : int
         Bounds on m and n.
+    min_rank : int
+        Shrinks to this; sides are at least as large.
     max_rank : int, optional
         A further bound on the rank.
 
@@ -74,9 +81,10 @@ def shapes_and_ranks(
     >>> find(shapes_and_ranks(), lambda drawn: drawn[1] == 2)
     ((2, 2), 2)
     """
-    m, n = draw(integers(min_side, max_side)), draw(integers(min_side, max_side))
+    low = max(min_side, min_rank)
+    m, n = draw(integers(low, max_side)), draw(integers(low, max_side))
     limit = min(m, n) if max_rank is None else min(m, n, max_rank)
-    return (m, n), draw(integers(1, limit))
+    return (m, n), draw(integers(min_rank, limit))
 
 
 def free_parameters(*, dtype: torch.dtype = torch.float64) -> st.SearchStrategy[FreeParameters]:

@@ -17,5 +17,5 @@ from lowrank_opt.testing.laws.modules.cost import check_never_dense as check_nev
 from lowrank_opt.testing.laws.modules.purity import check_copies as check_copies
 from lowrank_opt.testing.laws.modules.purity import check_in_place as check_in_place
 from lowrank_opt.testing.laws.modules.purity import check_purity as check_purity
-from lowrank_opt.testing.laws.sets import check_lmo as check_lmo
-from lowrank_opt.testing.laws.sets import check_projection as check_projection
+from lowrank_opt.testing.laws.sets.nearest import check_lmo as check_lmo
+from lowrank_opt.testing.laws.sets.nearest import check_projection as check_projection

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +32,15 @@ class AdapterTrial:
         From a shape to models by name.
     written : callable
         What the user passed, for programs.
+    options : mapping
+        Those of `check_adapter` that differ from its defaults, for programs.
     """
 
     make: Callable[[tuple[int, int], int], Parameterization]
     method: AdapterMethod
     models: Models
     written: Callable[..., Parameterization]
+    options: Mapping[str, object] = field(default_factory=dict[str, object])
 
     def __call__(self, shape: tuple[int, int], rank: int) -> Parameterization:
         """Return what the factory makes."""

@@ -19,7 +19,7 @@ import torch
 
 from lowrank_opt.errors import LowRankError
 from lowrank_opt.testing.reports.session import Settings, judge_target
-from lowrank_opt.testing.search.law import Law
+from lowrank_opt.testing.search.check import AnyLaw
 from lowrank_opt.testing.search.verdict import BrokenLawError
 from lowrank_opt.testing.subjects.expectations import with_expectations
 from lowrank_opt.testing.subjects.targets import Target, load_target
@@ -115,7 +115,7 @@ class LawItem(pytest.Item):
     """
 
     target: Target
-    law: Law
+    law: AnyLaw
     settings: Settings
 
     def runtest(self) -> None:

@@ -15,11 +15,10 @@ import hypothesis
 import numpy as np
 import torch
 
-from lowrank_opt.testing.search.law import Law
+from lowrank_opt.testing.search.check import AnyLaw, judged, without_cause
 from lowrank_opt.testing.search.profiles import ProfileName
 from lowrank_opt.testing.search.verdict import CheckResult, Status
 from lowrank_opt.testing.subjects.library import library_target
-from lowrank_opt.testing.subjects.parameterizations import judge
 from lowrank_opt.testing.subjects.targets import Target, load_target
 
 
@@ -108,7 +107,7 @@ class Session:
 class Progress(Protocol):
     """Who is told how a run goes."""
 
-    def started(self, target: Target, law: Law) -> None:
+    def started(self, target: Target, law: AnyLaw) -> None:
         """Hear that a law is about to be tried."""
 
     def finished(self, target: Target, result: CheckResult) -> None:
@@ -127,7 +126,10 @@ def run(targets: Sequence[Target], settings: Settings, progress: Progress) -> Se
     start = time.perf_counter()
     try:
         for index, result in _results(targets, settings, progress):
-            session.verdicts[index].results.append(result)
+            before = session.verdicts[index].results
+            needs = {law.name: law.needs for law in targets[index].laws}
+            result = without_cause(result, before, needs)
+            before.append(result)
             progress.finished(targets[index], result)
     except KeyboardInterrupt:
         session.interrupted = True
@@ -162,17 +164,16 @@ def _results(
             yield index, judge_target(target, law, settings)
 
 
-def judge_target(target: Target, law: Law, settings: Settings) -> CheckResult:
+def judge_target(target: Target, law: AnyLaw, settings: Settings) -> CheckResult:
     """Return the verdict of one law on one target."""
-    return judge(
-        law,
+    result = law.verdict(
         target.make,
-        target.known,
         profile=settings.profile,
         dtype=settings.dtype,
         device=settings.device,
         seed=settings.seed,
     )
+    return judged(result, target.known)
 
 
 # A factory need not be picklable: processes are told its name and import it themselves.

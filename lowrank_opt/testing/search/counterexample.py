@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from string import Template
+from textwrap import dedent
+from typing import Any
 
 from torch import Tensor
 
-from lowrank_opt.testing.cases.case import Factory, Subject
+from lowrank_opt.testing.cases.case import Subject, Trial
 from lowrank_opt.testing.search.expressions import Expression, expression, tensor_code
-from lowrank_opt.testing.search.shown import START_ONLY, shown_lines
 
 # Parameters with more entries are filled by the case instead of being written out.
 _MAX_PRINTED = 60
@@ -32,50 +34,99 @@ class _Maker:
     code: str
 
 
-def counter_example(subject: Subject, law: str, found: str = "") -> str:
-    """Return a program that rebuilds a case, shows what is violated and checks the law there.
+def program(entry: str, law: str, trial: Trial[Any], found: str, show: str = "") -> str:
+    """Return a program that shows what is violated, and checks the law there.
 
-    It imports the factory, builds the module with the case's shape, rank and dtype, writes the
-    shrunk values into the free parameters, prints the numbers that the law compares, and ends with
-    the check of this one case, which raises `BrokenLawError`.
+    It imports what was passed, shows the numbers that the law compares, and ends with the check of
+    this one case, which raises `BrokenLawError`; whatever happens while showing, it gets there.
 
     Parameters
     ----------
-    subject : Subject
-        The smallest counter-example.
+    entry : str
+        The function of `lowrank_opt.testing` that checks this kind of object.
     law : str
+    trial : Trial
+        The smallest counter-example.
     found : str
         What was found there.
+    show : str
+        A template of Python: see `Law`.
 
     Returns
     -------
     str
-        Python source. A factory that has no importable name appears as ``make = ...``.
+        Python source. An object that no import and no expression gives appears as ``make = ...``.
     """
-    maker = _maker(subject.make)
+    written = getattr(trial.make, "written", trial.make)
+    maker, options = _maker(written), _options(trial.make)
     lines = [
         f"# found: {' '.join(found.split())}" if found else "",
-        *_imports(subject, law, maker),
+        *_imports(entry, [maker, *options.values()]),
         "",
         f"make = {maker.code}",
-        f"case = {subject.case!r}",
-        f"torch.manual_seed({subject.seed})",
-        f"W = {_construction(subject)}",
-        *_parameter_lines(subject, law),
-        "",
-        *shown_lines(law, subject, found),
+        f"case = {trial.case!r}",
+        *_shown(trial, show),
         "",
         "# The law on this example alone: raises BrokenLawError.",
-        f"check_{law}(make, case=case, dtype={subject.dtype}{_device(subject)})",
+        _call(entry, law, trial, options),
     ]
-    return "\n".join(lines).strip().replace("\n\n\n", "\n\n")
+    return "\n".join(lines).strip()
 
 
-def _imports(subject: Subject, law: str, maker: _Maker) -> list[str]:
-    names = ["Case", "FreeParameters", "Member", f"check_{law}"]
-    used = [name for name in names if name != "Member" or "Member(" in repr(subject.case)]
-    ours = f"from lowrank_opt.testing import {', '.join(used)}"
-    return list(dict.fromkeys(["import torch", ours, *maker.imports]))
+def _call(entry: str, law: str, trial: Trial[Any], options: Mapping[str, _Maker]) -> str:
+    words = [
+        f"only=[{law!r}], case=case, dtype={trial.dtype}",
+        *([] if str(trial.device) == "cpu" else [f"device={str(trial.device)!r}"]),
+        *(f"{name}={maker.code}" for name, maker in options.items()),
+    ]
+    return f"{entry}(make, {', '.join(words)})"
+
+
+def _options(make: object) -> dict[str, _Maker]:
+    """Return the options of the entry point that differ from its defaults, as expressions."""
+    given: Mapping[str, object] = getattr(make, "options", {}) if hasattr(make, "written") else {}
+    return {name: _maker(value) for name, value in given.items()}
+
+
+def _imports(entry: str, makers: Sequence[_Maker]) -> list[str]:
+    ours = f"from lowrank_opt.testing import Case, FreeParameters, Member, {entry}"
+    return list(dict.fromkeys(["import torch", ours, *(x for m in makers for x in m.imports)]))
+
+
+def _shown(trial: Trial[Any], show: str) -> list[str]:
+    """Return the lines that show what is violated, and go on when they fail."""
+    if not show:
+        return []
+    subject = trial if isinstance(trial, Subject) else None
+    m, n = trial.case.shape
+    values = {"m": m, "n": n, "dtype": trial.dtype, "seed": trial.seed}
+    if subject is not None:
+        values["fresh"] = _construction(subject)
+    body = [
+        *(_setup(subject) if subject is not None else []),
+        *Template(dedent(show)).safe_substitute(values).strip().splitlines(),
+    ]
+    return [
+        "",
+        "",
+        "def show():",
+        *(f"    {line}" if line.strip() else "" for line in body),
+        "",
+        "",
+        "try:",
+        "    show()",
+        "except Exception as error:",
+        '    print("what happens:", repr(error))',
+    ]
+
+
+def _setup(subject: Subject) -> list[str]:
+    return [
+        f"torch.manual_seed({subject.seed})",
+        f"W = {_construction(subject)}",
+        *_parameter_lines(subject),
+        "",
+    ]
 
 
 def _construction(subject: Subject) -> str:
@@ -89,19 +140,15 @@ def _construction(subject: Subject) -> str:
     return f"make({words}){converted}" + (f".to(device={str(subject.device)!r})" if moved else "")
 
 
-def _device(subject: Subject) -> str:
-    return "" if str(subject.device) == "cpu" else f", device={str(subject.device)!r}"
-
-
-def _parameter_lines(subject: Subject, law: str) -> list[str]:
+def _parameter_lines(subject: Subject) -> list[str]:
     """Return the lines that write the case's values into the free parameters of W."""
-    if law in START_ONLY:
+    if subject.case.parameters.structure == "start":
         return []
     try:
         module = subject.module()
         trainable = {k: p for k, p in module.named_parameters() if p.requires_grad and p.numel()}
     except Exception:
-        return []
+        return ["case.parameters.fill_(W)"]
     if sum(p.numel() for p in trainable.values()) > _MAX_PRINTED:
         return ["case.parameters.fill_(W)"]
     return ["with torch.no_grad():", *_assignments(trainable)] if trainable else []
@@ -114,7 +161,7 @@ def _assignments(trainable: Mapping[str, Tensor]) -> Iterator[str]:
         yield from (f"    {line}" for line in f"{place}.copy_({tensor_code(p)})".splitlines())
 
 
-def _maker(make: Factory) -> _Maker:
+def _maker(make: object) -> _Maker:
     """Return an expression for a factory, with the imports it needs."""
     written = getattr(make, "source_code", None)
     found = written() if callable(written) else expression(make)
@@ -131,30 +178,3 @@ def _place(function: object) -> str:
         return f"{inspect.getsourcefile(function)}, line {line}"  # pyright: ignore[reportArgumentType]
     except (OSError, TypeError):
         return str(getattr(function, "__module__", "a module without a name"))
-
-
-def program_of(entry: str) -> Callable[[Subject, str, str], str]:
-    """Return a writer of counter-examples that call an entry point on one case.
-
-    Parameters
-    ----------
-    entry : str
-        Name of a function of `lowrank_opt.testing`.
-    """
-
-    def program(subject: Subject, law: str, found: str) -> str:
-        wrapped = getattr(subject.make, "written", getattr(subject.make, "make", subject.make))
-        maker = _maker(wrapped)
-        lines = [
-            f"# found: {' '.join(found.split())}",
-            "import torch",
-            f"from lowrank_opt.testing import Case, FreeParameters, Member, {entry}",
-            *maker.imports,
-            "",
-            f"make = {maker.code}",
-            f"case = {subject.case!r}",
-            f"{entry}(make, only=[{law!r}], case=case, dtype={subject.dtype})",
-        ]
-        return "\n".join(lines)
-
-    return program

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import math
+import pickle
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import cast
+from types import FunctionType, ModuleType
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+
+from lowrank_opt.operator import LowRankOperator
+
+# Objects that take more bytes are no expressions to read.
+_MAX_PICKLED = 4000
 
 
 @dataclass(frozen=True)
@@ -54,13 +62,16 @@ def expression(value: object) -> Expression | None:
             return Expression(str(value), ("import torch",))
         case list() | tuple():
             return _sequence(cast("Sequence[object]", value))
+        case dict():
+            return _mapping(cast("Mapping[object, object]", value))
+        case None | bool() | int() | float() | str() | bytes():
+            return Expression(repr(value))
         case type():
             return _named(value)
-        case _ if callable(value):
-            return _named(value)
+        case _ if is_dataclass(value):
+            return _record(value) or _pickled(value)
         case _:
-            # The repr of an arbitrary object is no code: <...> at an address.
-            return None if "<" in repr(value) else Expression(repr(value))
+            return _named(value) or _pickled(value)
 
 
 def tensor_code(x: Tensor) -> str:
@@ -70,6 +81,14 @@ def tensor_code(x: Tensor) -> str:
         return f"torch.tensor({_number_code(values)}, dtype={dtype})"
     rows = ",\n    ".join(_number_code(row) for row in values)
     return f"torch.tensor([\n    {rows},\n], dtype={dtype})"
+
+
+def operator_code(op: LowRankOperator) -> str:
+    """Return an expression of an operator's exact factors, on one line."""
+    parts = (
+        f"torch.tensor({_number_code(x.detach().cpu().tolist())}, dtype={x.dtype})" for x in op
+    )
+    return f"LowRankOperator({', '.join(parts)})"
 
 
 def _number_code(values: object) -> str:
@@ -103,12 +122,64 @@ def _sequence(values: Sequence[object]) -> Expression | None:
     return Expression(f"{opened}{inside}{comma}{closed}", _united((), known))
 
 
-def _named(value: Callable[..., object]) -> Expression | None:
+def _mapping(values: Mapping[object, object]) -> Expression | None:
+    pairs = [(expression(k), expression(v)) for k, v in values.items()]
+    known = [(k, v) for k, v in pairs if k is not None and v is not None]
+    if len(known) < len(pairs):
+        return None
+    inside = ", ".join(f"{k.code}: {v.code}" for k, v in known)
+    return Expression(f"{{{inside}}}", _united((), [x for pair in known for x in pair]))
+
+
+def _record(value: object) -> Expression | None:
+    """Return the construction of a dataclass from its fields."""
+    kind = _named(type(value))
+    found = [(f.name, expression(getattr(value, f.name))) for f in fields(cast("Any", value))]
+    parts = [(name, part) for name, part in found if part is not None]
+    if kind is None or len(parts) < len(found):
+        return None
+    try:
+        accepted = inspect.signature(type(value)).parameters
+    except (TypeError, ValueError):
+        return None
+    if not all(name in accepted for name, _ in parts):
+        return None
+    words = ", ".join(f"{name}={part.code}" for name, part in parts)
+    return Expression(f"{kind.code}({words})", _united((), [kind, *(p for _, p in parts)]))
+
+
+def _pickled(value: object) -> Expression | None:
+    """Return an expression for an object that is no code but travels as bytes."""
+    if isinstance(value, ModuleType | FunctionType):
+        return None
+    kind = _named(type(value))
+    try:
+        data = pickle.dumps(value)
+    except Exception:
+        return None
+    if kind is None or len(data) > _MAX_PICKLED:
+        return None
+    return Expression(f"pickle.loads({data!r})", _united(("import pickle",), [kind]))
+
+
+def _named(value: object) -> Expression | None:
     name, module = getattr(value, "__qualname__", ""), getattr(value, "__module__", "")
-    if not name or "<" in name or module in ("", "__main__") or module not in sys.modules:
+    if module == "__main__":
+        return _of_main(name)
+    if not name or "<" in name or not module or module not in sys.modules:
         return None
     line = f"from {module} import {name.partition('.')[0]}"
     return Expression(name, (*_path_lines(module), line))
+
+
+def _of_main(name: str) -> Expression | None:
+    """Return the import of a name of the running script, by the name of its file."""
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    if file is None or "<" in name or not Path(file).stem.isidentifier():
+        return None
+    path = Path(file).resolve()
+    lines = ("import sys", f"sys.path.insert(0, {str(path.parent)!r})")
+    return Expression(name, (*lines, f"from {path.stem} import {name.partition('.')[0]}"))
 
 
 def _united(first: tuple[str, ...], parts: Iterable[Expression]) -> tuple[str, ...]:

@@ -1,23 +1,25 @@
-"""A law: a statement about every parameterization, and how to look for a counter-example."""
+"""A law: a statement about every object of a kind, and how to look for a counter-example."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
+from typing import Any, Generic, TypeVar
 
 import torch
 
-from lowrank_opt.testing.cases.calls import keywords_of
-from lowrank_opt.testing.cases.case import Case, Factory, Subject
+from lowrank_opt.testing.cases.case import Case, Subject, Trial
 from lowrank_opt.testing.cases.members import Member
 from lowrank_opt.testing.cases.parameters import TAME, FreeParameters
-from lowrank_opt.testing.search.counterexample import counter_example
+from lowrank_opt.testing.search.counterexample import program
 from lowrank_opt.testing.search.profiles import ProfileName, profile_of
-from lowrank_opt.testing.search.search import Scene, Search
+from lowrank_opt.testing.search.search import Finding, Scene, Search
 from lowrank_opt.testing.search.simpler import simpler_cases
 from lowrank_opt.testing.search.verdict import BrokenLawError, CheckResult
+
+T = TypeVar("T", bound=Trial[Any])
 
 # Sides at which programs take other branches: past a block of sixteen.
 _LARGE = (17, 40)
@@ -26,8 +28,8 @@ _SIMPLER = 60
 
 
 @dataclass(frozen=True)
-class Law:
-    """A statement about every parameterization; calling it checks one.
+class Law(Generic[T]):
+    """A statement about every object of a kind; calling it checks one.
 
     Parameters
     ----------
@@ -35,9 +37,13 @@ class Law:
     statement : str
         The law in one sentence.
     body : callable
-        Takes a `Subject`, one case of a factory. Raises `Violation` where the law is broken, and
-        `NotApplicable` where it asks for an ability that is not claimed; any other exception
+        Takes a trial, the user's object at one case. Raises `Violation` where the law is broken,
+        and `NotApplicable` where it asks for an ability that is not claimed; any other exception
         counts as a violation.
+    show : str
+        Python that shows what the law compares, for counter-examples; ``$m``, ``$n``, ``$dtype``,
+        ``$seed`` and ``$fresh`` (the construction of another module) are replaced. The names
+        ``make`` and ``case`` are there, and ``W``, the module.
     parameters : tuple of FreeParameters
         Those to try, from simple to hostile.
     members : tuple of Member
@@ -49,8 +55,12 @@ class Law:
     max_rank : int, optional
     max_examples : int, optional
         Bound on the profile's number of cases, for laws that take long.
-    program : callable
-        Writes a counter-example as a program, from the subject, the law's name and what was found.
+    needs : tuple of str
+        Laws without which this one says nothing: where one of them is broken, that is reported.
+    trial : callable
+        From what the user passed, a case, a dtype and a device to the trial.
+    entry : str
+        The function of `lowrank_opt.testing` that checks this kind of object.
 
     Examples
     --------
@@ -66,18 +76,21 @@ class Law:
 
     name: str
     statement: str
-    body: Callable[[Subject], None]
+    body: Callable[[T], None]
+    show: str = ""
     parameters: tuple[FreeParameters, ...] = TAME
     members: tuple[Member, ...] = ()
     free: bool = False
     sides: tuple[int, int] | None = None
     max_rank: int | None = None
     max_examples: int | None = None
-    program: Callable[[Subject, str, str], str] = counter_example
+    needs: tuple[str, ...] = ()
+    trial: Callable[[Any, Case, torch.dtype, torch.device], T] = Subject  # pyright: ignore[reportAssignmentType]
+    entry: str = "check_parameterization"
 
     def __call__(
         self,
-        make: Factory,
+        make: object,
         *,
         profile: ProfileName = "standard",
         dtype: torch.dtype = torch.float64,
@@ -89,10 +102,10 @@ class Law:
 
         Parameters
         ----------
-        make : callable
-            ``make(shape, rank)`` returns a parameterization: a class, a partial, a function. If
-            it takes ``dtype`` and ``device`` they are passed by name, else the module is
-            converted.
+        make : object
+            What is checked. For laws of parameterizations, ``make(shape, rank)`` returns one: a
+            class, a partial, a function. If it takes ``dtype`` and ``device`` they are passed by
+            name, else the module is converted.
         profile : {"quick", "standard", "thorough"}
         dtype : torch.dtype
         device : torch.device or str
@@ -122,7 +135,7 @@ class Law:
 
     def verdict(
         self,
-        make: Factory,
+        make: object,
         *,
         profile: ProfileName = "standard",
         dtype: torch.dtype = torch.float64,
@@ -137,38 +150,36 @@ class Law:
         ShapeError
             If the factory refuses every shape that is tried.
         """
-        start = time.perf_counter()
-        where, keywords = torch.device(device), keywords_of(make)
-        search = Search(self.body, lambda c: Subject(make, c, dtype, where, keywords), seed=seed)
+        start, where = time.perf_counter(), torch.device(device)
+        search = Search(self.body, lambda c: self.trial(make, c, dtype, where), seed=seed)
         if case is not None:
             search.once(case)
         else:
             all(search.explore(scene, self.name) for scene in self._scenes(profile, dtype))
             self._simplify(search)
-        found = self._found(search)
-        return replace(
-            found,
+        finding = search.finding
+        return CheckResult(
+            self.name,
+            "failed" if finding else "passed" if search.tried else "skipped",
+            finding.found if finding else "" if search.tried else search.refusal,
+            finding.trial.case if finding else None,
+            self._program(finding) if finding else "",
             examples=search.tried,
             seconds=time.perf_counter() - start,
             seed=seed,
             statement=self.statement,
         )
 
-    def _simplify(self, search: Search) -> None:
-        if search.failure is None:
-            return
-        subject, _ = search.failure
-        cases = simpler_cases(subject.case, smallest=self.sides[0] if self.sides else 1)
-        search.simplify(islice(cases, self.max_examples or _SIMPLER))
+    def _program(self, finding: Finding[T]) -> str:
+        show = finding.show or self.show
+        return program(self.entry, self.name, finding.trial, finding.found, show)
 
-    def _found(self, search: Search) -> CheckResult:
-        if search.failure is not None:
-            subject, found = search.failure
-            code = self.program(subject, self.name, found)
-            return CheckResult(self.name, "failed", found, subject.case, code)
-        if search.tried:
-            return CheckResult(self.name, "passed")
-        return CheckResult(self.name, "skipped", search.refusal)
+    def _simplify(self, search: Search[T]) -> None:
+        if search.finding is None:
+            return
+        smallest = self.sides[0] if self.sides else 1
+        cases = simpler_cases(search.finding.trial.case, smallest=smallest)
+        search.simplify(islice(cases, self.max_examples or _SIMPLER))
 
     def _scenes(self, profile: ProfileName, dtype: torch.dtype) -> Iterator[Scene]:
         chosen = profile_of(profile)

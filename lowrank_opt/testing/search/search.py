@@ -1,7 +1,11 @@
 """The search for a counter-example: Hypothesis draws and shrinks, a fixed seed repeats.
 
-What is drawn depends on the scene, the law and the seed, never on what is checked: the cases are
-drawn once, tried without Hypothesis on everything, and searched by it only where one breaks a law.
+1. The cases of a scene are drawn. They depend on the scene, the law and the seed, never on what is
+   checked, and are remembered.
+2. Each is tried, in a plain loop: Hypothesis would take longer than most laws.
+3. Only where a case breaks the law, or a factory refuses one, Hypothesis goes through the scene
+   again: it draws others for those refused, and shrinks the first that breaks the law.
+4. What it found is replaced by the simplest case with the same finding (`simpler_cases`).
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any, Generic, TypeVar
 
 import hypothesis
 import torch
@@ -18,12 +23,14 @@ from hypothesis import strategies as st
 from hypothesis.errors import Flaky, Unsatisfiable
 
 from lowrank_opt.errors import ShapeError
-from lowrank_opt.testing.cases.case import Case, RefusedCase, Subject, seeded_elsewhere
+from lowrank_opt.testing.cases.case import Case, RefusedCase, Trial, seeded_elsewhere
 from lowrank_opt.testing.cases.members import Member
 from lowrank_opt.testing.cases.parameters import FreeParameters
 from lowrank_opt.testing.cases.strategies import free_parameters, seeds, shapes_and_ranks, targets
 from lowrank_opt.testing.search.simpler import same_kind
 from lowrank_opt.testing.search.verdict import NotApplicable, Violation
+
+T = TypeVar("T", bound=Trial[Any])
 
 
 @dataclass(frozen=True)
@@ -59,10 +66,18 @@ class Scene:
         """Return a strategy of the cases."""
         low, high = self.sides
         return _cases(
-            shapes_and_ranks(min_side=low, max_side=high, max_rank=self.max_rank),
+            shapes_and_ranks(
+                min_side=low, max_side=high, min_rank=self.least_rank, max_rank=self.max_rank
+            ),
             st.just(self.parameters) if self.parameters else free_parameters(dtype=self.dtype),
             st.just(self.member) if self.member else targets(),
         )
+
+    @property
+    def least_rank(self) -> int:
+        """The least rank at which the parameters are what their name says."""
+        fixed = self.parameters
+        return 1 if fixed is None else min(fixed.columns, self.max_rank or fixed.columns)
 
     def each(self, law: str, seed: int, attempt: Callable[[Case], None]) -> None:
         """Have Hypothesis call a function on the cases, and on smaller ones once it raises."""
@@ -79,6 +94,15 @@ class Scene:
             print_blob=False,
         )(runner)
         hypothesis.seed(zlib.crc32(f"{seed} {law} {self.name}".encode()))(runner)()
+
+
+def expect_some_shapes(scene: Scene) -> None:
+    """Raise ShapeError for a factory that refuses all of a scene, if that has every rank."""
+    if scene.least_rank == 1:
+        raise ShapeError(
+            "make(shape, rank) must accept some of the shapes that are tried; it refused all: "
+            "pass a function that maps the shapes and ranks it is given to ones that fit"
+        ) from None
 
 
 @lru_cache(maxsize=4096)
@@ -102,14 +126,33 @@ def _cases(
     return Case(shape, rank, replace(values, seed=seed), replace(member, seed=seed))
 
 
-class Search:
+@dataclass(frozen=True)
+class Finding(Generic[T]):
+    """Where a law is broken.
+
+    Parameters
+    ----------
+    trial : Trial
+    found : str
+        What was found there.
+    show : str
+        Python that shows it, or "" for the law's own.
+    """
+
+    trial: T
+    found: str
+    show: str = ""
+
+
+class Search(Generic[T]):
     """Try the body of a law on cases, and remember what came of it.
 
     Parameters
     ----------
     body : callable
         Of a law.
-    subject_of : callable
+    trial_of : callable
+        From a case to what the body takes.
     seed : int
         Chooses the cases.
 
@@ -119,43 +162,58 @@ class Search:
         Cases on which the body came to its end.
     refusal : str
         Why the law does not apply, where it did not.
-    failure : tuple of Subject and str, or None
-        The smallest counter-example, and what was found there.
+    finding : Finding or None
+        The smallest counter-example.
     """
 
     def __init__(
-        self,
-        body: Callable[[Subject], None],
-        subject_of: Callable[[Case], Subject],
-        *,
-        seed: int = 0,
+        self, body: Callable[[T], None], trial_of: Callable[[Case], T], *, seed: int = 0
     ) -> None:
-        self._body, self._subject_of, self._seed = body, subject_of, seed
+        self._body, self._trial_of, self._seed = body, trial_of, seed
         self.tried = 0
         self.refusal = ""
-        self.failure: tuple[Subject, str] | None = None
+        self.finding: Finding[T] | None = None
 
     def explore(self, scene: Scene, law: str) -> bool:
         """Try cases of a scene until one breaks the law, and shrink it; return if all hold."""
         if self._all_hold(drawn(scene, law, self._seed)):
             return True
-        before, self.failure = self.failure, None
+        first, self.finding = self.finding, None
         try:
             scene.each(law, self._seed, self._attempt)
         except Violation:
             return False
         except Flaky:
-            before = self.failure
+            first = self.finding or first
         except Unsatisfiable:
-            raise ShapeError(
-                "make(shape, rank) must accept some of the shapes that are tried; it refused all: "
-                "pass a function that maps the shapes and ranks it is given to ones that fit"
-            ) from None
-        if before is None:
+            expect_some_shapes(scene)
+        if first is None:
             return True
-        subject, found = before
-        self.failure = subject, f"{found} (but not each time: the outcome depends on the past)"
+        found = f"{first.found} (but not each time: the outcome depends on the past)"
+        self.finding = replace(first, found=found)
         return False
+
+    def once(self, case: Case) -> bool:
+        """Try one case; return whether the law holds there."""
+        try:
+            with seeded_elsewhere(0):
+                self._judge(self._trial_of(case))
+        except Violation:
+            return False
+        return True
+
+    def simplify(self, cases: Iterable[Case]) -> None:
+        """Replace the counter-example by the first case with the same finding, if there is one."""
+        known, tried = self.finding, self.tried
+        assert known is not None, "there is a counter-example to simplify"
+        for case in cases:
+            self.finding = None
+            self._breaks(case)
+            if self.finding is not None and same_kind(known.found, self.finding.found):
+                break
+        else:
+            self.finding = known
+        self.tried = tried
 
     def _all_hold(self, cases: Iterable[Case]) -> bool:
         """Try cases as Hypothesis does, at a fraction of its time; stop at the first that fails."""
@@ -164,34 +222,11 @@ class Search:
             for case in cases:
                 reseed()
                 try:
-                    self._judge(self._subject_of(case))
+                    self._judge(self._trial_of(case))
                 except (Violation, RefusedCase):
                     self.tried = tried
                     return False
         return True
-
-    def once(self, case: Case) -> bool:
-        """Try one case; return whether the law holds there."""
-        try:
-            self._judge(self._subject_of(case))
-        except Violation:
-            return False
-        return True
-
-    def simplify(self, cases: Iterable[Case]) -> None:
-        """Replace the counter-example by the first case with the same finding, if there is one."""
-        subject, found = self._failed()
-        tried = self.tried
-        for case in cases:
-            self.failure = None
-            if not self._breaks(case):
-                continue
-            simple, other = self._failed()
-            if same_kind(found, other):
-                self.tried = tried
-                self.failure = simple, other
-                return
-        self.tried, self.failure = tried, (subject, found)
 
     def _breaks(self, case: Case) -> bool:
         try:
@@ -201,26 +236,22 @@ class Search:
 
     def _attempt(self, case: Case) -> None:
         try:
-            self._judge(self._subject_of(case))
+            self._judge(self._trial_of(case))
         except RefusedCase:
             hypothesis.reject()
 
-    def _judge(self, subject: Subject) -> None:
+    def _judge(self, trial: T) -> None:
         try:
-            self._body(subject)
+            self._body(trial)
         except NotApplicable as reason:
             self.refusal = str(reason)
             return
         except RefusedCase:
             raise
         except Violation as violation:
-            self.failure = subject, str(violation)
+            self.finding = Finding(trial, str(violation), violation.show)
             raise
         except (Exception, SystemExit) as error:
-            self.failure = subject, f"{type(error).__name__}: {error}"
-            raise Violation(self.failure[1]) from error
+            self.finding = Finding(trial, f"{type(error).__name__}: {error}")
+            raise Violation(self.finding.found) from error
         self.tried += 1
-
-    def _failed(self) -> tuple[Subject, str]:
-        assert self.failure is not None, "a flaky failure was recorded when it happened"
-        return self.failure

@@ -35,17 +35,29 @@ class BrokenLawError(AssertionError):
 
 
 class Violation(Exception):  # noqa: N818 (a finding on its way to a BrokenLawError)
-    """Raised by the body of a law: what was found at one case."""
+    """Raised by the body of a law: what was found at one case.
+
+    Parameters
+    ----------
+    found : str
+        One sentence with numbers.
+    show : str
+        A template of Python that shows it, in place of the law's; see `Law`.
+    """
+
+    def __init__(self, found: str, show: str = "") -> None:
+        super().__init__(found)
+        self.show = show
 
 
 class NotApplicable(Exception):  # noqa: N818 (no error: the law does not speak of this case)
     """Raised by the body of a law that asks for an ability the module does not claim."""
 
 
-def expect(holds: bool, found: str) -> None:
+def expect(holds: bool, found: str, show: str = "") -> None:
     """Raise `Violation` with a sentence unless a condition holds."""
     if not holds:
-        raise Violation(found)
+        raise Violation(found, show)
 
 
 @dataclass(frozen=True)

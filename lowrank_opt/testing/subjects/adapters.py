@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-
-import torch
+from collections.abc import Callable
+from typing import Unpack
 
 from lowrank_opt.parameterizations import Parameterization
 from lowrank_opt.testing.cases.adapter_method import METHOD, AdapterMethod, small_models
 from lowrank_opt.testing.cases.calls import call
-from lowrank_opt.testing.cases.case import Case
 from lowrank_opt.testing.cases.parameters import FreeParameters
 from lowrank_opt.testing.laws import adapter_laws
 from lowrank_opt.testing.laws.adapter_laws import AdapterTrial, Models
-from lowrank_opt.testing.search.counterexample import program_of
+from lowrank_opt.testing.search.check import AnyLaw, CheckOptions, check
 from lowrank_opt.testing.search.law import Law
-from lowrank_opt.testing.search.profiles import ProfileName
-from lowrank_opt.testing.search.suite import OnFail, Options, check_laws
 from lowrank_opt.testing.search.verdict import CheckResult
 
 _BODIES = (
@@ -41,7 +37,7 @@ _BODIES = (
     ("state", "The state dict and a deep copy carry the adapted model.", adapter_laws.state),
 )
 
-ADAPTER_LAWS: tuple[Law, ...] = tuple(
+ADAPTER_LAWS: tuple[AnyLaw, ...] = tuple(
     Law(
         name,
         statement,
@@ -50,7 +46,8 @@ ADAPTER_LAWS: tuple[Law, ...] = tuple(
         sides=(1, 6),
         max_rank=3,
         max_examples=4,
-        program=program_of("check_adapter"),
+        needs=() if name == "start" else ("start",),
+        entry="check_adapter",
     )
     for name, statement, body in _BODIES
 )
@@ -63,13 +60,7 @@ def check_adapter(
     *,
     method: AdapterMethod = METHOD,
     models: Models = small_models,
-    profile: ProfileName = "standard",
-    dtype: torch.dtype = torch.float64,
-    seed: int = 0,
-    expected_failures: Mapping[str, str] | None = None,
-    on_fail: OnFail = "raise",
-    only: Sequence[str] | None = None,
-    case: Case | None = None,
+    **options: Unpack[CheckOptions],
 ) -> list[CheckResult]:
     """Check every law of adapters on one parameterization, in small models of several kinds.
 
@@ -82,8 +73,8 @@ def check_adapter(
     models : callable
         From ``(m, n)`` to a dict of models and their inputs: linear layers, an embedding, a
         grouped convolution and self-attention by default.
-    profile, dtype, seed, expected_failures, on_fail, only, case
-        As for `check_spectral_set`.
+    **options
+        ``profile``, ``dtype``, ``seed``, ``on_fail`` and others, as for `check_parameterization`.
 
     Returns
     -------
@@ -108,14 +99,7 @@ def check_adapter(
     def made(shape: tuple[int, int], rank: int) -> Parameterization:
         return call(make, _ORDERS, {"shape": shape, "rank": rank})
 
-    options = Options(
-        profile=profile,
-        dtype=dtype,
-        seed=seed,
-        expected_failures=expected_failures,
-        on_fail=on_fail,
-        only=only,
-        case=case,
-    )
-    trial = AdapterTrial(made, method, models, written=make)
-    return check_laws(ADAPTER_LAWS, trial, options)
+    given = {"method": (method, METHOD), "models": (models, small_models)}
+    changed = {k: v for k, (v, default) in given.items() if v is not default}
+    trial = AdapterTrial(made, method, models, written=make, options=changed)
+    return check(ADAPTER_LAWS, trial, **options)

@@ -2,44 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import pytest
 import torch
 
-from lowrank_opt.testing import laws
-from lowrank_opt.testing.cases.case import Factory
+from lowrank_opt.testing.cases.case import Case, Factory
+from lowrank_opt.testing.laws.maps import (
+    agreement,
+    escape,
+    gradients,
+    inverse,
+    membership,
+    precision,
+    zero_start,
+)
+from lowrank_opt.testing.laws.modules import cost, purity
+from lowrank_opt.testing.laws.sets import nearest
+from lowrank_opt.testing.search.check import AnyLaw, OnFail, check
 from lowrank_opt.testing.search.describe import describe
-from lowrank_opt.testing.search.law import Law
 from lowrank_opt.testing.search.profiles import ProfileName
-from lowrank_opt.testing.search.suite import OnFail, Options, check_laws, judged
 from lowrank_opt.testing.search.verdict import CheckResult
 
 BoundCheck: TypeAlias = Callable[[Factory], CheckResult]
 
-# In the order in which a reader wants to hear of them.
-LAWS: tuple[Law, ...] = (
-    laws.check_contract,
-    laws.check_membership,
-    laws.check_escape,
-    laws.check_rank,
-    laws.check_agreement,
-    laws.check_precision,
-    laws.check_dtype,
-    laws.check_smoothness,
-    laws.check_zero_start,
-    laws.check_section,
-    laws.check_completeness,
-    laws.check_purity,
-    laws.check_copies,
-    laws.check_in_place,
-    laws.check_never_dense,
-    laws.check_merge,
-    laws.check_certificate,
-    laws.check_projection,
-    laws.check_lmo,
+# In the order in which a reader wants to hear of them: a law comes after those that it needs.
+LAWS: tuple[AnyLaw, ...] = (
+    *membership.LAWS[:3],
+    *purity.LAWS,
+    *agreement.LAWS[:1],
+    *gradients.LAWS,
+    *escape.LAWS,
+    *precision.LAWS,
+    *zero_start.LAWS,
+    *inverse.LAWS,
+    *agreement.LAWS[1:],
+    *cost.LAWS,
+    *membership.LAWS[3:],
+    *nearest.DECLARED,
 )
 
 
@@ -53,6 +55,8 @@ def check_parameterization(
     expected_failures: Mapping[str, str] | None = None,
     on_fail: OnFail = "raise",
     progress: Callable[[CheckResult], None] | None = None,
+    only: Sequence[str] | None = None,
+    case: Case | None = None,
 ) -> list[CheckResult]:
     """Check every law on a parameterization.
 
@@ -74,11 +78,16 @@ def check_parameterization(
         Raise at the first broken law, or return all verdicts.
     progress : callable, optional
         Called with each verdict as soon as it is there.
+    only : sequence of str, optional
+        Names of the laws to check; all by default.
+    case : Case, optional
+        Try this one only.
 
     Returns
     -------
     list of CheckResult
-        One for each law; laws about abilities that are not claimed are skipped with a reason.
+        One for each law; laws about abilities that are not claimed are skipped with a reason, and
+        so are laws that say nothing while one that they need is broken.
 
     Raises
     ------
@@ -95,7 +104,9 @@ def check_parameterization(
     >>> [v.check for v in verdicts if v.status == "skipped"]
     ['escape', 'lmo']
     """
-    options = Options(
+    return check(
+        LAWS,
+        make,
         profile=profile,
         dtype=dtype,
         device=device,
@@ -103,23 +114,9 @@ def check_parameterization(
         expected_failures=expected_failures,
         on_fail=on_fail,
         progress=progress,
+        only=only,
+        case=case,
     )
-    return check_laws(LAWS, make, options)
-
-
-def judge(
-    law: Law,
-    make: Factory,
-    known: Mapping[str, str],
-    *,
-    profile: ProfileName = "standard",
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str = "cpu",
-    seed: int = 0,
-) -> CheckResult:
-    """Return the verdict of one law, given the laws that are known not to hold and why."""
-    result = law.verdict(make, profile=profile, dtype=dtype, device=device, seed=seed)
-    return judged(result, known)
 
 
 def parametrize_with_checks(
@@ -165,7 +162,7 @@ def parametrize_with_checks(
 class _Check:
     """A law with its options, for pytest: skips where the law does not apply."""
 
-    law: Law
+    law: AnyLaw
     profile: ProfileName
     dtype: torch.dtype
     device: torch.device | str
@@ -180,7 +177,7 @@ class _Check:
         return f"check_{self.law.name}"
 
 
-def _parameter(make: Factory, law: Law, check: _Check, known: Mapping[str, str]) -> object:
+def _parameter(make: Factory, law: AnyLaw, check: _Check, known: Mapping[str, str]) -> object:
     # Strict or not as pytest's option xfail_strict says.
     marks = [pytest.mark.xfail(reason=known[law.name])] if law.name in known else []
     return pytest.param(make, check, id=f"{describe(make)}-{law.name}", marks=marks)

@@ -22,11 +22,12 @@ from lowrank_opt.errors import LowRankError, RankError, ShapeError, TargetError
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.sets import FeasibleSet
-from lowrank_opt.testing.cases.case import Factory
-from lowrank_opt.testing.search.law import Law
-from lowrank_opt.testing.subjects.operators import OPERATOR_LAWS, operator_factory
+from lowrank_opt.testing.cases.case import Case, Factory
+from lowrank_opt.testing.cases.sets import set_trial
+from lowrank_opt.testing.search.check import AnyLaw
+from lowrank_opt.testing.subjects.operators import OPERATOR_LAWS
 from lowrank_opt.testing.subjects.parameterizations import LAWS
-from lowrank_opt.testing.subjects.sets import SET_LAWS, set_factory
+from lowrank_opt.testing.subjects.sets import SET_LAWS
 
 Sets: TypeAlias = Callable[..., FeasibleSet]
 Operators: TypeAlias = Callable[..., LowRankOperator]
@@ -56,10 +57,10 @@ class Target:
     """
 
     name: str
-    make: Factory
+    make: object
     known: Mapping[str, str] = field(default_factory=dict[str, str])
     listed: bool = False
-    laws: tuple[Law, ...] = field(default_factory=lambda: LAWS)
+    laws: tuple[AnyLaw, ...] = field(default_factory=lambda: LAWS)
 
 
 @dataclass(frozen=True)
@@ -130,10 +131,10 @@ def load_target(text: str, *, directory: Path | None = None) -> Target:
     module = _import(reference.module, Path.cwd() if directory is None else directory)
     found = _attribute(module, reference.name)
     if isinstance(found, FeasibleSet):
-        return Target(text, set_factory(found), laws=SET_LAWS)
+        return Target(text, found, laws=SET_LAWS)
     make = partial(found, **reference.options) if reference.options else found
     if _is_a(found, LowRankOperator):
-        return Target(text, operator_factory(cast("Operators", make)), laws=OPERATOR_LAWS)
+        return Target(text, make, laws=OPERATOR_LAWS)
     if _is_a(found, FeasibleSet):
         return _set_target(text, found, cast("Sets", make))
     _check_factory(text, found, make)
@@ -147,9 +148,9 @@ def _is_a(found: object, kind: type) -> bool:
 def _set_target(text: str, found: object, make: Sets) -> Target:
     if inspect.isabstract(found):
         raise TargetError(f"a target must define all methods of a set; {text!r} is abstract")
-    target = Target(text, set_factory(make), laws=SET_LAWS)
+    target = Target(text, make, laws=SET_LAWS)
     try:
-        target.make((4, 3), 2, dtype=torch.float64, device=torch.device("cpu"))
+        _ = set_trial(make, Case((4, 3), 2), torch.float64, torch.device("cpu")).feasible_set
     except (TypeError, LowRankError) as error:
         raise TargetError(
             f"make(rank) must be enough to build the set {text!r}; got {type(error).__name__}: "

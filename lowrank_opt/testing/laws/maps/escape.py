@@ -74,6 +74,10 @@ def _step(op: LowRankOperator, optimizer: torch.optim.Optimizer, direction: Arra
     optimizer.step()
 
 
+_SHOW = """
+print("excess at the start:", W.feasible_set.excess(W.factors().detach()))
+# The check takes steps of Adam from here, towards larger norms.
+"""
 check_escape = Law(
     "escape",
     "An optimizer that climbs the norm of W stays in the set.",
@@ -85,4 +89,7 @@ check_escape = Law(
     ),
     sides=(2, 6),
     max_examples=4,
+    show=_SHOW,
+    needs=("contract", "membership", "smoothness"),
 )
+LAWS = (check_escape,)

@@ -19,6 +19,29 @@ from lowrank_opt.testing.search.verdict import expect
 _STEP = 1e-5
 
 
+_SHOW_GRADIENT = """
+value = W().linear(torch.ones($n, dtype=$dtype)).sum()
+print("W depends on the parameters, to autograd:", value.requires_grad)
+if value.requires_grad:
+    value.backward()
+for name, p in W.named_parameters():
+    print("gradient of", name, None if p.grad is None else p.grad.tolist())
+"""
+_SHOW_DIFFERENCES = """
+W = W.double()
+names = [name for name, p in W.named_parameters() if p.requires_grad]
+values = [W.get_parameter(name) for name in names]
+
+
+def dense(*parameters):
+    return torch.func.functional_call(W, dict(zip(names, parameters))).to_dense()
+
+
+agrees = torch.autograd.gradcheck(dense, values, raise_exception=False)
+print("autograd agrees with finite differences:", agrees)
+"""
+
+
 def _smoothness(subject: Subject) -> None:
     module = subject.module()
     gradients = gradient(subject, module)
@@ -70,6 +93,7 @@ def _compare_with_differences(
     expect(
         abs(claimed - measured) <= allowed,
         f"the directional derivative is {measured:.9g}; autograd says {claimed:.9g}",
+        _SHOW_DIFFERENCES,
     )
 
 
@@ -105,4 +129,7 @@ check_smoothness = Law(
     _smoothness,
     parameters=ADVERSARIAL,
     free=True,
+    show=_SHOW_GRADIENT,
+    needs=("contract",),
 )
+LAWS = (check_smoothness,)

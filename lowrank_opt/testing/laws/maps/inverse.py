@@ -92,6 +92,20 @@ def load(module: Parameterization, values: dict[str, torch.Tensor]) -> None:
             own[name].copy_(value)
 
 
+_SHOW_SECTION = """
+target = W.factors().detach()
+image = $fresh
+image.load_state_dict(W.right_inverse(target), strict=False)
+print("W:       ", target.to_dense().tolist())
+print("F(G(W)): ", image.factors().to_dense().tolist())
+"""
+_SHOW_COMPLETENESS = """
+target = case.target.build(W.feasible_set, ($m, $n), dtype=$dtype)
+image = $fresh
+image.load_state_dict(W.right_inverse(target), strict=False)
+print("W:       ", target.to_dense().tolist())
+print("F(G(W)): ", image.factors().to_dense().tolist())
+"""
 check_section = Law(
     "section",
     "F(G(F(theta))) = F(theta): the right inverse G finds parameters for what the map F makes.",
@@ -102,6 +116,8 @@ check_section = Law(
         FreeParameters("zero_columns"),
         FreeParameters("normal", (0.0, 1.0)),
     ),
+    show=_SHOW_SECTION,
+    needs=("contract", "membership", "purity"),
 )
 check_completeness = Law(
     "completeness",
@@ -111,4 +127,10 @@ check_completeness = Law(
     parameters=(FreeParameters("start"),),
     members=MEMBERS,
     free=True,
+    show=_SHOW_COMPLETENESS,
+    needs=("contract", "membership", "section"),
+)
+LAWS = (
+    check_section,
+    check_completeness,
 )

@@ -32,6 +32,19 @@ _EPS64 = torch.finfo(torch.float64).eps
 _TINY = torch.finfo(torch.float64).tiny / _EPS64
 
 
+_SHOW_FACTORS = """
+op = W.factors().detach()
+print("left:", op.left.tolist())
+print("scale:", op.scale.tolist())
+print("right:", op.right.tolist())
+"""
+_SHOW_EXCESS = """
+op = W.factors().detach()
+print("singular values:", op.singular_values().tolist())
+print("excess over", W.feasible_set, "is", W.feasible_set.excess(op))
+"""
+
+
 def _contract(subject: Subject) -> None:
     module, shape = subject.module(), subject.case.shape
     kind = type(module).__name__
@@ -74,7 +87,7 @@ def _expect_finite(
 ) -> None:
     if not is_finite(op):
         excuse_overflow(subject, module)
-        expect(False, f"the factors of a finite parameter are not finite{where}")
+        expect(False, f"the factors of a finite parameter are not finite{where}", _SHOW_FACTORS)
 
 
 def _cancellation(subject: Subject, chart: Chart, sizes: ScaledMatrix, exponent: int) -> float:
@@ -163,10 +176,26 @@ def _name(feasible_set: FeasibleSet) -> str:
     return text if "tensor(" not in text else type(feasible_set).__name__
 
 
+_SHOW_RANK = """
+op = W.factors().detach()
+print("singular values:", op.singular_values().tolist())
+print("declared rank:", W.feasible_set.rank)
+"""
+_SHOW_CERTIFICATE = """
+op = W.factors().detach()
+print("singular values:", op.singular_values().tolist())
+print("excess over", W.feasible_set, "is", W.feasible_set.excess(op))
+print(W.certify())
+"""
+_SHOW_CONTRACT = """
+print("made:", type(W).__name__, "asked for a $m x $n matrix")
+print("a call returns:", type(W()).__name__, getattr(W(), "shape", "without a shape"))
+"""
 check_contract = Law(
     "contract",
     "make(shape, rank) returns a parameterization of that shape, whose call returns an operator.",
     _contract,
+    show=_SHOW_CONTRACT,
 )
 check_membership = Law(
     "membership",
@@ -174,6 +203,8 @@ check_membership = Law(
     membership,
     parameters=ADVERSARIAL,
     free=True,
+    show=_SHOW_EXCESS,
+    needs=("contract",),
 )
 check_rank = Law(
     "rank",
@@ -181,10 +212,20 @@ check_rank = Law(
     _rank,
     parameters=ADVERSARIAL,
     free=True,
+    show=_SHOW_RANK,
+    needs=("contract",),
 )
 check_certificate = Law(
     "certificate",
     "certify() bounds the true singular values from above and never claims too much.",
     _certificate,
     parameters=ADVERSARIAL,
+    show=_SHOW_CERTIFICATE,
+    needs=("contract", "membership", "rank"),
+)
+LAWS = (
+    check_contract,
+    check_membership,
+    check_rank,
+    check_certificate,
 )

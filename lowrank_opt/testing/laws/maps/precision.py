@@ -49,15 +49,27 @@ def _other(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float64 else torch.float64
 
 
+_SHOW_DTYPE = """
+print("asked for:", $dtype)
+print("parameters:", {name: p.dtype for name, p in W.named_parameters()})
+print("factors:", [x.dtype for x in W()])
+"""
 check_dtype = Law(
     "dtype",
     "Factors and gradients have the dtype and device of the parameters, after conversion too.",
     _dtype,
     parameters=TAME,
+    show=_SHOW_DTYPE,
+    needs=("contract",),
 )
 check_precision = Law(
     "precision",
     "W is in the declared set in the other precision too: a bound that rounding breaks is none.",
     _precision,
     parameters=ADVERSARIAL,
+    needs=("contract", "membership", "rank"),
+)
+LAWS = (
+    check_precision,
+    check_dtype,
 )

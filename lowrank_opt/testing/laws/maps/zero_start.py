@@ -72,6 +72,14 @@ def _views(subject: Subject, module: Parameterization) -> dict[str, Tensor]:
     }
 
 
+_SHOW = """
+W.zero_(generator=torch.Generator().manual_seed($seed))
+op = W()
+print("W after zero_():", op.to_dense().tolist())
+op.linear(torch.ones($n, dtype=$dtype)).sum().backward()
+for name, p in W.named_parameters():
+    print("gradient of", name, None if p.grad is None else p.grad.tolist())
+"""
 check_zero_start = Law(
     "zero_start",
     "zero_() gives W = 0 exactly in every entry, a gradient that is finite and not zero, no jump.",
@@ -82,4 +90,7 @@ check_zero_start = Law(
         FreeParameters("normal", (1e4,)),
         FreeParameters("parallel"),
     ),
+    show=_SHOW,
+    needs=("contract", "agreement", "smoothness"),
 )
+LAWS = (check_zero_start,)

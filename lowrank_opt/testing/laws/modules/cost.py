@@ -43,6 +43,15 @@ def _start_at_zero(module: Parameterization) -> None:
         module.zero_()
 
 
+_SHOW = """
+from lowrank_opt.testing import forbid_dense
+
+stored = max(x.numel() for x in (*W.parameters(), *W.buffers()))
+print("largest stored tensor:", stored, "numbers; the matrix has", $m * $n)
+with forbid_dense(W):
+    W().linear(torch.ones(4, $n, dtype=$dtype)).sum().backward()
+    W.certify()
+"""
 check_never_dense = Law(
     "never_dense",
     "Forward, backward, certificate, right inverse and zero start allocate no m x n numbers.",
@@ -51,4 +60,7 @@ check_never_dense = Law(
     sides=(80, 97),
     max_rank=3,
     max_examples=3,
+    show=_SHOW,
+    needs=("contract", "membership", "section"),
 )
+LAWS = (check_never_dense,)

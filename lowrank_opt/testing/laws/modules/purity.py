@@ -130,21 +130,64 @@ def _expect_equal(
     expect(error <= allowed, f"{what} gives another W: entries differ by {error:.2e}")
 
 
+_SHOW_PURITY = """
+before = {name: x.clone() for name, x in W.state_dict().items()}
+print("first call: ", W().to_dense().tolist())
+print("second call:", W().to_dense().tolist())
+
+W.certify()
+after = W.state_dict()
+print("changed:", [name for name, x in before.items() if not torch.equal(x, after[name])])
+"""
+_SHOW_COPIES = """
+import copy
+
+print("W:", W().to_dense().tolist())
+torch.manual_seed($seed + 1)
+other = $fresh
+other.load_state_dict(W.state_dict())
+print("a new module with its state:", other().to_dense().tolist())
+print("a deep copy:", copy.deepcopy(W)().to_dense().tolist())
+"""
+_SHOW_IN_PLACE = """
+import copy
+
+W()
+trainable = {name: p for name, p in W.named_parameters() if p.requires_grad}
+moved = {name: p.detach() + 0.1 for name, p in trainable.items()}
+expected = torch.func.functional_call(copy.deepcopy(W), moved)
+print("new parameters give:  ", expected.to_dense().tolist())
+with torch.no_grad():
+    for p in trainable.values():
+        p.add_(0.1)
+print("a step in place gives:", W().to_dense().tolist())
+"""
 check_purity = Law(
     "purity",
     "factors(), right_inverse() and certify() change nothing, and repeat.",
     _purity,
     parameters=TAME,
+    show=_SHOW_PURITY,
+    needs=("contract",),
 )
 check_copies = Law(
     "copies",
     "State dict, deep copy and pickle carry all of W and share none of it.",
     _copies,
     parameters=TAME,
+    show=_SHOW_COPIES,
+    needs=("contract", "purity"),
 )
 check_in_place = Law(
     "in_place",
     "Steps in place move W as new parameters would, and leave frozen tensors alone.",
     _in_place_steps,
     parameters=TAME,
+    show=_SHOW_IN_PLACE,
+    needs=("contract", "purity"),
+)
+LAWS = (
+    check_purity,
+    check_copies,
+    check_in_place,
 )

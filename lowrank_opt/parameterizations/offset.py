@@ -1,4 +1,4 @@
-"""Compositions that keep the inner guarantee: weighted rows and columns, and offsets."""
+"""Any inner parameterization minus its start: W = 0 exactly, wherever the start is."""
 
 from typing import Self
 
@@ -8,82 +8,7 @@ from torch import Tensor, nn
 from lowrank_opt.errors import OptionError, ShapeError
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization, check_member
-from lowrank_opt.sets import ShiftedSet, WeightedSet
-
-
-class Weighted(Parameterization):
-    r""":math:`W = \mathrm{diag}(a)\, C\, \mathrm{diag}(b)`, C any inner parameterization.
-
-    Set: the weighted inner set; complete if the inner map is. With an inner nuclear-norm ball and
-    ``a, b = count^(-1/4)`` this is the smoothed weighted trace norm of matrix completion.
-
-    Parameters
-    ----------
-    inner : Parameterization
-    row_weights : Tensor, shape (m,), optional
-        Positive; multiply the rows of C.
-    col_weights : Tensor, shape (n,), optional
-        Positive; multiply the columns of C.
-
-    Raises
-    ------
-    ShapeError, RadiusError
-        If the weights have another length, or are not positive and finite.
-
-    References
-    ----------
-    Salakhutdinov and Srebro (NIPS 2010), equation 3; Foygel et al. (NIPS 2011) for smoothing.
-
-    Examples
-    --------
-    >>> from lowrank_opt import HomogeneousBall
-    >>> Weighted(HomogeneousBall((3, 2), 1, radius=2.0), torch.tensor([1.0, 0.5, 0.1])).shape
-    (3, 2)
-    """
-
-    def __init__(
-        self,
-        inner: Parameterization,
-        row_weights: Tensor | None = None,
-        col_weights: Tensor | None = None,
-    ) -> None:
-        super().__init__(inner.shape, inner.rank)
-        self.inner = inner
-        self.complete = inner.complete
-        self.inductive = inner.inductive
-        like = _reference(inner)
-        for name, weights, size in (
-            ("row_weights", row_weights, self.shape[0]),
-            ("col_weights", col_weights, self.shape[1]),
-        ):
-            if weights is not None and tuple(weights.shape) != (size,):
-                raise ShapeError(f"{name} must have shape ({size},); got {tuple(weights.shape)}")
-            self.register_buffer(name, None if weights is None else weights.detach().to(like))
-        self.row_weights: Tensor | None
-        self.col_weights: Tensor | None
-        _ = self.feasible_set
-
-    @property
-    def feasible_set(self) -> WeightedSet:
-        return WeightedSet(self.inner.feasible_set, self.row_weights, self.col_weights)
-
-    def factors(self) -> LowRankOperator:
-        left, scale, right = self.inner.factors()
-        return LowRankOperator(
-            _rows_times(left, self.row_weights), scale, _rows_times(right, self.col_weights)
-        )
-
-    def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
-        """Return the inner right inverse of ``diag(1/a) W diag(1/b)``."""
-        op = self._as_operator(target)
-        left = _rows_times(op.left, self.row_weights, inverse=True)
-        right = _rows_times(op.right, self.col_weights, inverse=True)
-        return _inside(self.inner.right_inverse(LowRankOperator(left, op.scale, right)))
-
-    def zero_(self, *, generator: torch.Generator | None = None) -> Self:
-        """Set the inner parameterization to its zero start."""
-        self.inner.zero_(generator=generator)
-        return self
+from lowrank_opt.sets import ShiftedSet
 
 
 class Offset(Parameterization):
@@ -176,7 +101,8 @@ class Offset(Parameterization):
         check_member(op, self.feasible_set)
         moved = op + self.offset.to(dtype=op.dtype)
         nearest = self.inner.feasible_set.project(moved)
-        return _inside(self.inner.right_inverse(nearest))
+        values = self.inner.right_inverse(nearest)
+        return {f"inner.{name}": value for name, value in values.items()}
 
     @torch.no_grad()
     def zero_(self, *, generator: torch.Generator | None = None) -> Self:
@@ -188,14 +114,3 @@ class Offset(Parameterization):
 def _reference(module: nn.Module) -> Tensor:
     """Return a tensor that tells the dtype and device of a module's parameters."""
     return next(module.parameters()).detach().new_empty(0)
-
-
-def _rows_times(x: Tensor, weights: Tensor | None, *, inverse: bool = False) -> Tensor:
-    if weights is None:
-        return x
-    column = weights.to(x.dtype).unsqueeze(-1)
-    return x / column if inverse else x * column
-
-
-def _inside(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"inner.{name}": value for name, value in values.items()}

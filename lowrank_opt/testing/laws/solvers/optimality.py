@@ -11,20 +11,21 @@ from lowrank_opt.completion import CompletionResult, ConvexProblem
 from lowrank_opt.errors import LowRankError
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.sets import FeasibleSet
-from lowrank_opt.testing.cases.case import Subject
+from lowrank_opt.testing.cases.case import Trial
 from lowrank_opt.testing.cases.oracle import Array, dense, singular_values, to_array
-from lowrank_opt.testing.cases.planted import planted
-from lowrank_opt.testing.laws.solver_laws import solved
+from lowrank_opt.testing.cases.parameters import FreeParameters
+from lowrank_opt.testing.cases.planted import SolverCase, planted
+from lowrank_opt.testing.laws.solvers.results import solved
+from lowrank_opt.testing.search.law import Law
 from lowrank_opt.testing.search.verdict import NotApplicable, expect
 
 # Of gradient descent from the result, in search of a better matrix.
 _STEPS = 200
 
 
-def certificate(subject: Subject) -> None:
-    """Expect no feasible matrix below the bound, and the objective of the result above it."""
-    problem = planted(subject, noise=0.3)
-    result = solved(subject, problem)
+def _certificate(trial: SolverCase) -> None:
+    problem = planted(trial, noise=0.3)
+    result = solved(trial, problem)
     if getattr(result, "problem", None) is None or result.problem is None:
         raise NotApplicable("the result names no convex problem, so it has no certificate")
     try:
@@ -93,3 +94,19 @@ def _objective(problem: ConvexProblem, result: CompletionResult, W: Array) -> fl
     if not isinstance(problem.constraint, FeasibleSet):
         value += problem.constraint * float(singular_values(W).sum())
     return value
+
+
+LAWS = (
+    Law(
+        "certificate",
+        "No feasible matrix is better than the certificate allows.",
+        _certificate,
+        parameters=(FreeParameters("start"),),
+        sides=(12, 18),
+        max_rank=2,
+        max_examples=3,
+        needs=("contract",),
+        trial=Trial,
+        entry="check_solver",
+    ),
+)

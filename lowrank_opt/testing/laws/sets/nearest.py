@@ -1,0 +1,186 @@
+"""Nearest members, and members that minimise a linear function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from lowrank_opt.errors import ShapeError
+from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.testing.cases.charts import Chart
+from lowrank_opt.testing.cases.members import MEMBERS, boundary_values, competitors
+from lowrank_opt.testing.cases.oracle import Array, dense, random_frame
+from lowrank_opt.testing.cases.parameters import FreeParameters
+from lowrank_opt.testing.cases.sets import SetTrial, declared_set, set_trial
+from lowrank_opt.testing.search.expressions import operator_code
+from lowrank_opt.testing.search.law import Law
+from lowrank_opt.testing.search.verdict import NotApplicable, expect
+
+if TYPE_CHECKING:
+    from lowrank_opt.sets.base import Gradient
+
+# How far outside the drawn operators lie, in units of the set's size.
+_FAR = (0.3, 2.0, 50.0)
+
+
+def _projection(trial: SetTrial) -> None:
+    member = trial.member()
+    _expect_fixed(trial, member, "a member")
+    outside = _outsider(trial, _FAR[trial.seed % len(_FAR)])
+    point = trial.feasible_set.project(outside)
+    shown = _shown(("operator", outside), ("projection", point))
+    _expect_member(trial, point, "the projection", shown)
+    _expect_fixed(trial, point, "a projected operator")
+    _expect_nearest(trial, outside, point, shown)
+
+
+def _lmo(trial: SetTrial) -> None:
+    chart = trial.chart
+    if not chart.bounded:
+        raise NotApplicable("a linear function has no minimum over an unbounded set")
+    gradient = _outsider(trial, 1.0)
+    G = dense(gradient)
+    size = float(np.linalg.norm(chart.adjoint(G))) * chart.size(G) * len(G.T) ** 0.5
+    best = _best_value(chart, G)
+    for name, form in _forms(gradient):
+        try:
+            found = trial.feasible_set.lmo(form)
+        except ShapeError as reason:
+            raise NotApplicable(str(reason)) from None
+        shown = _shown(("gradient", gradient), ("minimiser", found))
+        _expect_member(trial, found, f"the minimiser for {name}", shown)
+        value = float((G * dense(found)).sum())
+        expect(
+            value <= best + _rounding(trial) * size,
+            f"lmo of {name} reaches <G, W> = {value:.9g}, but a member has {best:.9g}",
+            shown,
+        )
+
+
+def _forms(gradient: LowRankOperator) -> Iterator[tuple[str, Gradient]]:
+    """Yield a gradient in every form that `FeasibleSet.lmo` takes."""
+    G = gradient.to_dense()
+    yield "an operator", gradient
+    yield "a dense tensor", G
+    yield "a sparse tensor", G.to_sparse()
+    yield "a scipy array", sp.csr_array(G.cpu().double().numpy())
+    yield "a scipy matrix", sp.coo_matrix(G.cpu().double().numpy())
+
+
+def _outsider(trial: SetTrial, far: float) -> LowRankOperator:
+    """Return an operator of full rank, outside unless `far` is small."""
+    (m, n), size = trial.case.shape, trial.chart.size(np.zeros(trial.case.shape)) or 1.0
+    k = min(m, n)
+    scale = far * size / k * trial.normal(k, salt=20).abs()
+    return LowRankOperator(trial.normal(m, k, salt=21), scale, trial.normal(n, k, salt=22))
+
+
+def _shown(*operators: tuple[str, LowRankOperator]) -> str:
+    """Return a program that prints operators: what came in, and what came out."""
+    lines = ["from lowrank_opt import LowRankOperator", ""]
+    for name, op in operators:
+        lines += [f"{name} = {operator_code(op)}"]
+        lines += [f'print("{name}:", {name}.to_dense().tolist())']
+        lines += [f'print("its singular values:", {name}.singular_values().tolist())']
+    return "\n".join(lines)
+
+
+def _expect_member(trial: SetTrial, op: LowRankOperator, what: str, shown: str) -> None:
+    chart, W = trial.chart, dense(op)
+    expect(bool(np.isfinite(W).all()), f"{what} is not finite", shown)
+    excess = chart.excess(W)
+    allowed = chart.tolerance(W, trial.dtype, trial.feasible_set.rank)
+    expect(
+        excess <= allowed,
+        f"{what} leaves the set by {excess:.2e}, rounding explains {allowed:.1e}",
+        shown,
+    )
+
+
+def _expect_fixed(trial: SetTrial, op: LowRankOperator, what: str) -> None:
+    chart, point = trial.chart, trial.feasible_set.project(op)
+    change = float(np.linalg.norm(dense(point) - dense(op)))
+    size = chart.size(dense(op)) * chart.gain
+    allowed = _rounding(trial) * size * trial.case.rank**0.5
+    shown = _shown(("member", op), ("projection", point))
+    expect(change <= allowed, f"projecting moves {what} by {change:.2e}", shown)
+
+
+def _expect_nearest(
+    trial: SetTrial, op: LowRankOperator, point: LowRankOperator, shown: str
+) -> None:
+    chart = trial.chart
+    C = chart.pull(dense(op))
+    distance = float(np.linalg.norm(C - chart.pull(dense(point))))
+    rivals = competitors(chart, C, seed=trial.seed)
+    best = min(float(np.linalg.norm(C - rival)) for rival in rivals)
+    allowed = _rounding(trial) * float(np.linalg.norm(C))
+    expect(
+        distance <= best + allowed,
+        f"the projection is at distance {distance:.9g}, but a member is at {best:.9g}",
+        shown,
+    )
+
+
+def _best_value(chart: Chart, G: Array) -> float:
+    """Return the smallest inner product that members built for the purpose reach."""
+    core, zero = chart.adjoint(G), chart.push(np.zeros_like(chart.pull(G)))
+    U, _, Vh = np.linalg.svd(core, full_matrices=False)
+    k, rng = min(chart.core.rank, len(Vh)), np.random.default_rng(0)
+    values = list(boundary_values(chart, k))
+    aligned = [chart.push(-(U[:, :k] * v) @ Vh[:k]) for v in values]
+    m, n = core.shape
+    others = [chart.push((random_frame(m, k, rng) * v) @ random_frame(n, k, rng).T) for v in values]
+    return min(float((G * W).sum()) for W in (*aligned, *others, zero))
+
+
+def _rounding(trial: SetTrial) -> float:
+    m, n = trial.case.shape
+    return 64 * max(trial.eps, torch.finfo(torch.float64).eps) * (m + n) ** 0.5
+
+
+_PROJECTION = "project() leads into the set, to a nearest member, fixes members and is idempotent."
+_LMO = "lmo(G) is a member W with the smallest <G, W>, for G dense, sparse or an operator."
+_START = (FreeParameters("start"),)
+_GRADIENTS = (FreeParameters("start"), FreeParameters("normal"))
+
+# Of the set that a parameterization declares.
+check_projection = Law(
+    "projection",
+    _PROJECTION,
+    _projection,
+    parameters=_START,
+    members=MEMBERS[:8],
+    needs=("contract",),
+    trial=declared_set,
+)
+check_lmo = Law("lmo", _LMO, _lmo, parameters=_GRADIENTS, needs=("contract",), trial=declared_set)
+
+DECLARED = (check_projection, check_lmo)
+# Of a set itself.
+LAWS = (
+    Law(
+        "projection",
+        _PROJECTION,
+        _projection,
+        parameters=_START,
+        members=MEMBERS,
+        free=True,
+        needs=("contract",),
+        trial=set_trial,
+        entry="check_set",
+    ),
+    Law(
+        "lmo",
+        _LMO,
+        _lmo,
+        parameters=_GRADIENTS,
+        needs=("contract",),
+        trial=set_trial,
+        entry="check_set",
+    ),
+)

@@ -1,0 +1,122 @@
+"""Samples: members of every kind, the same ones for the same generator."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from lowrank_opt.errors import LowRankError
+from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.testing.cases.oracle import dense, is_finite, singular_values, to_array
+from lowrank_opt.testing.cases.parameters import FreeParameters
+from lowrank_opt.testing.cases.sets import SetTrial, set_trial
+from lowrank_opt.testing.search.law import Law
+from lowrank_opt.testing.search.verdict import NotApplicable, expect
+
+_SAMPLES = 8
+# Enough that a kind which has one sample in three is missed once in a million.
+_MANY = 34
+# Next to the boundary, or to a lower rank, relative to the set's size.
+_NEXT = 1e-6
+
+
+def _samples(trial: SetTrial) -> None:
+    chart, state = trial.chart, torch.get_rng_state()
+    first = [trial.sample(i) for i in range(_SAMPLES)]
+    again = [trial.sample(i) for i in range(_SAMPLES)]
+    expect(torch.equal(state, torch.get_rng_state()), "sample() draws from the global generator")
+    for op, twin in zip(first, again, strict=True):
+        expect(is_finite(op), "a sample is not finite")
+        excess = chart.excess(dense(op))
+        allowed = chart.tolerance(dense(op), trial.dtype, trial.feasible_set.rank)
+        expect(excess <= allowed, f"a sample leaves the set by {excess:.2e}")
+        expect(trial.feasible_set.contains(op), "the set does not contain a sample")
+        same = all(torch.equal(x, y) for x, y in zip(op, twin, strict=True))
+        expect(same, "sample() gives other members for the same generator")
+    sizes = {round(float(np.linalg.norm(dense(op))), 12) for op in first}
+    expect(len(sizes) > 1, "sample() gives one member only")
+    seed = 100 * trial.seed
+    generator = torch.Generator().manual_seed(seed)
+    pair = [_drawn(trial, generator) for _ in range(2)]
+    expect(generator.initial_seed() == seed, "sample() seeds the generator that it is given")
+    same = all(torch.equal(x, y) for x, y in zip(*pair, strict=True))
+    zero = not dense(pair[0]).any()
+    expect(not same or zero, "two samples in a row from one generator are the same")
+
+
+def _drawn(trial: SetTrial, generator: torch.Generator) -> LowRankOperator:
+    return trial.feasible_set.sample(trial.case.shape, generator=generator, dtype=trial.dtype)
+
+
+def _kinds(trial: SetTrial) -> None:
+    chart = trial.chart
+    found = [chart.pull(dense(trial.sample(i))) for i in range(_MANY)]
+    rank = min(chart.core.rank, *found[0].shape)
+    ranks = [_rank(W) for W in found]
+    expect(max(ranks) == rank, f"of {_MANY} samples none has the rank {rank} of the set")
+    expect(min(ranks) < rank, f"of {_MANY} samples none has a rank below {rank}")
+    full = [W for W, r in zip(found, ranks, strict=True) if r == rank]
+    spread = [np.linalg.svd(W)[0][:, 0] for W in full[:2]]
+    turned = len(spread) < 2 or len(spread[0]) < 2 or abs(spread[0] @ spread[1]) < 1 - _NEXT
+    expect(turned, "two samples have the same singular vectors")
+    if not chart.bounded:
+        return
+    outer = [chart.spectral_excess(chart.push((1 + _NEXT) * W)) > 0 for W in found]
+    expect(any(outer), f"of {_MANY} samples none is on the boundary")
+    expect(not all(outer), f"of {_MANY} samples none is inside the boundary")
+
+
+def _rank(W: np.ndarray) -> int:
+    values = singular_values(W)
+    return int((values > 1e-10 * values[0]).sum()) if values[0] > 0 else 0
+
+
+def _below_samples(trial: SetTrial) -> None:
+    m, n = trial.case.shape
+    G = trial.normal(m, n, salt=40)
+    try:
+        best = trial.feasible_set.lmo(G)
+        at_zero = trial.feasible_set.lmo(torch.zeros_like(G))
+    except LowRankError as reason:
+        raise NotApplicable(str(reason)) from None
+    expect(is_finite(at_zero), "lmo(0) is not finite")
+    expect(trial.feasible_set.contains(at_zero), "the set does not contain lmo(0)")
+    value = float((to_array(G) * dense(best)).sum())
+    for i in range(_SAMPLES):
+        W = dense(trial.sample(i))
+        other, size = float((to_array(G) * W).sum()), float(np.linalg.norm(W))
+        slack = 64 * trial.eps * (size + float(np.linalg.norm(dense(best)))) * float(G.norm())
+        expect(value <= other + slack, f"lmo reaches {value:.9g}, but a sample has {other:.9g}")
+
+
+_START = (FreeParameters("start"),)
+LAWS = (
+    Law(
+        "samples",
+        "sample() gives members, several, and the same ones for the same generator.",
+        _samples,
+        parameters=_START,
+        needs=("contract",),
+        trial=set_trial,
+        entry="check_set",
+    ),
+    Law(
+        "kinds",
+        "sample() gives members of full and of lower rank, on the boundary and inside.",
+        _kinds,
+        parameters=_START,
+        max_examples=2,
+        needs=("contract", "samples"),
+        trial=set_trial,
+        entry="check_set",
+    ),
+    Law(
+        "lmo_samples",
+        "No sample has a smaller inner product with G than lmo(G); lmo(0) is a member.",
+        _below_samples,
+        parameters=_START,
+        needs=("contract", "samples"),
+        trial=set_trial,
+        entry="check_set",
+    ),
+)

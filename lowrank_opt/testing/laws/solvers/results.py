@@ -1,0 +1,228 @@
+"""Results on planted problems: recovery, symmetries of the problem, feasibility, weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from lowrank_opt.completion import CompletionResult
+from lowrank_opt.observations import Observations
+from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.testing.cases.case import Trial
+from lowrank_opt.testing.cases.charts import chart_of
+from lowrank_opt.testing.cases.oracle import Array, dense, to_array
+from lowrank_opt.testing.cases.parameters import FreeParameters
+from lowrank_opt.testing.cases.planted import (
+    Planted,
+    SolverCase,
+    difference,
+    larger,
+    planted,
+    predictions,
+)
+from lowrank_opt.testing.search.law import Law
+from lowrank_opt.testing.search.verdict import NotApplicable, expect
+
+# The weight of entries that are wrong.
+_LIGHT = 1e-8
+# By how much more a solver may lose than under other weights, in units of the allowed error.
+_LOSS = 2.0
+
+
+def solved(trial: SolverCase, problem: Planted) -> CompletionResult:
+    """Return the solver's result on a problem."""
+    return trial.make.solve(problem.observations, problem.rank, seed=trial.seed)
+
+
+def _contract(trial: SolverCase) -> None:
+    problem = planted(trial)
+    obs, count = problem.observations, len(problem.observations)
+    weights = torch.from_numpy(trial.rng.uniform(0.5, 2.0, count)).to(obs.values)
+    weighted = Observations(obs.rows, obs.cols, obs.values, obs.shape, weights)
+    for given in (obs, weighted):
+        kept = {name: x.clone() for name, x in _tensors(given).items()}
+        result = solved(trial, Planted(problem.truth, given, problem.rank))
+        kind = type(result).__name__
+        expect(hasattr(result, "predict"), f"the solver returned {kind}, which cannot predict")
+        expect(result.shape == obs.shape, f"the result is of shape {result.shape}")
+        expect(bool(np.isfinite(predictions(result)).all()), "a prediction is not finite")
+        changed = [k for k, x in _tensors(given).items() if not torch.equal(x, kept[k])]
+        expect(not changed, f"the solver writes to the observed {', '.join(changed)}")
+
+
+def _tensors(obs: Observations) -> dict[str, torch.Tensor]:
+    found = {"rows": obs.rows, "cols": obs.cols, "values": obs.values}
+    return found if obs.weights is None else {**found, "weights": obs.weights}
+
+
+def _recovery(trial: SolverCase) -> None:
+    problem = planted(trial)
+    _near(trial, problem, predictions(solved(trial, problem)), problem.truth, "of all entries")
+
+
+def _ranks(trial: SolverCase) -> None:
+    if not trial.make.takes_rank:
+        raise NotApplicable("the solver has a rank of its own")
+    for rows, cols, rank in ((16, 14, 3), (48, 40, 5)):
+        problem = larger(trial, rows, cols, rank)
+        found = predictions(solved(trial, problem))
+        m, n = problem.observations.shape
+        _near(trial, problem, found, problem.truth, f"of a {m} x {n} matrix of rank {rank}")
+
+
+def _large(trial: SolverCase) -> None:
+    problem = larger(trial, 90, 20, trial.case.rank)
+    m, n = problem.observations.shape
+    found = predictions(solved(trial, problem))
+    _near(trial, problem, found, problem.truth, f"of a {m} x {n} matrix")
+
+
+def _repetition(trial: SolverCase) -> None:
+    problem = planted(trial)
+    obs = problem.observations
+    negated = Observations(obs.rows, obs.cols, -obs.values, obs.shape)
+    other = Planted(-problem.truth, negated, problem.rank)
+    first, again = (predictions(solved(trial, problem)) for _ in range(2))
+    between = predictions(solved(trial, other))
+    _near(trial, other, between, other.truth, "of another problem of the same shape")
+    after = predictions(solved(trial, problem))
+    for found, when in ((again, ""), (after, ", another problem between them,")):
+        error = difference(first, found, problem.size)
+        expect(
+            error <= 1e-4,
+            f"two runs from one generator{when} differ by {error:.2e} of the entries' size",
+        )
+
+
+def _feasibility(trial: SolverCase) -> None:
+    for noise in (0.0, 0.3):
+        problem = planted(trial, noise=noise)
+        op = getattr(solved(trial, problem), "operator", None)
+        if not isinstance(op, LowRankOperator):
+            raise NotApplicable("the result has no single operator")
+        feasible_set = trial.make.feasible_set(op.shape, problem.rank)
+        chart, W = chart_of(feasible_set), dense(op)
+        excess, allowed = chart.excess(W), 1e-5 * chart.size(W)
+        expect(excess <= allowed, f"the result leaves {feasible_set} by {excess:.2e}")
+
+
+def _permutations(trial: SolverCase) -> None:
+    problem, rng = planted(trial), trial.rng
+    obs, (m, n) = problem.observations, problem.observations.shape
+    i, j = torch.from_numpy(rng.permutation(m)), torch.from_numpy(rng.permutation(n))
+    moved = Observations(i[obs.rows], j[obs.cols], obs.values, (m, n))
+    truth = predictions(solved(trial, problem))
+    found = predictions(solved(trial, Planted(problem.truth, moved, problem.rank)))
+    _near(trial, problem, found[i.numpy()][:, j.numpy()], truth, "with rows and columns permuted")
+
+
+def _transposition(trial: SolverCase) -> None:
+    problem = planted(trial)
+    obs, (m, n) = problem.observations, problem.observations.shape
+    turned = Observations(obs.cols, obs.rows, obs.values, (n, m))
+    truth = predictions(solved(trial, problem))
+    found = predictions(solved(trial, Planted(problem.truth.T, turned, problem.rank)))
+    _near(trial, problem, found.T, truth, "of the transposed problem")
+
+
+def _order(trial: SolverCase) -> None:
+    problem = planted(trial)
+    shuffled = problem.restricted(
+        torch.from_numpy(trial.rng.permutation(len(problem.observations)))
+    )
+    truth = predictions(solved(trial, problem))
+    _near(trial, problem, predictions(solved(trial, shuffled)), truth, "in another order")
+
+
+def _weights(trial: SolverCase) -> None:
+    problem = planted(trial)
+    obs, count = problem.observations, len(problem.observations)
+    wrong = torch.from_numpy(trial.rng.permutation(count) < count // 10)
+    values = torch.where(wrong, obs.values + 5 * problem.size, obs.values)
+    kept = predictions(solved(trial, problem.restricted(torch.nonzero(~wrong).squeeze(1))))
+    for light, what in ((0.0, "no weight"), (_LIGHT, "next to no weight")):
+        weights = torch.where(wrong, light, 1.0).to(values)
+        weighted = Observations(obs.rows, obs.cols, values, obs.shape, weights)
+        found = predictions(solved(trial, Planted(problem.truth, weighted, problem.rank)))
+        _near(trial, problem, found, kept, f"with wrong entries of {what}")
+
+
+def _weighted_loss(trial: SolverCase) -> None:
+    problem = planted(trial, noise=0.3)
+    obs, count = problem.observations, len(problem.observations)
+    weights = torch.from_numpy(np.where(trial.rng.random(count) < 0.5, 1.0, 0.04)).to(obs.values)
+    losses = [
+        _loss(trial, problem, weights, weights**power / (weights**power).mean())
+        for power in (1.0, 0.5, 2.0, 0.0)
+    ]
+    allowed = (1 + _LOSS * trial.make.rtol) * min(losses)
+    expect(
+        losses[0] <= allowed,
+        f"the weighted loss of the result is {losses[0]:.4g}; under other weights the solver comes "
+        f"to {min(losses):.4g}",
+    )
+
+
+def _loss(trial: SolverCase, problem: Planted, weights: torch.Tensor, given: torch.Tensor) -> float:
+    """Return the loss under weights of what is found under others."""
+    obs = problem.observations
+    weighted = Observations(obs.rows, obs.cols, obs.values, obs.shape, given)
+    found = predictions(solved(trial, Planted(problem.truth, weighted, problem.rank)))
+    errors = found[obs.rows.cpu().numpy(), obs.cols.cpu().numpy()] - to_array(obs.values)
+    return float(to_array(weights) @ errors**2)
+
+
+def _unseen(trial: SolverCase) -> None:
+    problem = planted(trial)
+    obs = problem.observations
+    kept = torch.nonzero((obs.rows != 0) & (obs.cols != 1)).squeeze(1)
+    found = predictions(solved(trial, problem.restricted(kept)))
+    expect(bool(np.isfinite(found).all()), "a prediction for an unseen row or column is not finite")
+    rest = np.delete(np.delete(found, 0, axis=0), 1, axis=1)
+    truth = np.delete(np.delete(problem.truth, 0, axis=0), 1, axis=1)
+    _near(trial, problem, rest, truth, "beside an unseen row and column")
+
+
+def _near(trial: SolverCase, problem: Planted, found: Array, truth: Array, what: str) -> None:
+    error, allowed = difference(found, truth, problem.size), trial.make.rtol
+    expect(
+        error <= allowed,
+        f"predictions {what} are off by {error:.2e} of the entries' size; {allowed:g} is allowed",
+    )
+
+
+def _law(
+    name: str, statement: str, body: Callable[[SolverCase], None], max_examples: int = 3
+) -> Law[SolverCase]:
+    return Law(
+        name,
+        statement,
+        body,
+        parameters=(FreeParameters("start"),),
+        sides=(12, 18),
+        max_rank=2,
+        max_examples=max_examples,
+        needs={"contract": (), "recovery": ("contract",)}.get(name, ("contract", "recovery")),
+        trial=Trial,
+        entry="check_solver",
+    )
+
+
+LAWS = (
+    _law("contract", "A result, finite, and nothing else is changed.", _contract),
+    _law("recovery", "A planted matrix of low rank is found from exact entries.", _recovery),
+    _law("ranks", "Ranks above 2 are found too, in larger matrices.", _ranks, 1),
+    _law("large", "A long matrix of low rank is found.", _large, 1),
+    _law("feasibility", "The result is in the declared set.", _feasibility),
+    _law("permutations", "Permuting rows and columns permutes the result.", _permutations),
+    _law("transposition", "Transposing the problem transposes the result.", _transposition),
+    _law("order", "The order of the entries does not matter.", _order),
+    _law("weights", "Entries of weight zero, or next to it, count for nothing.", _weights),
+    _law("weighted_loss", "The loss of weights is least under these weights.", _weighted_loss, 2),
+    _law("unseen", "Rows and columns without entries are predicted, finitely.", _unseen),
+    _law(
+        "repetition", "The same generator gives the same result, whatever was solved.", _repetition
+    ),
+)
