@@ -18,7 +18,6 @@ from lowrank_opt.merging.clients import (
     read_updates,
     working,
 )
-from lowrank_opt.merging.declared import frobenius_radius
 from lowrank_opt.merging.factors import ClientFactors, stacked
 from lowrank_opt.merging.noise import (
     best_of_rank_dense,
@@ -317,7 +316,7 @@ def _bounded(op: LowRankOperator, radius: float, clip: bool, index: int) -> LowR
 
 def _declared_radius(clients: Sequence[Client]) -> float:
     declared = {
-        frobenius_radius(client.feasible_set) if isinstance(client, Parameterization) else math.inf
+        client.feasible_set.frobenius_bound if isinstance(client, Parameterization) else math.inf
         for client in clients
     }
     if len(declared) != 1 or not math.isfinite(max(declared)):

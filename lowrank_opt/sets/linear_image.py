@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Self, cast
@@ -20,9 +21,9 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.errors import OptionError
-from lowrank_opt.linalg import lp_norm, product_svd
+from lowrank_opt.linalg import lp_norm, nearest_frame, product_svd
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.sets.base import FeasibleSet, SpectralSet, relative_tolerance
+from lowrank_opt.sets.base import FeasibleSet, SpectralSet, alike, relative_tolerance
 from lowrank_opt.sets.sides import Features, FeatureSVD, Frame, Side, diagonal, features
 from lowrank_opt.sets.spectral import SchattenBall
 
@@ -87,6 +88,25 @@ class LinearImage(FeasibleSet):
 
     def _around(self, inner: FeasibleSet) -> Self:
         return replace(self, inner=inner)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+    @property
+    def truncates(self) -> bool:
+        """Where singular values of W are those of C; not where rows are weighted."""
+        return self.inner.truncates and all(side.isometric for side in self.sides)
+
+    def averaged(
+        self, sets: Sequence[FeasibleSet], weights: Sequence[float], *, rank: int
+    ) -> FeasibleSet:
+        """Between equal sides C is averaged."""
+        images = alike(self, sets)
+        if images is None or not all(map(self._same_sides, images)):
+            return super().averaged(sets, weights, rank=rank)
+        rank = min((rank, *(x.cols for x in self.sides if x.cols is not None)))
+        inner = [image.inner for image in images]
+        return self._around(inner[0].averaged(inner, weights, rank=rank))
+
+    def _same_sides(self, other: LinearImage) -> bool:
+        return all(x.same(y) for x, y in zip(self.sides, other.sides, strict=True))
 
     @property
     def condition(self) -> float:
@@ -162,8 +182,8 @@ class LinearImage(FeasibleSet):
     ) -> LowRankOperator:
         sides = zip(self.sides, shape, strict=True)
         k, ell = (size if side.cols is None else side.cols for side, size in sides)
-        op = self.inner.sample((k, ell), generator=generator, dtype=dtype)
-        return self.embed(op).to(dtype=op.dtype)
+        op = self.inner.sample((k, ell), generator=generator, dtype=torch.float64)
+        return self.embed(op).to(dtype=torch.get_default_dtype() if dtype is None else dtype)
 
     def lmo(self, gradient: Gradient) -> LowRankOperator:
         """Return the member with the smallest ``<gradient, W>``, from ``A^T gradient B``."""
@@ -247,7 +267,8 @@ def WeightedSchattenBall(
 class NestedSet(LinearImage):
     r""":math:`\{U C V^T : C \in \text{inner}\}` for orthonormal U (m x k) and V (n x l).
 
-    Unitarily invariant norms of a member are those of C.
+    Unitarily invariant norms of a member are those of C. Frames rounded to their dtype stand for
+    the nearest orthonormal ones, which have the same column spaces.
 
     Examples
     --------
@@ -266,7 +287,7 @@ class NestedSet(LinearImage):
 
     @cached_property
     def sides(self) -> tuple[Side, Side]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return Frame(self.left), Frame(self.right)
+        return Frame(nearest_frame(self.left)), Frame(nearest_frame(self.right))
 
 
 @dataclass(frozen=True, eq=False)

@@ -75,8 +75,8 @@ class ShiftedSet(FeasibleSet):
         generator: torch.Generator | None = None,
         dtype: torch.dtype | None = None,
     ) -> LowRankOperator:
-        op = self.inner.sample(shape, generator=generator, dtype=dtype)
-        return self._shift(op, -1).to(dtype=op.dtype)
+        op = self.inner.sample(shape, generator=generator, dtype=torch.float64)
+        return self._shift(op, -1).to(dtype=torch.get_default_dtype() if dtype is None else dtype)
 
     def lmo(self, gradient: Gradient) -> LowRankOperator:
         inner = self.inner.lmo(gradient)

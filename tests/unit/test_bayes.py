@@ -29,16 +29,20 @@ def fit(observations, rank=2, seed=0, **settings):
     return bayesian(observations, rank, generator=torch.Generator().manual_seed(seed), **settings)
 
 
-def test_row_draws_have_the_gaussian_posterior_of_a_dense_computation():
+def test_row_draws_have_the_gaussian_posterior_of_a_dense_computation(row_backend):
     rng, m, count = np.random.default_rng(0), 40_000, 3
     obs = Observations(np.repeat(np.arange(m), count), np.tile(np.arange(count), m),
                        np.tile([1.0, -2.0, 0.5], m), (m, count))  # fmt: skip
     F, P, pull = rng.standard_normal((count, 2)), np.array([[2.0, 0.5], [0.5, 1.0]]), [0.3, -0.7]
-    x = np.zeros((m, 2))
-    RowProblems.of(obs, obs.csr, np.float64).solve(
-        x, F, np.zeros(count), precision=P, strengths=np.ones(m), scale=1.7,
-        pull=np.tile(pull, (m, 1)), noise=rng.standard_normal((m, 2)),
-    )  # fmt: skip
+    solution, noise = torch.zeros(m, 2, dtype=torch.float64), rng.standard_normal((m, 2))
+    given = {"precision": P, "strengths": np.ones(m), "pull": np.tile(pull, (m, 1)), "noise": noise}
+    RowProblems.of(obs, obs.csr, torch.float64).solve(
+        solution,
+        *map(torch.from_numpy, (F, np.zeros(count))),
+        scale=1.7,
+        **{name: torch.from_numpy(array) for name, array in given.items()},
+    )
+    x = solution.numpy()
     covariance = np.linalg.inv(1.7 * F.T @ F + P)
     mean = covariance @ (1.7 * F.T @ [1.0, -2.0, 0.5] + pull)
     deviation = np.sqrt(np.diag(covariance) / m)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lowrank_opt.completion.bayes.growth import GrowingSweeps
 from lowrank_opt.completion.bayes.noise import check_noise_strength
 from lowrank_opt.completion.bayes.variational_sweeps import VariationalPosterior
-from lowrank_opt.completion.loop.checkpoint import Checkpoint, State
+from lowrank_opt.completion.loop.checkpoint import Checkpoint
 from lowrank_opt.completion.loop.progress import Progress
 from lowrank_opt.completion.model.checks import check_amounts, check_counts
 from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.completion.solvers.held_out import training_and_validation
-from lowrank_opt.completion.solvers.iterates import Iterate, run
+from lowrank_opt.completion.solvers.iterates import run
 from lowrank_opt.errors import ShapeError
 from lowrank_opt.observations import Observations
 from lowrank_opt.sets import FeasibleSet
@@ -30,7 +28,7 @@ def variational(
     *,
     noise_strength: float = 50.0,
     tolerance: float = 2e-3,
-    max_iterations: int = 40,
+    max_iterations: int = 100,
     validation: float | Observations | None = None,
     patience: int = 5,
     generator: torch.Generator | None = None,
@@ -51,10 +49,12 @@ def variational(
     observations : Observations, shape (m, n)
         On the CPU; the weights are relative noise precisions.
     rank : int, FeasibleSet or None
-        Of the factors, an upper bound: directions without support vanish. With a set, its rank is
-        used, and the mean is projected onto the set. By default it grows with the number of entries
-        per row and column as :math:`1.3 (N / (m + n))^{0.65}`, within 2 and 32, which is 12 on
-        MovieLens-100K and 25 on MovieLens-1M.
+        Of the factors, an upper bound. With a set, its rank is used, and the mean is projected onto
+        the set. By default it grows with the number of entries per row and column as
+        :math:`1.3 (N / (m + n))^{0.65}`, within 2 and 32, which is 12 on MovieLens-100K and 25 on
+        MovieLens-1M. A larger rank is reached from there in doublings, for as long as each brings
+        more live directions (`GrowingSweeps`): a rank that the data do not support costs little and
+        changes little.
     noise_strength : float
         :math:`\nu`: :math:`\alpha_i, \beta_j \sim \text{Gamma}(\nu/2, \nu/2)`, so that a row or
         column with that many entries is half-way between the common noise level and its own.
@@ -80,7 +80,7 @@ def variational(
         In the dtype of the observations. Its objective is :math:`\frac N2 s^2 e^{2 F / N} / (2 \pi
         e)` for the free energy F (the negative evidence bound) of the N values in units of their
         standard deviation s: half the sum of squares that Gaussian noise of the same evidence would
-        have. It never increases, up to rounding.
+        have. It never increases, up to rounding, while the rank stays the same.
 
     Raises
     ------
@@ -107,9 +107,10 @@ def variational(
     size = _rank_of(rank, observations)
     _check(observations, size, noise_strength, tolerance, max_iterations, patience)
     fitted, held_out = training_and_validation(observations, validation, generator)
-    model = VariationalPosterior(fitted, size, noise_strength, generator)
+    first = min(size, _ample_rank(observations))
+    model = VariationalPosterior(fitted, first, noise_strength, generator)
     return run(
-        _Sweeps(model, tolerance, feasible),
+        GrowingSweeps(model, size, tolerance, feasible),
         fitted,
         held_out=held_out,
         tolerance=0.0,
@@ -120,38 +121,17 @@ def variational(
     )
 
 
-class _Sweeps(Iterator[Iterate]):
-    def __init__(
-        self, model: VariationalPosterior, tolerance: float, feasible: FeasibleSet | None
-    ) -> None:
-        self.model, self.tolerance, self.feasible = model, tolerance, feasible
-        self.energy = math.inf
-
-    def __next__(self) -> Iterate:
-        model, previous = self.model, self.energy
-        self.energy = model.sweep()
-        settled = previous - self.energy <= self.tolerance / 2 * model.count
-        operator, bias = model.mean()
-        if self.feasible is not None:
-            operator = self.feasible.project(operator)
-        return Iterate(operator, bias, model.in_unit_of_loss(self.energy), settled=settled)
-
-    def state(self) -> State:
-        return {"model": self.model.state(), "energy": self.energy}
-
-    def resume(self, state: State) -> None:
-        assert isinstance(state, dict), "as `state` returned it"
-        self.model.resume(state["model"])
-        self.energy = state["energy"]
-
-
 def _rank_of(rank: int | FeasibleSet | None, observations: Observations) -> int:
     """Return the rank of the factors; a set without a bound of its own allows the default."""
     if isinstance(rank, int):
         return rank
     bound = None if rank is None else rank.rank
+    return _ample_rank(observations) if bound is None else min(bound, *observations.shape)
+
+
+def _ample_rank(observations: Observations) -> int:
     ample = round(1.3 * (len(observations) / sum(observations.shape)) ** 0.65)
-    return min(max(ample, 2), 32) if bound is None else min(bound, *observations.shape)
+    return min(max(ample, 2), 32)
 
 
 def _check(

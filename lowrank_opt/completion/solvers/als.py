@@ -6,9 +6,8 @@ import math
 import time
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from lowrank_opt.completion.loop.history import History, Iteration
 from lowrank_opt.completion.loop.progress import Progress, reporting
@@ -20,8 +19,6 @@ from lowrank_opt.errors import RadiusError, ShapeError
 from lowrank_opt.kernels.row_solves import RowProblems
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
-
-Floats = NDArray[np.floating]
 
 _CG_STEPS = 3
 _PATIENCE = 2
@@ -145,16 +142,17 @@ class _Model:
         centred = observations.to(dtype=torch.float64)
         centred = centred.with_values(centred.values - self.mean)
         self.problems = tuple(
-            RowProblems.of(centred, x, np.float64) for x in (centred.csr, centred.csc)
+            RowProblems.of(centred, x, torch.float64) for x in (centred.csr, centred.csc)
         )
         counts = (observations.row_counts, observations.col_counts)
         self.strengths = tuple(_strengths(c, penalty, exponent) for c in counts)
         K = rank + int(biased)
-        self.diagonal = np.ones(K)
+        self.diagonal = centred.values.new_ones(K)
         self.diagonal[rank:] = bias_ratio
-        start = torch.randn(m + n, rank, generator=generator, dtype=torch.float64).numpy()
-        self.sides = [np.zeros((m, K)), np.zeros((n, K))]
-        self.sides[0][:, :rank], self.sides[1][:, :rank] = np.split(start * 0.1 / rank**0.5, [m])
+        start = torch.randn(m + n, rank, generator=generator, dtype=torch.float64)
+        self.sides = [centred.values.new_zeros(size, K) for size in (m, n)]
+        for x, part in zip(self.sides, (start * 0.1 / rank**0.5).split((m, n)), strict=True):
+            x[:, :rank] = part
 
     def start_from(self, result: CompletionResult) -> None:
         """Take over as many leading factors as fit, balanced, and the biases."""
@@ -170,16 +168,16 @@ class _Model:
         ):
             known = len(half)
             x[:, k : self.rank] *= float(half.norm()) / max(k, 1) ** 0.5 if k else 1.0
-            x[:known, :k] = half.numpy()
+            x[:known, :k] = half
             if self.biased:
-                x[:known, self.rank] = bias.double().numpy()
+                x[:known, self.rank] = bias
 
     def improve(self, side: int) -> float:
         """Update rows (0) or columns (1); return the weighted sum of squared residuals."""
         x, problems, strengths = self.sides[side], self.problems[side], self.strengths[side]
         features, offsets = self._as_features(self.sides[1 - side])
         if self.exact:
-            precision = np.diag(self.diagonal)
+            precision = self.diagonal.diag()
             return problems.solve(x, features, offsets, precision=precision, strengths=strengths)
         settings = {"diagonal": self.diagonal, "strengths": strengths}
         return problems.improve(x, features, offsets, **settings, steps=_CG_STEPS)
@@ -187,22 +185,22 @@ class _Model:
     def penalties(self) -> float:
         """Return the sum of the penalty terms."""
         pairs = zip(self.sides, self.strengths, strict=True)
-        return float(sum(s @ (x**2 @ self.diagonal) for x, s in pairs))
+        return float(sum(float(s @ (x**2 @ self.diagonal)) for x, s in pairs))
 
     def result(self, status: CompletionStatus, history: History) -> CompletionResult:
         """Return the factors and biases in the dtype of the observations."""
-        rows, cols = (torch.from_numpy(x).to(self.dtype) for x in self.sides)
+        rows, cols = (x.to(self.dtype) for x in self.sides)
         r = self.rank
         operator = LowRankOperator(rows[:, :r], rows.new_ones(r), cols[:, :r])
         a, c = (x[:, r] if self.biased else x.new_zeros(len(x)) for x in (rows, cols))
         return CompletionResult(operator, AdditiveBias(self.mean, a, c), status, history)
 
-    def _as_features(self, other: Floats) -> tuple[Floats, Floats]:
+    def _as_features(self, other: Tensor) -> tuple[Tensor, Tensor]:
         if not self.biased:
-            return other, np.zeros(len(other))
-        features = other.copy()
+            return other, other.new_zeros(len(other))
+        features = other.clone()
         features[:, -1] = 1.0
-        return features, other[:, -1].copy()
+        return features, other[:, -1].clone()
 
 
 def _iterate(
@@ -222,7 +220,7 @@ def _iterate(
         if validation is not None:
             rmse = _rmse(model.result(status, history), validation)
             if rmse < best_rmse:
-                best, best_rmse, best_sweep = [x.copy() for x in model.sides], rmse, sweep
+                best, best_rmse, best_sweep = [x.clone() for x in model.sides], rmse, sweep
         line = Iteration(objective, math.nan, rmse, time.perf_counter() - started)
         history.append(line)
         report(line)
@@ -251,9 +249,9 @@ def _rmse(result: CompletionResult, held_out: Observations) -> float:
     return math.sqrt(float((w * errors.square()).sum() / w.sum()))
 
 
-def _strengths(counts: torch.Tensor, penalty: float, exponent: float) -> Floats:
+def _strengths(counts: Tensor, penalty: float, exponent: float) -> Tensor:
     """Return the penalty of each row; a row without entries is penalised like one with one."""
-    return penalty * counts.clamp_min(1).double().numpy() ** exponent
+    return penalty * counts.clamp_min(1).double() ** exponent
 
 
 def _check(

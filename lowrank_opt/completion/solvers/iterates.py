@@ -35,6 +35,9 @@ class Iterate(NamedTuple):
     gradient_norm : float
     settled : bool
         Whether the solver's own criterion, such as a duality gap, is met.
+    stage : int
+        Objectives are compared within a stage: the first iterate of another one is the best so
+        far, unless validation entries tell.
     """
 
     operator: LowRankOperator
@@ -42,6 +45,7 @@ class Iterate(NamedTuple):
     objective: float
     gradient_norm: float = math.nan
     settled: bool = False
+    stage: int = 0
 
 
 @runtime_checkable
@@ -107,6 +111,7 @@ class _Loop:
         self.unit = loss_of_the_mean(observations) or 1.0
         self.history = History()
         self.best: Iterate | None = None
+        self.stage = 0
         self.start = time.perf_counter()
 
     def run(
@@ -144,6 +149,7 @@ class _Loop:
         self.stopping.resume(state["stopping"])
         self.history = History(**state["history"])
         self.start -= self.history.seconds[-1]
+        self.stage = state["stage"]
         factors, bias, objective = state["best"]
         self.best = Iterate(LowRankOperator(*factors), AdditiveBias(*bias), objective)
         return len(self.history)
@@ -157,6 +163,7 @@ class _Loop:
             "stopping": self.stopping.state(),
             "history": self.history.columns(),
             "best": [list(operator), [mean, rows, cols], self.best.objective],
+            "stage": self.stage,
         }
 
     def _judge(
@@ -170,6 +177,9 @@ class _Loop:
         line = Iteration(iterate.objective, iterate.gradient_norm, self._rmse(iterate), seconds)
         self.history.append(line)
         report(line)
+        if iterate.stage != self.stage and self.held_out is None:
+            self.stage = iterate.stage
+            self.stopping.begin_anew()
         status = self.stopping.judge(iterate.objective / self.unit, line.validation_rmse)
         if self.stopping.improved:
             self.best = iterate

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lowrank_opt.completion.loop.progress import Progress
@@ -22,8 +21,6 @@ from lowrank_opt.kernels import observed_entries
 from lowrank_opt.kernels.row_solves import RowProblems
 from lowrank_opt.observations import CompressedAxis, Observations
 from lowrank_opt.operator import LowRankOperator
-
-Floats = NDArray[np.float64]
 
 _NEWTON_STEPS, _CLOSE = 12, 1e-9
 
@@ -140,7 +137,7 @@ class _MaxNorm:
         start = torch.randn(sum(exact.shape), rank, generator=generator, dtype=torch.float64)
         start /= torch.linalg.vector_norm(start, dim=1, keepdim=True)
         self.sides = list(start.split(exact.shape))
-        self.multipliers = [np.zeros(size) for size in exact.shape]
+        self.multipliers = [x.new_zeros(x.shape) for x in self.biases]
 
     def iterates(self) -> Iterator[Iterate]:
         while True:
@@ -153,13 +150,13 @@ class _MaxNorm:
     def _improve(self, side: int) -> None:
         """Minimise over the rows of one factor, each in the unit ball."""
         targets = self.values - self._bias_entries()
-        axis, features = self.axes[side], self.sides[1 - side].numpy()
+        axis, features = self.axes[side], self.sides[1 - side]
         problems = _row_problems(axis, targets, self.w)
-        x = np.zeros((len(axis.pointers) - 1, features.shape[1]))
+        x = features.new_zeros(len(axis.pointers) - 1, features.shape[1])
         self.multipliers[side] = _solve_in_balls(
-            problems, x, features, guess=self.multipliers[side], counts=axis.counts.numpy()
+            problems, x, features, guess=self.multipliers[side], counts=axis.counts
         )
-        self.sides[side] = torch.from_numpy(x)
+        self.sides[side] = x
 
     def _improve_biases(self) -> None:
         for side, index in enumerate(self.indices):
@@ -196,33 +193,31 @@ class _MaxNorm:
 
 
 def _row_problems(axis: CompressedAxis, targets: Tensor, w: Tensor) -> RowProblems:
-    values = targets[axis.order].numpy()
-    return RowProblems(axis, values, w[axis.order].numpy(), np.empty_like(values))
+    return RowProblems(axis, targets[axis.order], w[axis.order])
 
 
 def _solve_in_balls(
-    problems: RowProblems, x: Floats, features: Floats, *, guess: Floats, counts: NDArray[np.int64]
-) -> Floats:
+    problems: RowProblems, x: Tensor, features: Tensor, *, guess: Tensor, counts: Tensor
+) -> Tensor:
     r"""Set each row of x to its minimiser in the unit ball; return the multipliers.
 
     Newton's method for :math:`1 / \|x_i(\nu)\| = 1`, whose left side is concave and nearly linear:
     from any start the second iterate is below the root, and the others increase towards it.
     """
-    identity, offsets = np.eye(features.shape[1]), np.zeros(len(features))
-    homogeneous = RowProblems(
-        problems.axis, np.zeros_like(problems.values), problems.weights, problems.scratch
-    )
+    identity = torch.eye(features.shape[1], dtype=x.dtype, device=x.device)
+    offsets = features.new_zeros(len(features))
+    homogeneous = replace(problems, values=torch.zeros_like(problems.values))
     # Rows with fewer entries than columns have singular systems: nearly the shortest solution.
-    least = 1e-10 * np.maximum(counts, 1.0)
-    nu, y = np.maximum(guess, least), np.zeros_like(x)
+    least = 1e-10 * counts.clamp_min(1).double()
+    nu, y = torch.maximum(guess, least), torch.zeros_like(x)
     for _ in range(_NEWTON_STEPS):
         problems.solve(x, features, offsets, precision=identity, strengths=nu)
-        sizes = np.linalg.norm(x, axis=1)
-        if np.all((np.abs(sizes - 1) < _CLOSE) | ((sizes < 1) & (nu == least))):
+        sizes = torch.linalg.vector_norm(x, dim=1)
+        if bool((((sizes - 1).abs() < _CLOSE) | ((sizes < 1) & (nu == least))).all()):
             break
         homogeneous.solve(y, features, offsets, precision=identity, strengths=nu, pull=x)
         # x^T (A + nu I)^-1 x, minus half the derivative of the squared length.
-        slopes = np.maximum((x * y).sum(axis=1), 1e-300)
-        nu = np.maximum(nu + np.square(sizes) / slopes * (sizes - 1), least)
-    x /= np.maximum(np.linalg.norm(x, axis=1), 1.0)[:, None]
-    return np.where(nu > least, nu, 0.0)
+        slopes = (x * y).sum(1).clamp_min(1e-300)
+        nu = torch.maximum(nu + sizes.square() / slopes * (sizes - 1), least)
+    x /= torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1.0)
+    return torch.where(nu > least, nu, 0.0)
