@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,10 +36,14 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "complete",
         help="complete the matrix of a file of ratings, and save the model",
-        epilog="Status: 0 if the iteration ended by its own criterion, 1 if not, 2 after an "
-        "error, 130 after Ctrl-C. In all cases but an error the best model is saved.",
+        epilog="Status: 0 if the iteration ended by its own criterion, 1 if not, 2 after a wrong "
+        "call, data that cannot be used or output that cannot be written, 70 after a fault of the "
+        "program, 130 after Ctrl-C. With 0, 1 and 130 the best model is saved.",
     )
-    parser.add_argument("ratings", help="file with a user, an item and a value on each line")
+    parser.add_argument(
+        "ratings",
+        help="file with a user, an item and a value on each line, text or Parquet (- for a pipe)",
+    )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the model goes")
     parser.add_argument("--rank", type=int, metavar="R", help=f"at most ({_RANK})")
     parser.add_argument("--radius", type=float, metavar="X", help="bound on the nuclear norm")
@@ -63,16 +70,38 @@ def add_to(commands: Commands) -> None:
         help="iterations, 0 for never (1 for variational, 10 for gradient)",
     )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--quiet", action="store_true", help="no progress, no word on the data")
+    parser.add_argument("--json", action="store_true", help="print the summary as a JSON object")
     add_columns(parser, value=True)
     parser.set_defaults(run=_run)
 
 
 def _run(options: Namespace) -> int:
     from lowrank_opt.completion import check_writable
-    from lowrank_opt.observations.ratings import read_ratings
 
     folder, solver = check_writable(options.out), _solver(options)
+    with _held(folder):
+        return _completed(options, folder, solver)
+
+
+@contextmanager
+def _held(folder: Path) -> Generator[None]:
+    """Hold the folder, made if need be: a second process would write over the first one's model."""
+    from lowrank_opt.files import locked
+
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder, wait=False):
+            yield
+    finally:
+        if new and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _completed(options: Namespace, folder: Path, solver: str) -> int:
+    from lowrank_opt.observations.ratings import read_ratings
+
     ratings = read_ratings(
         options.ratings,
         row=options.user,
@@ -90,7 +119,7 @@ def _run(options: Namespace) -> int:
     if sys.stderr.isatty() and not options.quiet:
         say("")
     replace(result, row_ids=ratings.row_ids, col_ids=ratings.col_ids).save(folder)
-    print(result.summary())
+    print(json.dumps(_facts(result, ratings)) if options.json else result.summary())
     return _ended(result, checkpoint)
 
 
@@ -124,9 +153,36 @@ def _describe(options: Namespace, ratings: Ratings) -> None:
     report(options.ratings, ratings.bad, ratings.unterminated)
     if ratings.merged:
         say(f"{ratings.merged} lines repeat a pair: {options.duplicates} taken")
-    m, n = ratings.observations.shape
     if not options.quiet:
-        say(f"{len(ratings.observations)} ratings, {m} users x {n} items")
+        m, n = ratings.observations.shape
+        low, high = map(float, ratings.observations.values.aminmax())
+        say(
+            f"read {options.ratings}: {ratings.reading}; {len(ratings.observations)} ratings from "
+            f"{low:g} to {high:g}, {m} users x {n} items, {ratings.merged} repeated; ids such as "
+            f"{ratings.row_ids[0]!r} and {ratings.col_ids[0]!r}"
+        )
+
+
+def _facts(result: CompletionResult, ratings: Ratings) -> dict[str, object]:
+    """Return the summary as numbers and names."""
+    (m, n), history = result.shape, result.history
+    errors = [x for x in history.validation_rmse if not math.isnan(x)]
+    return {
+        "status": result.status.name,
+        "message": result.status.value,
+        "ratings": len(ratings.observations),
+        "users": m,
+        "items": n,
+        "repeated": ratings.merged,
+        "malformed": len(ratings.bad.numbers),
+        "rank": result.operator.rank,
+        "mean": result.bias.mean,
+        "nuclear_norm": float(result.operator.schatten_norm(1)),
+        "objective": history.objective[-1] if len(history) > 0 else None,
+        "steps": len(history) - 1,
+        "seconds": history.seconds[-1] if len(history) > 0 else 0.0,
+        "validation_rmse": min(errors) if errors else None,
+    }
 
 
 def _checkpoint(

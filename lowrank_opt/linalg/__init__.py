@@ -9,6 +9,7 @@ from lowrank_opt.linalg.contraction import inverse_one_plus_gram as inverse_one_
 from lowrank_opt.linalg.contraction import invert_contraction as invert_contraction
 from lowrank_opt.linalg.framed import FramedProduct as FramedProduct
 from lowrank_opt.linalg.framed import framed_product as framed_product
+from lowrank_opt.linalg.frames import nearest_frame as nearest_frame
 from lowrank_opt.linalg.frames import polar_frame as polar_frame
 from lowrank_opt.linalg.frames import qr_frame as qr_frame
 from lowrank_opt.linalg.frozen import frozen_product as frozen_product

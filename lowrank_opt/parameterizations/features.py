@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowrank_opt.errors import ShapeError, TargetError
+from lowrank_opt.linalg import nearest_frame
+from lowrank_opt.parameterizations.wide import WideBuffers
 
 if TYPE_CHECKING:
     from scipy.sparse import sparray, spmatrix
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     FeatureMatrix: TypeAlias = Tensor | NDArray[np.floating] | spmatrix | sparray
 
 
-class Features(nn.Module):
+class Features(WideBuffers):
     """A constant m x f matrix as buffers, in float32 or better.
 
     A sparse one keeps its indices and values as two plain tensors, which every format of a state
@@ -27,6 +29,8 @@ class Features(nn.Module):
     ----------
     matrix : Tensor, shape (m, f)
         Dense, or sparse COO and coalesced.
+    orthonormal : bool
+        Columns are orthonormal, and are made so again in every dtype the module is moved to.
 
     Examples
     --------
@@ -35,13 +39,20 @@ class Features(nn.Module):
             [1.]])
     """
 
-    def __init__(self, matrix: Tensor) -> None:
+    wide: ClassVar[tuple[str, ...]] = ("values",)
+
+    def __init__(self, matrix: Tensor, *, orthonormal: bool = False) -> None:
         super().__init__()
+        self.orthonormal = orthonormal
         self.shape = (matrix.shape[0], matrix.shape[1])
         self.register_buffer("index", matrix.indices() if matrix.is_sparse else None)
         self.register_buffer("values", matrix.values() if matrix.is_sparse else matrix)
         self.index: Tensor | None
         self.values: Tensor
+
+    def converted(self, buffer: Tensor) -> Tensor:
+        """Return the values, orthonormal again where they were."""
+        return nearest_frame(buffer) if self.orthonormal else buffer
 
     @property
     def matrix(self) -> Tensor:

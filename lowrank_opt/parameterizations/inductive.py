@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
 from lowrank_opt.errors import ShapeError, TargetError
+from lowrank_opt.linalg import nearest_frame
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.parameterizations.between import Between
 from lowrank_opt.parameterizations.features import Features, as_matrix
+from lowrank_opt.parameterizations.wide import WideBuffers
 from lowrank_opt.sets import FeasibleSet, ImageSet, NestedSet
 from lowrank_opt.sets.image import image_of
 from lowrank_opt.sets.sides import Side, feature_svd, features
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from lowrank_opt.parameterizations.features import FeatureMatrix
 
 
-class Inductive(Between):
+class Inductive(WideBuffers, Between):
     r""":math:`W = A\, C\, B^T` with features A (m x f) of rows and B (n x g) of columns.
 
     C is any inner parameterization of shape (f, g). A row never observed is predicted from its
@@ -67,6 +69,8 @@ class Inductive(Between):
     ((3, 5), (1, 5))
     """
 
+    wide: ClassVar[tuple[str, ...]] = ("row_map", "col_map")
+
     def __init__(
         self,
         inner: Parameterization,
@@ -92,8 +96,8 @@ class Inductive(Between):
         self.orthonormal = orthonormal
         left, row_map = _orthonormalised(left) if orthonormal else (left, None)
         right, col_map = _orthonormalised(right) if orthonormal else (right, None)
-        self.rows = None if left is None else Features(left)
-        self.cols = None if right is None else Features(right)
+        self.rows = None if left is None else Features(left, orthonormal=orthonormal)
+        self.cols = None if right is None else Features(right, orthonormal=orthonormal)
         self.register_buffer("row_map", row_map)
         self.register_buffer("col_map", col_map)
         self.row_map: Tensor | None
@@ -184,6 +188,5 @@ def _orthonormalised(features: Tensor | None) -> tuple[Tensor | None, Tensor | N
             f"{len(values)}: drop columns, or use orthonormal=False"
         )
     # Weights once more: then orthonormal features stay what they are.
-    return (basis @ weights.mT).to(features.dtype), ((weights / values) @ weights.mT).to(
-        features.dtype
-    )
+    frame, change = nearest_frame(basis @ weights.mT), (weights / values) @ weights.mT
+    return frame.to(features.dtype), change.to(features.dtype)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.errors import OptionError
-from lowrank_opt.linalg import lp_norm, product_svd
+from lowrank_opt.linalg import lp_norm, nearest_frame, product_svd
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.sets.base import FeasibleSet, SpectralSet, alike, relative_tolerance
 from lowrank_opt.sets.sides import Features, FeatureSVD, Frame, Side, diagonal, features
@@ -267,7 +267,8 @@ def WeightedSchattenBall(
 class NestedSet(LinearImage):
     r""":math:`\{U C V^T : C \in \text{inner}\}` for orthonormal U (m x k) and V (n x l).
 
-    Unitarily invariant norms of a member are those of C.
+    Unitarily invariant norms of a member are those of C. Frames rounded to their dtype stand for
+    the nearest orthonormal ones, which have the same column spaces.
 
     Examples
     --------
@@ -286,7 +287,7 @@ class NestedSet(LinearImage):
 
     @cached_property
     def sides(self) -> tuple[Side, Side]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return Frame(self.left), Frame(self.right)
+        return Frame(nearest_frame(self.left)), Frame(nearest_frame(self.right))
 
 
 @dataclass(frozen=True, eq=False)

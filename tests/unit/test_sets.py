@@ -12,7 +12,6 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.errors import OptionError, RadiusError, RankError
-from lowrank_opt.sets import relative_tolerance
 
 D = torch.float64
 M, N = 6, 5
@@ -307,14 +306,6 @@ def test_shifted_set_moves_the_ball():
     assert feasible.contains(diagonal(2.0) - offset)
     assert feasible.excess(diagonal(0.0) + 2 * offset) == pytest.approx(2.5)
     assert 5 == feasible.rank
-
-
-def test_tolerance_is_the_documented_one():
-    ball = lo.SchattenBall(math.inf, 1.0, 4)
-    eps = 2.0**-52
-    assert 32 * eps == relative_tolerance(D, 4)
-    assert ball.contains(diagonal(1 + 31 * eps))
-    assert not ball.contains(diagonal(1 + 34 * eps))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
