@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from lowrank_opt.cli.parsers import Commands
     from lowrank_opt.completion import Checkpoint, CompletionResult, Iteration
-    from lowrank_opt.files import Json
     from lowrank_opt.observations import Observations
     from lowrank_opt.observations.ratings import Ratings
+    from lowrank_opt.parameterizations.config import Json
 
 _RANK = 12
 _EVERY = {"variational": 1, "gradient": 10}
