@@ -147,16 +147,12 @@ def _edge_violation(source: str, target: str, known: dict[str, Path]) -> str | N
         return f"{source}: the component {above!r} is not in the table of layers"
     if above != below and below not in ALLOWED[above]:
         return f"{source} imports {target}: {above!r} may not import {below!r}"
-    if above == "completion" and below == "parameterizations" and not _is_contract(target):
+    contract = target.endswith((".base", ".config"))
+    if above == "completion" and below == "parameterizations" and not contract:
         return f"{source} imports {target}: completion may import parameterizations.base only"
     if above == below == "parameterizations" and _joins_siblings(source, target, known):
         return f"{source} imports {target}: a parameterization never imports another one"
     return None
-
-
-def _is_contract(target: str) -> bool:
-    """Whether a module says what every parameterization is, its options as data included."""
-    return target.endswith((".base", ".config"))
 
 
 def _joins_siblings(source: str, target: str, known: dict[str, Path]) -> bool:

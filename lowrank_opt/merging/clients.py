@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from lowrank_opt.errors import NotInSetError, OptionError, RankError, ShapeError, TargetError
 from lowrank_opt.linalg import working_dtype
 from lowrank_opt.nn.adapters.adapted import adapted_modules
-from lowrank_opt.nn.adapters.slots import AdaptedWeight, adapted_weights, record_of
+from lowrank_opt.nn.adapters.present import (
+    record_of,
+)
+from lowrank_opt.nn.adapters.weights import (
+    AdaptedWeight,
+    adapted_weights,
+)
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import Parameterization
 from lowrank_opt.sets import FeasibleSet

@@ -9,14 +9,18 @@ from torch import Tensor, nn
 
 from lowrank_opt.errors import ShapeError, TargetError
 from lowrank_opt.nn.adapters.adapted import adapted_modules
-from lowrank_opt.nn.adapters.slots import (
-    AdaptedWeight,
-    WeightSlot,
-    adapted_weights,
+from lowrank_opt.nn.adapters.present import (
     check_not_merged,
+    record_of,
+)
+from lowrank_opt.nn.adapters.slots import (
+    WeightSlot,
     every_slot,
     layer_slots,
-    record_of,
+)
+from lowrank_opt.nn.adapters.weights import (
+    AdaptedWeight,
+    adapted_weights,
 )
 from lowrank_opt.nn.frozen import Frozen
 from lowrank_opt.nn.surgery.install import Plan, Updates, check_new_name, install

@@ -11,7 +11,14 @@ from lowrank_opt.errors import ShapeError, TargetError
 from lowrank_opt.merging.aggregate import Aggregate
 from lowrank_opt.merging.clients import active_weights
 from lowrank_opt.merging.private import PrivateMerge
-from lowrank_opt.nn.adapters.slots import AdaptedWeight, check_not_merged, record_of, settle
+from lowrank_opt.nn.adapters.present import (
+    check_not_merged,
+    record_of,
+)
+from lowrank_opt.nn.adapters.weights import (
+    AdaptedWeight,
+    settle,
+)
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import Factored, Parameterization
 

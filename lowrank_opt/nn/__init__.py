@@ -2,9 +2,9 @@
 
 from lowrank_opt.nn.adapters.kinds import LayerKind as LayerKind
 from lowrank_opt.nn.adapters.kinds import register_layer as register_layer
-from lowrank_opt.nn.adapters.slots import AdaptedWeight as AdaptedWeight
-from lowrank_opt.nn.adapters.slots import active_adapters as active_adapters
-from lowrank_opt.nn.adapters.slots import adapted_weights as adapted_weights
+from lowrank_opt.nn.adapters.present import active_adapters as active_adapters
+from lowrank_opt.nn.adapters.weights import AdaptedWeight as AdaptedWeight
+from lowrank_opt.nn.adapters.weights import adapted_weights as adapted_weights
 from lowrank_opt.nn.errors import AdapterStateError as AdapterStateError
 from lowrank_opt.nn.folders.load import load_adapter as load_adapter
 from lowrank_opt.nn.folders.save import save_adapter as save_adapter

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lowrank_opt.errors import RankError, ShapeError
-from lowrank_opt.nn.adapters.slots import (
-    AdaptedWeight,
+from lowrank_opt.nn.adapters.present import (
     active_adapters,
+)
+from lowrank_opt.nn.adapters.weights import (
+    AdaptedWeight,
     adapted_weights,
     settle,
 )

@@ -7,7 +7,9 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.nn import adapt, adapted_weights, disabled, merge, unmerge
-from lowrank_opt.nn.adapters.slots import record_of
+from lowrank_opt.nn.adapters.present import (
+    record_of,
+)
 from lowrank_opt.testing.cases.adapter_method import METHOD
 from tests.adapted import base_weight
 from tests.property.broken import DetachedFactor, MergesTwice, Product

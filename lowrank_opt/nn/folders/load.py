@@ -11,20 +11,24 @@ from torch import Tensor, nn
 from lowrank_opt.errors import DataError, ShapeError, TargetError
 from lowrank_opt.nn.adapters.adapted import adapted_modules
 from lowrank_opt.nn.adapters.kinds import kind_of, matrix_shapes
-from lowrank_opt.nn.adapters.slots import (
-    AdaptedWeight,
-    LayerSlot,
-    WeightSlot,
-    adapted_weights,
+from lowrank_opt.nn.adapters.present import (
     check_not_merged,
     check_not_routed,
+    record_of,
+)
+from lowrank_opt.nn.adapters.slots import (
+    LayerSlot,
+    WeightSlot,
     every_slot,
     join,
-    record_of,
+)
+from lowrank_opt.nn.adapters.store import Part, stored
+from lowrank_opt.nn.adapters.weights import (
+    AdaptedWeight,
+    adapted_weights,
     settle,
     unsettle,
 )
-from lowrank_opt.nn.adapters.store import Part, stored
 from lowrank_opt.nn.folders.described import described
 from lowrank_opt.nn.folders.stored import (
     Stored,

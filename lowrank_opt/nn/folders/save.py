@@ -10,16 +10,20 @@ from torch import Tensor, nn
 
 from lowrank_opt.errors import TargetError
 from lowrank_opt.nn.adapters.kinds import original_type, type_name
-from lowrank_opt.nn.adapters.slots import (
-    AdaptedWeight,
-    LayerSlot,
-    adapted_weights,
+from lowrank_opt.nn.adapters.present import (
     adapter_names,
     check_known,
+)
+from lowrank_opt.nn.adapters.slots import (
+    LayerSlot,
     every_slot,
     join,
 )
 from lowrank_opt.nn.adapters.store import stored
+from lowrank_opt.nn.adapters.weights import (
+    AdaptedWeight,
+    adapted_weights,
+)
 from lowrank_opt.nn.errors import AdapterStateError
 from lowrank_opt.nn.folders import files
 from lowrank_opt.nn.folders.described import described

@@ -11,7 +11,9 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from lowrank_opt.errors import TargetError
-from lowrank_opt.nn.adapters.slots import LayerSlot
+from lowrank_opt.nn.adapters.slots import (
+    LayerSlot,
+)
 from lowrank_opt.nn.adapters.store import STORE
 from lowrank_opt.nn.folders.save import own_or_trained
 from lowrank_opt.nn.low_rank.decomposed import DecomposedModule

@@ -12,12 +12,16 @@ from torch import Tensor, nn
 
 from lowrank_opt.errors import TargetError
 from lowrank_opt.nn.adapters.adapted import adapted_modules
+from lowrank_opt.nn.adapters.present import (
+    check_known,
+)
 from lowrank_opt.nn.adapters.slots import (
     LayerSlot,
     WeightSlot,
-    adapted_weights,
-    check_known,
     every_slot,
+)
+from lowrank_opt.nn.adapters.weights import (
+    adapted_weights,
 )
 from lowrank_opt.nn.folders.save import only_name
 from lowrank_opt.nn.interop import peft_folder

@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 from lowrank_opt.errors import DataError, ShapeError, TargetError
 from lowrank_opt.nn.adapters.adapted import adapted_modules
-from lowrank_opt.nn.adapters.slots import LayerSlot, WeightSlot, every_slot, join
+from lowrank_opt.nn.adapters.slots import (
+    LayerSlot,
+    WeightSlot,
+    every_slot,
+    join,
+)
 from lowrank_opt.nn.adapters.store import stored
 from lowrank_opt.nn.interop import peft_config
 from lowrank_opt.nn.interop.peft_adapter import PeftAdapter, PeftSite, read_adapter

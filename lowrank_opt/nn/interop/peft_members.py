@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.errors import NotInSetError, TargetError
-from lowrank_opt.nn.adapters.slots import WeightSlot
+from lowrank_opt.nn.adapters.slots import (
+    WeightSlot,
+)
 from lowrank_opt.nn.interop.peft_adapter import PeftSite
 from lowrank_opt.nn.interop.peft_layers import in_model
 from lowrank_opt.nn.surgery.options import Make

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from lowrank_opt.errors import DataError
-from lowrank_opt.nn.adapters.slots import adapted_weights
+from lowrank_opt.nn.adapters.weights import (
+    adapted_weights,
+)
 from lowrank_opt.nn.interop.peft_adapter import read_adapter
 from lowrank_opt.nn.interop.peft_layers import in_model
 

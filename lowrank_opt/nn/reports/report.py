@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.errors import TargetError
-from lowrank_opt.nn.adapters.slots import adapted_weights, check_known, record_of
+from lowrank_opt.nn.adapters.present import (
+    check_known,
+    record_of,
+)
+from lowrank_opt.nn.adapters.weights import (
+    adapted_weights,
+)
 from lowrank_opt.parameterizations import Parameterization
 
 

@@ -10,14 +10,18 @@ from torch import nn
 
 from lowrank_opt.errors import RadiusError, TargetError
 from lowrank_opt.linalg.entrywise import drop_and_rescale, elect_sign_and_average, keep_largest
-from lowrank_opt.nn.adapters.record import as_weights
-from lowrank_opt.nn.adapters.slots import (
-    AdaptedWeight,
-    adapted_weights,
+from lowrank_opt.nn.adapters.present import (
     check_known,
     check_not_merged,
-    every_slot,
     record_of,
+)
+from lowrank_opt.nn.adapters.record import as_weights
+from lowrank_opt.nn.adapters.slots import (
+    every_slot,
+)
+from lowrank_opt.nn.adapters.weights import (
+    AdaptedWeight,
+    adapted_weights,
 )
 from lowrank_opt.nn.frozen import Frozen
 from lowrank_opt.nn.surgery.install import Plan, Updates, check_new_name, install

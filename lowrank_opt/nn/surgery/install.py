@@ -9,13 +9,15 @@ from typing import TypeAlias
 from torch import nn
 
 from lowrank_opt.nn.adapters.adapted import adapted_modules, attach
+from lowrank_opt.nn.adapters.present import (
+    check_not_merged,
+    check_not_routed,
+    record_of,
+)
 from lowrank_opt.nn.adapters.record import Record
 from lowrank_opt.nn.adapters.slots import (
     WeightSlot,
-    check_not_merged,
-    check_not_routed,
     every_slot,
-    record_of,
 )
 from lowrank_opt.nn.adapters.store import Part, stored
 from lowrank_opt.nn.errors import AdapterStateError

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from lowrank_opt.errors import TargetError
 from lowrank_opt.nn.adapters.adapted import adapted_modules
-from lowrank_opt.nn.adapters.record import State, Weights, as_weights, names_of
-from lowrank_opt.nn.adapters.slots import (
+from lowrank_opt.nn.adapters.present import (
     check_known,
     check_not_merged,
     check_not_routed,
-    is_finite,
     record_of,
+)
+from lowrank_opt.nn.adapters.record import State, Weights, as_weights, names_of
+from lowrank_opt.nn.adapters.slots import (
+    is_finite,
 )
 from lowrank_opt.nn.adapters.store import Store, add_dense, stored, sum_key
 from lowrank_opt.nn.errors import AdapterStateError

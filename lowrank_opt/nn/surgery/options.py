@@ -13,7 +13,9 @@ from torch import Tensor
 
 from lowrank_opt.errors import LowRankError, RadiusError, ShapeError, TargetError
 from lowrank_opt.linalg import lp_norm
-from lowrank_opt.nn.adapters.slots import WeightSlot
+from lowrank_opt.nn.adapters.slots import (
+    WeightSlot,
+)
 from lowrank_opt.nn.surgery.targets import Candidate, describe, matches
 from lowrank_opt.parameterizations import Parameterization
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from lowrank_opt.nn.adapters.adapted import adapted_modules, detach
-from lowrank_opt.nn.adapters.slots import (
+from lowrank_opt.nn.adapters.present import (
     check_known,
     check_not_merged,
     check_not_routed,

@@ -10,16 +10,20 @@ from torch import Tensor, nn
 from lowrank_opt.errors import OptionError, TargetError
 from lowrank_opt.nn.adapters.adapted import adapted_modules
 from lowrank_opt.nn.adapters.kinds import kind_of, original_type, type_name
-from lowrank_opt.nn.adapters.record import Routing, as_weights
-from lowrank_opt.nn.adapters.slots import (
-    adapted_weights,
+from lowrank_opt.nn.adapters.present import (
     check_known,
     check_not_merged,
-    every_slot,
-    join,
     record_of,
 )
+from lowrank_opt.nn.adapters.record import Routing, as_weights
+from lowrank_opt.nn.adapters.slots import (
+    every_slot,
+    join,
+)
 from lowrank_opt.nn.adapters.store import Part, stored
+from lowrank_opt.nn.adapters.weights import (
+    adapted_weights,
+)
 from lowrank_opt.nn.errors import AdapterStateError
 from lowrank_opt.nn.surgery.install import follow
 from lowrank_opt.nn.surgery.own import differs
