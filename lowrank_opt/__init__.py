@@ -1,5 +1,7 @@
 """Unconstrained but complete low-rank parameterizations, and what is built on them."""
 
+from lowrank_opt import solvers as solvers
+from lowrank_opt.completion import CompletionProblem as CompletionProblem
 from lowrank_opt.completion import CompletionResult as CompletionResult
 from lowrank_opt.completion import CompletionStatus as CompletionStatus
 from lowrank_opt.completion import complete as complete

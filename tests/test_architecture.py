@@ -19,7 +19,7 @@ MAX_LINES = 400
 
 BASEMENT = {"errors", "checks", "extras", "files"}
 FOUNDATION = BASEMENT | {"linalg", "operator", "sets", "tables", "observations"}
-CORE = FOUNDATION | {"parameterizations", "kernels", "completion", "nn"}
+CORE = FOUNDATION | {"parameterizations", "kernels", "completion", "solvers", "nn"}
 CONSUMERS = {"estimators", "training", "merging", "distributed", "plots"}
 
 # The key may import the values; "" is lowrank_opt/__init__.py. A component that is not in the
@@ -37,6 +37,8 @@ ALLOWED: dict[str, set[str]] = {
     "parameterizations": {"errors", "checks", "extras", "linalg", "operator", "sets"},
     "kernels": {"errors", "checks", "linalg", "operator", "observations"},
     "completion": FOUNDATION | {"parameterizations", "kernels"},
+    # The solvers by their short names.
+    "solvers": {"completion"},
     "nn": {"errors", "checks", "files", "linalg", "operator", "sets", "parameterizations"},
     **{consumer: CORE for consumer in CONSUMERS},
     "": CORE,

@@ -9,7 +9,7 @@ import torch
 import lowrank_opt as lo
 from lowrank_opt.completion import Iteration, complete
 from lowrank_opt.completion.model.bias import fit_additive_bias
-from lowrank_opt.errors import ObservationError, RadiusError, ShapeError
+from lowrank_opt.errors import ObservationError, OptionError, RadiusError, ShapeError
 from lowrank_opt.observations import Observations
 from tests.completion_cases import LargestAllocation, factored, normal, observe, seeded
 
@@ -40,7 +40,7 @@ def frozen() -> lo.Factored:
         (frozen, {}, ShapeError, "got none"),
         (lambda: factored((9, 7), 2).to("meta"), {}, ShapeError, r"got \['meta'\] and cpu"),
         (None, {"loss": "l2"}, RadiusError, "loss must be 'squared', .* got loss='l2'"),
-        (None, {"optimizer": "sgd"}, RadiusError, "optimizer must be .* got optimizer='sgd'"),
+        (None, {"optimizer": "sgd"}, OptionError, r"every solver have; got \['optimizer'\]: pass"),
         (None, {"bias": "rows"}, RadiusError, "bias must be 'additive' or None; got bias='rows'"),
         (None, {"progress": 3}, RadiusError, "progress must be"),
         (None, {"penalty": -1.0}, RadiusError, "nonnegative; got penalty=-1.0"),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from lowrank_opt.completion.bayes.posterior import BayesianResult
+from lowrank_opt.completion.results.posterior import BayesianResult
 from lowrank_opt.errors import ObservationError, RadiusError, ShapeError
 from lowrank_opt.observations import Observations
 

@@ -5,22 +5,15 @@ from typing import Literal
 
 import torch
 
-from lowrank_opt.completion.model.losses import Loss, entry_loss
 from lowrank_opt.errors import RadiusError, ShapeError
 from lowrank_opt.observations import Observations
 from lowrank_opt.parameterizations.base import Parameterization
 
 
-def check_choices(
-    *, loss: Loss, bias: Literal["additive"] | None, optimizer: object, progress: object
-) -> None:
-    """Raise RadiusError unless every choice is a known one."""
-    entry_loss(loss)
-    _check_choice("optimizer", optimizer, ("lbfgs", "adam"))
+def check_choices(*, bias: Literal["additive"] | None) -> None:
+    """Raise RadiusError unless the choice is a known one."""
     if bias not in ("additive", None):
         raise RadiusError(f"bias must be 'additive' or None; got bias={bias!r}")
-    if not (isinstance(progress, bool) or callable(progress)):
-        raise RadiusError(f"progress must be True, False or callable; got progress={progress!r}")
 
 
 def check_amounts(**amounts: float) -> None:
@@ -61,9 +54,3 @@ def check_parameterization_fits(
             f"and {observations.device}: move one with .to(device)"
         )
     return dtypes.pop()
-
-
-def _check_choice(name: str, choice: object, known: tuple[str, ...]) -> None:
-    if not (callable(choice) or choice in known):
-        names = ", ".join(map(repr, known))
-        raise RadiusError(f"{name} must be {names} or a callable; got {name}={choice!r}")
