@@ -149,8 +149,7 @@ def _edge_violation(source: str, target: str, known: dict[str, Path]) -> str | N
         return f"{source}: the component {above!r} is not in the table of layers"
     if above != below and below not in ALLOWED[above]:
         return f"{source} imports {target}: {above!r} may not import {below!r}"
-    contract = target.endswith((".base", ".config"))
-    if above == "completion" and below == "parameterizations" and not contract:
+    if above == "completion" and below == "parameterizations" and not target.endswith(".base"):
         return f"{source} imports {target}: completion may import parameterizations.base only"
     if above == below == "parameterizations" and _joins_siblings(source, target, known):
         return f"{source} imports {target}: a parameterization never imports another one"
