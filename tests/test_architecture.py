@@ -146,7 +146,7 @@ def _edge_violation(source: str, target: str, known: dict[str, Path]) -> str | N
         return f"{source}: the component {above!r} is not in the table of layers"
     if above != below and below not in ALLOWED[above]:
         return f"{source} imports {target}: {above!r} may not import {below!r}"
-    contracts = (".base", ".between")
+    contracts = (".base", ".between", ".config")
     if (above, below) == ("completion", "parameterizations") and not target.endswith(contracts):
         return f"{source} imports {target}: completion may import parameterizations.base only"
     if above == below == "parameterizations" and _joins_siblings(source, target, known):
