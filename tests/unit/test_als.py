@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_opt.completion import CompletionResult, CompletionStatus
-from lowrank_opt.completion.solvers.als import als
-from lowrank_opt.errors import RadiusError, ShapeError
+from lowrank_opt.completion import CompletionResult, CompletionStatus, als
+from lowrank_opt.errors import OptionError, ShapeError
 from lowrank_opt.kernels.row_solves import RowProblems
 from lowrank_opt.observations import Observations
 from tests.completion_cases import normal, observe, seeded
@@ -141,20 +140,21 @@ def test_validation_returns_the_best_sweep():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"penalty": 0.0}, "penalty and bias_ratio must be positive"),
+        ({"penalty": 0.0}, "needs a positive penalty"),
         ({"exponent": 1.5}, r"exponent must be in \[0, 1\]"),
         ({"method": "qr"}, "method must be 'exact' or 'cg'"),
         ({"bias": "free"}, "bias must be 'additive' or None"),
-        ({"sweeps": 0}, "sweeps must be a positive integer"),
+        ({"bias_ratio": 0.0}, "bias_penalty must be positive"),
+        ({"sweeps": 0}, "max_iterations must be a positive integer"),
     ],
 )
 def test_settings_outside_their_domain_raise(setting, message):
-    with pytest.raises(RadiusError, match=message):
+    with pytest.raises(OptionError, match=message):
         als(problem(), 2, **({"penalty": 0.1} | setting))
 
 
 def test_validation_of_another_shape_raises():
-    with pytest.raises(ShapeError, match="validation entries must be of shape"):
+    with pytest.raises(ShapeError, match="validation entries must be of the same matrix"):
         als(problem(), 2, penalty=0.1, validation=problem(m=24))
 
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_opt.completion.bayes.gibbs import bayesian
+from lowrank_opt.completion import bayesian
 from lowrank_opt.completion.bayes.gibbs_sweeps import draw_normal_wishart, draw_wishart
-from lowrank_opt.completion.bayes.posterior import BayesianResult
 from lowrank_opt.completion.model import side
 from lowrank_opt.completion.model.implicit import implicit_features
 from lowrank_opt.completion.model.side import FeatureLink
+from lowrank_opt.completion.results.posterior import BayesianResult
 from lowrank_opt.errors import DataError, ObservationError, OptionError, ShapeError
 from lowrank_opt.kernels.row_solves import RowProblems
 from lowrank_opt.observations import Observations

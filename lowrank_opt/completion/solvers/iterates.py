@@ -11,11 +11,11 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from lowrank_opt.completion.certificates.convex_problem import ConvexProblem
 from lowrank_opt.completion.loop.checkpoint import Checkpoint, State
 from lowrank_opt.completion.loop.history import History, Iteration
-from lowrank_opt.completion.loop.progress import Progress, reporting
 from lowrank_opt.completion.loop.status import CompletionStatus
 from lowrank_opt.completion.loop.stopping import Stopping
 from lowrank_opt.completion.model.bias import AdditiveBias, weighted_mean
 from lowrank_opt.completion.results.result import CompletionResult
+from lowrank_opt.completion.solvers.context import Run
 from lowrank_opt.completion.solvers.held_out import root_mean_square_error
 from lowrank_opt.errors import OptionError
 from lowrank_opt.observations import Observations
@@ -61,17 +61,16 @@ class Resumable(Protocol):
         ...
 
 
-def run(
+def iterate(
     iterates: Iterator[Iterate],
-    observations: Observations,
+    fitted: Observations,
+    held_out: Observations | None,
+    run: Run,
     *,
-    held_out: Observations | None = None,
     tolerance: float,
     max_iterations: int,
     patience: int = 20,
-    progress: Progress = False,
     problem: ConvexProblem | None = None,
-    checkpoint: Checkpoint | None = None,
 ) -> CompletionResult:
     """Take iterates from a solver until one of the criteria of `Stopping` is met.
 
@@ -79,24 +78,23 @@ def run(
     ----------
     iterates : iterator of Iterate
         If it ends by itself, no step decreases its objective any further.
-    observations : Observations
-        The fitted entries, in whose dtype the result is.
-    held_out : Observations, optional
-        The iterate with the smallest error on them is returned; else that with the smallest
-        objective.
-    tolerance, max_iterations, patience, progress
-        As in `complete`; a tolerance of zero leaves the decision to the solver.
+    fitted, held_out : Observations
+        As `Run.split` returned them. The iterate with the smallest error on those held out is
+        returned; without them, that with the smallest objective.
+    run : Run
+        With a checkpoint, the iterator must be `Resumable`.
+    tolerance, max_iterations
+        As in `Stopping`; a tolerance of zero leaves the decision to the solver.
+    patience : int
+        The solver's own.
     problem : ConvexProblem, optional
         What the solver minimises, for `CompletionResult.certificate`.
-    checkpoint : Checkpoint, optional
-        Where to leave the state, and to go on from it; the iterator must be `Resumable`.
     """
-    loop = _Loop(
-        observations, held_out, Stopping(observations.dtype, tolerance=tolerance, patience=patience)
-    )
-    with reporting(progress, max_iterations) as report:
-        first = 0 if checkpoint is None else loop.resume(iterates, checkpoint)
-        status = loop.run(iterates, first, max_iterations, report, checkpoint)
+    patience = run.patience_or(patience)
+    loop = _Loop(fitted, held_out, Stopping(fitted.dtype, tolerance=tolerance, patience=patience))
+    with run.reporting(max_iterations) as report:
+        first = 0 if run.checkpoint is None else loop.resume(iterates, run.checkpoint)
+        status = loop.run(iterates, first, max_iterations, report, run.checkpoint)
     assert loop.best is not None, "a solver yields its start before anything can go wrong"
     return CompletionResult(
         loop.best.operator, loop.best.bias, status, loop.history, problem=problem

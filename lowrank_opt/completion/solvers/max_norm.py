@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lowrank_opt.completion.loop.progress import Progress
+from lowrank_opt.checks import check_radius
 from lowrank_opt.completion.model.bias import AdditiveBias, weighted_mean
 from lowrank_opt.completion.model.checks import check_amounts, check_counts
+from lowrank_opt.completion.model.problem import CompletionProblem
 from lowrank_opt.completion.results.result import CompletionResult
-from lowrank_opt.completion.solvers.held_out import training_and_validation
-from lowrank_opt.completion.solvers.iterates import Iterate, run
-from lowrank_opt.errors import RadiusError
+from lowrank_opt.completion.solvers.context import Run
+from lowrank_opt.completion.solvers.iterates import Iterate, iterate
+from lowrank_opt.completion.solvers.traits import Traits
 from lowrank_opt.kernels import observed_entries
 from lowrank_opt.kernels.row_solves import RowProblems
 from lowrank_opt.observations import CompressedAxis, Observations
@@ -25,58 +25,37 @@ from lowrank_opt.operator import LowRankOperator
 _NEWTON_STEPS, _CLOSE = 12, 1e-9
 
 
-def max_norm(
-    observations: Observations,
-    rank: int,
-    *,
-    radius: float,
-    bias: Literal["additive"] | None = "additive",
-    bias_penalty: float = 1.0,
-    tolerance: float = 1e-5,
-    max_iterations: int = 200,
-    validation: float | Observations | None = None,
-    patience: int = 20,
-    generator: torch.Generator | None = None,
-    progress: Progress = False,
-) -> CompletionResult:
-    r"""Complete a matrix whose factors have rows of bounded length.
+@dataclass(frozen=True)
+class MaxNorm:
+    r"""Factors whose rows are of bounded length.
 
     Minimises :math:`\tfrac12 \sum_k w_k (W_{ij} + \mu + a_i + b_j - v_k)^2
     + \tfrac12 \lambda_b (\|a\|^2 + \|b\|^2)` over :math:`W = L R^T` with
-    :math:`\|l_i\|^2 \le \text{radius}` and :math:`\|r_j\|^2 \le \text{radius}`, rank columns each.
-    These are matrices of max-norm at most `radius`, and so :math:`|W_{ij}| \le \text{radius}`. In
-    contrast to the nuclear norm the bound does not depend on how the entries are distributed.
+    :math:`\|l_i\|^2 \le \text{radius}` and :math:`\|r_j\|^2 \le \text{radius}`, as many
+    columns each as the rank. These are matrices of max-norm at most `radius`, and so
+    :math:`|W_{ij}| \le \text{radius}`. In contrast to the nuclear norm the bound does not depend
+    on how the entries are distributed. A rank of a few times the expected one has fewer local
+    minima.
 
     Parameters
     ----------
-    observations : Observations, shape (m, n)
-        On the CPU; computed with in float64.
-    rank : int
-        A few times the expected one: the more, the fewer local minima.
     radius : float
         Positive.
-    bias : {"additive"} or None
-    bias_penalty : float
-        :math:`\lambda_b \ge 0`.
-    tolerance, max_iterations, validation, patience, progress
-        As in `complete`.
-    generator : torch.Generator, optional
-        For the random start and the random share.
-
-    Returns
-    -------
-    CompletionResult
-        Its factors are L and R with scale one, rows within :math:`\sqrt{\text{radius}}` to one
-        unit of rounding of their dtype. There is no certificate: the support function of the
-        max-norm ball is a semidefinite program, not a singular value.
+    tolerance : float
+        As in `LBFGS`.
+    max_iterations : int
 
     Raises
     ------
     RadiusError, OptionError
-        If a setting is outside its domain.
+        If an option is outside its domain.
 
     Notes
     -----
+    Computed in float64. Factors come out as L and R with scale one, rows within
+    :math:`\sqrt{\text{radius}}` to one unit of rounding of their dtype. There is no certificate:
+    the support function of the max-norm ball is a semidefinite program, not a singular value.
+
     Alternates over the rows of L, the rows of R and the biases, each an exact minimum: a least
     squares problem in a ball has the solution :math:`(A_i + \nu_i I)^{-1} b_i`, with
     :math:`\nu_i \ge 0` the root of a decreasing function of one variable, found by Newton's method
@@ -90,26 +69,33 @@ def max_norm(
 
     Examples
     --------
-    >>> observed = Observations.from_dense(torch.full((4, 3), 2.0))
-    >>> result = max_norm(observed, 2, radius=1.5, bias=None)
-    >>> result.predict([0, 3], [0, 2])
-    tensor([1.5000, 1.5000])
+    >>> MaxNorm(radius=1.5)
+    MaxNorm(radius=1.5, tolerance=1e-05, max_iterations=200)
     """
-    check_amounts(bias_penalty=bias_penalty, tolerance=tolerance)
-    check_counts(rank=rank, max_iterations=max_iterations, patience=patience)
-    if not (math.isfinite(radius) and radius > 0):
-        raise RadiusError(f"radius must be positive and finite; got radius={radius!r}")
-    fitted, held_out = training_and_validation(observations, validation, generator)
-    solver = _MaxNorm(fitted, rank, radius, bias_penalty if bias else None, generator)
-    return run(
-        solver.iterates(),
-        fitted,
-        held_out=held_out,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-        patience=patience,
-        progress=progress,
-    )
+
+    traits: ClassVar[Traits] = Traits(sets=("rank",))
+    radius: float
+    tolerance: float = 1e-5
+    max_iterations: int = 200
+
+    def __post_init__(self) -> None:
+        check_amounts(tolerance=self.tolerance)
+        check_counts(max_iterations=self.max_iterations)
+        check_radius(self.radius)
+
+    def solve(self, problem: CompletionProblem, run: Run) -> CompletionResult:
+        """Return the best iterate."""
+        fitted, held_out = run.split(problem.observations)
+        rank, rate = problem.fixed_rank, problem.bias_rate
+        solver = _MaxNorm(fitted, rank, self.radius, rate, run.generator)
+        return iterate(
+            solver.iterates(),
+            fitted,
+            held_out,
+            run,
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+        )
 
 
 class _MaxNorm:
