@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.nn import AdaptedModule, DecomposedModule, adapt, merge
+from lowrank_opt.nn import DecomposedModule, adapt, adapted_weights, merge
 from lowrank_opt.parameterizations import Parameterization, WeightDecomposed
 from lowrank_opt.parameterizations.catalog import METHODS, Method
 
@@ -88,11 +88,8 @@ def _ours(method: Method, shape: Shape, rank: int) -> Layer:
     if isinstance(made, WeightDecomposed):
         return _decomposed(method.name, made.inner, shape)
     module = adapt(bare(shape), lambda _: made, targets=".*")
-    assert isinstance(module, AdaptedModule)
-    adapter = module.adapter("default")
-    assert adapter is not None
     _randomize(module)
-    parts = [member for _, members in adapter.items() for member in members]
+    parts = [member for found in adapted_weights(module) for member in found.updates]
 
     def merged() -> nn.Module:
         merge(module)

@@ -51,7 +51,8 @@ def script(shell: str, parsers: dict[str, ArgumentParser]) -> str:
     commands = " ".join(words)
     if shell == "fish":
         lines = [
-            f"complete -c lowrank-opt -n '__fish_seen_subcommand_from {name}' -a '{' '.join(found)}'"
+            f"complete -c lowrank-opt -n '__fish_seen_subcommand_from {name}' "
+            f"-a '{' '.join(found)}'"
             for name, found in words.items()
         ]
         return _FISH.format(commands=commands, lines="\n".join(lines))

@@ -25,6 +25,8 @@ from lowrank_opt.linalg.scaling import scale_to_unit_peak as scale_to_unit_peak
 from lowrank_opt.linalg.scaling import top_k_sum as top_k_sum
 from lowrank_opt.linalg.scaling import working_dtype as working_dtype
 from lowrank_opt.linalg.singular_values import differentiable_values as differentiable_values
+from lowrank_opt.linalg.subspaces import extend_basis as extend_basis
+from lowrank_opt.linalg.subspaces import project_out as project_out
 from lowrank_opt.linalg.svd import leading_svd as leading_svd
 from lowrank_opt.linalg.svd import orthonormal_columns as orthonormal_columns
 from lowrank_opt.linalg.svd import product_svd as product_svd

@@ -57,9 +57,6 @@ class Parameterization(Configured, ABC):
     """
 
     complete: bool = False
-    # Whether a row or column gets its factors from frozen frames or features, and therefore has
-    # meaning even where none of its entries was observed.
-    inductive: bool = False
 
     def __init__(self, shape: tuple[int, int], rank: int) -> None:
         super().__init__()
@@ -73,20 +70,6 @@ class Parameterization(Configured, ABC):
     def forward(self) -> LowRankOperator:
         """Return `factors`, so that hooks and ``functional_call`` work."""
         return self.factors()
-
-    def seen_factors(self, rows: Tensor, cols: Tensor) -> LowRankOperator:
-        """Return `factors` with zeros where nothing was observed, which increases no norm.
-
-        Parameters
-        ----------
-        rows, cols : Tensor, shapes (m,) and (n,) of bool
-            Which rows and columns had an observed entry. Inductive maps speak for all of them.
-        """
-        left, scale, right = self.factors()
-        if self.inductive:
-            return LowRankOperator(left, scale, right)
-        left, right = (x.where(k.unsqueeze(1), 0) for x, k in ((left, rows), (right, cols)))
-        return LowRankOperator(left, scale, right)
 
     @property
     def feasible_set(self) -> FeasibleSet:
@@ -122,7 +105,7 @@ class Parameterization(Configured, ABC):
         TargetError
             If `target` is not finite or of another shape.
         """
-        op = self._as_operator(target)
+        op = self.operator_of(target)
         values = self.right_inverse(self.feasible_set.project(op) if project else op)
         own = dict(self.named_parameters()) | dict(self.named_buffers())
         wrong = [k for k, v in values.items() if k not in own or own[k].shape != v.shape]
@@ -139,7 +122,7 @@ class Parameterization(Configured, ABC):
 
         Computed in float64 from the factors; W is not formed.
         """
-        op = self._as_operator(target).to(dtype=torch.float64)
+        op = self.operator_of(target).to(dtype=torch.float64)
         difference = self.factors().detach().to(dtype=torch.float64) - op
         return float(difference.schatten_norm(2))
 
@@ -163,7 +146,14 @@ class Parameterization(Configured, ABC):
         """Return factors rounded to `dtype` whose product, in exact arithmetic, is in the set."""
         return export(self.factors().detach(), self.feasible_set, dtype)
 
-    def _as_operator(self, target: LowRankOperator | Tensor) -> LowRankOperator:
+    def operator_of(self, target: LowRankOperator | Tensor) -> LowRankOperator:
+        """Return a target as an operator cut off from autograd, whether it is a member or not.
+
+        Raises
+        ------
+        TargetError
+            If it has another shape, or is not finite.
+        """
         if tuple(target.shape) != self.shape:
             raise TargetError(f"the target must have shape {self.shape}; got {tuple(target.shape)}")
         parts = (target,) if isinstance(target, Tensor) else tuple(target)
@@ -172,14 +162,41 @@ class Parameterization(Configured, ABC):
         op = LowRankOperator.from_dense(target) if isinstance(target, Tensor) else target
         return op.detach()
 
-    def _aligned(self, target: LowRankOperator | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return U, sigma, V of a member of the set: `rank` orthonormal columns, float64."""
-        return self._aligned_in(self._as_operator(target), self.feasible_set)
-
-    def _aligned_in(
-        self, op: LowRankOperator, feasible_set: FeasibleSet
+    def svd_of(
+        self, target: LowRankOperator | Tensor, *, within: FeasibleSet | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        check_member(op, feasible_set)
+        """Return U, sigma, V of a member of the set: `rank` orthonormal columns, float64.
+
+        What right inverses start from: a target of lower rank gets columns of value zero.
+
+        Parameters
+        ----------
+        target : LowRankOperator or Tensor, shape (m, n)
+        within : FeasibleSet, optional
+            Instead of `feasible_set`.
+
+        Returns
+        -------
+        U : Tensor, shape (m, rank)
+        sigma : Tensor, shape (rank,)
+            Decreasing.
+        V : Tensor, shape (n, rank)
+
+        Raises
+        ------
+        NotInSetError
+            If the target is no member, to the tolerance of its dtype.
+        TargetError
+            If it has another shape, or is not finite.
+
+        Examples
+        --------
+        >>> from lowrank_opt import Factored
+        >>> Factored((3, 3), rank=2).svd_of(torch.diag(torch.tensor([4.0, 0, 0])))[1]
+        tensor([4., 0.], dtype=torch.float64)
+        """
+        op = self.operator_of(target)
+        check_member(op, self.feasible_set if within is None else within)
         U, sigma, V = op.to(dtype=torch.float64).thin_svd()
         k = min(self.rank, len(sigma))
         values = nn.functional.pad(sigma[:k], (0, self.rank - k))
@@ -202,6 +219,13 @@ def check_member(op: LowRankOperator, feasible_set: FeasibleSet) -> None:
             "pass project=True to use the nearest member",
             excess=excess,
         )
+
+
+@torch.no_grad()
+def lora_start_(left: Tensor, right: Tensor, generator: torch.Generator | None = None) -> None:
+    """Set left = 0 and right to a random orthonormal frame: a product 0 whose gradient is not."""
+    left.zero_()
+    right.copy_(random_frame(*right.shape, like=right, generator=generator))
 
 
 def random_frame(

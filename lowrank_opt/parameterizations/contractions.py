@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from lowrank_opt.checks import check_radius
 from lowrank_opt.errors import OptionError
-from lowrank_opt.linalg import contraction, invert_contraction, scale_to_unit_peak, working_dtype
+from lowrank_opt.linalg import contraction, invert_contraction, working_dtype
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, random_frame
+from lowrank_opt.parameterizations.base import Parameterization, lora_start_
+from lowrank_opt.parameterizations.bounds import on_sphere
 from lowrank_opt.parameterizations.example import Example
 from lowrank_opt.sets import SchattenBall, SingularValueBox
 
@@ -116,15 +117,11 @@ class Contractions(Parameterization):
 
     def singular_value_bounds(self) -> Tensor:
         """Return signed s, shape (rank,): the i-th largest magnitude bounds the i-th value."""
-        work = self.left.new_zeros((), dtype=working_dtype(self.left))
-        if self.bounds is not None:
-            return work.new_tensor(self.bounds)
-        assert isinstance(self._set, SchattenBall), "a norm ball unless bounds are given"
+        least = self.left.new_zeros(self.rank, dtype=working_dtype(self.left))
         if self.spread is None:
-            return work.new_full((self.rank,), self._set.radius)
-        z = scale_to_unit_peak(self.spread)[0].to(work.dtype)
-        norm = self._set.gauge(z)
-        return torch.where(norm > 0, self._set.radius * z / torch.where(norm > 0, norm, 1.0), 0.0)
+            return self._bounds_for(least)
+        assert isinstance(self._set, SchattenBall), "a spread belongs to a norm"
+        return on_sphere(self.spread, self._set)
 
     def factors(self) -> LowRankOperator:
         triple = contraction(self.left), self.singular_value_bounds(), contraction(self.right)
@@ -135,7 +132,7 @@ class Contractions(Parameterization):
 
         For a norm ball the slack is spread over all s_i, so that s_i > sigma_i inside the ball.
         """
-        U, sigma, V = self._aligned(target)
+        U, sigma, V = self.svd_of(target)
         s = self._bounds_for(sigma)
         ratio = torch.where(s != 0, sigma / torch.where(s != 0, s, 1.0), 0.0)
         values = {"left": U * invert_contraction(ratio), "right": V}
@@ -144,20 +141,12 @@ class Contractions(Parameterization):
     def _bounds_for(self, sigma: Tensor) -> Tensor:
         if self.bounds is not None:
             return sigma.new_tensor(self.bounds)
-        assert isinstance(self._set, SchattenBall), "a norm ball unless bounds are given"
-        radius, p = self._set.radius, self._set.p
-        if math.isinf(p):
-            return torch.full_like(sigma, radius)
-        powers = (sigma / radius).pow(p)
-        slack = (1 - powers.sum()).clamp_min(0.0) / self.rank
-        return radius * (powers + slack).pow(1 / p)
+        return self._set.dominating(sigma)
 
     @torch.no_grad()
     def zero_(self, *, generator: torch.Generator | None = None) -> Self:
         """Set left = 0 and right to a random orthonormal frame V, for which K(V) = V."""
-        n, rank = self.right.shape
-        self.left.zero_()
-        self.right.copy_(random_frame(n, rank, like=self.right, generator=generator))
+        lora_start_(self.left, self.right, generator)
         if self.spread is not None:
             self.spread.fill_(1.0)
         return self

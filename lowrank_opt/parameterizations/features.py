@@ -34,9 +34,8 @@ class Features(WideBuffers):
 
     Examples
     --------
-    >>> Features(torch.eye(2).to_sparse().coalesce()).times(torch.ones(2, 1))
-    tensor([[1.],
-            [1.]])
+    >>> [*Features(torch.eye(2).to_sparse().coalesce()).state_dict()]
+    ['index', 'values']
     """
 
     wide: ClassVar[tuple[str, ...]] = ("values",)
@@ -62,20 +61,6 @@ class Features(WideBuffers):
         return torch.sparse_coo_tensor(
             self.index, self.values, self.shape, is_coalesced=True, check_invariants=False
         )
-
-    def times(self, x: Tensor) -> Tensor:
-        """Return the product with x of shape (f, r), differentiable in x, in the dtype of x."""
-        dtype = torch.promote_types(self.values.dtype, torch.float32)
-        return (self.matrix.to(dtype) @ x.to(dtype)).to(x.dtype)
-
-    def met(self, seen: Tensor) -> Tensor:
-        """Return which columns have a value other than zero in a row of the mask `seen`."""
-        if self.index is None:
-            return (self.values[seen] != 0).any(dim=0)
-        met = seen.new_zeros(self.shape[1])
-        rows, cols = self.index
-        met[cols[seen[rows] & (self.values != 0)]] = True
-        return met
 
 
 def as_matrix(features: FeatureMatrix, like: Tensor) -> Tensor:

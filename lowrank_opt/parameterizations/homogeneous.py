@@ -12,7 +12,7 @@ from lowrank_opt.checks import check_radius
 from lowrank_opt.errors import RadiusError
 from lowrank_opt.linalg import lp_norm, scale_to_unit_peak, working_dtype
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, random_frame
+from lowrank_opt.parameterizations.base import Parameterization, lora_start_
 from lowrank_opt.parameterizations.example import Example
 from lowrank_opt.sets import SchattenBall
 
@@ -105,7 +105,7 @@ class HomogeneousBall(Parameterization):
         Here :math:`\nu = \|W/\delta\|_p^p`. The right factor stays of size one while the left one
         vanishes with W, so that targets of any size are inverted alike.
         """
-        U, sigma, V = self._aligned(target)
+        U, sigma, V = self.svd_of(target)
         t = min(float(lp_norm(sigma / self.radius, self.p)), 1.0)
         uniform = torch.full_like(sigma, self.rank ** (-1 / self.p))
         shape = sigma / (self.radius * t) if t > 0 else uniform
@@ -113,12 +113,9 @@ class HomogeneousBall(Parameterization):
         root = shape.sqrt()
         return {"left": U * root * (t / math.sqrt(g)), "right": V * root * math.sqrt(g)}
 
-    @torch.no_grad()
     def zero_(self, *, generator: torch.Generator | None = None) -> Self:
         """Set left = 0 and right to a random orthonormal frame."""
-        n, rank = self.right.shape
-        self.left.zero_()
-        self.right.copy_(random_frame(n, rank, like=self.right, generator=generator))
+        lora_start_(self.left, self.right, generator)
         return self
 
 

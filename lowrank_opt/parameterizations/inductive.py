@@ -8,7 +8,6 @@ from torch import Tensor
 
 from lowrank_opt.errors import ShapeError, TargetError
 from lowrank_opt.linalg import nearest_frame
-from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.parameterizations.between import Between
 from lowrank_opt.parameterizations.features import Features, as_matrix
@@ -92,7 +91,6 @@ class Inductive(WideBuffers, Between):
         sides = zip((left, right), inner.shape, strict=True)
         m, n = (size if x is None else len(x) for x, size in sides)
         super().__init__(inner, (m, n))
-        self.inductive = True
         self.orthonormal = orthonormal
         left, row_map = _orthonormalised(left) if orthonormal else (left, None)
         right, col_map = _orthonormalised(right) if orthonormal else (right, None)
@@ -130,18 +128,6 @@ class Inductive(WideBuffers, Between):
         return (
             image_of(image.inner, image.left, image.right) if isinstance(image, ImageSet) else image
         )
-
-    def seen_factors(self, rows: Tensor, cols: Tensor) -> LowRankOperator:
-        """Return `factors` without the features that no observed row or column has.
-
-        Their parameters never met an entry and are what they were at the start. Zeroing rows and
-        columns of C increases no norm.
-        """
-        left, scale, right = self.inner.factors()
-        met_rows = rows if self.rows is None else self.rows.met(rows)
-        met_cols = cols if self.cols is None else self.cols.met(cols)
-        left, right = (x.where(k.unsqueeze(1), 0) for x, k in ((left, met_rows), (right, met_cols)))
-        return self._between(LowRankOperator(left, scale, right))
 
     def with_features(
         self, row_features: FeatureMatrix | None, col_features: FeatureMatrix | None

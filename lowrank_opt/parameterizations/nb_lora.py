@@ -14,13 +14,13 @@ from lowrank_opt.checks import check_radius
 from lowrank_opt.errors import OptionError
 from lowrank_opt.linalg import (
     inverse_cayley,
-    scale_to_unit_peak,
     symmetric_inverse_cayley,
     tall_cayley,
     working_dtype,
 )
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
+from lowrank_opt.parameterizations.bounds import on_sphere
 from lowrank_opt.parameterizations.example import INVERSE, Example
 from lowrank_opt.sets import KyFanBall, NormBall, SchattenBall, SingularValueBox
 
@@ -149,14 +149,11 @@ class NBLoRA(Parameterization):
 
     def singular_value_bounds(self) -> Tensor:
         """Return s, shape (rank,): what each singular value cannot exceed at these parameters."""
-        work = self.left_rows.new_zeros((), dtype=working_dtype(self.left_rows))
-        if isinstance(self._set, SingularValueBox):
-            return work.new_tensor(self._set.bounds)
         if self.spread is None:
-            return work.new_full((self.rank,), self._set.radius)
-        z = scale_to_unit_peak(self.spread)[0].to(work.dtype).abs()
-        norm = self._set.gauge(z)
-        return torch.where(norm > 0, self._set.radius * z / torch.where(norm > 0, norm, 1.0), 0.0)
+            least = self.left_rows.new_zeros(self.rank, dtype=working_dtype(self.left_rows))
+            return self._set.dominating(least)
+        assert isinstance(self._set, NormBall), "a spread belongs to a norm"
+        return on_sphere(self.spread.abs(), self._set)
 
     def factors(self) -> LowRankOperator:
         n, G = self.shape[1], self.frame()
@@ -168,8 +165,8 @@ class NBLoRA(Parameterization):
 
         For a norm ball the slack is spread over all s_i, so that s_i > sigma_i inside the ball.
         """
-        U, sigma, V = self._aligned(target)
-        s = self._bounds_for(sigma)
+        U, sigma, V = self.svd_of(target)
+        s = self._set.dominating(sigma)
         ratio = (sigma / torch.where(s > 0, s, 1.0)).clamp(0.0, 1.0)
         theta = torch.asin(ratio) / 2
         values = self._invert_frame(torch.cat((V * theta.cos(), U * theta.sin())))
@@ -210,21 +207,6 @@ class NBLoRA(Parameterization):
             return {"right_rows": rows[: n - r], "left_rows": rows[n - r :]}
         skew, rows = inverse_cayley(G)
         return {"skew": skew, "right_rows": rows[: n - r], "left_rows": rows[n - r :]}
-
-    def _bounds_for(self, sigma: Tensor) -> Tensor:
-        """Return s >= sigma on the sphere of the norm, with the slack spread evenly."""
-        if isinstance(self._set, SingularValueBox):
-            return sigma.new_tensor(self._set.bounds)
-        if isinstance(self._set, KyFanBall):
-            slack = (self._set.radius - self._set.gauge(sigma)) / min(self._set.k, self.rank)
-            return sigma + slack.clamp_min(0.0)
-        radius, p = self._set.radius, self._set.p
-        if math.isinf(p):
-            return torch.full_like(sigma, radius)
-        powers = (sigma / radius).pow(p)
-        slack = (1 - powers.sum()).clamp_min(0.0) / self.rank
-        # At p = 40 the power of a value of 1e-9 underflows: without the maximum it would be lost.
-        return torch.maximum(radius * (powers + slack).pow(1 / p), sigma)
 
 
 def _declared_set(

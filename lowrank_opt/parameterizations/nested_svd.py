@@ -61,7 +61,6 @@ class NestedSVD(WideBuffers, Between):
     ) -> None:
         left, right = _frames(outer, inner.shape)
         super().__init__(inner, (left.shape[0], right.shape[0]))
-        self.inductive = True
         like = next(inner.parameters())
         # Frames rounded to half precision would not be orthonormal to more than 1e-3.
         dtype = torch.promote_types(like.dtype, torch.float32)

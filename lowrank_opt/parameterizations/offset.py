@@ -61,7 +61,6 @@ class Offset(Parameterization):
         super().__init__(inner.shape, inner.rank)
         self.inner = inner
         self.complete = inner.complete
-        self.inductive = inner.inductive
         self.register_buffer("offset_left", None)
         self.register_buffer("offset_right", None)
         self.offset_left: Tensor
@@ -97,7 +96,7 @@ class Offset(Parameterization):
 
     def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
         """Return the inner right inverse of ``W + C_0``."""
-        op = self._as_operator(target)
+        op = self.operator_of(target)
         check_member(op, self.feasible_set)
         moved = op + self.offset.to(dtype=op.dtype)
         nearest = self.inner.feasible_set.project(moved)

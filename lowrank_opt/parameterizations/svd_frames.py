@@ -113,7 +113,7 @@ class SVDFrames(Parameterization):
 
         The Cayley transform reaches a frame up to signs of its columns, which go to the values.
         """
-        U, sigma, V = self._aligned(target)
+        U, sigma, V = self.svd_of(target)
         left, right = _inverted(self.frame, U), _inverted(self.frame, V)
         signs = (_built(self.frame, left) * U).sum(0) * (_built(self.frame, right) * V).sum(0)
         z = sigma if self.radius is None else torch.asin((sigma / self.radius).clamp_max(1.0))

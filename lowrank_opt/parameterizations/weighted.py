@@ -47,7 +47,6 @@ class Weighted(Between):
         col_weights: Tensor | None = None,
     ) -> None:
         super().__init__(inner, inner.shape)
-        self.inductive = inner.inductive
         like = next(inner.parameters()).detach().new_empty(0)
         given = {"row_weights": row_weights, "col_weights": col_weights}
         for (name, weights), size in zip(given.items(), self.shape, strict=True):

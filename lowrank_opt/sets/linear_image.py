@@ -59,7 +59,7 @@ class LinearImage(FeasibleSet):
     @property
     def rank(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The rank bound of the inner set, or that of a side if it is less."""
-        return min(self.inner.rank, *(x.rank for x in self.sides if x.rank is not None))
+        return min((self.inner.rank, *(x.rank for x in self.sides if x.rank is not None)))
 
     @property
     def norm_name(self) -> str:

@@ -73,6 +73,18 @@ class NormBall(SpectralSet):
         """Return the ball of radius ``factor * radius``."""
         return self if factor == 1 else self.resized(radius=factor * self.radius, rank=self.rank)
 
+    def dominating(self, values: Tensor) -> Tensor:
+        """Return a point of the sphere with no entry below that of the member `values`.
+
+        Here, the same number added to all, found by bisection; named balls have closed forms.
+        """
+        low, high = 0.0, self.radius / float(self.gauge(torch.ones_like(values)))
+        for _ in range(60):
+            middle = (low + high) / 2
+            inside = float(self.gauge(values + middle)) <= self.radius
+            low, high = (middle, high) if inside else (low, middle)
+        return values + low
+
     def averaged(
         self, sets: Sequence[FeasibleSet], weights: Sequence[float], *, rank: int
     ) -> FeasibleSet:

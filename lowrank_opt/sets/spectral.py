@@ -107,6 +107,14 @@ class SchattenBall(NormBall):
         x = ratio.pow(1 / (self.p - 1))
         return x * (self.radius / self.gauge(x))
 
+    def dominating(self, values: Tensor) -> Tensor:
+        powers = (values / self.radius).pow(self.p)
+        if math.isinf(self.p):
+            return torch.full_like(values, self.radius)
+        slack = (1 - powers.sum()).clamp_min(0.0) / self.rank
+        # At p = 40 the power of a value of 1e-9 underflows: without the maximum it would be lost.
+        return torch.maximum(self.radius * (powers + slack).pow(1 / self.p), values)
+
     @property
     def typical_size(self) -> float:
         return self.radius / self.rank ** (1 / self.p)
@@ -175,6 +183,10 @@ class KyFanBall(NormBall):
         if values.sum() / k > values[0]:
             return torch.full_like(values, self.radius / k)
         return torch.nn.functional.pad(values.new_tensor([self.radius]), (0, len(values) - 1))
+
+    def dominating(self, values: Tensor) -> Tensor:
+        slack = (self.radius - self.gauge(values)) / min(self.k, self.rank)
+        return values + slack.clamp_min(0.0)
 
     @property
     def typical_size(self) -> float:
@@ -263,6 +275,10 @@ class SingularValueBox(SpectralSet):
 
     def singular_value_excess(self, values: Tensor) -> Tensor:
         return (values - self._limits(values)).amax()
+
+    def dominating(self, values: Tensor) -> Tensor:
+        """Return the bounds themselves."""
+        return self._limits(values)
 
     def project_singular_values(self, values: Tensor) -> Tensor:
         return torch.minimum(values, self._limits(values))

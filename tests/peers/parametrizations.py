@@ -34,7 +34,7 @@ class Registered(FromWeight):
     """With the right inverse of `torch.nn.utils.parametrize`."""
 
     def right_inverse(self, target):
-        W = self._as_operator(target).to_dense()
+        W = self.operator_of(target).to_dense()
         chain = self.layer.parametrizations.weight
         with torch.no_grad():
             for parametrization in reversed(chain):

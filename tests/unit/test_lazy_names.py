@@ -1,39 +1,25 @@
-"""The package's names load when they are asked for, and are those that type checkers see."""
+"""The package's names load when they are asked for."""
 
-import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import lowrank_opt as lo
-
-SOURCE = Path(lo.__file__).read_text(encoding="utf-8")
-
-
-def declared() -> set[str]:
-    """Names imported for type checkers."""
-    block = next(node for node in ast.parse(SOURCE).body if isinstance(node, ast.If))
-    return {alias.asname or alias.name for node in block.body for alias in node.names}
+from lowrank_opt import _names
 
 
-def test_every_declared_name_loads():
-    assert declared() == {name for name in declared() if hasattr(lo, name)}
-    assert declared() <= set(dir(lo)) | {"solvers"}
-
-
-def test_a_name_comes_from_where_it_is_declared():
-    block = next(node for node in ast.parse(SOURCE).body if isinstance(node, ast.If))
-    imports = [(alias.name, node.module) for node in block.body for alias in node.names]
-    homes = {name: module for name, module in imports if name in lo._HOME}
-    assert homes == {name: f"lowrank_opt.{home}" for name, home in lo._HOME.items()}
+def test_every_name_is_there():
+    names = {name for name in vars(_names) if not name.startswith("_")}
+    assert {"Observations", "complete", "NBLoRA"} <= names <= set(dir(lo))
+    assert all(getattr(lo, name) is vars(_names)[name] for name in names)
 
 
 def test_subpackages_load_and_others_do_not():
     assert "lowrank_opt.nn" == lo.nn.__name__
-    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
-        lo.nonsense
+    for name in ("nonsense", "_nonsense"):
+        with pytest.raises(AttributeError, match=f"has no attribute '{name}'"):
+            getattr(lo, name)
 
 
 @pytest.mark.parametrize("words", [["--help"], ["complete", "--help"], ["recommend", "--help"]])

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from lowrank_opt.sets import (
+    ComplementSet,
     FeasibleSet,
     ImageSet,
     KyFanBall,
@@ -120,6 +121,8 @@ def chart_of(feasible_set: FeasibleSet) -> Chart:
             return _weighted(feasible_set)
         case NestedSet():
             return _nested(feasible_set)
+        case ComplementSet():
+            return _complement(feasible_set)
         case ImageSet():
             return _image(feasible_set)
         case ShiftedSet():
@@ -202,6 +205,26 @@ def _nested(feasible_set: NestedSet) -> Chart:
         return max(float(np.linalg.norm(W - U @ core @ V.T)), inner.outside(core))
 
     return replace(chart, outside=outside)
+
+
+def _complement(feasible_set: ComplementSet) -> Chart:
+    """Return the chart between frames of what is orthogonal to the subspaces, by a full QR."""
+    pair = (feasible_set.left, feasible_set.right)
+    U, V = (None if x is None else _rest(to_array(x)) for x in pair)
+    inner = chart_of(feasible_set.inner)
+
+    def core(W: Array) -> Array:
+        return _between(_transpose(U), W, _transpose(V))
+
+    def whole(C: Array) -> Array:
+        return _between(U, C, V)
+
+    chart = _compose(inner, core, whole, core)
+    return replace(chart, outside=lambda W: float(np.linalg.norm(W - whole(core(W)))))
+
+
+def _rest(basis: Array) -> Array:
+    return np.linalg.qr(basis, mode="complete")[0][:, basis.shape[1] :]
 
 
 def _polar(frame: Array) -> Array:

@@ -10,11 +10,24 @@ from torch import nn
 
 from lowrank_opt.errors import RadiusError, TargetError
 from lowrank_opt.linalg.entrywise import drop_and_rescale, elect_sign_and_average, keep_largest
-from lowrank_opt.nn.adapted import AdaptedModule, check_not_merged
+from lowrank_opt.nn.adapters.present import (
+    check_known,
+    check_not_merged,
+    record_of,
+)
+from lowrank_opt.nn.adapters.record import as_weights
+from lowrank_opt.nn.adapters.slots import (
+    every_slot,
+)
+from lowrank_opt.nn.adapters.weights import (
+    AdaptedWeight,
+    adapted_weights,
+)
 from lowrank_opt.nn.frozen import Frozen
-from lowrank_opt.nn.places import Site, places
-from lowrank_opt.nn.radius import Make
-from lowrank_opt.nn.surgery import Plan, check_known, check_new_name, install, wrappers
+from lowrank_opt.nn.surgery.install import Plan, Updates, check_new_name, install
+from lowrank_opt.nn.surgery.options import Make
+from lowrank_opt.nn.surgery.own import Own, trainable_copy
+from lowrank_opt.nn.surgery.switching import check_lead
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import Parameterization
 
@@ -31,6 +44,7 @@ def combine(
     density: float = 0.5,
     make: Make | None = None,
     generator: torch.Generator | None = None,
+    lead: str | None = None,
 ) -> None:
     r"""Add the adapter :math:`\sum_a w_a \Delta W_a` and make it the active one.
 
@@ -61,13 +75,17 @@ def combine(
         set; trainable. By default the result is fixed (`Frozen`).
     generator : torch.Generator, optional
         Of DARE's choice.
+    lead : str, optional
+        The adapter whose own modules and buffers the new one gets copies of, where several have
+        other ones.
 
     Raises
     ------
     TargetError, RadiusError
         If there is nothing to combine, the method is unknown, or a number is outside its domain.
     AdapterStateError
-        If an adapter does not exist, the name is taken, or the model is merged.
+        If an adapter does not exist, the name is taken, the model is merged, or the adapters'
+        own modules or buffers differ and there is no `lead`.
 
     References
     ----------
@@ -81,35 +99,54 @@ def combine(
     >>> model = adapt(model, lambda shape: Factored(shape, 1), targets=".*", name="b")
     >>> combine(model, {"a": 0.5, "b": 0.5}, name="mean")
     """
-    everywhere = places(model)
-    check_not_merged(wrappers(model), "combine")
-    check_new_name(name, everywhere)
+    record_of(model)
+    check_not_merged(model, "combine")
+    check_new_name(model, name)
     check_known(model, list(weights))
     _check_options(weights, method, density)
-    plan: Plan = []
-    done: dict[int, list[Parameterization]] = {}
-    for place in everywhere:
-        updates = {} if place.wrapper is None else _updates(place.wrapper, weights)
-        for weight, terms in updates.items():
-            site = Site(place, weight)
-            if id(site.parameter) not in done:
-                ops = [_combined(t, method, rank, density, generator) for t in terms]
-                done[id(site.parameter)] = [_parameterized(op, make) for op in ops]
-            plan.append((site, done[id(site.parameter)]))
-    install(model, everywhere, plan, name, [])
+    check_lead(model, list(weights), lead)
+    factors = dict(as_weights(weights))
+    terms: dict[int, list[list[LowRankOperator]]] = {}
+    found = adapted_weights(model, set(factors))
+    for adapted in _each_once(found):
+        of_weight = terms.setdefault(id(adapted.slot.parameter), [[] for _ in adapted.updates])
+        for term, update in zip(of_weight, adapted.totals(), strict=True):
+            term.append(factors[adapted.adapter] * update().detach())
+    made = {
+        key: [
+            _parameterized(_combined(t, method, rank, density, generator), make) for t in matrices
+        ]
+        for key, matrices in terms.items()
+    }
+    slots = {adapted.name: adapted.slot for adapted in found}
+    updates: Updates = [(slot, made[id(slot.parameter)]) for slot in slots.values()]
+    install(model, Plan(name, updates, _own_of(model, list(weights), lead)))
 
 
-def _updates(
-    wrapper: AdaptedModule, weights: Mapping[str, float]
-) -> dict[str, list[list[LowRankOperator]]]:
-    """Return, for each weight and each of its matrices, the weighted updates of the adapters."""
-    found: dict[str, list[list[LowRankOperator]]] = {}
-    for adapter, factor in weights.items():
-        for weight, ops in wrapper.updates([adapter]).items():
-            terms = found.setdefault(weight, [[] for _ in ops])
-            for term, op in zip(terms, ops, strict=True):
-                term.append(factor * op.detach())
-    return found
+def _each_once(found: Sequence[AdaptedWeight]) -> list[AdaptedWeight]:
+    """Return the updates without the repetitions for weights that are tied."""
+    return list({(x.adapter, id(x.updates[0])): x for x in found}.values())
+
+
+def _own_of(model: nn.Module, names: Sequence[str], lead: str | None) -> list[Own]:
+    """Return copies of what the adapters have of their own."""
+    copies: dict[int, Own] = {}
+    for slot in every_slot(model):
+        store = slot.store
+        chosen = tuple((name, 1.0) for name in names)
+        for key in () if store is None else sorted(store.changed):
+            own = store.own(key, chosen, lead)  # pyright: ignore[reportOptionalMemberAccess]
+            if own is None:
+                continue
+            if id(own) in copies:
+                copies[id(own)] = Own(
+                    [*copies[id(own)].places, (slot, key)], copies[id(own)].tensor
+                )
+                continue
+            parameter = isinstance(own, nn.Parameter)
+            copied = trainable_copy(own) if parameter else own.detach().clone()
+            copies[id(own)] = Own([(slot, key)], copied)
+    return list(copies.values())
 
 
 def _combined(

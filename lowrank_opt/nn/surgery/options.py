@@ -11,9 +11,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lowrank_opt.errors import RadiusError, ShapeError, TargetError
+from lowrank_opt.errors import LowRankError, RadiusError, ShapeError, TargetError
 from lowrank_opt.linalg import lp_norm
-from lowrank_opt.nn.places import Candidate, Site, describe, matches
+from lowrank_opt.nn.adapters.slots import (
+    WeightSlot,
+)
+from lowrank_opt.nn.surgery.targets import Candidate, describe, matches
 from lowrank_opt.parameterizations import Parameterization
 
 _T = TypeVar("_T")
@@ -69,11 +72,12 @@ class Options:
     radius: Radius | None
     rank_pattern: Mapping[str, int]
     radius_pattern: Mapping[str, Radius]
+    generator: torch.Generator | None = None
 
     def check(self, make: Make, options: list[Candidate]) -> None:
         """Raise TargetError if a pattern matches nothing or `make` takes no such option."""
         for pattern in (*self.rank_pattern, *self.radius_pattern):
-            if not any(_applies(pattern, s.name) for c in options for s in c.sites):
+            if not any(_applies(pattern, s.name) for c in options for s in c.slots):
                 raise TargetError(
                     f"a rank or radius pattern must match something; got {pattern!r}: "
                     f"{describe(options, pattern)}"
@@ -88,29 +92,51 @@ class Options:
                 "pass for example functools.partial(NBLoRA, rank=8, radius=0.5)"
             ) from error
 
-    def build(self, make: Make, site: Site) -> list[Parameterization]:
-        """Return new parameterizations, one for each matrix of the site."""
-        shapes = site.shapes
-        matrices = site.parameter.detach().reshape(len(shapes), *shapes[0])
-        rank = _first(self.rank_pattern, site.name)
-        radius = _first(self.radius_pattern, site.name) or self.radius
+    def build(self, make: Make, slot: WeightSlot) -> list[Parameterization]:
+        """Return new parameterizations, one for each matrix of the weight.
+
+        Raises
+        ------
+        LowRankError
+            What `make` raises, with the name of the weight before the message.
+        """
+        shapes = slot.shapes
+        matrices = slot.parameter.detach().reshape(len(shapes), *shapes[0])
+        rank = _first(self.rank_pattern, slot.name)
+        own = _first(self.radius_pattern, slot.name)
+        radius = self.radius if own is None else own
         made: list[Parameterization] = []
         for shape, matrix in zip(shapes, matrices, strict=True):
-            given: dict[str, float] = {} if rank is None else {"rank": rank}
+            given: dict[str, object] = {} if rank is None else {"rank": rank}
             if radius is not None:
                 relative = isinstance(radius, RelativeRadius)
                 given["radius"] = radius.of(matrix) if relative else float(radius)
-            made.append(_checked(make(shape, **given), shape, site.name))
+            asked = {"weight": matrix, "name": slot.name, "generator": self.generator}
+            given |= {key: asked[key] for key in _asked(make) if key not in given}
+            try:
+                made.append(_checked(make(shape, **given), shape))
+            except LowRankError as error:
+                error.args = (f"{slot.name}: {error}", *error.args[1:])
+                raise
         return made
 
 
-def _checked(made: object, shape: tuple[int, int], name: str) -> Parameterization:
+def _asked(make: Make) -> list[str]:
+    """Return which of the further arguments `make` has names for, besides the shape."""
+    try:
+        _, *others = inspect.signature(make).parameters.values()
+    except ValueError:
+        return []
+    named = {p.name for p in others if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    bound = getattr(make, "keywords", {})
+    return [key for key in ("weight", "name", "generator") if key in named and key not in bound]
+
+
+def _checked(made: object, shape: tuple[int, int]) -> Parameterization:
     if not isinstance(made, Parameterization):
-        raise TargetError(
-            f"make(shape) must return a Parameterization; got {type(made).__name__} for {name}"
-        )
+        raise TargetError(f"make(shape) must return a Parameterization; got {type(made).__name__}")
     if made.shape != shape:
-        raise ShapeError(f"make{shape} must have shape {shape}; got {made.shape} for {name}")
+        raise ShapeError(f"make{shape} must have shape {shape}; got {made.shape}")
     return made
 
 

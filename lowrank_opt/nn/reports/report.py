@@ -7,12 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank_opt.errors import TargetError
-from lowrank_opt.nn.adapted import AdaptedModule
-from lowrank_opt.nn.places import Site, places
-from lowrank_opt.nn.surgery import check_known, wrappers
+from lowrank_opt.nn.adapters.present import (
+    check_known,
+    record_of,
+)
+from lowrank_opt.nn.adapters.weights import (
+    adapted_weights,
+)
 from lowrank_opt.parameterizations import Parameterization
 
 
@@ -79,17 +83,13 @@ def adapter_report(model: nn.Module, *names: str) -> list[SiteReport]:
     >>> [(site.name, site.bound, site.drift) for site in adapter_report(model)]
     [('weight', 'spectral <= 0.5', 0.0)]
     """
-    wrappers(model)
+    record_of(model)
     check_known(model, names)
     return [
-        report_member(f"{Site(place, weight).name}{_index(i, members)}", adapter, member, base)
-        for place in places(model)
-        if place.wrapper is not None
-        for adapter in place.wrapper.names
-        if not names or adapter in names
-        for weight, members in _items(place.wrapper, adapter)
-        for i, (member, base) in enumerate(
-            zip(members, _norms(place.wrapper, weight, len(members)), strict=True)
+        report_member(name, found.adapter, member, _norm(matrix))
+        for found in adapted_weights(model, names or None)
+        for name, member, matrix in zip(
+            found.matrix_names, found.totals(), found.base_matrices(), strict=True
         )
     ]
 
@@ -164,17 +164,10 @@ def monitor(
     return after_step
 
 
-def _items(wrapper: AdaptedModule, adapter: str) -> list[tuple[str, list[Parameterization]]]:
-    found = wrapper.adapter(adapter)
-    return list(found.items()) if found is not None else []
-
-
-def _norms(wrapper: AdaptedModule, weight: str, count: int) -> list[float]:
-    """Return the Frobenius norms of the base weight's matrices."""
-    base = wrapper.originals().get(weight, wrapper.base.get_parameter(weight))
-    if base.is_meta:
-        return [math.nan] * count
-    return torch.linalg.vector_norm(base.double().reshape(count, -1), dim=1).tolist()
+def _norm(matrix: Tensor) -> float:
+    if matrix.is_meta:
+        return math.nan
+    return float(torch.linalg.vector_norm(matrix.double()))
 
 
 def report_member(
@@ -198,10 +191,6 @@ def report_member(
         excess=certificate.excess,
         trainable=sum(p.numel() for p in member.parameters() if p.requires_grad),
     )
-
-
-def _index(i: int, members: list[Parameterization]) -> str:
-    return f"[{i}]" if len(members) > 1 else ""
 
 
 def _row(site: SiteReport) -> tuple[str, ...]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from os import PathLike
 from pathlib import Path
-from typing import cast
 
-from lowrank_opt.nn import files
+from lowrank_opt.nn.folders import files
+from lowrank_opt.nn.folders.stored import build, read
 from lowrank_opt.nn.interop import peft_folder
 from lowrank_opt.nn.interop.peft_adapter import PeftSite, read_adapter
-from lowrank_opt.nn.report import SiteReport, report_member
-from lowrank_opt.nn.state import Entry, build_members
+from lowrank_opt.nn.reports.report import SiteReport, report_member
 
 _METHODS = {"LORA": "LoRA", "ADALORA": "AdaLoRA", "DELORA": "DeLoRA"}
 
@@ -35,7 +34,8 @@ def inspect_adapter(path: str | PathLike[str]) -> list[SiteReport]:
     Raises
     ------
     DataError
-        If a file is missing, foreign, damaged, or of a PEFT method that is no low-rank update.
+        If a file is missing, foreign, damaged or incomplete, or of a PEFT method that is no
+        low-rank update.
 
     Examples
     --------
@@ -52,17 +52,12 @@ def inspect_adapter(path: str | PathLike[str]) -> list[SiteReport]:
     folder = Path(path)
     if (folder / peft_folder.CONFIG).exists() and not (folder / files.DESCRIPTION).exists():
         return _inspect_peft(folder)
-    description, tensors = files.read(folder)
-    reports: list[SiteReport] = []
-    for entry in cast("list[Entry]", description["sites"]):
-        if entry["tied_to"] != entry["site"]:
-            continue
-        members = build_members(entry, tensors, set(), None)
-        name = str(entry["site"])
-        for i, member in enumerate(members):
-            label = f"{name}[{i}]" if len(members) > 1 else name
-            reports.append(report_member(label, str(description["adapter"]), member, math.nan))
-    return reports
+    stored = read(folder)
+    return [
+        report_member(f"{name}/{i}" if len(members) > 1 else name, stored.name, member, math.nan)
+        for name, members in build(stored, None, folder).items()
+        for i, member in enumerate(members)
+    ]
 
 
 def _inspect_peft(folder: Path) -> list[SiteReport]:

@@ -14,6 +14,9 @@ from lowrank_opt.errors import TargetError
 from lowrank_opt.nn import products
 from lowrank_opt.operator import LowRankOperator
 
+# The attribute by which an adapted class tells the class that it stands for.
+ORIGINAL = "__lowrank_original__"
+
 Update = Callable[[nn.Module, LowRankOperator, Tensor, Tensor], Tensor]
 
 
@@ -153,13 +156,19 @@ def register_layer(module_type: type[nn.Module] | str, kind: LayerKind) -> None:
     _KINDS[name] = kind
 
 
-def registered_kind(module: nn.Module) -> LayerKind | None:
+def original_type(module: nn.Module | type[nn.Module]) -> type[nn.Module]:
+    """Return the class that a module's author gave it, whether it is adapted or not."""
+    own = module if isinstance(module, type) else type(module)
+    return getattr(own, ORIGINAL, own)
+
+
+def registered_kind(module: nn.Module | type[nn.Module]) -> LayerKind | None:
     """Return the kind of a module's nearest registered class, or None.
 
     A subclass with a `forward` of its own may do anything with its weight: it is called with dense
     weights, unless it is registered itself.
     """
-    own = type(module)
+    own = original_type(module)
     for cls in own.__mro__:
         kind = _KINDS.get(type_name(cls))
         if kind is not None:
@@ -168,7 +177,7 @@ def registered_kind(module: nn.Module) -> LayerKind | None:
     return None
 
 
-def kind_of(module: nn.Module) -> LayerKind:
+def kind_of(module: nn.Module | type[nn.Module]) -> LayerKind:
     """Return the registered kind; any other module is called with dense weights."""
     return registered_kind(module) or _DENSE
 

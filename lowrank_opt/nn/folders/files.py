@@ -13,7 +13,7 @@ LAYOUT = files.Layout(
     noun="an adapter",
     writer="save_adapter",
     format="lowrank_opt.adapter",
-    version=1,
+    version=2,
     tensors="adapter.safetensors",
     description="adapter.json",
 )
