@@ -39,7 +39,8 @@ ALLOWED: dict[str, set[str]] = {
     "nn": {"errors", "checks", "files", "linalg", "operator", "sets", "parameterizations"},
     **{consumer: CORE for consumer in CONSUMERS},
     "_names": CORE,
-    "": {"_names"},
+    "__main__": {"cli"},
+    "": CORE | {"_names"},
     "testing": CORE | CONSUMERS | {""},
     # `lowrank-opt verify` is a face of the verification suite, loaded when it is called.
     "cli": CORE | CONSUMERS | {"", "testing"},
