@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lowrank_opt._names import *  # noqa: F403
 
+__version__ = "0.1.0"
+
 
 def __getattr__(name: str) -> object:
+    if name == "__all__":
+        return [*import_module(f"{__name__}._names").__all__, "__version__"]
     if not name.startswith("_"):
         names = vars(import_module(f"{__name__}._names"))
         if name in names:
@@ -28,5 +32,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    names = vars(import_module(f"{__name__}._names"))
-    return sorted({*globals(), *(name for name in names if not name.startswith("_"))})
+    return sorted({*globals(), *import_module(f"{__name__}._names").__all__})

@@ -1,4 +1,6 @@
-"""``python -m lowrank_opt``: the command without its script."""
+"""``python -m lowrank_opt`` is the command ``lowrank-opt``."""
+
+from __future__ import annotations
 
 import sys
 

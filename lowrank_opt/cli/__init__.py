@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from lowrank_opt import __version__
 from lowrank_opt.cli import (
     complete,
     completion,
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Complete matrices, verify and inspect low-rank models.",
         epilog=_STATUS,
     )
+    parser.add_argument("--version", action="version", version=f"lowrank-opt {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     for module in _COMMANDS:
         module.add_to(commands)
