@@ -38,7 +38,8 @@ ALLOWED: dict[str, set[str]] = {
     "solvers": {"completion"},
     "nn": {"errors", "checks", "files", "linalg", "operator", "sets", "parameterizations"},
     **{consumer: CORE for consumer in CONSUMERS},
-    "": CORE,
+    "_names": CORE,
+    "": CORE | {"_names"},
     "testing": CORE | CONSUMERS | {""},
     # `lowrank-opt verify` is a face of the verification suite, loaded when it is called.
     "cli": CORE | CONSUMERS | {"", "testing"},
