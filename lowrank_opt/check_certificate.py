@@ -1,5 +1,5 @@
 # ruff: noqa: ANN001, ANN201, B905, D103
-# pyright: basic
+# type: ignore
 """Check a certificate with the standard library only: ``python check_certificate.py FILE``.
 
 Exact arithmetic throughout; floats are hexadecimal text, quotients and roots are rounded against

@@ -68,7 +68,7 @@ def _claimed(document: Document) -> tuple[Document, float, float]:
         raise CertificateError(
             f"the optimum must be provable; got a proof that fails: {reason}"
         ) from (reason)
-    upper, lower = above(objective), max(0.0, -above(-bound))
+    upper, lower = above(Fraction(objective)), max(0.0, -above(-Fraction(bound)))
     claim = {"objective": hexes(upper), "lower_bound": hexes(lower)}
     return stamped(document | {"claim": claim}), upper, lower
 
@@ -198,6 +198,7 @@ def _shifted_factor(gram: Floats) -> tuple[float, Floats]:
     while True:
         level = largest * (1 + slack)
         try:
-            return level, np.linalg.cholesky(level * np.eye(len(gram)) - gram)
+            factor = np.linalg.cholesky(level * np.eye(len(gram)) - gram)
+            return level, factor.astype(np.float64)
         except np.linalg.LinAlgError:
             slack *= 4
