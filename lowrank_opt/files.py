@@ -11,18 +11,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from lowrank_opt.errors import DataError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+_LOCKS: dict[str, threading.RLock] = {}
+_LOCKS_LOCK = threading.Lock()
+_HELD: set[str] = set()
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 JsonObject: TypeAlias = dict[str, Json]
@@ -52,6 +62,51 @@ class Layout:
     description: str
 
 
+@contextmanager
+def locked(folder: Path, *, wait: bool = True) -> Generator[None]:
+    """Hold a folder against other processes, and other threads, that write to it.
+
+    The folder itself is locked, so that nothing is left in it. Calls may be nested. Where the
+    system has no such locks, nothing is held.
+
+    Parameters
+    ----------
+    folder : Path
+        Exists.
+    wait : bool
+        Wait until it is free, or raise.
+
+    Raises
+    ------
+    DataError
+        If another process holds it, unless asked to wait.
+    """
+    key = os.path.realpath(folder)
+    with _LOCKS_LOCK:
+        held = _LOCKS.setdefault(key, threading.RLock())
+    with held:
+        if fcntl is None or key in _HELD:
+            yield
+            return
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError as error:
+                raise DataError(
+                    f"one process at a time writes to a folder; another one holds {str(folder)!r}: "
+                    "wait for it, or choose another folder"
+                ) from error
+            except OSError:
+                # A file system without locks: nothing can be held.
+                pass
+            _HELD.add(key)
+            yield
+        finally:
+            _HELD.discard(key)
+            os.close(handle)
+
+
 def write(
     layout: Layout,
     path: str | PathLike[str],
@@ -69,25 +124,34 @@ def write(
     own = _separate(tensors)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(layout, folder)
-        part = _part(folder / layout.tensors)
-        with _removed_at_the_end(part):
-            part.touch()
-            mode = part.stat().st_mode
-            safetensors.torch.save_file(own, part)
-            part.chmod(mode)
-            digest = _digest_and_sync(part)
-            pending = part.replace(_pending(layout, folder, digest))
-        full = {"format": layout.format, "version": layout.version, "sha256": digest}
-        _replace(folder / layout.description, _dump(full | description))
-        pending.replace(folder / layout.tensors)
-        _sync_folder(folder)
+        with locked(folder):
+            _write(layout, folder, description, own)
+    except DataError:
+        raise
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(
             f"{layout.noun} is written to a folder; got {str(folder)!r}: {reason}: "
             "choose another one"
         ) from error
+
+
+def _write(
+    layout: Layout, folder: Path, description: JsonObject, tensors: dict[str, Tensor]
+) -> None:
+    _remove_leftovers(layout, folder)
+    part = _part(folder / layout.tensors)
+    with _removed_at_the_end(part):
+        part.touch()
+        mode = part.stat().st_mode
+        safetensors.torch.save_file(tensors, part)
+        part.chmod(mode)
+        digest = _digest_and_sync(part)
+        pending = part.replace(_pending(layout, folder, digest))
+    full = {"format": layout.format, "version": layout.version, "sha256": digest}
+    _replace(folder / layout.description, _dump(full | description))
+    pending.replace(folder / layout.tensors)
+    _sync_folder(folder)
 
 
 def check_target(layout: Layout, path: str | PathLike[str]) -> Path:
@@ -159,12 +223,12 @@ def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _read_description(layout: Layout, folder: Path) -> JsonObject:
     try:
-        description = json.loads((folder / layout.description).read_bytes())
+        description = _decoded((folder / layout.description).read_bytes())
     except OSError as error:
         raise _unreadable(layout, folder, error) from error
     except ValueError as error:
         raise damaged(layout, folder, f"{layout.description} is no JSON") from error
-    if not isinstance(description, dict) or description.get("format") != layout.format:
+    if description.get("format") != layout.format:
         raise damaged(layout, folder, f"{layout.description} is of another format")
     version = description.get("version")
     if not isinstance(version, int) or version > layout.version:
@@ -202,16 +266,31 @@ def _unreadable(layout: Layout, folder: Path, error: OSError) -> DataError:
 
 def _is_ours(layout: Layout, folder: Path) -> bool:
     try:
-        description = json.loads((folder / layout.description).read_bytes())
+        return _decoded((folder / layout.description).read_bytes()).get("format") == layout.format
     except (OSError, ValueError):
         return False
-    return isinstance(description, dict) and description.get("format") == layout.format
+
+
+def _decoded(data: bytes) -> JsonObject:
+    """Return a JSON object.
+
+    Raises
+    ------
+    ValueError
+        If it is none, or nested beyond sense.
+    """
+    import msgspec
+
+    try:
+        return msgspec.json.decode(data, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
 
 
 def _remove_leftovers(layout: Layout, folder: Path) -> None:
     """Finish the last write, if it was cut off after its decisive moment; clean up after it."""
     if exists(layout, folder):
-        digest = json.loads((folder / layout.description).read_bytes()).get("sha256")
+        digest = _decoded((folder / layout.description).read_bytes()).get("sha256")
         pending = _pending(layout, folder, str(digest))
         if pending.exists():
             pending.replace(folder / layout.tensors)

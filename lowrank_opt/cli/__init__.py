@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
-from lowrank_opt.cli import complete, evaluate, inspect, plot, predict, recommend, verify
+from lowrank_opt import __version__
+from lowrank_opt.cli import (
+    complete,
+    completion,
+    evaluate,
+    inspect,
+    plot,
+    predict,
+    recommend,
+    verify,
+)
+from lowrank_opt.cli.streams import prepare_streams, silence_stdout
 from lowrank_opt.errors import LowRankError
 
-_COMMANDS = (complete, predict, recommend, evaluate, plot, inspect, verify)
-_INTERRUPTED = 130
+_COMMANDS = (complete, predict, recommend, evaluate, plot, inspect, verify, completion)
+_ERROR, _FAULT, _INTERRUPTED = 2, 70, 130
+_STATUS = (
+    "Exit status: 0 done; 1 what was asked for does not hold (not converged, an error above "
+    "--max-rmse, a broken law or bound); 2 a wrong call, data that cannot be used or output that "
+    "cannot be written; 70 a fault of this program; 130 Ctrl-C."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,30 +40,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 1 if what was asked for does not hold; 2 after an error, whose message goes to the
-        standard error stream; 130 after an interrupt from the keyboard.
+        0; 1 if what was asked for does not hold; 2 after a wrong call, data that cannot be used
+        or output that cannot be written, with a message on the standard error stream; 70 after a
+        fault of this program; 130 after an interrupt from the keyboard.
     """
+    prepare_streams()
     options = _parser().parse_args(arguments)
     try:
         status = int(options.run(options))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison]
+            sys.stdout.flush()
         return status
     except LowRankError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _ERROR
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        # The reader has what it wanted, as in `lowrank-opt ... | head`. Python would complain
-        # once more while it closes the stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader has what it wanted, as in `lowrank-opt ... | head`.
+        silence_stdout()
         return 0
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        silence_stdout()
+        reason = error.strerror or error
+        print(f"error: the output must be writable; got standard output: {reason}", file=sys.stderr)
+        return _ERROR
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        print("error: a fault of lowrank-opt, not of its input: please report it", file=sys.stderr)
+        return _FAULT
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="lowrank-opt", description="Complete matrices, verify and inspect low-rank models."
+        prog="lowrank-opt",
+        description="Complete matrices, verify and inspect low-rank models.",
+        epilog=_STATUS,
     )
+    parser.add_argument("--version", action="version", version=f"lowrank-opt {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     for module in _COMMANDS:
         module.add_to(commands)

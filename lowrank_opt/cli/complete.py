@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,12 +20,13 @@ if TYPE_CHECKING:
 
     from lowrank_opt.cli.parsers import Commands
     from lowrank_opt.completion import Checkpoint, CompletionResult, Iteration
+    from lowrank_opt.completion.solvers.traits import Traits
     from lowrank_opt.files import Json
     from lowrank_opt.observations import Observations
     from lowrank_opt.observations.ratings import Ratings
 
 _RANK = 12
-_EVERY = {"variational": 1, "gradient": 10}
+_EVERY, _EVERY_OF_GRADIENTS = 1, 10
 _SECONDS = 10.0
 _INTERRUPTED = 130
 
@@ -32,10 +36,14 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "complete",
         help="complete the matrix of a file of ratings, and save the model",
-        epilog="Status: 0 if the iteration ended by its own criterion, 1 if not, 2 after an "
-        "error, 130 after Ctrl-C. In all cases but an error the best model is saved.",
+        epilog="Status: 0 if the iteration ended by its own criterion, 1 if not, 2 after a wrong "
+        "call, data that cannot be used or output that cannot be written, 70 after a fault of the "
+        "program, 130 after Ctrl-C. With 0, 1 and 130 the best model is saved.",
     )
-    parser.add_argument("ratings", help="file with a user, an item and a value on each line")
+    parser.add_argument(
+        "ratings",
+        help="file with a user, an item and a value on each line, text or Parquet (- for a pipe)",
+    )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the model goes")
     parser.add_argument("--rank", type=int, metavar="R", help=f"at most ({_RANK})")
     parser.add_argument("--radius", type=float, metavar="X", help="bound on the nuclear norm")
@@ -62,16 +70,38 @@ def add_to(commands: Commands) -> None:
         help="iterations, 0 for never (1 for variational, 10 for gradient)",
     )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--quiet", action="store_true", help="no progress, no word on the data")
+    parser.add_argument("--json", action="store_true", help="print the summary as a JSON object")
     add_columns(parser, value=True)
     parser.set_defaults(run=_run)
 
 
 def _run(options: Namespace) -> int:
     from lowrank_opt.completion import check_writable
-    from lowrank_opt.observations.ratings import read_ratings
 
     folder, solver = check_writable(options.out), _solver(options)
+    with _held(folder):
+        return _completed(options, folder, solver)
+
+
+@contextmanager
+def _held(folder: Path) -> Generator[None]:
+    """Hold the folder, made if need be: a second process would write over the first one's model."""
+    from lowrank_opt.files import locked
+
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder, wait=False):
+            yield
+    finally:
+        if new and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _completed(options: Namespace, folder: Path, solver: str) -> int:
+    from lowrank_opt.observations.ratings import read_ratings
+
     ratings = read_ratings(
         options.ratings,
         row=options.user,
@@ -89,37 +119,70 @@ def _run(options: Namespace) -> int:
     if sys.stderr.isatty() and not options.quiet:
         say("")
     replace(result, row_ids=ratings.row_ids, col_ids=ratings.col_ids).save(folder)
-    print(result.summary())
+    print(json.dumps(_facts(result, ratings)) if options.json else result.summary())
     return _ended(result, checkpoint)
 
 
 def _solver(options: Namespace) -> str:
     """Return the name of the solver, and refuse what does not fit it before the file is read."""
-    from lowrank_opt.completion.registry import SOLVERS
+    from lowrank_opt.solvers import SOLVERS
 
     solver = options.solver or ("variational" if options.radius is None else "gradient")
-    if solver not in ("gradient", *SOLVERS):
-        raise OptionError(f"--solver must be one of gradient, {', '.join(SOLVERS)}; got {solver}")
-    if solver == "gradient" and options.radius is None:
-        raise OptionError("the solver gradient needs --radius: a bound on the nuclear norm")
-    if options.checkpoint_every and solver not in _EVERY:
+    traits = _traits(solver)
+    able = ", ".join(name for name, kind in SOLVERS.items() if kind.traits.checkpoint)
+    if "parameterization" in traits.sets and options.radius is None:
+        raise OptionError(f"the solver {solver} needs --radius: a bound on the nuclear norm")
+    if options.checkpoint_every and not traits.checkpoint:
         raise OptionError(
-            f"--checkpoint-every needs the solver {' or '.join(_EVERY)}; got {solver}: leave it out"
+            f"--checkpoint-every needs one of the solvers {able}; got {solver}: leave it out"
         )
-    if options.resume and (solver not in _EVERY or options.checkpoint_every == 0):
-        raise OptionError(f"--resume needs the solver {' or '.join(_EVERY)}, with checkpoints")
+    if options.resume and (not traits.checkpoint or options.checkpoint_every == 0):
+        raise OptionError(f"--resume needs one of the solvers {able}, with checkpoints")
     if options.rank is not None and options.rank < 1:
         raise OptionError(f"--rank must be at least 1; got {options.rank}")
     return solver
+
+
+def _traits(name: str) -> Traits:
+    from lowrank_opt.solvers import solver_of
+
+    return solver_of(name).traits
 
 
 def _describe(options: Namespace, ratings: Ratings) -> None:
     report(options.ratings, ratings.bad, ratings.unterminated)
     if ratings.merged:
         say(f"{ratings.merged} lines repeat a pair: {options.duplicates} taken")
-    m, n = ratings.observations.shape
     if not options.quiet:
-        say(f"{len(ratings.observations)} ratings, {m} users x {n} items")
+        m, n = ratings.observations.shape
+        low, high = map(float, ratings.observations.values.aminmax())
+        say(
+            f"read {options.ratings}: {ratings.reading}; {len(ratings.observations)} ratings from "
+            f"{low:g} to {high:g}, {m} users x {n} items, {ratings.merged} repeated; ids such as "
+            f"{ratings.row_ids[0]!r} and {ratings.col_ids[0]!r}"
+        )
+
+
+def _facts(result: CompletionResult, ratings: Ratings) -> dict[str, object]:
+    """Return the summary as numbers and names."""
+    (m, n), history = result.shape, result.history
+    errors = [x for x in history.validation_rmse if not math.isnan(x)]
+    return {
+        "status": result.status.name,
+        "message": result.status.value,
+        "ratings": len(ratings.observations),
+        "users": m,
+        "items": n,
+        "repeated": ratings.merged,
+        "malformed": len(ratings.bad.numbers),
+        "rank": result.operator.rank,
+        "mean": result.bias.mean,
+        "nuclear_norm": float(result.operator.schatten_norm(1)),
+        "objective": history.objective[-1] if len(history) > 0 else None,
+        "steps": len(history) - 1,
+        "seconds": history.seconds[-1] if len(history) > 0 else 0.0,
+        "validation_rmse": min(errors) if errors else None,
+    }
 
 
 def _checkpoint(
@@ -127,7 +190,10 @@ def _checkpoint(
 ) -> Checkpoint | None:
     from lowrank_opt.completion.loop.checkpoint import Checkpoint, fingerprint
 
-    every = _EVERY.get(solver, 0) if options.checkpoint_every is None else options.checkpoint_every
+    traits, every = _traits(solver), options.checkpoint_every
+    if every is None:
+        trained = "parameterization" in traits.sets
+        every = (_EVERY_OF_GRADIENTS if trained else _EVERY) if traits.checkpoint else 0
     if every == 0:
         return None
     # The number of iterations is no setting: an iteration that ended early may be given more.
@@ -147,8 +213,9 @@ def _fit(
 ) -> CompletionResult:
     import torch
 
-    from lowrank_opt import Factored, HomogeneousBall
-    from lowrank_opt.completion import complete, variational
+    from lowrank_opt import HomogeneousBall
+    from lowrank_opt.completion import CompletionResult, complete
+    from lowrank_opt.solvers import solver_of
 
     generator = torch.Generator().manual_seed(options.seed)
     rank = min(options.rank or _RANK, *observations.shape)
@@ -158,15 +225,12 @@ def _fit(
         if (value := getattr(options, name)) is not None
     }
     given |= {"generator": generator, "progress": _Progress(quiet=options.quiet)}
-    given |= {} if checkpoint is None else {"checkpoint": checkpoint}
-    if solver == "variational" and options.radius is None and options.penalty == 0:
-        return variational(observations, rank, **given)
-    shape = observations.shape
-    if options.radius is None:
-        parameterization = Factored(shape, rank, generator=generator)
-    else:
-        parameterization = HomogeneousBall(shape, rank, radius=options.radius, generator=generator)
-    return complete(observations, parameterization, solver=solver, penalty=options.penalty, **given)  # pyright: ignore[reportArgumentType]
+    given |= {"checkpoint": checkpoint, "penalty": options.penalty}
+    model, shape = rank, observations.shape
+    if options.radius is not None:
+        model = HomogeneousBall(shape, rank, radius=options.radius, generator=generator)
+    result = complete(observations, model, solver=solver_of(solver), **given)
+    return result if isinstance(result, CompletionResult) else result.to_completion()
 
 
 def _ended(result: CompletionResult, checkpoint: Checkpoint | None) -> int:

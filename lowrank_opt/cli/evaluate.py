@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from lowrank_opt.cli.output import add_output, table
 from lowrank_opt.cli.predict import checked_limits
-from lowrank_opt.cli.tables import add_columns, open_table, report, say, writing
+from lowrank_opt.cli.tables import add_columns, announce, open_table, report, say
 from lowrank_opt.errors import DataError
 
 if TYPE_CHECKING:
     from argparse import Namespace
+
+    import numpy as np
 
     from lowrank_opt.cli.parsers import Commands
 
@@ -23,8 +24,8 @@ def add_to(commands: Commands) -> None:
         "evaluate", help="root mean squared and mean absolute error on a file of ratings"
     )
     parser.add_argument("model", help="folder that `complete` wrote")
-    parser.add_argument("ratings", help="file of ratings that the model has not seen")
-    parser.add_argument("--out", metavar="FILE", help="CSV file to write (standard output)")
+    parser.add_argument("ratings", help="file of ratings that the model has not seen (or -)")
+    add_output(parser)
     parser.add_argument(
         "--clip", nargs=2, type=float, metavar=("LOW", "HIGH"), help="limits of predictions"
     )
@@ -36,11 +37,14 @@ def add_to(commands: Commands) -> None:
 
 
 def _run(options: Namespace) -> int:
+    import numpy as np
+
     from lowrank_opt.cli.models import Model
 
     limits = checked_limits(options.clip)
     model = Model(options.model)
     file = open_table(options.ratings, options, value=True)
+    announce(options, options.ratings, file)
     # Count, sum of squares and sum of moduli: of all lines, and of those with known ids.
     sums = np.zeros((2, 3))
     for chunk in file.chunks():
@@ -53,9 +57,13 @@ def _run(options: Namespace) -> int:
     if sums[0, 0] == 0:
         raise DataError(f"a file of ratings must have a line of data; {options.ratings!r} has none")
     rmse = math.sqrt(sums[0, 1] / sums[0, 0])
-    with writing(options.out) as writer:
-        writer.writerow(["metric", "value"])
-        writer.writerows((name, f"{value:.6g}") for name, value in _metrics(sums).items())
+    metrics = _metrics(sums)
+    if options.json:
+        with table(options, list(metrics)) as out:
+            out.rows([list(metrics.values())])
+    else:
+        with table(options, ["metric", "value"]) as out:
+            out.rows(metrics.items())
     if options.max_rmse is not None and not rmse <= options.max_rmse:
         say(f"the root mean squared error is {rmse:.6g}, more than {options.max_rmse:g}")
         return 1

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from lowrank_opt.cli.tables import add_columns, open_table, report
+from lowrank_opt.cli.output import replacing
+from lowrank_opt.cli.tables import add_columns, announce, open_table, report
 from lowrank_opt.errors import DataError, OptionError
 from lowrank_opt.extras import extra
 
@@ -27,6 +26,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("model", help="folder that `complete` wrote")
     parser.add_argument("--out", required=True, metavar="FILE", help=".png, .pdf, .svg, ...")
     parser.add_argument("--residuals", metavar="FILE", help="ratings, for a third panel of errors")
+    parser.add_argument("--quiet", action="store_true", help="no word on what was read")
     add_columns(parser, value=True)
     parser.set_defaults(run=_run)
 
@@ -57,17 +57,17 @@ def _draw(path: str, model: Model, residuals: ResidualDisplay | None) -> None:
     ConvergenceDisplay.from_result(model.result).plot(axes[1])
     if residuals is not None:
         residuals.plot(axes[2])
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"the figure must be writable; got {path!r}: {reason}") from error
+    with replacing(path, "the figure") as place:
+        figure.savefig(place, dpi=150, format=Path(path).suffix.lstrip("."))
 
 
 def _residuals(options: Namespace, model: Model) -> ResidualDisplay:
+    import numpy as np
+
     from lowrank_opt.plots import ResidualDisplay
 
     file = open_table(options.residuals, options, value=True)
+    announce(options, options.residuals, file)
     observed, predicted = list[np.ndarray](), list[np.ndarray]()
     for chunk in file.chunks():
         assert chunk.values is not None, "a column of numbers was asked for"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowrank_opt.cli.tables import add_columns, open_table, report, say, writing
+from lowrank_opt.cli.output import add_output, table
+from lowrank_opt.cli.tables import add_columns, announce, open_table, report, say
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -16,8 +17,8 @@ def add_to(commands: Commands) -> None:
     """Register the command."""
     parser = commands.add_parser("predict", help="predict the pairs of a file with a saved model")
     parser.add_argument("model", help="folder that `complete` wrote")
-    parser.add_argument("pairs", help="file with a user and an item on each line")
-    parser.add_argument("--out", metavar="FILE", help="CSV file to write (standard output)")
+    parser.add_argument("pairs", help="file with a user and an item on each line (- for a pipe)")
+    add_output(parser)
     parser.add_argument(
         "--clip", nargs=2, type=float, metavar=("LOW", "HIGH"), help="limits of predictions"
     )
@@ -33,13 +34,12 @@ def _run(options: Namespace) -> int:
     file = open_table(options.pairs, options, value=False, known=model.knows)
     names = ["user", "item"] if file.names is None else [file.names[c] for c in file.texts]
     total = unknown = 0
-    with writing(options.out) as writer:
-        writer.writerow([*names, "prediction"])
+    with table(options, [*names, "prediction"]) as out:
+        announce(options, options.pairs, file)
         for chunk in file.chunks():
             users, items = model.positions(chunk.texts)
             predictions = model.predict(users, items).clamp(*limits)
-            shown = map("{:.6g}".format, predictions.tolist())
-            writer.writerows(zip(*chunk.texts, shown, strict=True))
+            out.rows(zip(*chunk.texts, predictions.tolist(), strict=True))
             total, unknown = total + len(chunk), unknown + int(((users < 0) | (items < 0)).sum())
     report(options.pairs, file.bad, file.unterminated)
     if unknown > 0:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-
-from lowrank_opt.cli.tables import add_format, report, writing
+from lowrank_opt.cli.output import add_output, table
+from lowrank_opt.cli.tables import add_format, announce, report
 from lowrank_opt.errors import DataError, OptionError
 
 if TYPE_CHECKING:
@@ -22,11 +20,11 @@ def add_to(commands: Commands) -> None:
     """Register the command."""
     parser = commands.add_parser("recommend", help="list the best items for users")
     parser.add_argument("model", help="folder that `complete` wrote")
-    parser.add_argument(
-        "--user", action="append", required=True, metavar="ID", help="may be given several times"
-    )
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--user", action="append", metavar="ID", help="may be given several times")
+    asked.add_argument("--all", action="store_true", help="for all users of the model")
     parser.add_argument("-k", type=int, default=10, metavar="N", help="items a user (%(default)s)")
-    parser.add_argument("--out", metavar="FILE", help="CSV file to write (standard output)")
+    add_output(parser)
     parser.add_argument(
         "--exclude-seen", metavar="FILE", help="file of ratings, whose pairs are left out"
     )
@@ -43,6 +41,8 @@ def _run(options: Namespace) -> int:
     if options.k < 1:
         raise OptionError(f"-k must be at least 1; got {options.k}")
     model = Model(options.model)
+    if options.all:
+        options.user = model.user_ids
     unknown = [user for user in options.user if user not in model.users.position]
     if unknown:
         raise DataError(
@@ -50,16 +50,18 @@ def _run(options: Namespace) -> int:
             "complete again with their ratings"
         )
     seen = _seen(options, model)
-    with writing(options.out) as writer:
-        writer.writerow(["user", "item", "prediction"])
+    with table(options, ["user", "item", "prediction"]) as out:
         for user in options.user:
-            for j, score in _best(model, model.users.position[user], seen[user], options.k):
-                writer.writerow([user, model.item_ids[j], f"{score:.6g}"])
+            best = _best(model, model.users.position[user], seen[user], options.k)
+            out.rows((user, model.item_ids[j], score) for j, score in best)
     return 0
 
 
 def _best(model: Model, user: int, seen: set[int], k: int) -> list[tuple[int, float]]:
     """Return positions and predictions of the k best items not seen, best first."""
+    import numpy as np
+    import torch
+
     n = len(model.item_ids)
     scores = model.predict(np.full(n, user), np.arange(n))
     scores[list(seen)] = -torch.inf
@@ -83,6 +85,7 @@ def _seen(options: Namespace, model: Model) -> dict[str, set[int]]:
         max_bad_lines=options.max_bad_lines,
         known=model.knows,
     )
+    announce(options, options.exclude_seen, file)
     asked, position = set(options.user), model.items.position
     for chunk in file.chunks():
         for user, item in zip(*(map(str, ids) for ids in chunk.texts), strict=True):

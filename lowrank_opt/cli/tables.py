@@ -1,32 +1,15 @@
-"""Files of ratings and pairs on the command line: which columns, what is wrong, and where to."""
+"""Files of ratings and pairs on the command line: which columns, and what is wrong."""
 
 from __future__ import annotations
 
-import csv
-import os
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from lowrank_opt.errors import DataError
-from lowrank_opt.tables.delimited import BadLines
-from lowrank_opt.tables.files import TableFile
-from lowrank_opt.tables.files import open_table as open_file
-
-
-class Writer(Protocol):
-    """Writes lines of CSV."""
-
-    def writerow(self, row: Iterable[object], /) -> object:
-        """Write one line."""
-        ...
-
-    def writerows(self, rows: Iterable[Iterable[object]], /) -> object:
-        """Write lines."""
-        ...
+if TYPE_CHECKING:
+    from lowrank_opt.tables.delimited import BadLines
+    from lowrank_opt.tables.files import TableFile
 
 
 def add_columns(parser: ArgumentParser, *, value: bool) -> None:
@@ -75,6 +58,8 @@ def open_table(
     known: Callable[[str, str], bool] | None = None,
 ) -> TableFile:
     """Return the file, whose columns have been found."""
+    from lowrank_opt.tables.files import open_table as open_file
+
     return open_file(
         path,
         (options.user, options.item),
@@ -85,6 +70,13 @@ def open_table(
         max_bad_lines=options.max_bad_lines,
         known=known,
     )
+
+
+def announce(options: Namespace, path: str, file: TableFile) -> None:
+    """Say in one line what is read of a file."""
+    if not options.quiet:
+        names = "names in the first line" if file.header else "no header"
+        say(f"reading {path}: {file.reading}; {names}")
 
 
 def say(message: str) -> None:
@@ -98,30 +90,3 @@ def report(path: str, bad: BadLines, unterminated: bool) -> None:
         say(f"warning: {path}: {len(bad.numbers)} malformed lines left out: {bad}")
     if unterminated:
         say(f"warning: {path}: no end-of-line after the last line, which was taken as complete")
-
-
-@contextmanager
-def writing(path: str | None) -> Generator[Writer]:
-    """Yield a writer of CSV lines: to standard output, or to a file that appears when complete.
-
-    Raises
-    ------
-    DataError
-        If the file cannot be written.
-    """
-    if path is None:
-        yield csv.writer(sys.stdout, lineterminator="\n")
-        return
-    target = Path(path)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            yield csv.writer(file, lineterminator="\n")
-        part.replace(target)
-    except DataError:
-        raise
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"the output must be writable; got {path!r}: {reason}") from error
-    finally:
-        part.unlink(missing_ok=True)

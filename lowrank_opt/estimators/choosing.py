@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.completion.after.path import RegularizationPath, Setting, follow_path
 from lowrank_opt.errors import OptionError
+from lowrank_opt.estimators.intervals import Intervals
+from lowrank_opt.estimators.known import calibrated
 from lowrank_opt.estimators.solvers import AnyResult, Solver
 from lowrank_opt.estimators.starts import Bias, constant, spread_or_zero
 from lowrank_opt.observations import Observations
@@ -32,14 +32,14 @@ class Choice(NamedTuple):
     setting : mapping of str to float
     path : RegularizationPath
         What was tried; empty if nothing was to be chosen.
-    errors : Tensor, shape (h,), float64
-        Of the path's best fit on the held-out entries, absolute and ascending; maybe none.
+    intervals : Intervals or None
+        Calibrated by the errors of the path's best fit on the held-out entries.
     """
 
     result: AnyResult
     setting: Setting
     path: RegularizationPath
-    errors: Tensor
+    intervals: Intervals | None
 
 
 def choose_and_fit(
@@ -70,9 +70,9 @@ def choose_and_fit(
         If a given setting is none of the solver's.
     """
     setting = _merged(solver.first(observations), given)
-    errors = torch.empty(0, dtype=torch.float64)
+    intervals = None
     if spread_or_zero(observations, bias) == 0:
-        return Choice(constant(observations), setting, RegularizationPath(()), errors)
+        return Choice(constant(observations), setting, RegularizationPath(()), intervals)
     walks = [walk for walk in solver.walks(observations) if walk.name not in given]
     path, start = RegularizationPath(()), None
     if walks and validation is not None and len(observations) >= _FEWEST:
@@ -81,9 +81,8 @@ def choose_and_fit(
         exact = _EXACT * spread_or_zero(observations, bias)
         path, start = follow_path(solver.fit, kept, held_out, setting, walks, exact=exact)
         setting = path.best.setting
-        predicted = start.predict(held_out.rows, held_out.cols).double()
-        errors = (predicted - held_out.values.double()).abs().sort().values
-    return Choice(solver.refit(observations, setting, start), setting, path, errors)
+        intervals = calibrated(start, kept, held_out, bias=bias, clip=clip_range(observations))
+    return Choice(solver.refit(observations, setting, start), setting, path, intervals)
 
 
 def clip_range(observations: Observations) -> tuple[float, float] | None:
@@ -95,25 +94,6 @@ def clip_range(observations: Observations) -> tuple[float, float] | None:
     if len(distinct) > min(_LARGEST_SCALE, len(observations) // _REPETITIONS):
         return None
     return float(distinct[0]), float(distinct[-1])
-
-
-def error_quantile(errors: Tensor, coverage: float) -> float:
-    r"""Return the :math:`\lceil (h + 1) c \rceil`-th of h ascending errors, infinite if beyond.
-
-    Raises
-    ------
-    OptionError
-        If there are no errors, or the coverage is not in (0, 1).
-    """
-    if not 0 < coverage < 1:
-        raise OptionError(f"coverage must be in (0, 1); got coverage={coverage!r}")
-    if len(errors) == 0:
-        raise OptionError(
-            "intervals need errors on held-out entries; got a fit that chose nothing: leave rank, "
-            "radius or penalty at None"
-        )
-    k = math.ceil((len(errors) + 1) * coverage)
-    return float(errors[k - 1]) if k <= len(errors) else math.inf
 
 
 def _merged(first: Mapping[str, float], given: Mapping[str, float]) -> dict[str, float]:

@@ -11,15 +11,14 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from lowrank_opt.completion import AdditiveBias, CompletionResult
-from lowrank_opt.completion.model.bias import weighted_mean
+from lowrank_opt.completion import CompletionResult
 from lowrank_opt.errors import OptionError
-from lowrank_opt.estimators.choosing import choose_and_fit, clip_range, error_quantile
+from lowrank_opt.estimators.choosing import choose_and_fit, clip_range
 from lowrank_opt.estimators.entries import Entries, entries_of
+from lowrank_opt.estimators.known import Known
 from lowrank_opt.estimators.options import check_options, given_settings
 from lowrank_opt.estimators.solvers import AnyResult, CustomSolver, solver_of
 from lowrank_opt.estimators.starts import Bias, spread_or_zero
-from lowrank_opt.observations import Observations
 from lowrank_opt.tables import Triplets, read_pairs, read_triplets
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from lowrank_opt.tables.triplets import Interactions, Reals
 
 Floats: TypeAlias = NDArray[np.floating]
-Known: TypeAlias = NDArray[np.str_]
 
 _LEVELS = np.array(["mean", "column", "row", "pair"])
 
@@ -178,10 +176,7 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
         observations = entries.observations
-        self._rows_known, self._cols_known = (
-            (x > 0).numpy() for x in (observations.row_counts, observations.col_counts)
-        )
-        self._fallback = _fallback(result, observations, self.bias)
+        self._known = Known.of(result, observations, self.bias)
         self._spread = spread_or_zero(observations, self.bias)
         self.result_ = result
         if isinstance(result, CompletionResult):
@@ -221,12 +216,9 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
             If the solver gives no standard deviations, or columns have other names.
         """
         check_is_fitted(self)
-        pairs = read_pairs(X, known=self._knows)
-        self.check_names(pairs)
-        i = self.row_labels_.find(pairs.rows, "rows")
-        j = self.col_labels_.find(pairs.cols, "cols")
-        row_known, col_known = _among(self._rows_known, i), _among(self._cols_known, j)
-        mean, std = self._predict(i, j, row_known, col_known, return_std=return_std)
+        i, j = self._positions(X)
+        mean, std = self._predict(i, j, return_std=return_std)
+        row_known, col_known = self._known.counts("row", i) > 0, self._known.counts("col", j) > 0
         levels = [_LEVELS[2 * row_known + col_known]] if return_known else []
         found = [mean, *([] if std is None else [std]), *levels]
         return found[0] if len(found) == 1 else tuple(found)
@@ -234,10 +226,13 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
     def predict_interval(self, X: Interactions, *, coverage: float = 0.9) -> tuple[Floats, Floats]:
         """Return intervals that contain new values with about a given probability.
 
-        Predictions plus and minus a quantile of the errors on the entries that settings were
-        chosen on, by the path's best fit, which had not seen them. As those entries chose the
-        settings, this is no exact guarantee; `lowrank_opt.completion.after.conformal` gives one,
-        for entries set aside. All intervals are equally wide.
+        Predictions plus and minus quantiles of the errors on the entries that settings were chosen
+        on, by the path's best fit, which had not seen them; separately for what is known of an
+        entry: row and column, one of them or none, and groups by their numbers of entries. So the
+        coverage holds within each of these, rows and columns that were never seen included, if
+        those that come are like those that were there. As the held-out entries chose the settings,
+        this is no exact guarantee; `lowrank_opt.completion.after.conformal` gives one, for entries
+        set aside.
 
         Parameters
         ----------
@@ -256,9 +251,17 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
         OptionError
             If nothing was chosen, so that there are no errors, or the coverage is no share.
         """
-        predicted = self.predict(X)
-        assert isinstance(predicted, np.ndarray), "nothing else was asked for"
-        margin = error_quantile(self._errors, coverage)
+        check_is_fitted(self)
+        if self._intervals is None:
+            raise OptionError(
+                "intervals need errors on held-out entries; got a fit that chose nothing: leave "
+                "rank, radius or penalty at None"
+            )
+        i, j = self._positions(X)
+        margin = self._intervals.margins(
+            self._known.counts("row", i), self._known.counts("col", j), coverage
+        )
+        predicted = self._clipped(self._known.predict(self.result_, i, j))
         low, high = self.clip_ or (-np.inf, np.inf)
         return (predicted - margin).clip(low, high), (predicted + margin).clip(low, high)
 
@@ -283,7 +286,7 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
             max_iterations=self.max_iterations,
             seed=seed,
         )
-        result, setting, self.path_, self._errors = choose_and_fit(
+        result, setting, self.path_, self._intervals = choose_and_fit(
             observations, solver, given, bias=self.bias, validation=self.validation, seed=seed
         )
         self.clip_ = clip_range(observations) if self.clip == "auto" else self.clip
@@ -293,39 +296,31 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
         self.take(entries, result)
         return self
 
-    def _predict(
-        self,
-        i: NDArray[np.int64],
-        j: NDArray[np.int64],
-        row_known: NDArray[np.bool_],
-        col_known: NDArray[np.bool_],
-        *,
-        return_std: bool,
-    ) -> tuple[Floats, Floats | None]:
-        both, bias = row_known & col_known, self._fallback
-        mean = np.full(len(i), bias.mean, dtype=bias.rows.numpy().dtype)
-        mean[row_known] += bias.rows.numpy()[i[row_known]]
-        mean[col_known] += bias.cols.numpy()[j[col_known]]
-        std = None
-        if return_std:
-            mean[both], std = self._with_std(i, j, both)
-        else:
-            mean[both] = self.result_.predict(i[both], j[both]).numpy()
-        return (mean if self.clip_ is None else mean.clip(*self.clip_)), std
+    def _positions(self, X: Interactions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the positions of pairs of ids, -1 for unknown ones."""
+        pairs = read_pairs(X, known=self._knows)
+        self.check_names(pairs)
+        return self.row_labels_.find(pairs.rows, "rows"), self.col_labels_.find(pairs.cols, "cols")
 
-    def _with_std(
-        self, i: NDArray[np.int64], j: NDArray[np.int64], both: NDArray[np.bool_]
-    ) -> tuple[Floats, Floats]:
+    def _clipped(self, values: Floats) -> Floats:
+        return values if self.clip_ is None else values.clip(*self.clip_)
+
+    def _predict(
+        self, i: NDArray[np.int64], j: NDArray[np.int64], *, return_std: bool
+    ) -> tuple[Floats, Floats | None]:
+        if not return_std:
+            return self._clipped(self._known.predict(self.result_, i, j)), None
         if isinstance(self.result_, CompletionResult):
             raise OptionError(
                 "standard deviations need draws from a posterior; got the solver "
                 f"{self.solver!r}: use solver='bayesian'"
             )
-        mean, std = self.result_.predict(i[both], j[both], return_std=True)
+        mean = self._known.predict(self.result_, i, j)
+        both = (self._known.counts("row", i) > 0) & (self._known.counts("col", j) > 0)
         # What is not known varies as the values do.
-        everywhere = np.full(len(i), self._spread, dtype=mean.numpy().dtype)
-        everywhere[both] = std.numpy()
-        return mean.numpy(), everywhere
+        std = np.full(len(i), self._spread, dtype=mean.dtype)
+        std[both] = self.result_.predict(i[both], j[both], return_std=True)[1].numpy()
+        return self._clipped(mean), std
 
     def _knows(self, row: str, col: str) -> bool:
         """Whether one of two ids is known: tells data from names in a file."""
@@ -340,19 +335,3 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
                 "The feature names should match those that were passed during fit: "
                 f"{list(fitted)}; got {list(pairs.names)}: select and order the columns"
             )
-
-
-def _among(known: NDArray[np.bool_], positions: NDArray[np.int64]) -> NDArray[np.bool_]:
-    return (positions >= 0) & known[positions]
-
-
-def _fallback(result: AnyResult, observations: Observations, bias: Bias) -> AdditiveBias:
-    """Return what is predicted where the matrix says nothing."""
-    mean = weighted_mean(observations)
-    if bias is None:
-        zeros = observations.values.new_zeros
-        return AdditiveBias(mean, zeros(observations.shape[0]), zeros(observations.shape[1]))
-    if isinstance(result, CompletionResult):
-        return result.bias.to(dtype=observations.dtype)
-    rows, cols = (x.mean(0).to(observations.dtype) for x in (result.row_bias, result.col_bias))
-    return AdditiveBias(result.mean, rows, cols)

@@ -16,11 +16,14 @@ _COUNTS = ("rank", "max_iterations")
 class ImputerOptions(Protocol):
     """What is read of a `LowRankImputer`."""
 
+    missing_values: object
+
     rank: int | None
     penalty: float | None
     tolerance: float
     max_iterations: int
     validation: float
+    missing_values: object
 
 
 class CompletionOptions(Protocol):
@@ -36,9 +39,14 @@ class CompletionOptions(Protocol):
     validation: float | None
 
     @property
-    def bias(self) -> object: ...
+    def bias(self) -> object:
+        """None, or "additive" ones."""
+        ...
+
     @property
-    def clip(self) -> object: ...
+    def clip(self) -> object:
+        """None, a pair, or "auto" for one."""
+        ...
 
 
 def check_options(estimator: CompletionOptions) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from lowrank_opt.completion import CompletionResult, als, bayesian, complete, variational
 from lowrank_opt.completion.after.path import Setting, Walk
-from lowrank_opt.completion.bayes.posterior import BayesianResult
+from lowrank_opt.completion.results.posterior import BayesianResult
 from lowrank_opt.errors import OptionError
 from lowrank_opt.estimators.starts import EXPONENT, Bias, largest_penalty, random_start, spread
 from lowrank_opt.observations import Observations

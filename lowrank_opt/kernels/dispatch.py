@@ -105,9 +105,14 @@ def observed_entries(
 
 
 @cache
+def on_cpu_loops(device: str) -> bool:
+    """Whether numba loops compute on a device type; plain torch does elsewhere."""
+    return device == "cpu" and find_spec("numba") is not None
+
+
 def backend_of(device: str) -> Backend:
     """Return the fastest backend of a device type; numba is imported here, on first use."""
-    if device == "cpu" and find_spec("numba") is not None:
+    if on_cpu_loops(device):
         from lowrank_opt.kernels import cpu
 
         return cpu

@@ -1,4 +1,7 @@
-"""Gaussian posteriors of all rows (or columns) at once, on the threads of torch."""
+"""Gaussian posteriors of all rows (or columns) at once.
+
+On the CPU numba loops do it on the threads of torch; elsewhere, batches in plain torch.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
+from lowrank_opt.kernels import torch_gaussian
+from lowrank_opt.kernels.dispatch import on_cpu_loops
 from lowrank_opt.kernels.row_solves import balanced_ranges
 from lowrank_opt.observations import CompressedAxis, Observations
-
-Floats = NDArray[np.floating]
 
 _RANGES_PER_THREAD = 4
 _WORTH_A_THREAD = 1 << 20
@@ -26,50 +28,53 @@ class Moments:
 
     Parameters
     ----------
-    means : array, shape (n, K + 2)
+    means : Tensor, shape (n, K + 2)
         Factors, the constant one, and the bias.
-    products : array, shape (n, (K + 2)(K + 3) / 2)
+    products : Tensor, shape (n, (K + 2)(K + 3) / 2)
         The lower triangle of the expected outer product, row after row.
 
     Examples
     --------
-    >>> side = Moments.of(np.array([[2.0, 3.0]]), np.array([0.5]))
-    >>> side.means.tolist(), side.products.shape
+    >>> side = Moments.of(torch.tensor([[2.0, 3.0]]), torch.tensor([0.5]))
+    >>> side.means.tolist(), tuple(side.products.shape)
     ([[2.0, 3.0, 1.0, 0.5]], (1, 10))
     """
 
-    means: Floats
-    products: Floats
+    means: Tensor
+    products: Tensor
 
     @classmethod
-    def of(cls, factors: Floats, bias: Floats) -> Moments:
+    def of(cls, factors: Tensor, bias: Tensor) -> Moments:
         """Return the moments of numbers that are certain."""
         n, K = factors.shape
-        means = np.ones((n, K + 2), factors.dtype)
-        means[:, :K], means[:, -1] = factors, bias
-        moments = cls(means, np.empty((n, (K + 2) * (K + 3) // 2), factors.dtype))
+        means = torch.cat((factors, factors.new_ones(n, 1), bias.unsqueeze(1)), 1)
+        moments = cls(means, factors.new_empty(n, (K + 2) * (K + 3) // 2))
         moments.repack()
         return moments
 
     @property
-    def unknowns(self) -> Floats:
+    def unknowns(self) -> Tensor:
         """Factors and bias alone, a copy, shape (n, K + 1)."""
-        return np.delete(self.means, -2, axis=1)
+        return torch.cat((self.means[:, :-2], self.means[:, -1:]), 1)
 
     def repack(self) -> None:
         """Set the second moments to those of the means without spread."""
-        from lowrank_opt.kernels.moments import pack_moments
+        if not on_cpu_loops(self.means.device.type):
+            torch_gaussian.pack(self.means, self.products)
+            return
+        from lowrank_opt.kernels.moments import pack_moments  # loads numba
 
-        pack_moments(self.means, self.products)
+        pack_moments(self.means.numpy(), self.products.numpy())
 
-    def total(self) -> Floats:
+    def total(self) -> Tensor:
         """Return the sum over rows of the second moments of (v, b), float64, (K + 1, K + 1)."""
-        size = self.means.shape[1]
-        square = np.zeros((size, size))
-        square[np.tril_indices(size)] = self.products.sum(axis=0, dtype=np.float64)
-        square += np.tril(square, -1).T
-        kept = np.delete(np.arange(size), -2)
-        return square[np.ix_(kept, kept)]
+        size, device = self.means.shape[1], self.means.device
+        square = torch.zeros(size, size, dtype=torch.float64, device=device)
+        low = torch.tril_indices(size, size, device=device)
+        square[low[0], low[1]] = self.products.sum(0, dtype=torch.float64)
+        square = square + square.tril(-1).mT
+        kept = torch.tensor([*range(size - 2), size - 1], device=device)
+        return square[kept[:, None], kept]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,59 +84,53 @@ class GaussianRows:
     Parameters
     ----------
     axis : CompressedAxis
-    values : array, shape (nnz,)
+    values : Tensor, shape (nnz,)
         In the order of `axis`.
-    weights : array, shape (nnz,)
+    weights : Tensor, shape (nnz,)
 
     Examples
     --------
     >>> obs = Observations([0, 1], [0, 0], [2.0, 4.0], shape=(2, 1))
-    >>> rows = GaussianRows.of(obs, obs.csr, np.float64)
-    >>> other, own = (
-    ...     Moments.of(np.ones((1, 1)), np.zeros(1)),
-    ...     Moments.of(np.zeros((2, 1)), np.zeros(2)),
-    ... )
-    >>> prior = {"precision": np.diag([1.0, 1e9]), "pull": np.zeros((2, 2))}
-    >>> losses, _ = rows.posterior(own, other, scales=np.ones(2), **prior)
-    >>> own.means[:, 0].round(6).tolist(), losses.round(6).tolist()
+    >>> rows = GaussianRows.of(obs, obs.csr, torch.float64)
+    >>> zeros, ones = torch.zeros(2, 2).double(), torch.ones(2, 1).double()
+    >>> other, own = Moments.of(ones[:1], zeros[0, :1]), Moments.of(0 * ones, zeros[0])
+    >>> prior = {"precision": torch.tensor([1.0, 1e9]).diag().double(), "pull": zeros}
+    >>> losses, _ = rows.posterior(own, other, scales=ones[:, 0], **prior)
+    >>> own.means[:, 0].tolist(), losses.tolist()
     ([1.0, 2.0], [1.5, 4.5])
     """
 
     axis: CompressedAxis
-    values: Floats
-    weights: Floats
+    values: Tensor
+    weights: Tensor
 
     @classmethod
     def of(
-        cls, observations: Observations, axis: CompressedAxis, dtype: type[np.floating]
+        cls, observations: Observations, axis: CompressedAxis, dtype: torch.dtype
     ) -> GaussianRows:
-        """Sort values and weights by an axis of the observations, which are on the CPU."""
-        values = observations.values[axis.order].numpy().astype(dtype)
+        """Sort values and weights by an axis of the observations."""
+        values = observations.values[axis.order].to(dtype)
         w = observations.weights
-        weights = np.ones_like(values) if w is None else w[axis.order].numpy().astype(dtype)
+        weights = torch.ones_like(values) if w is None else w[axis.order].to(dtype)
         return cls(axis, values, weights)
 
     @property
-    def counts(self) -> NDArray[np.integer]:
-        """Number of entries of each row."""
-        return np.diff(self.axis.pointers.numpy())
-
-    @property
-    def positive_counts(self) -> NDArray[np.integer]:
-        """Number of entries of positive weight in each row."""
-        groups = np.repeat(np.arange(len(self.counts)), self.counts)
-        return np.bincount(groups[self.weights > 0], minlength=len(self.counts))
+    def positive_counts(self) -> Tensor:
+        """Number of entries of positive weight in each row, int64."""
+        counts = self.axis.counts
+        groups = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        return torch.bincount(groups[self.weights > 0], minlength=len(counts))
 
     def posterior(
         self,
         own: Moments,
         other: Moments,
         *,
-        scales: Floats,
-        precision: Floats,
-        pull: Floats,
-        multipliers: Floats | None = None,
-    ) -> tuple[Floats, Floats]:
+        scales: Tensor,
+        precision: Tensor,
+        pull: Tensor,
+        multipliers: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         r"""Set `own` to the moments of the posterior of each row, given those of the other side.
 
         The matrix of row i is :math:`s_i \sum_k w_k m_k E[f_k f_k^T] + P`, its right-hand side
@@ -142,23 +141,27 @@ class GaussianRows:
         ----------
         own : Moments, written
         other : Moments
-        scales : array, shape (m,), float64
-        precision : array, shape (K + 1, K + 1), float64
-        pull : array, shape (m, K + 1), float64
-        multipliers : array, shape (n,), optional
+        scales : Tensor, shape (m,), float64
+        precision : Tensor, shape (K + 1, K + 1), float64
+        pull : Tensor, shape (m, K + 1), float64
+        multipliers : Tensor, shape (n,), optional
 
         Returns
         -------
-        losses : array, shape (m,)
+        losses : Tensor, shape (m,), float64
             Expected weighted sum of squared residuals of each row.
-        logdets : array, shape (m,)
+        logdets : Tensor, shape (m,), float64
             Log determinant of each matrix.
         """
+        losses = scales.new_empty(len(own.means), dtype=torch.float64)
+        logdets = torch.empty_like(losses)
+        given = self._given(other, multipliers, scales, precision, pull)
+        if not on_cpu_loops(losses.device.type):
+            torch_gaussian.posterior(given, own.means, own.products, losses, logdets)
+            return losses, logdets
         from lowrank_opt.kernels.moments import posterior_pass  # loads numba
 
-        losses, logdets = np.empty(len(own.means)), np.empty(len(own.means))
-        given = self._given(other, multipliers, scales, precision, pull)
-        self._sweep(posterior_pass, (*given, own.means, own.products, losses, logdets))
+        self._sweep(posterior_pass, given, own.means, own.products, losses, logdets)
         return losses, logdets
 
     def draw(
@@ -166,46 +169,59 @@ class GaussianRows:
         own: Moments,
         other: Moments,
         *,
-        scales: Floats,
-        precision: Floats,
-        pull: Floats,
-        noise: Floats,
-        multipliers: Floats | None = None,
-    ) -> Floats:
+        scales: Tensor,
+        precision: Tensor,
+        pull: Tensor,
+        noise: Tensor,
+        multipliers: Tensor | None = None,
+    ) -> Tensor:
         """Set `own` to a draw from the posterior of each row; return the losses.
 
         Parameters
         ----------
-        noise : array, shape (m, K + 1)
+        noise : Tensor, shape (m, K + 1)
             Standard normal.
         """
-        from lowrank_opt.kernels.moments import draw_pass
-
-        losses = np.empty(len(own.means))
+        losses = scales.new_empty(len(own.means), dtype=torch.float64)
         given = self._given(other, multipliers, scales, precision, pull)
-        self._sweep(draw_pass, (*given, noise, own.means, losses))
+        if on_cpu_loops(losses.device.type):
+            from lowrank_opt.kernels.moments import draw_pass  # loads numba
+
+            self._sweep(draw_pass, given, noise, own.means, losses)
+        else:
+            torch_gaussian.draw(given, noise, own.means, losses)
         own.repack()
         return losses
 
     def _given(
-        self, other: Moments, multipliers: Floats | None, *rest: object
-    ) -> tuple[object, ...]:
+        self,
+        other: Moments,
+        multipliers: Tensor | None,
+        scales: Tensor,
+        precision: Tensor,
+        pull: Tensor,
+    ) -> torch_gaussian.Given:
         weights = self.weights
         if multipliers is not None:
-            weights = weights * multipliers.astype(weights.dtype)[self.axis.indices.numpy()]
+            weights = weights * multipliers.to(weights.dtype)[self.axis.indices]
         # A Gram matrix is known to the rounding of its sum.
-        smallest = 8 * float(np.finfo(weights.dtype).eps)
-        return (self.values, weights, other.means, other.products, *rest, smallest)
+        smallest = 8 * float(torch.finfo(weights.dtype).eps)
+        data = (self.axis, self.values, weights, other.means, other.products)
+        return torch_gaussian.Given(*data, scales, precision, pull, smallest)
 
-    def _sweep(self, kernel: Callable[..., None], parts: tuple[object, ...]) -> None:
-        pointers, indices = self.axis.pointers.numpy(), self.axis.indices.numpy()
-        products = parts[3]
-        assert isinstance(products, np.ndarray)
-        work = len(self.values) * products.shape[1]
+    def _sweep(
+        self, kernel: Callable[..., None], given: torch_gaussian.Given, *written: Tensor
+    ) -> None:
+        axis, *parts = (*given, *written)
+        assert isinstance(axis, CompressedAxis)
+        data = (axis.pointers, axis.indices, *parts)
+        arrays = [x.numpy() if isinstance(x, Tensor) else x for x in data]
+        pointers = axis.pointers.numpy()
+        work = len(self.values) * given.products.shape[1]
         threads = torch.get_num_threads() if work >= _WORTH_A_THREAD else 1
         if threads == 1:
-            kernel(0, len(pointers) - 1, pointers, indices, *parts)
+            kernel(0, len(pointers) - 1, *arrays)
             return
         bounds = balanced_ranges(pointers, threads * _RANGES_PER_THREAD)
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda ends: kernel(*ends, pointers, indices, *parts), pairwise(bounds)))
+            list(pool.map(lambda ends: kernel(*ends, *arrays), pairwise(bounds)))

@@ -20,6 +20,40 @@ from lowrank_opt.linalg.scaling import inverse_power_of_two, negligible, working
 _FLOOR = 1e-8
 
 
+def nearest_frame(frame: Tensor) -> Tensor:
+    r"""Return the orthonormal frame nearest to one that rounding has moved, not differentiable.
+
+    Parameters
+    ----------
+    frame : Tensor, shape (m, k)
+        Orthonormal columns up to errors below one half, of any dtype.
+
+    Returns
+    -------
+    Tensor, shape (m, k)
+        In the working dtype, orthonormal to its rounding; the column space is that of `frame`.
+
+    Notes
+    -----
+    Newton-Schulz steps :math:`Q (3 I - Q^T Q) / 2`, each of which squares the error: five from one
+    half, two from the rounding of float32.
+
+    Examples
+    --------
+    >>> Q = nearest_frame(torch.tensor([[0.6], [0.8]], dtype=torch.float16))
+    >>> bool((Q.mT @ Q - 1).abs() < 1e-15)
+    True
+    """
+    Q = frame.detach().to(working_dtype(frame))
+    eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
+    for _ in range(8):
+        step = Q @ ((eye - Q.mT @ Q) / 2)
+        Q = Q + step
+        if float(step.abs().amax()) <= torch.finfo(Q.dtype).eps:
+            break
+    return Q
+
+
 def qr_frame(rows: Tensor) -> Tensor:
     r"""Return the factor Q of :math:`F = Q R` with a nonnegative diagonal of R.
 

@@ -22,10 +22,9 @@ from lowrank_opt.merging.clients import (
     read_weights,
     working,
 )
-from lowrank_opt.merging.declared import average_set, limit_rank, truncated_set
 from lowrank_opt.merging.factors import aligned, stacked
 from lowrank_opt.merging.fair import Objective
-from lowrank_opt.merging.rules import Method, Sent, Settings, apply_rule, check_rank
+from lowrank_opt.merging.rules import Method, Sent, Settings, apply_rule, check_settings_rank
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.sets import FeasibleSet, RankAtMost
 
@@ -221,7 +220,7 @@ def _aggregate_matrix(
     used = [u for u, p in zip(everyone, weights.tolist(), strict=True) if p > 0]
     p = weights[weights > 0]
     check_members(used)
-    check_rank(method, settings.rank, used[0].op.shape)
+    check_settings_rank(method, settings.rank, used[0].op.shape)
     ops = [_moderate(update.op) for update in used]
     dtype = _common_dtype(ops)
     ideal = stacked(ops, p, dtype)
@@ -285,13 +284,13 @@ def _follows(used: Sequence[Update], weights: Sequence[float], result: Aggregate
     average: FeasibleSet = RankAtMost(min(result.ideal.rank, *shape))
     sets = [update.declared for update in used if update.declared is not None]
     if len(sets) == len(used):
-        average = average_set(sets, weights, rank=average.rank)
+        average = sets[0].averaged(sets, weights, rank=average.rank)
     rank = min(result.update.rank, *shape)
     if result.method == "flexlora":
-        return truncated_set(average, rank)
+        return average.truncated(rank)
     untruncated = result.method != "fedex" or rank == min(result.ideal.rank, *shape)
     exact = result.method in ("flora", "ffa", "fedex") or len(used) == 1
-    return limit_rank(average, rank) if exact and untruncated else RankAtMost(rank)
+    return average.with_rank(rank) if exact and untruncated else RankAtMost(rank)
 
 
 def _floats(

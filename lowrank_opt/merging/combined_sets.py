@@ -11,18 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
-from lowrank_opt.merging.declared import average_set, frobenius_radius, limit_rank, truncated_set
-from lowrank_opt.sets import (
-    FeasibleSet,
-    KyFanBall,
-    NestedSet,
-    RankAtMost,
-    SchattenBall,
-    SingularValueBox,
-    WeightedSet,
-)
+from lowrank_opt.sets import FeasibleSet, RankAtMost, SchattenBall, SpectralSet
 
 
 def combined_set(
@@ -57,67 +47,31 @@ def combined_set(
         return RankAtMost(rank)
     if method in ("sum", "average", "svd", "drop_components"):
         grown = 1 / density if method == "drop_components" else 1.0
-        if grown > 1 and not all(_is_spectral(s) for s in sets):
+        # Dropping singular components may leave a set that weighs rows, or that is shifted.
+        if grown > 1 and not all(isinstance(s, SpectralSet) for s in sets):
             return RankAtMost(rank)
         total = _sum_set(sets, [grown * w for w in sizes], rank=min(rank, _rank_sum(sets)))
-        return truncated_set(total, rank) if truncated else limit_rank(total, rank)
+        return total.truncated(rank) if truncated else total.with_rank(rank)
     if method == "tsv":
-        return limit_rank(_side_by_side(sets, sizes), rank)
-    radii = [w * frobenius_radius(s) for s, w in zip(sets, sizes, strict=True)]
+        return _side_by_side(sets, sizes).with_rank(rank)
+    radii = [w * s.frobenius_bound for s, w in zip(sets, sizes, strict=True)]
     if method in ("knots", "ties_dense"):
         return _frobenius_ball(math.hypot(*radii), rank)
     return _frobenius_ball(math.fsum(radii) / (density if method == "dare_dense" else 1.0), rank)
 
 
-def scaled_set(feasible_set: FeasibleSet, factor: float) -> FeasibleSet:
-    """Return the set of all ``factor W``, or a set that contains it; the factor is positive.
-
-    Examples
-    --------
-    >>> scaled_set(SchattenBall(2, 1.5, 3), 2.0)
-    SchattenBall(p=2, radius=3.0, rank=3)
-    """
-    if factor == 1:
-        return feasible_set
-    if isinstance(feasible_set, SchattenBall | KyFanBall):
-        return replace(feasible_set, radius=factor * feasible_set.radius)
-    if isinstance(feasible_set, SingularValueBox):
-        return SingularValueBox(factor * b for b in feasible_set.bounds)
-    if isinstance(feasible_set, WeightedSet | NestedSet):
-        return replace(feasible_set, inner=scaled_set(feasible_set.inner, factor))
-    return RankAtMost(feasible_set.rank)
-
-
 def _sum_set(sets: Sequence[FeasibleSet], sizes: Sequence[float], *, rank: int) -> FeasibleSet:
     """Return the average's set, blown up by the sum of the weights."""
     total = math.fsum(sizes)
-    average = average_set(sets, [w / total for w in sizes], rank=rank)
+    average = sets[0].averaged(sets, [w / total for w in sizes], rank=rank)
     # Weights that are shares do not blow anything up, whatever rounding makes of their sum.
-    return scaled_set(average, 1.0 if math.isclose(total, 1.0, rel_tol=1e-12) else total)
+    return average.scaled(1.0 if math.isclose(total, 1.0, rel_tol=1e-12) else total)
 
 
 def _side_by_side(sets: Sequence[FeasibleSet], sizes: Sequence[float]) -> FeasibleSet:
-    rank = _rank_sum(sets)
-    if all(isinstance(s, SchattenBall) for s in sets):
-        balls = [s for s in sets if isinstance(s, SchattenBall)]
-        p = max(ball.p for ball in balls)
-        radii = [w * ball.radius for ball, w in zip(balls, sizes, strict=True)]
-        top = max(radii)
-        total = top if math.isinf(p) else top * sum((r / top) ** p for r in radii) ** (1 / p)
-        return SchattenBall(p, total, rank)
-    if all(isinstance(s, SingularValueBox) for s in sets):
-        boxes = zip(sets, sizes, strict=True)
-        return SingularValueBox(
-            w * b for s, w in boxes if isinstance(s, SingularValueBox) for b in s.bounds
-        )
-    return _frobenius_ball(
-        math.hypot(*(w * frobenius_radius(s) for s, w in zip(sets, sizes, strict=True))), rank
-    )
-
-
-def _is_spectral(feasible_set: FeasibleSet) -> bool:
-    # Dropping singular components may leave a set that weighs rows, or that is shifted.
-    return isinstance(feasible_set, SchattenBall | KyFanBall | SingularValueBox | RankAtMost)
+    radii = (w * s.frobenius_bound for s, w in zip(sets, sizes, strict=True))
+    known = sets[0].side_by_side(sets, sizes)
+    return _frobenius_ball(math.hypot(*radii), _rank_sum(sets)) if known is None else known
 
 
 def _rank_sum(sets: Sequence[FeasibleSet]) -> int:

@@ -6,8 +6,7 @@ from lowrank_opt.parameterizations.batched import (
     BatchedParameterization as BatchedParameterization,
 )
 from lowrank_opt.parameterizations.certificate import Certificate as Certificate
-from lowrank_opt.parameterizations.compose import Offset as Offset
-from lowrank_opt.parameterizations.compose import Weighted as Weighted
+from lowrank_opt.parameterizations.complement import Complement as Complement
 from lowrank_opt.parameterizations.contractions import Contractions as Contractions
 from lowrank_opt.parameterizations.delora import DeLoRA as DeLoRA
 from lowrank_opt.parameterizations.dense_core import DenseCore as DenseCore
@@ -19,6 +18,7 @@ from lowrank_opt.parameterizations.homogeneous import HomogeneousBall as Homogen
 from lowrank_opt.parameterizations.inductive import Inductive as Inductive
 from lowrank_opt.parameterizations.nb_lora import NBLoRA as NBLoRA
 from lowrank_opt.parameterizations.nested_svd import NestedSVD as NestedSVD
+from lowrank_opt.parameterizations.offset import Offset as Offset
 from lowrank_opt.parameterizations.presets import (
     activation_weighted_frames as activation_weighted_frames,
 )
@@ -30,6 +30,13 @@ from lowrank_opt.parameterizations.spectral_lora import SpectralLoRA as Spectral
 from lowrank_opt.parameterizations.starts import olora as olora
 from lowrank_opt.parameterizations.starts import pissa as pissa
 from lowrank_opt.parameterizations.starts import rslora as rslora
+from lowrank_opt.parameterizations.subspaces import clora as clora
+from lowrank_opt.parameterizations.subspaces import inf_lora as inf_lora
+from lowrank_opt.parameterizations.subspaces import lora_null as lora_null
+from lowrank_opt.parameterizations.subspaces import o_lora as o_lora
+from lowrank_opt.parameterizations.subspaces import oplora as oplora
+from lowrank_opt.parameterizations.subspaces import osf as osf
 from lowrank_opt.parameterizations.svd_frames import SVDFrames as SVDFrames
 from lowrank_opt.parameterizations.vera import VeRA as VeRA
 from lowrank_opt.parameterizations.weight_decomposed import WeightDecomposed as WeightDecomposed
+from lowrank_opt.parameterizations.weighted import Weighted as Weighted

@@ -94,7 +94,7 @@ class AdaLoRA(Parameterization):
 
     def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
         """Return the singular value decomposition, for which the penalty is zero."""
-        U, sigma, V = self._aligned(target)
+        U, sigma, V = self.svd_of(target)
         return {"left": U, "values": sigma / self.scaling, "right": V}
 
     @torch.no_grad()

@@ -8,14 +8,16 @@ from functools import partial
 import torch
 
 from lowrank_opt.linalg import orthonormal_columns
-from lowrank_opt.parameterizations.compose import Offset, Weighted
+from lowrank_opt.parameterizations.complement import Complement
 from lowrank_opt.parameterizations.example import Example, example_tensor
 from lowrank_opt.parameterizations.factored import Factored
 from lowrank_opt.parameterizations.homogeneous import HomogeneousBall
 from lowrank_opt.parameterizations.inductive import Inductive
 from lowrank_opt.parameterizations.nb_lora import NBLoRA
 from lowrank_opt.parameterizations.nested_svd import NestedSVD
+from lowrank_opt.parameterizations.offset import Offset
 from lowrank_opt.parameterizations.weight_decomposed import WeightDecomposed
+from lowrank_opt.parameterizations.weighted import Weighted
 
 Shape = tuple[int, int]
 _FEATURES = "two products with the features", "arXiv 1306.0626"
@@ -34,6 +36,7 @@ def examples() -> Iterator[Example]:
     yield Example("Inductive(inner, features)", _inductive, *_FEATURES)
     orthonormal = partial(_inductive, orthonormal=True)
     yield Example("Inductive(inner, features, orthonormal)", orthonormal, *_FEATURES)
+    yield Example("Complement(inner, left, right)", _complement, "projections", "arXiv 2510.13003")
     yield Example("Offset(inner)", _offset, "twice the inner columns", "arXiv 2404.02948")
     image = "D W0 + X without vanishing rows, D diagonal, rank X <= r"
     cost, source = "r products with the weight", "arXiv 2402.09353"
@@ -60,6 +63,14 @@ def _inductive(
     inner = HomogeneousBall((k, k), rank, radius=1.0, dtype=dtype)
     features = (example_tensor(size, k, dtype=dtype) for size in (m, n))
     return Inductive(inner, *features, orthonormal=orthonormal)
+
+
+def _complement(shape: Shape, rank: int, *, dtype: torch.dtype = torch.float64) -> Complement:
+    # As many protected directions as leave room for the rank, two at most.
+    kept = [min(2, size - rank) for size in shape]
+    pairs = zip(shape, kept, strict=True)
+    Q, P = (example_tensor(size, k, dtype=dtype) if k else None for size, k in pairs)
+    return Complement(HomogeneousBall(shape, rank, radius=1.0, dtype=dtype), Q, P)
 
 
 def _offset(shape: Shape, rank: int, *, dtype: torch.dtype = torch.float64) -> Offset:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from lowrank_opt.checks import check_radius
 from lowrank_opt.errors import OptionError
-from lowrank_opt.linalg import contraction, invert_contraction, scale_to_unit_peak, working_dtype
+from lowrank_opt.linalg import contraction, invert_contraction, working_dtype
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, random_frame
+from lowrank_opt.parameterizations.base import Parameterization, lora_start_
+from lowrank_opt.parameterizations.bounds import on_sphere
 from lowrank_opt.parameterizations.example import Example
 from lowrank_opt.sets import SchattenBall, SingularValueBox
 
@@ -43,8 +44,8 @@ class Contractions(Parameterization):
     rank : int
     radius : float, optional
         Bound on the Schatten-p norm. Positive; 1 if neither `radius` nor `bounds` is given.
-    p : float
-        Schatten order in [1, inf].
+    p : float, optional
+        Schatten order in [1, inf]; inf if neither `p` nor `bounds` is given.
     bounds : iterable of float, optional
         `rank` finite bounds of either sign, not all zero, instead of a norm.
     dtype, device, generator
@@ -77,7 +78,7 @@ class Contractions(Parameterization):
         rank: int,
         *,
         radius: float | None = None,
-        p: float = math.inf,
+        p: float | None = None,
         bounds: Iterable[float] | Tensor | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -85,17 +86,22 @@ class Contractions(Parameterization):
     ) -> None:
         super().__init__(shape, rank)
         m, n = self.shape
-        self.bounds = None if bounds is None else _signed_bounds(bounds, self.rank, radius)
+        self.bounds = None if bounds is None else _signed_bounds(bounds, self.rank, radius, p)
         self._set: SchattenBall | SingularValueBox = (
-            SchattenBall(float(p), check_radius(1.0 if radius is None else radius), self.rank)
+            SchattenBall(
+                math.inf if p is None else float(p),
+                check_radius(1.0 if radius is None else radius),
+                self.rank,
+            )
             if self.bounds is None
             else SingularValueBox(abs(s) for s in self.bounds)
         )
-        self.radius, self.p = getattr(self._set, "radius", None), float(p)
+        self.radius, self.p = getattr(self._set, "radius", None), getattr(self._set, "p", None)
         self.left = nn.Parameter(torch.empty(m, self.rank, dtype=dtype, device=device))
         self.right = nn.Parameter(torch.empty(n, self.rank, dtype=dtype, device=device))
         learned = isinstance(self._set, SchattenBall) and not math.isinf(self._set.p)
         self.spread = nn.Parameter(self.left.detach().new_empty(self.rank)) if learned else None
+        self.check_held()
         self.zero_(generator=generator)
 
     @classmethod
@@ -116,15 +122,11 @@ class Contractions(Parameterization):
 
     def singular_value_bounds(self) -> Tensor:
         """Return signed s, shape (rank,): the i-th largest magnitude bounds the i-th value."""
-        work = self.left.new_zeros((), dtype=working_dtype(self.left))
-        if self.bounds is not None:
-            return work.new_tensor(self.bounds)
-        assert isinstance(self._set, SchattenBall), "a norm ball unless bounds are given"
+        least = self.left.new_zeros(self.rank, dtype=working_dtype(self.left))
         if self.spread is None:
-            return work.new_full((self.rank,), self._set.radius)
-        z = scale_to_unit_peak(self.spread)[0].to(work.dtype)
-        norm = self._set.gauge(z)
-        return torch.where(norm > 0, self._set.radius * z / torch.where(norm > 0, norm, 1.0), 0.0)
+            return self._bounds_for(least)
+        assert isinstance(self._set, SchattenBall), "a spread belongs to a norm"
+        return on_sphere(self.spread, self._set)
 
     def factors(self) -> LowRankOperator:
         triple = contraction(self.left), self.singular_value_bounds(), contraction(self.right)
@@ -135,7 +137,7 @@ class Contractions(Parameterization):
 
         For a norm ball the slack is spread over all s_i, so that s_i > sigma_i inside the ball.
         """
-        U, sigma, V = self._aligned(target)
+        U, sigma, V = self.svd_of(target)
         s = self._bounds_for(sigma)
         ratio = torch.where(s != 0, sigma / torch.where(s != 0, s, 1.0), 0.0)
         values = {"left": U * invert_contraction(ratio), "right": V}
@@ -144,34 +146,26 @@ class Contractions(Parameterization):
     def _bounds_for(self, sigma: Tensor) -> Tensor:
         if self.bounds is not None:
             return sigma.new_tensor(self.bounds)
-        assert isinstance(self._set, SchattenBall), "a norm ball unless bounds are given"
-        radius, p = self._set.radius, self._set.p
-        if math.isinf(p):
-            return torch.full_like(sigma, radius)
-        powers = (sigma / radius).pow(p)
-        slack = (1 - powers.sum()).clamp_min(0.0) / self.rank
-        return radius * (powers + slack).pow(1 / p)
+        return self._set.dominating(sigma)
 
     @torch.no_grad()
     def zero_(self, *, generator: torch.Generator | None = None) -> Self:
         """Set left = 0 and right to a random orthonormal frame V, for which K(V) = V."""
-        n, rank = self.right.shape
-        self.left.zero_()
-        self.right.copy_(random_frame(n, rank, like=self.right, generator=generator))
+        lora_start_(self.left, self.right, generator)
         if self.spread is not None:
             self.spread.fill_(1.0)
         return self
 
 
 def _signed_bounds(
-    bounds: Iterable[float] | Tensor, rank: int, radius: float | None
+    bounds: Iterable[float] | Tensor, rank: int, radius: float | None, p: float | None
 ) -> tuple[float, ...]:
     """Return the bounds in decreasing order of size, with their signs."""
     given = bounds.tolist() if isinstance(bounds, Tensor) else bounds
     values = tuple(sorted((float(b) for b in given), key=abs, reverse=True))
-    if radius is not None or len(values) != rank:
+    if radius is not None or p is not None or len(values) != rank:
         raise OptionError(
-            f"bounds replaces radius and needs rank={rank} values; "
-            f"got {len(values)} values and radius={radius!r}"
+            f"bounds replaces radius and p and needs rank={rank} values; "
+            f"got {len(values)} values, radius={radius!r} and p={p!r}"
         )
     return values

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.checks import check_choice, check_radius
-from lowrank_opt.errors import NoRightInverseError, RadiusError, ShapeError
+from lowrank_opt.errors import NoRightInverseError, OptionError, ShapeError
 from lowrank_opt.linalg import lp_norm, normalize_columns, product_svd, working_dtype
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization, random_frame
 from lowrank_opt.parameterizations.example import Example
+from lowrank_opt.parameterizations.pairs import cancelling, paired, units_but_last
 from lowrank_opt.sets import FeasibleSet, RankAtMost, SchattenBall, WeightedSet
+from lowrank_opt.sets.sides import diagonal
 
 Variant = Literal["paired", "paper", "author", "peft"]
 
@@ -75,7 +77,9 @@ class DeLoRA(Parameterization):
     Raises
     ------
     RadiusError
-        If the radius or a column norm is not positive and finite.
+        If the radius is not positive and finite.
+    OptionError
+        If a column norm is not positive and finite, or the variant unknown.
 
     References
     ----------
@@ -120,6 +124,7 @@ class DeLoRA(Parameterization):
         self.complete = not self._subtracts
         self.column_norms: Tensor | None
         self.frozen: Tensor | None
+        self.check_held()
         self.zero_(generator=generator)
 
     @property
@@ -150,7 +155,7 @@ class DeLoRA(Parameterization):
             m = self.shape[0]
             start = self.radius if self.variant == "paper" else self._strength()
             op = op - self._sum_of_terms(self.frozen[:m], self.frozen[m:], start)
-        right = op.right if self.column_norms is None else _rows_times(op.right, self.column_norms)
+        right = diagonal(self.column_norms).times(op.right)
         return LowRankOperator(op.left, op.scale, right).to(dtype=self.left.dtype)
 
     def _strength(self) -> float | Tensor:
@@ -166,7 +171,7 @@ class DeLoRA(Parameterization):
             return LowRankOperator(_clamped(b), one, _clamped(a))
         if self._subtracts:
             return LowRankOperator(_units(b), one, _units(a))
-        return _paired(_capped_last(b), _units(a), one)
+        return paired(units_but_last(b), _units(a), one)
 
     def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
         r"""Return unit columns whose average is the target: Schur-Horn, then pairs.
@@ -187,11 +192,10 @@ class DeLoRA(Parameterization):
                 f"DeLoRA has a right inverse for a fixed radius and no frozen copy; got "
                 f"variant={self.variant!r}: use the default variant"
             )
-        op = self._as_operator(target)
-        if self.column_norms is not None:
-            right = _rows_times(op.right.double(), 1 / self.column_norms.double())
-            op = LowRankOperator(op.left, op.scale, right.to(op.dtype))
-        U, sigma, V = self._aligned_in(op, SchattenBall(1.0, self.radius, self.rank))
+        left, scale, right = op = self.operator_of(target)
+        right = diagonal(self.column_norms).pull(right.double()).to(op.dtype)
+        ball = SchattenBall(1.0, self.radius, self.rank)
+        U, sigma, V = self.svd_of(LowRankOperator(left, scale, right), within=ball)
         root = (sigma * (self.rank / self.radius)).sqrt()
         Q = equal_diagonal_rotation(root.square())
         left, right = _pairs_of_units((U * root) @ Q, (V * root) @ Q)
@@ -212,9 +216,7 @@ class DeLoRA(Parameterization):
         b = random_frame(m, r, like=self.left, generator=generator)
         a = random_frame(n, r, like=self.right, generator=generator)
         if self.variant == "paired":
-            even = slice(0, r - r % 2, 2), slice(1, r, 2)
-            b[:, even[1]], a[:, even[1]] = -b[:, even[0]], a[:, even[0]]
-            b[:, r - r % 2 :] = 0.0
+            b, a = cancelling(b, a)
         if self.variant == "peft":
             b.zero_()
         self.left.copy_(b)
@@ -224,28 +226,9 @@ class DeLoRA(Parameterization):
         return self
 
 
-def _paired(u: Tensor, v: Tensor, one: Tensor) -> LowRankOperator:
-    """Write the sum of terms with sums and differences, exactly zero for cancelling pairs."""
-    h = u.shape[1] // 2 * 2
-    u1, u2, v1, v2 = u[:, 0:h:2], u[:, 1:h:2], v[:, 0:h:2], v[:, 1:h:2]
-    left = torch.cat((u1 + u2, u1 - u2, u[:, h:]), dim=1)
-    right = torch.cat((v1 + v2, v1 - v2, v[:, h:]), dim=1)
-    half = torch.cat((one[:h] / 2, one[h:]))
-    return LowRankOperator(left, half, right)
-
-
 def _units(x: Tensor) -> Tensor:
     """Divide columns by their norms, in the working dtype."""
     return normalize_columns(x, dtype=working_dtype(x))
-
-
-def _capped_last(b: Tensor) -> Tensor:
-    """Normalise the paired columns; divide the unpaired last one by max(1, norm)."""
-    h = b.shape[1] // 2 * 2
-    last = b[:, h:].to(working_dtype(b))
-    long = lp_norm(last.detach().mT, 2) > 1
-    capped = torch.where(long, normalize_columns(last), torch.where(long, 0.0, last))
-    return torch.cat((_units(b[:, :h]), capped), dim=1)
 
 
 def _clamped(x: Tensor) -> Tensor:
@@ -255,17 +238,13 @@ def _clamped(x: Tensor) -> Tensor:
     return torch.where(long, normalize_columns(x), torch.where(long, 0.0, x) / _PEFT_CLAMP)
 
 
-def _rows_times(x: Tensor, weights: Tensor) -> Tensor:
-    return x * weights.to(x.dtype).unsqueeze(-1)
-
-
 def _checked_norms(norms: Tensor | None, n: int, like: Tensor) -> Tensor | None:
     if norms is None:
         return None
     if tuple(norms.shape) != (n,):
         raise ShapeError(f"column_norms must have shape ({n},); got {tuple(norms.shape)}")
     if not bool((torch.isfinite(norms) & (norms > 0)).all()):
-        raise RadiusError(
+        raise OptionError(
             f"column_norms must be positive and finite; got values from {float(norms.min())!r} "
             f"to {float(norms.max())!r}: give dead columns a small positive norm"
         )

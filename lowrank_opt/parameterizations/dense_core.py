@@ -49,7 +49,7 @@ class DenseCore(Parameterization):
         return LowRankOperator(R, one, eye) if n <= m else LowRankOperator(eye, one, R.mT)
 
     def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
-        return {"matrix": self._as_operator(target).to_dense()}
+        return {"matrix": self.operator_of(target).to_dense()}
 
     @torch.no_grad()
     def zero_(self, *, generator: torch.Generator | None = None) -> Self:

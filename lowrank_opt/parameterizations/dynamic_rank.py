@@ -93,7 +93,7 @@ class DynamicRank(Parameterization):
 
     def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
         """Return the singular value decomposition, for which pruning by share is optimal."""
-        U, sigma, V = self._aligned(target)
+        U, sigma, V = self.svd_of(target)
         return {"left": U, "values": sigma / self.scaling, "right": V}
 
     @torch.no_grad()

@@ -110,7 +110,7 @@ class ETHER(Parameterization):
         TargetError
             If no reflection gives it, to the rounding of its dtype; says the residual.
         """
-        op = self._as_operator(target)
+        op = self.operator_of(target)
         if not self.feasible_set.contains(op):
             excess = self.feasible_set.excess(op)
             raise NotInSetError(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lowrank_opt.checks import check_positive
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, random_frame
+from lowrank_opt.parameterizations.base import Parameterization, lora_start_
 from lowrank_opt.parameterizations.example import Example
 
 
@@ -75,16 +75,13 @@ class Factored(Parameterization):
 
         For W = 0 the right factor is an orthonormal frame, so that the gradient does not vanish.
         """
-        U, sigma, V = self._aligned(target)
+        U, sigma, V = self.svd_of(target)
         if not bool(sigma.any()):
             return {"left": torch.zeros_like(U), "right": V}
         root = (sigma / self.scaling).sqrt()
         return {"left": U * root, "right": V * root}
 
-    @torch.no_grad()
     def zero_(self, *, generator: torch.Generator | None = None) -> Self:
         """Set left = 0 and right to a random orthonormal frame."""
-        n, rank = self.right.shape
-        self.left.zero_()
-        self.right.copy_(random_frame(n, rank, like=self.right, generator=generator))
+        lora_start_(self.left, self.right, generator)
         return self

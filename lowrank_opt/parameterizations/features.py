@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowrank_opt.errors import ShapeError, TargetError
+from lowrank_opt.linalg import nearest_frame
+from lowrank_opt.parameterizations.wide import WideBuffers
 
 if TYPE_CHECKING:
     from scipy.sparse import sparray, spmatrix
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     FeatureMatrix: TypeAlias = Tensor | NDArray[np.floating] | spmatrix | sparray
 
 
-class Features(nn.Module):
+class Features(WideBuffers):
     """A constant m x f matrix as buffers, in float32 or better.
 
     A sparse one keeps its indices and values as two plain tensors, which every format of a state
@@ -27,21 +29,29 @@ class Features(nn.Module):
     ----------
     matrix : Tensor, shape (m, f)
         Dense, or sparse COO and coalesced.
+    orthonormal : bool
+        Columns are orthonormal, and are made so again in every dtype the module is moved to.
 
     Examples
     --------
-    >>> Features(torch.eye(2).to_sparse().coalesce()).times(torch.ones(2, 1))
-    tensor([[1.],
-            [1.]])
+    >>> [*Features(torch.eye(2).to_sparse().coalesce()).state_dict()]
+    ['index', 'values']
     """
 
-    def __init__(self, matrix: Tensor) -> None:
+    wide: ClassVar[tuple[str, ...]] = ("values",)
+
+    def __init__(self, matrix: Tensor, *, orthonormal: bool = False) -> None:
         super().__init__()
+        self.orthonormal = orthonormal
         self.shape = (matrix.shape[0], matrix.shape[1])
         self.register_buffer("index", matrix.indices() if matrix.is_sparse else None)
         self.register_buffer("values", matrix.values() if matrix.is_sparse else matrix)
         self.index: Tensor | None
         self.values: Tensor
+
+    def converted(self, buffer: Tensor) -> Tensor:
+        """Return the values, orthonormal again where they were."""
+        return nearest_frame(buffer) if self.orthonormal else buffer
 
     @property
     def matrix(self) -> Tensor:
@@ -51,20 +61,6 @@ class Features(nn.Module):
         return torch.sparse_coo_tensor(
             self.index, self.values, self.shape, is_coalesced=True, check_invariants=False
         )
-
-    def times(self, x: Tensor) -> Tensor:
-        """Return the product with x of shape (f, r), differentiable in x, in the dtype of x."""
-        dtype = torch.promote_types(self.values.dtype, torch.float32)
-        return (self.matrix.to(dtype) @ x.to(dtype)).to(x.dtype)
-
-    def met(self, seen: Tensor) -> Tensor:
-        """Return which columns have a value other than zero in a row of the mask `seen`."""
-        if self.index is None:
-            return (self.values[seen] != 0).any(dim=0)
-        met = seen.new_zeros(self.shape[1])
-        rows, cols = self.index
-        met[cols[seen[rows] & (self.values != 0)]] = True
-        return met
 
 
 def as_matrix(features: FeatureMatrix, like: Tensor) -> Tensor:

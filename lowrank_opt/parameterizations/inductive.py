@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Tensor
 
-from lowrank_opt.errors import NoRightInverseError, ShapeError, TargetError
-from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, check_member
+from lowrank_opt.errors import ShapeError, TargetError
+from lowrank_opt.linalg import nearest_frame
+from lowrank_opt.parameterizations.base import Parameterization
+from lowrank_opt.parameterizations.between import Between
 from lowrank_opt.parameterizations.features import Features, as_matrix
-from lowrank_opt.sets import FeasibleSet, NestedSet, SpectralSet
-from lowrank_opt.sets.image import ImageSet, feature_svd, has_independent_columns, image_of
+from lowrank_opt.parameterizations.wide import WideBuffers
+from lowrank_opt.sets import FeasibleSet, ImageSet, NestedSet
+from lowrank_opt.sets.image import image_of
+from lowrank_opt.sets.sides import Side, feature_svd, features
 
 if TYPE_CHECKING:
     from lowrank_opt.parameterizations.features import FeatureMatrix
 
 
-class Inductive(Parameterization):
+class Inductive(WideBuffers, Between):
     r""":math:`W = A\, C\, B^T` with features A (m x f) of rows and B (n x g) of columns.
 
     C is any inner parameterization of shape (f, g). A row never observed is predicted from its
@@ -58,12 +60,15 @@ class Inductive(Parameterization):
 
     Examples
     --------
+    >>> import torch
     >>> from lowrank_opt import HomogeneousBall
     >>> ages = torch.tensor([[1.0, 0.2], [1.0, 0.3], [1.0, 0.7]])
     >>> by_age = Inductive(HomogeneousBall((2, 5), 1, radius=3.0), row_features=ages)
     >>> by_age.shape, by_age.with_features(torch.tensor([[1.0, 0.5]]), None)().shape
     ((3, 5), (1, 5))
     """
+
+    wide: ClassVar[tuple[str, ...]] = ("row_map", "col_map")
 
     def __init__(
         self,
@@ -85,31 +90,16 @@ class Inductive(Parameterization):
                 )
         sides = zip((left, right), inner.shape, strict=True)
         m, n = (size if x is None else len(x) for x, size in sides)
-        super().__init__((m, n), min(inner.rank, m, n))
-        self.inner = inner
-        self.inductive = True
+        super().__init__(inner, (m, n))
         self.orthonormal = orthonormal
         left, row_map = _orthonormalised(left) if orthonormal else (left, None)
         right, col_map = _orthonormalised(right) if orthonormal else (right, None)
-        self.rows = None if left is None else Features(left)
-        self.cols = None if right is None else Features(right)
+        self.rows = None if left is None else Features(left, orthonormal=orthonormal)
+        self.cols = None if right is None else Features(right, orthonormal=orthonormal)
         self.register_buffer("row_map", row_map)
         self.register_buffer("col_map", col_map)
         self.row_map: Tensor | None
         self.col_map: Tensor | None
-
-    @property
-    def invertible(self) -> bool:
-        """Whether C is known from W: independent columns, or an inner set of singular values."""
-        return isinstance(self.inner.feasible_set, SpectralSet) or (
-            has_independent_columns(self.row_features)
-            and has_independent_columns(self.col_features)
-        )
-
-    @property
-    def complete(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether every member of the set is reached."""
-        return self.inner.complete and self.invertible
 
     @property
     def row_features(self) -> Tensor | None:
@@ -122,26 +112,22 @@ class Inductive(Parameterization):
         return None if self.cols is None else self.cols.matrix
 
     @property
-    def feasible_set(self) -> FeasibleSet:
-        A, B = self.row_features, self.col_features
+    def sides(self) -> tuple[Side, Side]:
+        return features(self.row_features), features(self.col_features)
+
+    @property
+    def image(self) -> NestedSet | ImageSet:
+        inner, A, B = self.inner.feasible_set, self.row_features, self.col_features
         if self.orthonormal and A is not None and B is not None:
-            return NestedSet(self.inner.feasible_set, A, B)
-        return image_of(self.inner.feasible_set, A, B)
+            return NestedSet(inner, A, B)
+        return ImageSet(inner, A, B)
 
-    def factors(self) -> LowRankOperator:
-        return self._between(self.inner.factors())
-
-    def seen_factors(self, rows: Tensor, cols: Tensor) -> LowRankOperator:
-        """Return `factors` without the features that no observed row or column has.
-
-        Their parameters never met an entry and are what they were at the start. Zeroing rows and
-        columns of C increases no norm.
-        """
-        left, scale, right = self.inner.factors()
-        met_rows = rows if self.rows is None else self.rows.met(rows)
-        met_cols = cols if self.cols is None else self.cols.met(cols)
-        left, right = (x.where(k.unsqueeze(1), 0) for x, k in ((left, met_rows), (right, met_cols)))
-        return self._between(LowRankOperator(left, scale, right))
+    @property
+    def feasible_set(self) -> FeasibleSet:
+        image = self.image
+        return (
+            image_of(image.inner, image.left, image.right) if isinstance(image, ImageSet) else image
+        )
 
     def with_features(
         self, row_features: FeatureMatrix | None, col_features: FeatureMatrix | None
@@ -169,40 +155,6 @@ class Inductive(Parameterization):
         B = self._mapped(col_features, self.col_features, self.col_map)
         return Inductive(self.inner, A, B)
 
-    def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
-        """Return the inner right inverse of the C with the smallest singular values.
-
-        Raises
-        ------
-        NoRightInverseError
-            If columns are dependent, and the inner set is not one of singular values.
-        """
-        if not self.invertible:
-            raise NoRightInverseError(
-                "a right inverse needs features with independent columns, or an inner set of "
-                f"singular values; got {self.inner.feasible_set}: scale features, not the set"
-            )
-        op = self._as_operator(target)
-        check_member(op, self.feasible_set)
-        image = ImageSet(self.inner.feasible_set, self.row_features, self.col_features)
-        core = self._settled(image.core(op), op.dtype)
-        return {f"inner.{name}": value for name, value in self.inner.right_inverse(core).items()}
-
-    def zero_(self, *, generator: torch.Generator | None = None) -> Self:
-        """Set the inner parameterization to its zero start."""
-        self.inner.zero_(generator=generator)
-        return self
-
-    def _settled(self, core: LowRankOperator, dtype: torch.dtype) -> LowRankOperator:
-        """Return C, moved inside where rounding of W, enlarged on the way back, led outside."""
-        inner, rounded = self.inner.feasible_set, core.to(dtype=dtype)
-        return rounded if inner.contains(rounded) else inner.project(core).to(dtype=dtype)
-
-    def _between(self, C: LowRankOperator) -> LowRankOperator:
-        left = C.left if self.rows is None else self.rows.times(C.left)
-        right = C.right if self.cols is None else self.cols.times(C.right)
-        return LowRankOperator(left, C.scale, right)
-
     def _mapped(
         self, features: FeatureMatrix | None, present: Tensor | None, change: Tensor | None
     ) -> FeatureMatrix | None:
@@ -222,6 +174,5 @@ def _orthonormalised(features: Tensor | None) -> tuple[Tensor | None, Tensor | N
             f"{len(values)}: drop columns, or use orthonormal=False"
         )
     # Weights once more: then orthonormal features stay what they are.
-    return (basis @ weights.mT).to(features.dtype), ((weights / values) @ weights.mT).to(
-        features.dtype
-    )
+    frame, change = nearest_frame(basis @ weights.mT), (weights / values) @ weights.mT
+    return frame.to(features.dtype), change.to(features.dtype)

@@ -14,13 +14,13 @@ from lowrank_opt.checks import check_radius
 from lowrank_opt.errors import OptionError
 from lowrank_opt.linalg import (
     inverse_cayley,
-    scale_to_unit_peak,
     symmetric_inverse_cayley,
     tall_cayley,
     working_dtype,
 )
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
+from lowrank_opt.parameterizations.bounds import on_sphere
 from lowrank_opt.parameterizations.example import INVERSE, Example
 from lowrank_opt.sets import KyFanBall, NormBall, SchattenBall, SingularValueBox
 
@@ -53,8 +53,8 @@ class NBLoRA(Parameterization):
     rank : int
     radius : float, optional
         Bound on the norm. Positive; 1 if neither `radius` nor `bounds` is given.
-    p : float
-        Schatten order in [1, inf].
+    p : float, optional
+        Schatten order in [1, inf]; inf if none of `p`, `ky_fan` and `bounds` is given.
     ky_fan : int, optional
         Use the Ky Fan norm of this order instead of a Schatten norm.
     bounds : iterable of float, optional
@@ -94,7 +94,7 @@ class NBLoRA(Parameterization):
         rank: int,
         *,
         radius: float | None = None,
-        p: float = math.inf,
+        p: float | None = None,
         ky_fan: int | None = None,
         bounds: Iterable[float] | Tensor | None = None,
         skew: bool | None = None,
@@ -107,7 +107,8 @@ class NBLoRA(Parameterization):
         self._set = _declared_set(self.rank, radius, p, ky_fan, bounds)
         self.radius = self._set.radius if isinstance(self._set, NormBall) else None
         self.bounds = None if isinstance(self._set, NormBall) else self._set.bounds
-        self.p, self.ky_fan = float(p), ky_fan
+        self.p = self._set.p if isinstance(self._set, SchattenBall) else None
+        self.ky_fan = ky_fan
         spectral = isinstance(self._set, SchattenBall) and math.isinf(self._set.p)
         if skew is False and not spectral:
             raise OptionError(
@@ -121,6 +122,7 @@ class NBLoRA(Parameterization):
         self.skew = nn.Parameter(empty.new_empty(self.rank, self.rank)) if free_top else None
         learned = not spectral and not isinstance(self._set, SingularValueBox)
         self.spread = nn.Parameter(empty.new_empty(self.rank)) if learned else None
+        self.check_held()
         self.zero_(generator=generator)
 
     def options(self) -> dict[str, object]:
@@ -149,14 +151,11 @@ class NBLoRA(Parameterization):
 
     def singular_value_bounds(self) -> Tensor:
         """Return s, shape (rank,): what each singular value cannot exceed at these parameters."""
-        work = self.left_rows.new_zeros((), dtype=working_dtype(self.left_rows))
-        if isinstance(self._set, SingularValueBox):
-            return work.new_tensor(self._set.bounds)
         if self.spread is None:
-            return work.new_full((self.rank,), self._set.radius)
-        z = scale_to_unit_peak(self.spread)[0].to(work.dtype).abs()
-        norm = self._set.gauge(z)
-        return torch.where(norm > 0, self._set.radius * z / torch.where(norm > 0, norm, 1.0), 0.0)
+            least = self.left_rows.new_zeros(self.rank, dtype=working_dtype(self.left_rows))
+            return self._set.dominating(least)
+        assert isinstance(self._set, NormBall), "a spread belongs to a norm"
+        return on_sphere(self.spread.abs(), self._set)
 
     def factors(self) -> LowRankOperator:
         n, G = self.shape[1], self.frame()
@@ -168,8 +167,8 @@ class NBLoRA(Parameterization):
 
         For a norm ball the slack is spread over all s_i, so that s_i > sigma_i inside the ball.
         """
-        U, sigma, V = self._aligned(target)
-        s = self._bounds_for(sigma)
+        U, sigma, V = self.svd_of(target)
+        s = self._set.dominating(sigma)
         ratio = (sigma / torch.where(s > 0, s, 1.0)).clamp(0.0, 1.0)
         theta = torch.asin(ratio) / 2
         values = self._invert_frame(torch.cat((V * theta.cos(), U * theta.sin())))
@@ -211,38 +210,28 @@ class NBLoRA(Parameterization):
         skew, rows = inverse_cayley(G)
         return {"skew": skew, "right_rows": rows[: n - r], "left_rows": rows[n - r :]}
 
-    def _bounds_for(self, sigma: Tensor) -> Tensor:
-        """Return s >= sigma on the sphere of the norm, with the slack spread evenly."""
-        if isinstance(self._set, SingularValueBox):
-            return sigma.new_tensor(self._set.bounds)
-        if isinstance(self._set, KyFanBall):
-            slack = (self._set.radius - self._set.gauge(sigma)) / min(self._set.k, self.rank)
-            return sigma + slack.clamp_min(0.0)
-        radius, p = self._set.radius, self._set.p
-        if math.isinf(p):
-            return torch.full_like(sigma, radius)
-        powers = (sigma / radius).pow(p)
-        slack = (1 - powers.sum()).clamp_min(0.0) / self.rank
-        # At p = 40 the power of a value of 1e-9 underflows: without the maximum it would be lost.
-        return torch.maximum(radius * (powers + slack).pow(1 / p), sigma)
-
 
 def _declared_set(
     rank: int,
     radius: float | None,
-    p: float,
+    p: float | None,
     ky_fan: int | None,
     bounds: Iterable[float] | Tensor | None,
 ) -> SchattenBall | KyFanBall | SingularValueBox:
     if bounds is not None:
         box = SingularValueBox(bounds)
-        if radius is not None or ky_fan is not None or box.rank != rank:
+        if radius is not None or p is not None or ky_fan is not None or box.rank != rank:
             raise OptionError(
-                f"bounds replaces radius and ky_fan and needs rank={rank} values; "
-                f"got {box.rank} values, radius={radius!r}, ky_fan={ky_fan!r}"
+                f"bounds replaces radius, p and ky_fan and needs rank={rank} values; "
+                f"got {box.rank} values, radius={radius!r}, p={p!r}, ky_fan={ky_fan!r}"
             )
         return box
     radius = check_radius(1.0 if radius is None else radius)
     if ky_fan is not None:
+        if p is not None:
+            raise OptionError(
+                f"ky_fan replaces the Schatten order p; got ky_fan={ky_fan!r} and p={p!r}: "
+                "leave one out"
+            )
         return KyFanBall(ky_fan, radius, rank)
-    return SchattenBall(float(p), radius, rank)
+    return SchattenBall(math.inf if p is None else float(p), radius, rank)

@@ -1,19 +1,21 @@
 """Nested SVD: any inner parameterization between frozen orthonormal frames."""
 
-from collections.abc import Callable
-from typing import Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lowrank_opt.errors import ShapeError, TargetError
-from lowrank_opt.linalg import leading_svd, working_dtype
+from lowrank_opt.linalg import leading_svd, nearest_frame
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, check_member, orthonormal_like
+from lowrank_opt.parameterizations.base import Parameterization, orthonormal_like
+from lowrank_opt.parameterizations.between import Between
+from lowrank_opt.parameterizations.wide import WideBuffers
 from lowrank_opt.sets import NestedSet, relative_tolerance
+from lowrank_opt.sets.sides import Frame, Side
 
 
-class NestedSVD(Parameterization):
+class NestedSVD(WideBuffers, Between):
     r""":math:`W = U C V^T` with frozen orthonormal U (m x k), V (n x l), C any inner map.
 
     Set: ``{U C V^T : C in the inner set}``; complete if the inner map is. Every unitarily
@@ -50,21 +52,21 @@ class NestedSVD(Parameterization):
     ((8, 6), 2)
     """
 
+    wide: ClassVar[tuple[str, ...]] = ("outer_left", "outer_right")
+
     def __init__(
         self,
         outer: Tensor | LowRankOperator | tuple[Tensor, Tensor],
         inner: Parameterization,
     ) -> None:
         left, right = _frames(outer, inner.shape)
-        super().__init__((left.shape[0], right.shape[0]), inner.rank)
-        self.inner = inner
-        self.complete = inner.complete
-        self.inductive = True
+        super().__init__(inner, (left.shape[0], right.shape[0]))
         like = next(inner.parameters())
         # Frames rounded to half precision would not be orthonormal to more than 1e-3.
         dtype = torch.promote_types(like.dtype, torch.float32)
-        self.register_buffer("outer_left", left.detach().to(like.device, dtype))
-        self.register_buffer("outer_right", right.detach().to(like.device, dtype))
+        left, right = (nearest_frame(x).to(like.device, dtype) for x in (left, right))
+        self.register_buffer("outer_left", left)
+        self.register_buffer("outer_right", right)
         self.outer_left: Tensor
         self.outer_right: Tensor
 
@@ -74,35 +76,16 @@ class NestedSVD(Parameterization):
         return self.outer_left, self.outer_right
 
     @property
-    def feasible_set(self) -> NestedSet:
+    def sides(self) -> tuple[Side, Side]:
+        return Frame(self.outer_left), Frame(self.outer_right)
+
+    @property
+    def image(self) -> NestedSet:
         return NestedSet(self.inner.feasible_set, self.outer_left, self.outer_right)
 
-    def factors(self) -> LowRankOperator:
-        C, (U, V) = self.inner.factors(), (self.outer_left, self.outer_right)
-        left, right = U @ C.left.to(U.dtype), V @ C.right.to(V.dtype)
-        return LowRankOperator(left.to(C.dtype), C.scale, right.to(C.dtype))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move to a dtype or device; frames stay orthonormal to the precision of the dtype."""
-        before = self.outer_left.dtype
-        super()._apply(fn, recurse)
-        if self.outer_left.dtype != before:
-            self.outer_left = _polished(self.outer_left)
-            self.outer_right = _polished(self.outer_right)
-        return self
-
-    def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
-        """Return the inner right inverse of ``U^T W V``."""
-        op = self._as_operator(target)
-        core = self.feasible_set.core(op).to(dtype=op.dtype)
-        check_member(op, self.feasible_set)
-        values = self.inner.right_inverse(core)
-        return {f"inner.{name}": value for name, value in values.items()}
-
-    def zero_(self, *, generator: torch.Generator | None = None) -> Self:
-        """Set the inner parameterization to its zero start."""
-        self.inner.zero_(generator=generator)
-        return self
+    def converted(self, buffer: Tensor) -> Tensor:
+        """Return a frame, orthonormal again."""
+        return nearest_frame(buffer)
 
 
 def _frames(
@@ -131,14 +114,6 @@ def _frames(
             f"{(left.shape[1], right.shape[1])}; got {inner_shape}"
         )
     return left, right
-
-
-def _polished(frame: Tensor) -> Tensor:
-    """Return the nearest frame by two Newton-Schulz steps: 1e-7 off becomes 1e-14, then 1e-16."""
-    Q = frame.to(working_dtype(frame))
-    for _ in range(2):
-        Q = 1.5 * Q - 0.5 * (Q @ (Q.mT @ Q))
-    return Q.to(frame.dtype)
 
 
 def _check_orthonormal(frame: Tensor) -> None:

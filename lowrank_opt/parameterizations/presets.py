@@ -9,11 +9,11 @@ from torch import Tensor
 from lowrank_opt.checks import check_choice, check_rank
 from lowrank_opt.errors import ShapeError
 from lowrank_opt.linalg import leading_svd
-from lowrank_opt.parameterizations.compose import Weighted
 from lowrank_opt.parameterizations.dense_core import DenseCore
 from lowrank_opt.parameterizations.example import Example, example_tensor
 from lowrank_opt.parameterizations.factored import Factored
 from lowrank_opt.parameterizations.nested_svd import NestedSVD
+from lowrank_opt.parameterizations.weighted import Weighted
 
 Shape = tuple[int, int]
 Split = Literal["none", "left", "right", "sqrt"]
@@ -99,7 +99,7 @@ def nora(
     rows = {"left": sigma, "sqrt": sigma.sqrt()}.get(split)
     cols = {"right": sigma, "sqrt": sigma.sqrt()}.get(split)
     weighted = inner if split == "none" else Weighted(inner, rows, cols)
-    return NestedSVD((U.to(weight.dtype), V.to(weight.dtype)), weighted)
+    return NestedSVD((U, V), weighted)
 
 
 def lora_xs(weight: Tensor, rank: int, *, absorb_sigma: bool = True) -> NestedSVD:
@@ -130,7 +130,7 @@ def lora_xs(weight: Tensor, rank: int, *, absorb_sigma: bool = True) -> NestedSV
     U, sigma, V = leading_svd(weight.detach(), rank)
     core = DenseCore((rank, rank), dtype=weight.dtype, device=weight.device)
     inner = Weighted(core, None, _positive(sigma)) if absorb_sigma else core
-    return NestedSVD((U.to(weight.dtype), V.to(weight.dtype)), inner)
+    return NestedSVD((U, V), inner)
 
 
 def activation_weighted_frames(

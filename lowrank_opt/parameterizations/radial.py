@@ -18,7 +18,7 @@ from lowrank_opt.linalg import (
     invert_contraction,
 )
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, random_frame
+from lowrank_opt.parameterizations.base import Parameterization, lora_start_
 from lowrank_opt.parameterizations.example import QR, Example
 from lowrank_opt.sets import KyFanBall, NormBall, SchattenBall
 
@@ -91,6 +91,7 @@ class RadialBall(Parameterization):
         self.norm = _ball(norm, self.radius, self.rank)
         self.left = nn.Parameter(torch.empty(m, self.rank, dtype=dtype, device=device))
         self.right = nn.Parameter(torch.empty(n, self.rank, dtype=dtype, device=device))
+        self.check_held()
         self.zero_(generator=generator)
 
     @classmethod
@@ -123,17 +124,14 @@ class RadialBall(Parameterization):
 
         Here :math:`\rho = \Phi(W) / \delta`; the right factor keeps orthonormal columns.
         """
-        U, sigma, V = self._aligned(target)
+        U, sigma, V = self.svd_of(target)
         rho = self.norm.gauge(sigma) / self.radius
         growth = torch.where(rho > 0, invert_contraction(rho) / torch.where(rho > 0, rho, 1), 0.5)
         return {"left": U * (sigma / self.radius * growth), "right": V}
 
-    @torch.no_grad()
     def zero_(self, *, generator: torch.Generator | None = None) -> Self:
         """Set left = 0 and right to a random orthonormal frame."""
-        n, rank = self.right.shape
-        self.left.zero_()
-        self.right.copy_(random_frame(n, rank, like=self.right, generator=generator))
+        lora_start_(self.left, self.right, generator)
         return self
 
 

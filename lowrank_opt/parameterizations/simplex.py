@@ -1,6 +1,5 @@
 """The nuclear-norm ball as weighted unit rank-ones, weights on a simplex with slack."""
 
-import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Self
@@ -10,7 +9,6 @@ from torch import Tensor, nn
 
 from lowrank_opt.checks import check_radius
 from lowrank_opt.linalg import (
-    lp_norm,
     negligible,
     normalize_columns,
     scale_to_unit_peak,
@@ -19,6 +17,7 @@ from lowrank_opt.linalg import (
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization, random_frame
 from lowrank_opt.parameterizations.example import Example
+from lowrank_opt.parameterizations.pairs import cancelling, paired, units_but_last
 from lowrank_opt.sets import SchattenBall
 
 
@@ -84,6 +83,7 @@ class SimplexRankOnes(Parameterization):
         self.left = nn.Parameter(empty.new_empty(m, self.rank))
         self.right = nn.Parameter(empty.new_empty(n, self.rank))
         self.weights = nn.Parameter(empty.new_empty(self.rank + 1))
+        self.check_held()
         self.zero_(generator=generator)
 
     @classmethod
@@ -101,18 +101,18 @@ class SimplexRankOnes(Parameterization):
         # An unpaired last column of u is no direction: it may be zero, and moves from there.
         u = _without_negligible(self.left, self.rank // 2 * 2)
         v = _without_negligible(self.right, self.rank)
-        left, right = _paired(_capped_last(u.to(dtype)) * w, normalize_columns(v.to(dtype)))
-        scale = left.new_full((self.rank,), self.radius)
-        return LowRankOperator(left, scale, right).to(dtype=self.left.dtype)
+        radii = w.new_full((self.rank,), self.radius)
+        op = paired(units_but_last(u) * w, normalize_columns(v.to(dtype)), radii)
+        return op.to(dtype=self.left.dtype)
 
     def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
         r"""Return the singular vectors and :math:`z_i = \sqrt{\sigma_i / \delta}`.
 
         For W = 0, where these weights would get no gradient, cancelling pairs.
         """
-        U, sigma, V = self._aligned(target)
+        U, sigma, V = self.svd_of(target)
         if not bool(sigma.any()):
-            return _cancelling(U, V)
+            return self._cancelled(U, V)
         w = sigma / self.radius
         slack = (1 - w.sum()).clamp_min(0.0)
         return {"left": U, "right": V, "weights": torch.cat((w, slack[None])).sqrt()}
@@ -123,17 +123,13 @@ class SimplexRankOnes(Parameterization):
         (m, r), n = self.left.shape, self.shape[1]
         b = random_frame(m, r, like=self.left, generator=generator)
         a = random_frame(n, r, like=self.right, generator=generator)
-        for name, value in _cancelling(b, a).items():
+        for name, value in self._cancelled(b, a).items():
             self.get_parameter(name).copy_(value)
         return self
 
-
-def _cancelling(b: Tensor, a: Tensor) -> dict[str, Tensor]:
-    """Return pairs (b, a), (-b, a) of equal weight; a last column without a partner gets b = 0."""
-    h, b, a = b.shape[1] // 2 * 2, b.clone(), a.clone()
-    b[:, 1:h:2], a[:, 1:h:2] = -b[:, 0:h:2], a[:, 0:h:2]
-    b[:, h:] = 0.0
-    return {"left": b, "right": a, "weights": b.new_ones(b.shape[1] + 1)}
+    def _cancelled(self, b: Tensor, a: Tensor) -> dict[str, Tensor]:
+        left, right = cancelling(b, a)
+        return {"left": left, "right": right, "weights": b.new_ones(self.rank + 1)}
 
 
 def _simplex(z: Tensor, dtype: torch.dtype) -> Tensor:
@@ -147,21 +143,3 @@ def _without_negligible(x: Tensor, count: int) -> Tensor:
     """Set the first `count` columns to zero where their own dtype cannot hold the gradient."""
     keep = x.detach().abs().amax(dim=0) >= negligible(x.dtype)
     return torch.cat((torch.where(keep, x, 0.0)[:, :count], x[:, count:]), dim=1)
-
-
-def _capped_last(b: Tensor) -> Tensor:
-    """Normalise the paired columns; divide an unpaired last one by max(1, norm)."""
-    h = b.shape[1] // 2 * 2
-    last = b[:, h:]
-    long = lp_norm(last.detach().mT, 2) > 1
-    capped = torch.where(long, normalize_columns(last), torch.where(long, 0.0, last))
-    return torch.cat((normalize_columns(b[:, :h]), capped), dim=1)
-
-
-def _paired(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Write pairs of terms by sums and differences, u v^T + x y^T = (u+x)(v+y)^T/2 + ..."""
-    h, half = u.shape[1] // 2 * 2, math.sqrt(0.5)
-    u1, u2, v1, v2 = u[:, 0:h:2], u[:, 1:h:2], v[:, 0:h:2], v[:, 1:h:2]
-    left = torch.cat((half * (u1 + u2), half * (u1 - u2), u[:, h:]), dim=1)
-    right = torch.cat((half * (v1 + v2), half * (v1 - v2), v[:, h:]), dim=1)
-    return left, right

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lowrank_opt.checks import check_radius
 from lowrank_opt.linalg import framed_product, invert_contraction
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, random_frame
+from lowrank_opt.parameterizations.base import Parameterization, lora_start_
 from lowrank_opt.parameterizations.example import QR, Example
 from lowrank_opt.sets import SchattenBall
 
@@ -73,6 +73,7 @@ class SpectralLoRA(Parameterization):
         self.radius = check_radius(radius)
         self.left = nn.Parameter(torch.empty(m, self.rank, dtype=dtype, device=device))
         self.right = nn.Parameter(torch.empty(n, self.rank, dtype=dtype, device=device))
+        self.check_held()
         self.zero_(generator=generator)
 
     @classmethod
@@ -96,13 +97,10 @@ class SpectralLoRA(Parameterization):
         The right factor keeps orthonormal columns, so that a target of lower rank leaves no
         component without a gradient.
         """
-        U, sigma, V = self._aligned(target)
+        U, sigma, V = self.svd_of(target)
         return {"left": U * invert_contraction(sigma / self.radius), "right": V}
 
-    @torch.no_grad()
     def zero_(self, *, generator: torch.Generator | None = None) -> Self:
         """Set left = 0 and right to a random orthonormal frame."""
-        n, rank = self.right.shape
-        self.left.zero_()
-        self.right.copy_(random_frame(n, rank, like=self.right, generator=generator))
+        lora_start_(self.left, self.right, generator)
         return self

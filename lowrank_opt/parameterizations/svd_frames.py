@@ -85,6 +85,7 @@ class SVDFrames(Parameterization):
         self.values = nn.Parameter(empty.new_zeros(self.rank))
         self.left = _frame_parameter(frame, empty.new_empty(m, self.rank))
         self.right = _frame_parameter(frame, empty.new_empty(n, self.rank))
+        self.check_held()
         self.zero_(generator=generator)
 
     @classmethod
@@ -113,7 +114,7 @@ class SVDFrames(Parameterization):
 
         The Cayley transform reaches a frame up to signs of its columns, which go to the values.
         """
-        U, sigma, V = self._aligned(target)
+        U, sigma, V = self.svd_of(target)
         left, right = _inverted(self.frame, U), _inverted(self.frame, V)
         signs = (_built(self.frame, left) * U).sum(0) * (_built(self.frame, right) * V).sum(0)
         z = sigma if self.radius is None else torch.asin((sigma / self.radius).clamp_max(1.0))

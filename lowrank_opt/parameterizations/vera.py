@@ -122,7 +122,7 @@ class VeRA(Parameterization):
         residual : float
             :math:`\|W - T\|_F / \|T\|_F`, 0 for T = 0.
         """
-        op = self._as_operator(target).to(dtype=torch.float64)
+        op = self.operator_of(target).to(dtype=torch.float64)
         size = float(op.schatten_norm(2))
         if size == 0:
             return {"rows": self.rows.new_zeros(self.shape[0]), "inner": _start(self.inner)}, 0.0
@@ -145,7 +145,7 @@ class VeRA(Parameterization):
         TargetError
             If the target is not in the image, to the rounding of its dtype; says the residual.
         """
-        op = self._as_operator(target)
+        op = self.operator_of(target)
         values, residual = self.fit(op)
         allowed = _ROUNDINGS * torch.finfo(op.dtype).eps
         if residual > allowed:

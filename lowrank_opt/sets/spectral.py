@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 from lowrank_opt.checks import check_order, check_positive_rank, check_radius
 from lowrank_opt.errors import RadiusError
 from lowrank_opt.linalg import lp_norm, project_lp_ball, project_top_k_sum, top_k_sum
-from lowrank_opt.sets.base import NormBall, SpectralSet
+from lowrank_opt.sets.base import FeasibleSet, SpectralSet, alike
+from lowrank_opt.sets.norm_ball import NormBall, mean_radius
 
 _NAMES = {1.0: "nuclear", 2.0: "Frobenius", math.inf: "spectral"}
 
@@ -64,6 +65,29 @@ class SchattenBall(NormBall):
         """The radius, times :math:`r^{1/2 - 1/p}` for p > 2."""
         return self.radius * self.rank ** max(0.0, 0.5 - 1 / self.p)
 
+    def averaged(
+        self, sets: Sequence[FeasibleSet], weights: Sequence[float], *, rank: int
+    ) -> FeasibleSet:
+        """As Schatten norms decrease in p, balls of any orders are in those of the largest."""
+        balls = alike(self, sets)
+        if balls is None:
+            return super().averaged(sets, weights, rank=rank)
+        rank = min(rank, sum(ball.rank for ball in balls))
+        return SchattenBall(max(b.p for b in balls), mean_radius(balls, weights), rank)
+
+    def side_by_side(
+        self, sets: Sequence[FeasibleSet], sizes: Sequence[float]
+    ) -> FeasibleSet | None:
+        """Schatten norms of terms without overlap add as p-th powers."""
+        balls = alike(self, sets)
+        if balls is None:
+            return None
+        p = max(ball.p for ball in balls)
+        radii = [w * ball.radius for ball, w in zip(balls, sizes, strict=True)]
+        top = max(radii)
+        total = top if math.isinf(p) else top * sum((r / top) ** p for r in radii) ** (1 / p)
+        return SchattenBall(p, total, sum(ball.rank for ball in balls))
+
     def gauge(self, values: Tensor) -> Tensor:
         """Return the norm as a function of the singular values."""
         return lp_norm(values, self.p)
@@ -82,6 +106,14 @@ class SchattenBall(NormBall):
         ratio = values / peak if peak > 0 else torch.ones_like(values)
         x = ratio.pow(1 / (self.p - 1))
         return x * (self.radius / self.gauge(x))
+
+    def dominating(self, values: Tensor) -> Tensor:
+        powers = (values / self.radius).pow(self.p)
+        if math.isinf(self.p):
+            return torch.full_like(values, self.radius)
+        slack = (1 - powers.sum()).clamp_min(0.0) / self.rank
+        # At p = 40 the power of a value of 1e-9 underflows: without the maximum it would be lost.
+        return torch.maximum(self.radius * (powers + slack).pow(1 / self.p), values)
 
     @property
     def typical_size(self) -> float:
@@ -152,6 +184,10 @@ class KyFanBall(NormBall):
             return torch.full_like(values, self.radius / k)
         return torch.nn.functional.pad(values.new_tensor([self.radius]), (0, len(values) - 1))
 
+    def dominating(self, values: Tensor) -> Tensor:
+        slack = (self.radius - self.gauge(values)) / min(self.k, self.rank)
+        return values + slack.clamp_min(0.0)
+
     @property
     def typical_size(self) -> float:
         return self.radius / min(self.k, self.rank)
@@ -202,6 +238,10 @@ class SingularValueBox(SpectralSet):
         return f"singular values <= {self.bounds[0]:g}, ..."
 
     @property
+    def size(self) -> float:
+        return self.bounds[0]
+
+    @property
     def frobenius_bound(self) -> float:
         """The Euclidean norm of the bounds."""
         return math.hypot(*self.bounds)
@@ -214,11 +254,35 @@ class SingularValueBox(SpectralSet):
         """Return the box of the scaled bounds."""
         return self if factor == 1 else SingularValueBox(factor * b for b in self.bounds)
 
+    def averaged(
+        self, sets: Sequence[FeasibleSet], weights: Sequence[float], *, rank: int
+    ) -> FeasibleSet:
+        """By Weyl's inequality, a box with every averaged bound as often as there are terms."""
+        boxes = alike(self, sets)
+        if boxes is None:
+            return super().averaged(sets, weights, rank=rank)
+        rank = min(rank, sum(box.rank for box in boxes))
+        return SingularValueBox(_weyl(boxes, weights)).with_rank(rank)
+
+    def side_by_side(
+        self, sets: Sequence[FeasibleSet], sizes: Sequence[float]
+    ) -> FeasibleSet | None:
+        """Singular values of terms without overlap are those of all terms."""
+        boxes = alike(self, sets)
+        if boxes is None:
+            return None
+        scaled = (box.scaled(w) for box, w in zip(boxes, sizes, strict=True))
+        return SingularValueBox(b for box in scaled for b in box.bounds)
+
     def _limits(self, values: Tensor) -> Tensor:
         return values.new_tensor(self.bounds[: len(values)])
 
     def singular_value_excess(self, values: Tensor) -> Tensor:
         return (values - self._limits(values)).amax()
+
+    def dominating(self, values: Tensor) -> Tensor:
+        """Return the bounds themselves."""
+        return self._limits(values)
 
     def project_singular_values(self, values: Tensor) -> Tensor:
         return torch.minimum(values, self._limits(values))
@@ -233,3 +297,15 @@ class SingularValueBox(SpectralSet):
     @property
     def typical_size(self) -> float:
         return self.bounds[0]
+
+
+def _weyl(boxes: Sequence[SingularValueBox], weights: Sequence[float]) -> list[float]:
+    if len(set(boxes)) == 1:
+        return [b for b in boxes[0].bounds for _ in boxes]
+    longest = max(box.rank for box in boxes)
+    padded = [[*box.bounds, *[0.0] * (longest - box.rank)] for box in boxes]
+    means = [
+        math.fsum(p * b for p, b in zip(weights, ith, strict=True))
+        for ith in zip(*padded, strict=True)
+    ]
+    return [b for b in means for _ in boxes]

@@ -170,3 +170,11 @@ def _reading(path: str, batches: Iterator[Any]) -> Iterator[Any]:
         yield from batches
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"a file must be readable; got {path!r}: {error}") from error
+
+
+def write_columns(path: str | PathLike[str], columns: dict[str, list[object]]) -> None:
+    """Write a Parquet file of columns of one length."""
+    with extra("parquet"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    pq.write_table(pa.table(columns), fspath(path))

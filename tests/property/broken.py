@@ -28,7 +28,7 @@ class Product(lo.Parameterization):
         return self.operator(self.left, self.right)
 
     def right_inverse(self, target):
-        U, sigma, V = self._aligned(target)
+        U, sigma, V = self.svd_of(target)
         return {"left": U * sigma, "right": V}
 
     @torch.no_grad()
@@ -232,7 +232,7 @@ class StatefulInverse(Product):
     kept = None
 
     def right_inverse(self, target):
-        self.kept = self._as_operator(target)
+        self.kept = self.operator_of(target)
         return {"left": self.left.detach(), "right": self.right.detach()}
 
     def factors(self):
@@ -243,7 +243,7 @@ class UnscaledInverse(Product):
     """Roots of the singular values on one side only."""
 
     def right_inverse(self, target):
-        U, sigma, V = self._aligned(target)
+        U, sigma, V = self.svd_of(target)
         return {"left": U * sigma.sqrt(), "right": V}
 
 
@@ -264,7 +264,7 @@ class NonFiniteInverse(Product):
     """Divides by singular values that may be zero."""
 
     def right_inverse(self, target):
-        U, sigma, V = self._aligned(target)
+        U, sigma, V = self.svd_of(target)
         return {"left": U * sigma, "right": V * (sigma / sigma)}
 
 

@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_opt.completion import CompletionResult, CompletionStatus
-from lowrank_opt.completion.solvers.als import als
-from lowrank_opt.errors import RadiusError, ShapeError
+from lowrank_opt.completion import CompletionResult, CompletionStatus, als
+from lowrank_opt.errors import OptionError, ShapeError
 from lowrank_opt.kernels.row_solves import RowProblems
 from lowrank_opt.observations import Observations
 from tests.completion_cases import normal, observe, seeded
@@ -29,9 +28,9 @@ def dense_objective(result: CompletionResult, obs, penalty, exponent, ratio):
     return float(loss + rows + (lam[1] * (V.square().sum(1) + ratio * c.square())).sum())
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("weighted", [True, False])
-def test_row_solutions_equal_dense_normal_equations(weighted, dtype):
+def test_row_solutions_equal_dense_normal_equations(weighted, dtype, row_backend):
     obs = problem(weighted=weighted)
     rng = np.random.default_rng(0)
     F, o, P = rng.standard_normal((17, 5)), rng.standard_normal(17), np.diag([1.0, 2, 3, 4, 5])
@@ -41,23 +40,22 @@ def test_row_solutions_equal_dense_normal_equations(weighted, dtype):
     Y[obs.rows, obs.cols] = obs.values
     A = 1.7 * np.einsum("ij,ja,jb->iab", W, F, F) + s[:, None, None] * P
     expected = np.linalg.solve(A, (1.7 * (W * (Y - o)) @ F + pull)[..., None])[..., 0]
-    x = np.zeros((23, 5), dtype)
+    x = torch.zeros(23, 5, dtype=dtype)
     rows = RowProblems.of(obs, obs.csr, dtype)
-    loss = rows.solve(
-        x, F.astype(dtype), o.astype(dtype), precision=P, strengths=s, scale=1.7, pull=pull
-    )
-    rtol = 2000 * np.finfo(dtype).eps
+    F_, o_, P_, s_, pull_ = map(torch.from_numpy, (F, o, P, s, pull))
+    given = {"precision": P_, "strengths": s_, "scale": 1.7, "pull": pull_}
+    loss = rows.solve(x, F_.to(dtype), o_.to(dtype), **given)
+    rtol = 2000 * torch.finfo(dtype).eps
     np.testing.assert_allclose(x, expected, rtol=rtol, atol=rtol)
     np.testing.assert_allclose(loss, (W * (Y - o - expected @ F.T) ** 2).sum(), rtol=rtol)
 
 
-def test_many_conjugate_gradient_steps_equal_the_exact_solution():
+def test_many_conjugate_gradient_steps_equal_the_exact_solution(row_backend):
     obs = problem()
-    rng = np.random.default_rng(0)
-    F, o, d, s = rng.standard_normal((17, 4)), rng.standard_normal(17), np.ones(4), np.ones(23)
-    rows = RowProblems.of(obs, obs.csr, np.float64)
-    exact, iterated = np.zeros((23, 4)), rng.standard_normal((23, 4))
-    rows.solve(exact, F, o, precision=np.diag(d), strengths=s)
+    F, o, exact, iterated = normal(17, 4), normal(17, seed=1), normal(23, 4), normal(23, 4, seed=1)
+    d, s = F.new_ones(4), F.new_ones(23)
+    rows = RowProblems.of(obs, obs.csr, torch.float64)
+    rows.solve(exact, F, o, precision=d.diag(), strengths=s)
     rows.improve(iterated, F, o, diagonal=d, strengths=s, steps=8)
     np.testing.assert_allclose(iterated, exact, rtol=1e-9, atol=1e-9)
 
@@ -108,18 +106,16 @@ def test_noiseless_low_rank_matrix_is_recovered():
 @pytest.mark.parametrize("noisy", [True, False])
 def test_row_solutions_do_not_depend_on_threads(noisy):
     obs, before = problem(m=300, n=200, count=20000), torch.get_num_threads()
-    rng = np.random.default_rng(0)
-    F, noise = rng.standard_normal((200, 5)), rng.standard_normal((300, 5)) if noisy else None
+    F, noise = normal(200, 5), normal(300, 5, seed=1) if noisy else None
     rows, solutions = (
-        RowProblems.of(obs, obs.csr, np.float64),
-        (np.zeros((300, 5)), np.ones((300, 5))),
+        RowProblems.of(obs, obs.csr, torch.float64),
+        (F.new_zeros(300, 5), F.new_ones(300, 5)),
     )
     try:
         for threads, x in zip((1, 2), solutions, strict=True):
             torch.set_num_threads(threads)
-            rows.solve(
-                x, F, np.zeros(200), precision=np.eye(5), strengths=np.ones(300), noise=noise
-            )
+            given = {"precision": torch.eye(5).double(), "strengths": F.new_ones(300)}
+            rows.solve(x, F, F.new_zeros(200), **given, noise=noise)
     finally:
         torch.set_num_threads(before)
     np.testing.assert_array_equal(*solutions)
@@ -144,20 +140,21 @@ def test_validation_returns_the_best_sweep():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"penalty": 0.0}, "penalty and bias_ratio must be positive"),
+        ({"penalty": 0.0}, "needs a positive penalty"),
         ({"exponent": 1.5}, r"exponent must be in \[0, 1\]"),
         ({"method": "qr"}, "method must be 'exact' or 'cg'"),
         ({"bias": "free"}, "bias must be 'additive' or None"),
-        ({"sweeps": 0}, "sweeps must be a positive integer"),
+        ({"bias_ratio": 0.0}, "bias_penalty must be positive"),
+        ({"sweeps": 0}, "max_iterations must be a positive integer"),
     ],
 )
 def test_settings_outside_their_domain_raise(setting, message):
-    with pytest.raises(RadiusError, match=message):
+    with pytest.raises(OptionError, match=message):
         als(problem(), 2, **({"penalty": 0.1} | setting))
 
 
 def test_validation_of_another_shape_raises():
-    with pytest.raises(ShapeError, match="validation entries must be of shape"):
+    with pytest.raises(ShapeError, match="validation entries must be of the same matrix"):
         als(problem(), 2, penalty=0.1, validation=problem(m=24))
 
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_opt.completion.bayes.gibbs import bayesian
+from lowrank_opt.completion import bayesian
 from lowrank_opt.completion.bayes.gibbs_sweeps import draw_normal_wishart, draw_wishart
-from lowrank_opt.completion.bayes.posterior import BayesianResult
 from lowrank_opt.completion.model import side
 from lowrank_opt.completion.model.implicit import implicit_features
 from lowrank_opt.completion.model.side import FeatureLink
+from lowrank_opt.completion.results.posterior import BayesianResult
 from lowrank_opt.errors import DataError, ObservationError, OptionError, ShapeError
 from lowrank_opt.kernels.row_solves import RowProblems
 from lowrank_opt.observations import Observations
@@ -29,16 +29,20 @@ def fit(observations, rank=2, seed=0, **settings):
     return bayesian(observations, rank, generator=torch.Generator().manual_seed(seed), **settings)
 
 
-def test_row_draws_have_the_gaussian_posterior_of_a_dense_computation():
+def test_row_draws_have_the_gaussian_posterior_of_a_dense_computation(row_backend):
     rng, m, count = np.random.default_rng(0), 40_000, 3
     obs = Observations(np.repeat(np.arange(m), count), np.tile(np.arange(count), m),
                        np.tile([1.0, -2.0, 0.5], m), (m, count))  # fmt: skip
     F, P, pull = rng.standard_normal((count, 2)), np.array([[2.0, 0.5], [0.5, 1.0]]), [0.3, -0.7]
-    x = np.zeros((m, 2))
-    RowProblems.of(obs, obs.csr, np.float64).solve(
-        x, F, np.zeros(count), precision=P, strengths=np.ones(m), scale=1.7,
-        pull=np.tile(pull, (m, 1)), noise=rng.standard_normal((m, 2)),
-    )  # fmt: skip
+    solution, noise = torch.zeros(m, 2, dtype=torch.float64), rng.standard_normal((m, 2))
+    given = {"precision": P, "strengths": np.ones(m), "pull": np.tile(pull, (m, 1)), "noise": noise}
+    RowProblems.of(obs, obs.csr, torch.float64).solve(
+        solution,
+        *map(torch.from_numpy, (F, np.zeros(count))),
+        scale=1.7,
+        **{name: torch.from_numpy(array) for name, array in given.items()},
+    )
+    x = solution.numpy()
     covariance = np.linalg.inv(1.7 * F.T @ F + P)
     mean = covariance @ (1.7 * F.T @ [1.0, -2.0, 0.5] + pull)
     deviation = np.sqrt(np.diag(covariance) / m)
@@ -241,3 +245,12 @@ def test_noise_strength_outside_its_domain_raises():
 def test_features_without_information_raise(features):
     with pytest.raises(ObservationError, match="finite and not all zero"):
         FeatureLink.of(features)
+
+
+def test_values_far_from_zero_keep_their_signal():
+    """Centred before they are cast: float32 does not hold 1e10 and a unit beside it."""
+    near = planted()[0].to(dtype=torch.float64)
+    far = near.with_values(near.values + 1e10)
+    a, b = (fit(x, burn_in=2, samples=5).predict(near.rows, near.cols) for x in (near, far))
+    assert torch.float64 == b.dtype
+    assert float((a - (b - 1e10)).abs().max()) < 1e-3

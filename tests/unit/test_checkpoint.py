@@ -15,7 +15,8 @@ import lowrank_opt as lo
 from lowrank_opt.completion import CompletionResult, Iteration, variational
 from lowrank_opt.completion.complete import complete
 from lowrank_opt.completion.loop.checkpoint import Checkpoint, fingerprint
-from lowrank_opt.completion.solvers.iterates import Iterate, run
+from lowrank_opt.completion.solvers.context import Run
+from lowrank_opt.completion.solvers.iterates import Iterate, iterate
 from lowrank_opt.errors import DataError, OptionError
 from lowrank_opt.observations import Observations
 from tests.completion_cases import normal, observe, seeded
@@ -57,25 +58,25 @@ def numbers(result: CompletionResult) -> dict[str, object]:
     return columns | {"status": result.status, "tensors": [x.tolist() for x in tensors]}
 
 
-@pytest.mark.parametrize("optimizer", ["lbfgs", "adam", momentum])
+@pytest.mark.parametrize("solver", ["lbfgs", "first_order", lo.solvers.FirstOrder(momentum)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("killed", [2, 11, 20])
 def test_killed_and_resumed_is_the_same(
-    tmp_path: Path, optimizer: object, dtype: torch.dtype, killed: int
+    tmp_path: Path, solver: object, dtype: torch.dtype, killed: int
 ):
-    expected = fit(None, dtype=dtype, optimizer=optimizer)
+    expected = fit(None, dtype=dtype, solver=solver)
     with pytest.raises(Killed):
         fit(
             Checkpoint(tmp_path, every=3),
             dtype=dtype,
-            optimizer=optimizer,
+            solver=solver,
             progress=killed_after(killed),
         )
     seen: list[Iteration] = []
     resumed = fit(
         Checkpoint(tmp_path, every=3, resume=True),
         dtype=dtype,
-        optimizer=optimizer,
+        solver=solver,
         progress=seen.append,
     )
     np.testing.assert_equal(numbers(resumed), numbers(expected))
@@ -106,8 +107,9 @@ def test_solver_without_a_state_refuses():
         raise AssertionError("no work starts")
         yield
 
+    run = Run(checkpoint=Checkpoint("x"))
     with pytest.raises(OptionError, match="leaves no checkpoints"):
-        run(iterates(), OBSERVED, tolerance=0.0, max_iterations=1, checkpoint=Checkpoint("x"))
+        iterate(iterates(), OBSERVED, None, run, tolerance=0.0, max_iterations=1)
 
 
 def test_more_iterations_than_at_first(tmp_path: Path):

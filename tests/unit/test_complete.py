@@ -131,12 +131,14 @@ def test_callable_loss_equals_the_named_one():
     torch.testing.assert_close(fits[0].to_dense(), fits[1].to_dense(), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", partial(torch.optim.Adam, lr=0.03)])
-def test_first_order_reaches_the_same_objective(optimizer: object):
+@pytest.mark.parametrize(
+    "solver", ["first_order", lo.solvers.FirstOrder(partial(torch.optim.Adam, lr=0.03))]
+)
+def test_first_order_reaches_the_same_objective(solver: object):
     observations = observe(normal(20, 15), 0.7)
     fits = [
-        complete(observations, ball((20, 15), 15, 10.0), optimizer=o, max_iterations=2000)
-        for o in ("lbfgs", optimizer)
+        complete(observations, ball((20, 15), 15, 10.0), solver=s, max_iterations=2000)
+        for s in ("lbfgs", solver)
     ]
     objectives = [fit.history.objective[-1] for fit in fits]
     assert objectives[0] == pytest.approx(objectives[1], rel=1e-3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lowrank_opt as lo
-from lowrank_opt.errors import NotInSetError, OptionError, RadiusError, ShapeError
+from lowrank_opt.errors import NotInSetError, OptionError, ShapeError
 from tests.oracles import (
     D,
     dense,
@@ -147,7 +147,7 @@ def test_composition_refuses_targets_outside(wrap):
 def test_weighted_refuses_bad_weights(name, value):
     weights = torch.ones(6 if name == "row_weights" else 5, dtype=D)
     weights[1] = value
-    with pytest.raises(RadiusError, match=rf"{name} must be positive and finite"):
+    with pytest.raises(OptionError, match=rf"{name} must be positive and finite"):
         lo.Weighted(INNER["Factored"](), **{name: weights})
 
 

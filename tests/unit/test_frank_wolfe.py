@@ -10,7 +10,7 @@ import torch
 import lowrank_opt as lo
 from lowrank_opt.completion import CompletionStatus, frank_wolfe
 from lowrank_opt.completion.solvers.subspace_fit import SubspaceFit
-from lowrank_opt.errors import CertificateError, OptionError
+from lowrank_opt.errors import OptionError
 from lowrank_opt.observations import Observations
 from lowrank_opt.sets import KyFanBall, NestedSet, RankAtMost, SchattenBall, SingularValueBox
 from tests.completion_cases import LargestAllocation, ball, normal, observe
@@ -171,11 +171,11 @@ def test_subspaces_are_widened_without_moving_the_matrix():
 
 
 def test_an_unbounded_set_is_refused():
-    with pytest.raises(CertificateError, match="a bounded set"):
+    with pytest.raises(OptionError, match="a bounded set of singular values"):
         frank_wolfe(observe(normal(6, 5), 0.8), RankAtMost(2))
 
 
 def test_sets_in_given_subspaces_are_refused():
     nested = NestedSet(SchattenBall(1, 1.0, 2), torch.eye(6, 3), torch.eye(5, 3))
-    with pytest.raises(OptionError, match="frank_wolfe needs a spectral set or a weighted one"):
+    with pytest.raises(OptionError, match="a bounded set of singular values, or a weighted one"):
         frank_wolfe(observe(normal(6, 5), 0.8), nested)

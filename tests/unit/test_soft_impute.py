@@ -158,7 +158,7 @@ def test_nothing_of_the_size_of_the_matrix_is_allocated():
     ("options", "error", "message"),
     [
         ({"rank": 8, "penalty": 1.0}, RankError, "rank must be in 1..7"),
-        ({"rank": 2, "penalty": 0.0}, OptionError, "penalty must be positive"),
+        ({"rank": 2, "penalty": 0.0}, OptionError, "needs a positive penalty"),
     ],
 )
 def test_settings_outside_their_domain_are_refused(options, error, message):

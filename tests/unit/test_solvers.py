@@ -1,18 +1,22 @@
-"""`complete(solver=...)`: every solver by its name, what it is given and what it refuses."""
+"""Solvers as objects and by name: what each takes, what it refuses, and what goes on in between."""
 
-import inspect
-from functools import partial
+from dataclasses import FrozenInstanceError, dataclass, replace
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 
 import lowrank_opt as lo
-from lowrank_opt import completion
-from lowrank_opt.completion.registry import SOLVERS, SolverOptions
-from lowrank_opt.errors import OptionError
+from lowrank_opt import completion, solvers
+from lowrank_opt.completion.catalog import default_solver, markdown
+from lowrank_opt.completion.loop.checkpoint import Checkpoint
+from lowrank_opt.errors import OptionError, ShapeError
+from lowrank_opt.solvers import SOLVERS, Run, Solver, Traits, solver_of, solvers_for
 from tests.completion_cases import normal, observe, seeded
 
 FREE = ("gauss_newton", "riemannian", "scaled_gd", "singular_value_projection")
+BALL = lo.SchattenBall(1, 30.0, 10)
 
 
 def planted(rank=2, share=0.6):
@@ -23,17 +27,29 @@ def free(rank=2):
     return lo.Factored((24, 18), rank, dtype=torch.float64, generator=seeded())
 
 
-def test_every_name_is_a_function_of_the_package():
-    for name in SOLVERS:
-        assert callable(getattr(completion, name))
+def ball():
+    return lo.HomogeneousBall((24, 18), 10, radius=30.0, dtype=torch.float64, generator=seeded())
 
 
-def test_options_are_those_of_complete():
-    parameters = inspect.signature(lo.complete).parameters
-    defaults = {k: p.default for k, p in parameters.items() if p.default is not p.empty}
-    # The range becomes part of the loss.
-    del defaults["solver"], defaults["prediction_range"]
-    assert vars(SolverOptions()) == defaults
+def made(name: str) -> Solver:
+    return solvers.MaxNorm(radius=2.0) if name == "max_norm" else solver_of(name)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_solver_is_a_frozen_value(name: str):
+    solver = made(name)
+    assert solver == replace(solver)
+    assert hash(solver) == hash(replace(solver))
+    with pytest.raises(FrozenInstanceError):
+        solver.tolerance = 1.0
+    assert isinstance(solver, Solver)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("gradient", solvers.LBFGS), ("bayesian", solvers.Gibbs)]
+)
+def test_second_names(name: str, kind: type):
+    assert kind() == solver_of(name)
 
 
 @pytest.mark.parametrize("solver", FREE)
@@ -47,39 +63,18 @@ def test_fixed_rank_solver_recovers_and_assigns(solver):
 
 @pytest.mark.parametrize("solver", [*FREE, "als"])
 def test_fixed_rank_solver_refuses_a_norm_bound(solver):
-    ball = lo.HomogeneousBall((24, 18), 2, radius=5.0, dtype=torch.float64)
-    with pytest.raises(OptionError, match="fits any matrix of a given rank"):
-        lo.complete(planted(), ball, solver=solver, penalty=1.0)
+    with pytest.raises(OptionError, match=r"a rank, any matrix of which it fits; got .* stays in"):
+        lo.complete(planted(), ball(), solver=solver)
 
 
 def test_als_minimises_the_objective_of_complete():
     observations = planted()
     settings = {"penalty": 2.0, "bias_penalty": 3.0, "tolerance": 1e-12, "max_iterations": 3000}
     ours = lo.complete(observations, free(4), **settings)
-    alternating = lo.complete(observations, free(4), solver="als", **settings)
+    alternating = lo.complete(observations, 4, solver="als", generator=seeded(), **settings)
     assert alternating.certificate().gap < 1e-4 * alternating.certificate().objective
     objectives = [x.certificate().objective for x in (ours, alternating)]
     assert objectives[0] == pytest.approx(objectives[1], rel=1e-6)
-
-
-def test_a_callable_is_given_the_rank_and_the_changed_options():
-    seen = {}
-
-    def mine(observations, rank, **options):
-        seen.update(options, rank=rank)
-        return completion.als(observations, rank, penalty=1.0)
-
-    lo.complete(planted(), free(3), solver=mine, tolerance=1e-3)
-    assert {"rank": 3, "tolerance": 1e-3} == seen
-
-
-def test_option_of_its_own_is_bound_beforehand():
-    observations = planted()
-    with pytest.raises(OptionError, match=r"'max_norm' needs radius.*partial\(max_norm, radius="):
-        lo.complete(observations, free(), solver="max_norm")
-    bound = partial(completion.max_norm, radius=2.0)
-    result = lo.complete(observations, free(), solver=bound, bias=None)
-    assert float(result.to_dense().abs().max()) <= 2.0 * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("solver", ["sgd", "variational"])
@@ -93,22 +88,154 @@ def test_solvers_of_ratings_predict(solver):
 
 @pytest.mark.parametrize("solver", ["frank_wolfe", "variational"])
 def test_sets_are_handed_over(solver):
-    ball = lo.HomogeneousBall((24, 18), 10, radius=30.0, dtype=torch.float64)
-    result = lo.complete(planted(), ball, solver=solver, bias="additive", generator=seeded(1))
-    assert ball.feasible_set.contains(result.operator)
-    torch.testing.assert_close(ball().to_dense(), result.operator.to_dense(), rtol=1e-6, atol=1e-6)
+    chart = ball()
+    result = lo.complete(planted(), chart, solver=solver, generator=seeded(1))
+    assert chart.feasible_set.contains(result.operator)
+    torch.testing.assert_close(chart().to_dense(), result.operator.to_dense(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("model", "options", "expected"),
     [
-        ({"solver": "newton"}, "solver must be 'gradient', 'als'"),
-        ({"solver": "riemannian", "loss": "huber"}, "solver 'riemannian' takes .*; got loss"),
-        ({"solver": "als"}, "'als' needs a positive penalty"),
-        ({"solver": "als", "penalty": 1.0, "loss": "huber"}, "'als' takes no loss"),
-        ({"solver": "soft_impute"}, "'soft_impute' needs penalty"),
+        (ball(), {}, "LBFGS"),
+        (ball(), {"loss": "huber"}, "LBFGS"),
+        (BALL, {}, "FrankWolfe"),
+        (3, {"penalty": 1.0}, "ALS"),
+        (3, {}, "Variational"),
+        (3, {"bias": None}, "GaussNewton"),
+        (None, {}, "Variational"),
+        (None, {"implicit": True}, "Gibbs"),
     ],
 )
-def test_what_does_not_fit_is_refused(options, message):
+def test_default_is_the_first_that_takes_the_problem(model, options, expected):
+    problem = lo.CompletionProblem(planted(), model, **options)
+    assert expected == type(default_solver(problem, Run())).__name__
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (3, {"solver": "newton"}, "solver must be 'lbfgs', .*; got solver='newton'"),
+        (3, {"solver": len}, "a name or an object with traits .*; got <built-in function len>"),
+        (3, {"solver": solvers.ALS}, "a name or an object with traits"),
+        (3, {"solver": "max_norm"}, r"needs radius; .*solvers.MaxNorm\(radius=...\)"),
+        (3, {"solver": "riemannian", "loss": "huber"}, "squared loss; got loss='huber': no solver"),
+        (
+            3,
+            {"solver": "als"},
+            r"needs a positive penalty; got penalty=0\.0: one of variational,",
+        ),
+        (3, {"solver": "sgd", "bias": None}, "fits additive biases; got bias=None"),
+        (3, {"solver": "sgd", "bias_penalty": 2.0}, "finds the penalty of biases by itself"),
+        (3, {"solver": "als", "penalty": 1.0, "implicit": True}, "takes no side information"),
+        (3, {"solver": "gibbs", "validation": 0.1}, "takes no validation; got one"),
+        (3, {"solver": "sgd", "checkpoint": Checkpoint("x")}, "takes no checkpoint; got one"),
+        (3, {"solver": "frank_wolfe"}, "a bounded set .*; got the rank 3: one of variational,"),
+        (3, {"solver": "lbfgs"}, "takes a parameterization; got the rank 3"),
+        (3, {"tolerance": 1.0, "solver": "gibbs"}, "Gibbs has the options noise_strength, .*; got"),
+        (3, {"loss": "huber"}, "takes a parameterization; got the rank 3: no solver takes it"),
+        ("3", {}, "model must be a parameterization, a set, a rank or None; got str"),
+        (0, {}, "rank must be a positive integer; got rank=0"),
+        (True, {}, "model must be .*; got bool"),
+    ],
+)
+def test_what_does_not_fit_is_refused(model, options, message):
     with pytest.raises(OptionError, match=message):
-        lo.complete(planted(), free(), **options)
+        lo.complete(planted(), model, **options)
+
+
+def test_every_misfit_is_said_at_once():
+    options = {"loss": "huber", "bias": None, "penalty": 1.0}
+    with pytest.raises(OptionError, match=r"squared loss.*; it fits additive.*; it takes no pen"):
+        lo.complete(planted(), 3, solver="variational", **options)
+
+
+def test_a_problem_says_everything_itself():
+    problem = lo.CompletionProblem(planted(), 2, bias=None)
+    result = lo.complete(problem, solver="gauss_newton")
+    assert result.status.succeeded
+    with pytest.raises(OptionError, match=r"got bias besides: use dataclasses\.replace"):
+        lo.complete(problem, bias=None)
+    with pytest.raises(OptionError, match="got model besides"):
+        lo.complete(problem, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"bias": "rows"}, OptionError, "bias must be 'additive' or None"),
+        ({"penalty": -1.0}, OptionError, "penalty must be finite and nonnegative"),
+        ({"loss": "l2"}, OptionError, "loss must be 'squared'"),
+        ({"row_features": [np.ones((3, 2))]}, ShapeError, r"24 lines, .*; got \(3, 2\)"),
+        ({"prediction_range": (2.0, 1.0)}, OptionError, "low < high"),
+    ],
+)
+def test_problem_is_validated_when_made(options, error, message):
+    with pytest.raises(error, match=message):
+        lo.CompletionProblem(planted(), 2, **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: solvers.ALS(exponent=2.0), "exponent must be in"),
+        (lambda: solvers.MaxNorm(radius=0.0), "radius must be positive"),
+        (lambda: solvers.FrankWolfe(gap=-1.0), "gap must be finite and nonnegative"),
+        (lambda: solvers.Gibbs(samples=0), "samples must be a positive integer"),
+        (lambda: solvers.Riemannian(start="random"), "start must be 'stages' or 'spectral'"),
+        (lambda: solvers.FirstOrder("sgd"), "optimizer must map a list of tensors"),
+        (lambda: solvers.Variational(noise_strength=0.0), "noise_strength"),
+        (lambda: Run(patience=0), "patience must be a positive integer"),
+    ],
+)
+def test_options_are_checked_when_made(make, message):
+    with pytest.raises(OptionError, match=message):
+        make()
+
+
+@dataclass(frozen=True)
+class Mine:
+    """A user's solver: alternating least squares from the right."""
+
+    traits: ClassVar[Traits] = Traits(sets=("rank",), penalty="yes")
+    sweeps: int = 30
+
+    def solve(self, problem, run):
+        penalty = problem.penalty or 1e-3
+        inner = solvers.ALS(max_iterations=self.sweeps)
+        return inner.solve(replace(problem, penalty=penalty), run)
+
+
+def test_a_solver_of_ones_own():
+    observations = planted()
+    result = lo.complete(observations, 2, solver=Mine(), bias=None, generator=seeded())
+    assert len(result.history) <= 30
+    with pytest.raises(OptionError, match="Mine has the options sweeps; got max_iterations"):
+        lo.complete(observations, 2, solver=Mine(), max_iterations=3)
+
+
+def test_a_function_as_a_solver():
+    def mine(problem, run):
+        return completion.als(problem.observations, problem.rank, penalty=1.0)
+
+    result = lo.complete(planted(), free(3), solver=solvers.Custom(mine))
+    assert 3 == result.operator.rank
+
+
+def test_callbacks_see_every_iteration():
+    seen = []
+    result = lo.complete(planted(), free(), callbacks=(seen.append, seen.append))
+    assert 2 * len(result.history) == len(seen)
+
+
+def test_solvers_for_a_problem_take_it():
+    for model in (None, 2, BALL, ball(), free()):
+        problem = lo.CompletionProblem(planted(), model)
+        for name in solvers_for(problem):
+            assert not [*made(name).traits.misfits(problem)]
+
+
+def test_table_has_a_line_for_each_solver():
+    lines = markdown().splitlines()
+    assert len(SOLVERS) == len(lines) - 2
+    assert all(f'`"{name}"`' in line for name, line in zip(SOLVERS, lines[2:], strict=True))

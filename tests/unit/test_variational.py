@@ -10,7 +10,7 @@ import lowrank_opt as lo
 from lowrank_opt.completion import variational
 from lowrank_opt.completion.bayes.noise import Gammas
 from lowrank_opt.completion.bayes.normal_wishart import NormalWishart
-from lowrank_opt.errors import OptionError, RadiusError
+from lowrank_opt.errors import OptionError
 from lowrank_opt.kernels.gaussian_rows import GaussianRows, Moments
 from lowrank_opt.observations import Observations
 
@@ -45,12 +45,12 @@ def problem():
     mean = rng.standard_normal((N, K + 1))
     root = 0.3 * rng.standard_normal((N, K + 1, K + 1))
     covariance = root @ root.transpose(0, 2, 1)
-    other = Moments.of(mean[:, :K], mean[:, K])
+    other = Moments.of(*map(torch.from_numpy, (mean[:, :K], mean[:, K])))
     kept = [*range(K), K + 1]
     for j in range(N):
         dense = np.outer(other.means[j], other.means[j])
         dense[np.ix_(kept, kept)] += covariance[j]
-        other.products[j] = dense[np.tril_indices(K + 2)]
+        other.products[j] = torch.from_numpy(dense[np.tril_indices(K + 2)])
     W, Y = np.zeros((M, N)), np.zeros((M, N))
     W[obs.rows, obs.cols], Y[obs.rows, obs.cols] = obs.weights, obs.values
     return obs, other, mean, covariance, W, Y
@@ -68,16 +68,17 @@ def dense_posterior(mean, covariance, W, Y, scales, precision, pull):
     return A, np.linalg.solve(A, b[..., None])[..., 0]
 
 
-def test_posterior_of_rows_is_that_of_dense_formulas(problem):
+def test_posterior_of_rows_is_that_of_dense_formulas(problem, row_backend):
     obs, other, mean, covariance, W, Y = problem
     rng = np.random.default_rng(1)
     scales, pull = rng.uniform(0.5, 2, M), rng.standard_normal((M, K + 1))
     precision = np.diag([1.0, 2, 3, 4]) + 0.1
     multipliers = rng.uniform(0.5, 2, N)
     A, x = dense_posterior(mean, covariance, W * multipliers, Y, scales, precision, pull)
-    own = Moments.of(np.zeros((M, K)), np.zeros(M))
-    losses, logdets = GaussianRows.of(obs, obs.csr, np.float64).posterior(
-        own, other, scales=scales, precision=precision, pull=pull, multipliers=multipliers
+    own = Moments.of(torch.zeros(M, K).double(), torch.zeros(M).double())
+    given = {"scales": scales, "precision": precision, "pull": pull, "multipliers": multipliers}
+    losses, logdets = GaussianRows.of(obs, obs.csr, torch.float64).posterior(
+        own, other, **{name: torch.from_numpy(x) for name, x in given.items()}
     )
     np.testing.assert_allclose(own.unknowns, x, rtol=1e-9)
     np.testing.assert_allclose(logdets, np.linalg.slogdet(A)[1], rtol=1e-9)
@@ -95,15 +96,17 @@ def test_posterior_of_rows_is_that_of_dense_formulas(problem):
     np.testing.assert_allclose(losses, expected, rtol=1e-9)
 
 
-def test_draws_have_the_mean_and_covariance_of_the_posterior(problem):
+def test_draws_have_the_mean_and_covariance_of_the_posterior(problem, row_backend):
     obs, other, mean, covariance, W, Y = problem
     precision, ones = np.eye(K + 1), np.ones(M)
     given = {"scales": ones, "precision": precision, "pull": np.zeros((M, K + 1))}
     A, x = dense_posterior(mean, covariance, W, Y, ones, precision, given["pull"])
-    own, rng = Moments.of(np.zeros((M, K)), np.zeros(M)), np.random.default_rng(0)
-    rows, draws = GaussianRows.of(obs, obs.csr, np.float64), np.empty((4000, M, K + 1))
+    own, rng = Moments.of(torch.zeros(M, K).double(), torch.zeros(M).double()), seeded()
+    given = {name: torch.from_numpy(x) for name, x in given.items()}
+    rows, draws = GaussianRows.of(obs, obs.csr, torch.float64), np.empty((4000, M, K + 1))
     for draw in draws:
-        rows.draw(own, other, **given, noise=rng.standard_normal((M, K + 1)))
+        noise = torch.randn(M, K + 1, generator=rng, dtype=torch.float64)
+        rows.draw(own, other, **given, noise=noise)
         draw[:] = own.unknowns
     root = np.linalg.cholesky(A)
     white = np.einsum("mab,sma->smb", root, draws - x)
@@ -117,14 +120,15 @@ def test_draws_have_the_mean_and_covariance_of_the_posterior(problem):
 
 def test_rows_do_not_depend_on_threads():
     obs, before = entries(count=20000, m=300, n=200), torch.get_num_threads()
-    rng = np.random.default_rng(0)
-    other = Moments.of(rng.standard_normal((200, 5)), np.zeros(200))
-    sides = [Moments.of(np.zeros((300, 5)), np.zeros(300)) for _ in range(2)]
-    given = {"scales": np.ones(300), "precision": np.eye(6), "pull": np.zeros((300, 6))}
+    zero = torch.zeros(300, 6, dtype=torch.float64)
+    columns = torch.randn(200, 5, generator=seeded(), dtype=torch.float64)
+    other = Moments.of(columns, zero[:200, 0])
+    sides = [Moments.of(zero[:, :5], zero[:, 5]) for _ in range(2)]
+    given = {"scales": zero[:, 0] + 1, "precision": torch.eye(6).double(), "pull": zero}
     try:
         for threads, own in zip((1, 2), sides, strict=True):
             torch.set_num_threads(threads)
-            GaussianRows.of(obs, obs.csr, np.float64).posterior(own, other, **given)
+            GaussianRows.of(obs, obs.csr, torch.float64).posterior(own, other, **given)
     finally:
         torch.set_num_threads(before)
     np.testing.assert_array_equal(sides[0].products, sides[1].products)
@@ -250,10 +254,10 @@ def test_validation_returns_the_best_sweep():
 @pytest.mark.parametrize(
     ("setting", "error", "message"),
     [
-        ({"rank": 0}, RadiusError, "rank must be a positive integer"),
+        ({"rank": 0}, OptionError, "rank must be a positive integer"),
         ({"noise_strength": 0.0}, OptionError, "noise_strength must be positive"),
-        ({"tolerance": -1.0}, RadiusError, "tolerance must be finite and nonnegative"),
-        ({"max_iterations": 0}, RadiusError, "max_iterations must be a positive integer"),
+        ({"tolerance": -1.0}, OptionError, "tolerance must be finite and nonnegative"),
+        ({"max_iterations": 0}, OptionError, "max_iterations must be a positive integer"),
     ],
 )
 def test_settings_outside_their_domain_raise(setting, error, message):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -149,7 +148,7 @@ def fold_in_rows(
             f"numbers; got {entries.shape} and {K}"
         )
     features = torch.cat((right, right.new_ones(len(right), K - rank)), 1)
-    x = _solve(features.contiguous().numpy(), result.bias, entries, prior)
+    x = _solve(features.contiguous(), result.bias, entries, prior)
     bias = x[:, rank] if rank < K else x.new_zeros(len(x))
     dtype = result.operator.dtype
     operator = LowRankOperator(x[:, :rank], x.new_ones(rank), right).to(dtype=dtype)
@@ -226,19 +225,19 @@ def balanced_factors(operator: LowRankOperator) -> tuple[Tensor, Tensor]:
 
 
 def _solve(
-    features: np.ndarray, bias: AdditiveBias, entries: Observations, prior: FactorPrior
+    features: Tensor, bias: AdditiveBias, entries: Observations, prior: FactorPrior
 ) -> Tensor:
     values = entries.to(dtype=torch.float64)
     centred = values.with_values(values.values - bias.mean)
-    strengths = entries.row_counts.clamp_min(1).double().numpy() ** prior.exponent
-    target = (prior.precision @ prior.mean).numpy()
-    x = np.zeros((entries.shape[0], len(target)))
-    RowProblems.of(centred, centred.csr, np.float64).solve(
+    strengths = entries.row_counts.clamp_min(1).double() ** prior.exponent
+    target = prior.precision @ prior.mean
+    x = features.new_zeros(entries.shape[0], len(target))
+    RowProblems.of(centred, centred.csr, torch.float64).solve(
         x,
         features,
-        bias.cols.double().numpy(),
-        precision=prior.precision.numpy(),
+        bias.cols.double(),
+        precision=prior.precision,
         strengths=strengths,
-        pull=strengths[:, None] * target,
+        pull=strengths.unsqueeze(1) * target,
     )
-    return torch.from_numpy(x)
+    return x

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from lowrank_opt.completion.bayes.noise import relative
@@ -44,14 +45,14 @@ class Side:
         rng: np.random.Generator,
     ) -> None:
         self.rows, self.moments, self.rng = rows, moments, rng
-        self.x = moments.unknowns
+        self.x: Floats = moments.unknowns.cpu().numpy()
         K, dtype = self.x.shape[1], self.x.dtype
         self.links = [link.as_dtype(dtype.type) for link in links]
         self.mean, self.precision = np.zeros(K), np.eye(K)
         self.coefficients = [np.zeros((len(link.spread), K), dtype) for link in self.links]
         self.parts = [np.zeros_like(self.x) for _ in links]
         self.strengths = [1.0 for _ in links]
-        self.counts, self.noise_strength = rows.positive_counts, noise_strength
+        self.counts, self.noise_strength = rows.positive_counts.cpu().numpy(), noise_strength
         self.relative_precision: Floats = np.ones(len(self.x))
 
     def draw_prior(self) -> None:
@@ -74,20 +75,23 @@ class Side:
     def draw_factors(self, other: Side, noise_precision: float) -> float:
         """Draw factors and noise given the other side; return the weighted squared residuals."""
         centre = self.mean + sum(self.parts) if self.parts else self.mean
-        losses = self.rows.draw(
-            self.moments,
-            other.moments,
-            scales=noise_precision * self.relative_precision,
-            precision=self.precision,
-            pull=np.broadcast_to(centre @ self.precision, self.x.shape),
-            noise=self.rng.standard_normal(self.x.shape, self.x.dtype),
-            multipliers=other.relative_precision,
-        )
-        self.x = self.moments.unknowns
+        pull = np.broadcast_to(centre @ self.precision, self.x.shape).copy()
+        noise = self.rng.standard_normal(self.x.shape, self.x.dtype)
+        losses = self._draw(other, noise_precision * self.relative_precision, pull, noise)
+        self.x = self.moments.unknowns.cpu().numpy()
         if math.isfinite(self.noise_strength):
-            noise = relative(self.counts, noise_precision * losses, self.noise_strength)
-            self.relative_precision = self.rng.gamma(noise.shape) / noise.rate
+            gammas = relative(self.counts, noise_precision * losses, self.noise_strength)
+            self.relative_precision = self.rng.gamma(gammas.shape) / gammas.rate
         return float(self.relative_precision @ losses)
+
+    def _draw(self, other: Side, scales: Floats, pull: Floats, noise: Floats) -> Floats:
+        """Set the moments to a draw, on the device of the entries; return the losses."""
+        device = self.moments.means.device
+        parts = (scales, self.precision, pull, noise, other.relative_precision)
+        names = ("scales", "precision", "pull", "noise", "multipliers")
+        moved = (torch.from_numpy(x).to(device) for x in parts)
+        given = dict(zip(names, moved, strict=True))
+        return self.rows.draw(self.moments, other.moments, **given).cpu().numpy()
 
 
 def draw_normal_wishart(

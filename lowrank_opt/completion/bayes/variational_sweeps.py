@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lowrank_opt.completion.bayes import noise
 from lowrank_opt.completion.bayes.normal_wishart import NormalWishart
@@ -22,7 +24,9 @@ Floats = NDArray[np.floating]
 # A strong prior in the first sweeps empties directions before they had a chance to fit.
 _FIRST_PRECISION = 0.3
 _LARGEST_EXPONENT = 600.0
-_CHANGING = ("sides", "precisions", "priors", "noise", "relative", "divergences")
+# Directions that are added to a fit start smaller than its own, not to undo it.
+_ADDED_SPREAD = 0.3
+_CHANGING = ("sides", "precisions", "priors", "noise", "relative", "divergences", "energy")
 
 
 class VariationalPosterior:
@@ -35,6 +39,8 @@ class VariationalPosterior:
     noise_strength : float
     generator : torch.Generator or None
         As in `variational`.
+    single : bool
+        Sweep in float32 whatever the dtype of the observations.
     """
 
     def __init__(
@@ -43,30 +49,31 @@ class VariationalPosterior:
         rank: int,
         noise_strength: float,
         generator: torch.Generator | None,
+        *,
+        single: bool = False,
     ) -> None:
         self.dtype, self.rank, self.strength = observations.dtype, rank, noise_strength
+        # In the dtype of the values: float32 may hold their deviations, but not them.
         self.offset, self.unit, scaled = standardize(observations)
-        dtype = np.float32 if observations.dtype == torch.float32 else np.float64
+        narrow = single or observations.dtype == torch.float32
+        dtype = torch.float32 if narrow else torch.float64
         self.rows = [GaussianRows.of(scaled, axis, dtype) for axis in (scaled.csr, scaled.csc)]
         weights = self.rows[0].weights
         self.count = int((weights > 0).sum())
-        self.log_weights = float(np.log(weights[weights > 0].astype(np.float64)).sum())
-        self.counts = [rows.positive_counts for rows in self.rows]
-        seed = int(torch.randint(2**62, (), generator=generator))
-        self.rng = np.random.default_rng(seed)
+        self.log_weights = float(weights[weights > 0].double().log().sum())
+        self.counts = [rows.positive_counts.cpu().numpy() for rows in self.rows]
+        self.seed = int(torch.randint(2**62, (), generator=generator))
+        self.rng = np.random.default_rng(self.seed)
         self.sides = [
             # The same start in both dtypes: ratings as integers and as float32 are the same ones.
-            Moments.of(
-                self.rng.standard_normal((size, rank), np.float32).astype(dtype, copy=False),
-                np.zeros(size, dtype),
-            )
+            _certain(self.rng.standard_normal((size, rank), np.float32), weights)
             for size in observations.shape
         ]
         self.precisions: list[Floats] = [_FIRST_PRECISION * np.eye(rank + 1) for _ in self.sides]
         self.priors = [NormalWishart.prior(rank + 1) for _ in self.sides]
         self.noise = noise.common(0, 0.0)
         self.relative = [noise.relative(0 * n, 0.0 * n, noise_strength) for n in self.counts]
-        self.divergences = [0.0, 0.0]
+        self.divergences, self.energy = [0.0, 0.0], math.inf
 
     def sweep(self) -> float:
         """Update everything once; return the free energy."""
@@ -74,12 +81,34 @@ class VariationalPosterior:
         for side in (0, 1):
             loss = self._update(side)
         self.noise = noise.common(self.count, loss)
-        return self._free_energy(loss)
+        self.energy = self._free_energy(loss)
+        return self.energy
+
+    def grown(self, rank: int) -> VariationalPosterior:
+        """Return a posterior of a larger rank that goes on from this one; data are shared.
+
+        The directions of this one keep their means and their prior; the further ones are drawn at
+        random, with an uninformed prior. Covariances begin anew.
+        """
+        larger, kept = copy(self), np.r_[: self.rank, rank]
+        larger.rank = rank
+        rng = np.random.default_rng([self.seed, rank])
+        larger.sides = [_widened(side, rank - self.rank, rng) for side in self.sides]
+        larger.precisions, larger.priors = [], []
+        for precision, prior in zip(self.precisions, self.priors, strict=True):
+            wide, fresh = np.eye(rank + 1), NormalWishart.prior(rank + 1)
+            wide[np.ix_(kept, kept)] = precision
+            fresh.mean[kept] = prior.mean
+            larger.precisions.append(wide)
+            larger.priors.append(fresh)
+        larger.relative, larger.divergences = list(self.relative), [0.0, 0.0]
+        larger.energy = math.inf
+        return larger
 
     def mean(self) -> tuple[LowRankOperator, AdditiveBias]:
         """Return the posterior mean in the unit of the values."""
         root, r = math.sqrt(self.unit), self.rank
-        means = [torch.from_numpy(side.means).to(self.dtype) for side in self.sides]
+        means = [side.means.to(self.dtype) for side in self.sides]
         left, right = (x[:, :r] * root for x in means)
         operator = LowRankOperator(left, left.new_ones(r), right)
         a, c = (x[:, -1] * self.unit for x in means)
@@ -104,19 +133,30 @@ class VariationalPosterior:
         """Update one side, its prior and its noise; return the weighted expected loss."""
         own, other, size = self.sides[side], self.sides[1 - side], len(self.counts[side])
         P, precision = self.precisions[side], float(self.noise.mean[0])
-        losses, logdets = self.rows[side].posterior(
+        scales, multipliers, wide, pull = (
+            torch.from_numpy(x).to(own.means.device)
+            for x in (
+                precision * self.relative[side].mean,
+                self.relative[1 - side].mean,
+                P,
+                P @ self.priors[side].mean,
+            )
+        )
+        losses_, logdets = self.rows[side].posterior(
             own,
             other,
-            scales=precision * self.relative[side].mean,
-            precision=P,
-            pull=np.broadcast_to(P @ self.priors[side].mean, (size, self.rank + 1)),
-            multipliers=self.relative[1 - side].mean,
+            scales=scales,
+            precision=wide,
+            pull=pull.expand(size, -1),
+            multipliers=multipliers,
         )
-        total = own.unknowns.sum(axis=0, dtype=np.float64)
-        prior = NormalWishart.posterior(total, own.total(), size)
+        losses = losses_.cpu().numpy()
+        total = own.unknowns.sum(0, dtype=torch.float64).cpu().numpy()
+        squares = own.total().cpu().numpy()
+        prior = NormalWishart.posterior(total, squares, size)
         self.priors[side], self.precisions[side] = prior, prior.precision
         self.relative[side] = noise.relative(self.counts[side], precision * losses, self.strength)
-        distance = prior.expected_distance(total, own.total(), size)
+        distance = prior.expected_distance(total, squares, size)
         constant = size * (self.rank + 1 + prior.expected_log_determinant())
         self.divergences[side] = (float(logdets.sum()) - constant + distance) / 2
         return float(self.relative[side].mean @ losses)
@@ -131,3 +171,17 @@ class VariationalPosterior:
             + sum(self.divergences)
             + sum(part.divergence() for part in parts)
         )
+
+
+def _widened(side: Moments, count: int, rng: np.random.Generator) -> Moments:
+    """Return the means of a side, without spread, with random directions before the constant."""
+    means = side.means
+    added = rng.standard_normal((len(means), count), np.float32)
+    factors = torch.cat((means[:, :-2], _ADDED_SPREAD * torch.from_numpy(added).to(means)), 1)
+    return Moments.of(factors, means[:, -1])
+
+
+def _certain(factors: Floats, like: Tensor) -> Moments:
+    """Return moments of factors without spread, and without biases, where `like` is."""
+    x = torch.from_numpy(factors).to(like)
+    return Moments.of(x, x.new_zeros(len(x)))

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from lowrank_opt.completion.certificates.support import has_support_function
-from lowrank_opt.completion.model.losses import Loss
+from lowrank_opt.completion.model.losses import Squared
+from lowrank_opt.completion.model.problem import CompletionProblem, Model
 from lowrank_opt.errors import CertificateError
 from lowrank_opt.observations import Observations
 from lowrank_opt.parameterizations.base import Parameterization
@@ -65,46 +66,37 @@ class ConvexProblem:
             )
 
 
-def convex_problem_of(
-    parameterization: Parameterization,
-    observations: Observations,
-    *,
-    loss: Loss = "squared",
-    penalty: float = 0.0,
-    bias_penalty: float | None = None,
-) -> ConvexProblem | None:
-    r"""Return the convex problem behind a parameterized one, or None.
+def convex_problem_of(problem: CompletionProblem, fitted: Observations) -> ConvexProblem | None:
+    r"""Return the convex problem behind a completion problem, or None.
 
     Without a penalty it is that over the convex hull of the feasible set. A ridge penalty on two
-    free factors, as those of `Factored`, is one on the nuclear norm:
+    free factors, as those of `Factored` or of a problem with a rank, is one on the nuclear norm:
     :math:`\|A B^T\|_* \le (\|A\|_F^2 + \|B\|_F^2)/2` with equality for balanced factors.
 
     Parameters
     ----------
-    parameterization : Parameterization
-    observations : Observations
-        The entries that were fitted.
-    loss : {"squared", "absolute", "huber"} or callable
-    penalty : float
-        On the free parameters.
-    bias_penalty : float or None
-        None if no bias was fitted; at zero the biases count as given numbers.
+    problem : CompletionProblem
+        With a bias penalty of zero the biases count as given numbers.
+    fitted : Observations
+        Of its entries, those that are fitted.
     """
-    biases = bias_penalty or None
-    if loss != "squared":
+    biases, penalty = problem.bias_rate or None, problem.penalty
+    if not isinstance(problem.entry_loss, Squared):
         return None
     if penalty > 0:
-        scale = _scale_of_free_factors(parameterization)
-        return None if scale is None else ConvexProblem(observations, penalty / scale, biases)
-    if not has_support_function(parameterization.feasible_set):
+        scale = _scale_of_free_factors(problem.model)
+        return None if scale is None else ConvexProblem(fitted, penalty / scale, biases)
+    if problem.feasible_set is None or not has_support_function(problem.feasible_set):
         return None
-    return ConvexProblem(observations, parameterization.feasible_set, biases)
+    return ConvexProblem(fitted, problem.feasible_set, biases)
 
 
-def _scale_of_free_factors(parameterization: Parameterization) -> float | None:
+def _scale_of_free_factors(model: Model) -> float | None:
     """Return c if ``W = c A B^T`` and A and B are all there is to train; else None."""
-    left, scale, right = parameterization()
-    free = [p for p in parameterization.parameters() if p.requires_grad]
+    if not isinstance(model, Parameterization):
+        return 1.0 if isinstance(model, int) else None
+    left, scale, right = model()
+    free = [p for p in model.parameters() if p.requires_grad]
     are_factors = len(free) == 2 and {id(p) for p in free} == {id(left), id(right)}
     constant = not scale.requires_grad and bool((scale == scale[0]).all()) and float(scale[0]) > 0
     return float(scale[0]) if are_factors and constant else None

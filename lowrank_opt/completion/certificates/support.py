@@ -16,12 +16,13 @@ import torch
 from lowrank_opt.completion.certificates.eigenvalue_bounds import gamma
 from lowrank_opt.completion.certificates.spectral_bounds import singular_value_bounds
 from lowrank_opt.errors import CertificateError
-from lowrank_opt.sets import FeasibleSet, ImageSet, NestedSet, ShiftedSet, SpectralSet, WeightedSet
+from lowrank_opt.sets import FeasibleSet, LinearImage, ShiftedSet, SpectralSet
+from lowrank_opt.sets.sides import as_array
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
     from numpy.typing import NDArray
-    from torch import Generator, Tensor
+    from torch import Generator
 
     from lowrank_opt.observations import Observations
 
@@ -43,7 +44,7 @@ def has_support_function(feasible_set: FeasibleSet) -> bool:
             # The default of the base class approaches the maximum from below: no bound.
             own = type(feasible_set).support_singular_values
             return own is not SpectralSet.support_singular_values
-        case WeightedSet() | NestedSet() | ShiftedSet() | ImageSet():
+        case LinearImage() | ShiftedSet():
             return has_support_function(feasible_set.inner)
         case _:
             return False
@@ -110,15 +111,11 @@ def _support(
     match feasible_set:
         case SpectralSet():
             return _spectral_support(feasible_set, Y, error, generator)
-        case WeightedSet(inner=inner, row_weights=a, col_weights=b):
-            # <Y, diag(a) C diag(b)> = <diag(a) Y diag(b), C>; an earlier error grows likewise.
-            weighted, rounding = _weigh(Y, _array(a), _array(b))
-            growth = math.prod(1.0 if x is None else float(x.max()) for x in (a, b))
-            return _support(inner, weighted, error * growth + rounding, generator)
-        case NestedSet(inner=inner) | ImageSet(inner=inner):
-            A, B = _array(feasible_set.left), _array(feasible_set.right)
+        case LinearImage(inner=inner):
+            # <Y, A C B^T> = <A^T Y B, C>; an earlier error grows by the norms of A and B.
+            A, B = (None if x.cols is None else as_array(x.matrix) for x in feasible_set.sides)
             core, rounding = _compress(A, Y, B)
-            growth = math.prod(_norm(x) for x in (A, B) if x is not None)
+            growth = math.prod(_spectral_above(x) for x in (A, B) if x is not None)
             return _support(inner, core, (error * growth + rounding) * (1 + 1e-9), generator)
         case ShiftedSet(inner=inner):
             # max over C of <-Y, C - offset>.
@@ -141,15 +138,6 @@ def _spectral_support(
     return value * (1 + gamma(64 + 8 * count)), bounds.failure_probability
 
 
-def _weigh(Y: Matrix, a: Matrix | None, b: Matrix | None) -> tuple[Matrix, float]:
-    import scipy.sparse as sparse
-
-    left, right = (None if x is None else sparse.diags_array(x) for x in (a, b))
-    weighted = Y if left is None else left @ Y
-    weighted = weighted if right is None else weighted @ right
-    return weighted, gamma(8) * _norm(weighted)
-
-
 def _compress(A: Matrix | None, Y: Matrix, B: Matrix | None) -> tuple[Matrix, float]:
     """Return A^T Y B and a bound on the Frobenius norm of its rounding error."""
     core, sizes = Y, abs(Y)
@@ -157,7 +145,20 @@ def _compress(A: Matrix | None, Y: Matrix, B: Matrix | None) -> tuple[Matrix, fl
         core, sizes = core @ B, sizes @ abs(B)
     if A is not None:
         core, sizes = A.T @ core, abs(A).T @ sizes
-    return core, 2 * gamma(sum(Y.shape) + 4) * _norm(sizes)
+    terms = sum(_terms(x) for x in (A, B) if x is not None)
+    return core, 2 * gamma(terms + 4) * _norm(sizes)
+
+
+def _terms(x: Matrix) -> int:
+    """Return the largest number of entries in a column: what one sum has of terms."""
+    return int((x != 0).sum(axis=0).max())
+
+
+def _spectral_above(x: Matrix) -> float:
+    r"""Return :math:`\sqrt{\|x\|_1 \|x\|_\infty}` or the Frobenius norm: above the spectral one."""
+    sizes = abs(x)
+    most = float(sizes.sum(axis=0).max()) * float(sizes.sum(axis=1).max())
+    return min(math.sqrt(most) * (1 + gamma(sum(x.shape) + 4)), _norm(x))
 
 
 def _inner_product_above(shifted: ShiftedSet, Y: Matrix, error: float) -> float:
@@ -173,16 +174,3 @@ def _inner_product_above(shifted: ShiftedSet, Y: Matrix, error: float) -> float:
 def _norm(x: Matrix) -> float:
     data = x.ravel() if isinstance(x, np.ndarray) else np.asarray(x.data)
     return float(np.linalg.norm(data)) * (1 + gamma(data.size + 4))
-
-
-def _array(x: Tensor | None) -> Matrix | None:
-    if x is None:
-        return None
-    x = x.detach().cpu().double()
-    if not x.is_sparse:
-        return x.numpy()
-    import scipy.sparse as sparse
-
-    x = x.coalesce()
-    i, j = x.indices().numpy()
-    return sparse.csr_array((x.values().numpy(), (i, j)), shape=tuple(x.shape))

@@ -62,6 +62,11 @@ class Stopping:
             return CompletionStatus.CONVERGED
         return None
 
+    def begin_anew(self) -> None:
+        """Forget the iterates so far: the next ones have another objective."""
+        self.lowest.clear()
+        self.best_score, self.best_index, self.improved = math.inf, -1, False
+
     def state(self) -> State:
         """Return what was seen so far, for a `Checkpoint`."""
         return [self.lowest, self.best_score, self.best_index]

@@ -5,36 +5,29 @@ from typing import Literal
 
 import torch
 
-from lowrank_opt.completion.model.losses import Loss, entry_loss
-from lowrank_opt.errors import RadiusError, ShapeError
+from lowrank_opt.errors import OptionError, ShapeError
 from lowrank_opt.observations import Observations
 from lowrank_opt.parameterizations.base import Parameterization
 
 
-def check_choices(
-    *, loss: Loss, bias: Literal["additive"] | None, optimizer: object, progress: object
-) -> None:
-    """Raise RadiusError unless every choice is a known one."""
-    entry_loss(loss)
-    _check_choice("optimizer", optimizer, ("lbfgs", "adam"))
+def check_choices(*, bias: Literal["additive"] | None) -> None:
+    """Raise OptionError unless the choice is a known one."""
     if bias not in ("additive", None):
-        raise RadiusError(f"bias must be 'additive' or None; got bias={bias!r}")
-    if not (isinstance(progress, bool) or callable(progress)):
-        raise RadiusError(f"progress must be True, False or callable; got progress={progress!r}")
+        raise OptionError(f"bias must be 'additive' or None; got bias={bias!r}")
 
 
 def check_amounts(**amounts: float) -> None:
-    """Raise RadiusError unless all amounts are finite and nonnegative."""
+    """Raise OptionError unless all amounts are finite and nonnegative."""
     for name, amount in amounts.items():
         if not (math.isfinite(amount) and amount >= 0):
-            raise RadiusError(f"{name} must be finite and nonnegative; got {name}={amount!r}")
+            raise OptionError(f"{name} must be finite and nonnegative; got {name}={amount!r}")
 
 
 def check_counts(**counts: int) -> None:
-    """Raise RadiusError unless all counts are positive integers."""
+    """Raise OptionError unless all counts are positive integers."""
     for name, count in counts.items():
         if int(count) != count or count < 1:
-            raise RadiusError(f"{name} must be a positive integer; got {name}={count!r}")
+            raise OptionError(f"{name} must be a positive integer; got {name}={count!r}")
 
 
 def check_parameterization_fits(
@@ -61,9 +54,3 @@ def check_parameterization_fits(
             f"and {observations.device}: move one with .to(device)"
         )
     return dtypes.pop()
-
-
-def _check_choice(name: str, choice: object, known: tuple[str, ...]) -> None:
-    if not (callable(choice) or choice in known):
-        names = ", ".join(map(repr, known))
-        raise RadiusError(f"{name} must be {names} or a callable; got {name}={choice!r}")

@@ -6,12 +6,13 @@ import datetime as dt
 import json
 from collections.abc import Callable, Hashable
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import numpy as np
 
 from lowrank_opt.errors import DataError
+from lowrank_opt.extras import extra
 
 
 def id_to_json(value: Hashable, name: str = "ids") -> str:
@@ -66,14 +67,14 @@ def _typed(pair: list[Any]) -> Hashable:
     if kind == "tuple":
         return tuple(_typed(x) for x in content)
     if kind == "Timestamp":
-        import pandas as pd
-
+        with extra("experiments"):
+            import pandas as pd
         stamp = pd.Timestamp(content[0], unit="ns", tz="UTC")
         return stamp.tz_convert(content[1]) if content[1] else stamp.tz_localize(None)
     if kind in _READERS:
         return _READERS[kind](content)
     if kind.startswith(("datetime64", "timedelta64")):
-        return np.array(content, dtype=np.int64).astype(kind)[()]
+        return cast("Hashable", np.array(content, dtype=np.int64).astype(kind)[()])
     raise ValueError(f"an id of unknown type {kind!r}")
 
 

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from lowrank_opt.completion.model.bias import AdditiveBias, fit_additive_bias, no_bias
 from lowrank_opt.completion.model.links import IDENTITY, Link
-from lowrank_opt.completion.model.losses import EntryLoss, Loss, Residual, Squared, entry_loss
+from lowrank_opt.completion.model.losses import EntryLoss, Residual, Squared
+from lowrank_opt.completion.model.problem import CompletionProblem
+from lowrank_opt.completion.model.seen import seen_factors
 from lowrank_opt.kernels import observed_entries, observed_squared_loss
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
@@ -26,12 +28,10 @@ class Objective:
 
     Parameters
     ----------
-    parameterization : Parameterization
-        Trained in place.
-    observations : Observations
-    fit_bias : bool
-    loss : str, EntryLoss or callable
-    penalty, bias_penalty : float
+    problem : CompletionProblem
+        Its parameterization is trained in place.
+    fitted : Observations
+        Of its entries, those that are fitted.
 
     Raises
     ------
@@ -39,20 +39,14 @@ class Objective:
         If the loss is not defined at the values.
     """
 
-    def __init__(
-        self,
-        parameterization: Parameterization,
-        observations: Observations,
-        *,
-        fit_bias: bool,
-        loss: Loss,
-        penalty: float,
-        bias_penalty: float,
-    ) -> None:
+    def __init__(self, problem: CompletionProblem, fitted: Observations) -> None:
+        assert isinstance(problem.model, Parameterization), "the traits let no other model pass"
+        parameterization, observations = problem.model, fitted
         self.parameterization, self.observations = parameterization, observations
-        self.loss: EntryLoss = entry_loss(loss)
+        self.loss: EntryLoss = problem.entry_loss
         self.loss.check(observations)
-        self.penalty, self.bias_penalty, self.fit_bias = penalty, bias_penalty, fit_bias
+        self.penalty, self.bias_penalty = problem.penalty, problem.bias_penalty
+        fit_bias = self.fit_bias = problem.bias is not None
         start = self._start()
         self.mean = start.mean
         on_scale = self.loss.on_value_scale
@@ -94,7 +88,7 @@ class Objective:
 
         Rows and columns without entries are zero, unless frozen frames or features speak for them.
         """
-        return self.parameterization.seen_factors(*self.seen).detach().clone()
+        return seen_factors(self.parameterization, *self.seen).detach().clone()
 
     def bias(self) -> AdditiveBias:
         """Return the present biases, detached."""

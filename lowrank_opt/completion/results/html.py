@@ -25,19 +25,39 @@ class Shown(Protocol):
     """What is read of a result: this file is imported by that of results, and imports it not."""
 
     @property
-    def shape(self) -> tuple[int, int]: ...
+    def shape(self) -> tuple[int, int]:
+        """``(m, n)``."""
+        ...
+
     @property
-    def operator(self) -> LowRankOperator: ...
+    def operator(self) -> LowRankOperator:
+        """The matrix."""
+        ...
+
     @property
-    def bias(self) -> AdditiveBias: ...
+    def bias(self) -> AdditiveBias:
+        """The additive part."""
+        ...
+
     @property
-    def status(self) -> CompletionStatus: ...
+    def status(self) -> CompletionStatus:
+        """Why the iteration stopped."""
+        ...
+
     @property
-    def history(self) -> History: ...
+    def history(self) -> History:
+        """How it went."""
+        ...
+
     @property
-    def row_ids(self) -> Ids | None: ...
+    def row_ids(self) -> Ids | None:
+        """Names of the rows."""
+        ...
+
     @property
-    def col_ids(self) -> Ids | None: ...
+    def col_ids(self) -> Ids | None:
+        """Names of the columns."""
+        ...
 
 
 def to_html(result: Shown) -> str:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from lowrank_opt.completion.certificates.convex_problem import ConvexProblem
 from lowrank_opt.completion.certificates.support import sparse_matrix
-from lowrank_opt.completion.loop.progress import Progress
 from lowrank_opt.completion.model.bias import weighted_mean
 from lowrank_opt.completion.model.checks import check_amounts, check_counts
+from lowrank_opt.completion.model.problem import CompletionProblem
 from lowrank_opt.completion.results.result import CompletionResult
-from lowrank_opt.completion.solvers.held_out import training_and_validation
-from lowrank_opt.completion.solvers.iterates import Iterate, run
+from lowrank_opt.completion.solvers.context import Run
+from lowrank_opt.completion.solvers.iterates import Iterate, iterate
 from lowrank_opt.completion.solvers.subspace_fit import SubspaceFit, SubspacePoint
-from lowrank_opt.errors import OptionError
-from lowrank_opt.observations import Observations
+from lowrank_opt.completion.solvers.traits import Traits
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.sets import FeasibleSet, SpectralSet, WeightedSet
 
@@ -30,20 +30,9 @@ _FEWEST_STEPS, _MOST_STEPS = 20, 640
 _MUCH, _LITTLE, _SMALL = 0.9, 0.97, 0.03
 
 
-def frank_wolfe(
-    observations: Observations,
-    feasible_set: FeasibleSet,
-    *,
-    bias: Literal["additive"] | None = "additive",
-    bias_penalty: float = 1.0,
-    tolerance: float = 1e-4,
-    max_iterations: int = 300,
-    validation: float | Observations | None = None,
-    patience: int = 20,
-    generator: torch.Generator | None = None,
-    progress: Progress = False,
-) -> CompletionResult:
-    r"""Complete a matrix over a convex set of singular values, until the duality gap is small.
+@dataclass(frozen=True)
+class FrankWolfe:
+    r"""Frank-Wolfe with corrective steps over a convex set, until the duality gap is small.
 
     Minimises :math:`\tfrac12 \sum_k w_k (W_{ij} + \mu + a_i + b_j - v_k)^2
     + \tfrac12 \lambda_b (\|a\|^2 + \|b\|^2)` over W in the set and over the biases, from W = 0.
@@ -58,34 +47,23 @@ def frank_wolfe(
 
     Parameters
     ----------
-    observations : Observations, shape (m, n)
-        On the CPU; computed with in float64.
-    feasible_set : FeasibleSet
-        A bounded `SpectralSet`, or a `WeightedSet` of one.
-    bias : {"additive"} or None
-    bias_penalty : float
-        :math:`\lambda_b`; positive for a certificate over the biases too.
-    tolerance : float
+    gap : float
         Stop when the duality gap is below this share of the objective.
     max_iterations : int
-    validation, patience, generator, progress
-        As in `complete`.
-
-    Returns
-    -------
-    CompletionResult
-        Every iterate is in the set. CONVERGED means that the gap is reached, and that
-        `CompletionResult.certificate` proves it. Where the best matrix of the convex hull has a
-        larger rank than the set allows, the projections truncate to that rank: the result is then
-        a local minimum, with a gap that stays: STALLED, when an iteration lowers the objective by
-        less than 3 % of `tolerance`. A nuclear ball with ``rank=min(m, n)`` never truncates.
 
     Raises
     ------
     OptionError
-        If the set is of another kind, or a setting is outside its domain.
-    CertificateError
-        If the set is unbounded.
+        If an option is outside its domain.
+
+    Notes
+    -----
+    Computed in float64. Every iterate is in the set. CONVERGED means that the gap is reached, and
+    that `CompletionResult.certificate` proves it, with a positive bias penalty over the biases too.
+    Where the best matrix of the convex hull has a larger rank than the set allows, the projections
+    truncate to that rank: the result is then a local minimum, with a gap that stays: STALLED, when
+    an iteration lowers the objective by less than 3 % of `gap`. A nuclear ball with
+    ``rank=min(m, n)`` never truncates.
 
     References
     ----------
@@ -95,37 +73,47 @@ def frank_wolfe(
 
     Examples
     --------
-    >>> from lowrank_opt import SchattenBall
-    >>> observed = Observations.from_dense(torch.diag(torch.tensor([3.0, 1.0])))
-    >>> ball = SchattenBall(p=1, radius=2.0, rank=2)
-    >>> result = frank_wolfe(observed, ball, bias=None, tolerance=1e-6)
-    >>> result.operator.singular_values().round(decimals=3), result.certificate().gap < 1e-5
-    (tensor([2.]), True)
+    >>> FrankWolfe(gap=1e-6)
+    FrankWolfe(gap=1e-06, max_iterations=300)
     """
-    check_amounts(bias_penalty=bias_penalty, tolerance=tolerance)
-    check_counts(max_iterations=max_iterations, patience=patience)
-    inner, row_weights, col_weights = _taken_apart(feasible_set)
-    fitted, held_out = training_and_validation(observations, validation, generator)
-    biased = bias is not None
-    fit = SubspaceFit(
-        fitted.to(dtype=torch.float64),
-        weighted_mean(fitted) if biased else 0.0,
-        inner,
-        row_weights,
-        col_weights,
-        bias_penalty=bias_penalty if biased else None,
-    )
-    problem = ConvexProblem(fitted, feasible_set, (bias_penalty or None) if biased else None)
-    return run(
-        _iterates(fit, feasible_set, tolerance, fitted.dtype),
-        fitted,
-        held_out=held_out,
-        tolerance=0.0,
-        max_iterations=max_iterations,
-        patience=patience,
-        progress=progress,
-        problem=problem,
-    )
+
+    traits: ClassVar[Traits] = Traits(sets=("spectral set",), certificate=True)
+    gap: float = 1e-4
+    max_iterations: int = 300
+
+    def __post_init__(self) -> None:
+        check_amounts(gap=self.gap)
+        check_counts(max_iterations=self.max_iterations)
+
+    def solve(self, problem: CompletionProblem, run: Run) -> CompletionResult:
+        """Return the best iterate.
+
+        Raises
+        ------
+        CertificateError
+            If the set is unbounded.
+        """
+        feasible_set, rate = problem.feasible_set, problem.bias_rate
+        assert feasible_set is not None, "the traits let no other model pass"
+        fitted, held_out = run.split(problem.observations)
+        inner, row_weights, col_weights = _taken_apart(feasible_set)
+        fit = SubspaceFit(
+            fitted.to(dtype=torch.float64),
+            0.0 if rate is None else weighted_mean(fitted),
+            inner,
+            row_weights,
+            col_weights,
+            bias_penalty=rate,
+        )
+        return iterate(
+            _iterates(fit, feasible_set, self.gap, fitted.dtype),
+            fitted,
+            held_out,
+            run,
+            tolerance=0.0,
+            max_iterations=self.max_iterations,
+            problem=ConvexProblem(fitted, feasible_set, rate or None),
+        )
 
 
 def _iterates(
@@ -195,13 +183,9 @@ def _inner_product(G: sp.csr_array, op: LowRankOperator) -> float:
 
 
 def _taken_apart(feasible_set: FeasibleSet) -> tuple[SpectralSet, Tensor | None, Tensor | None]:
-    match feasible_set:
-        case SpectralSet():
-            return feasible_set, None, None
-        case WeightedSet(inner=SpectralSet() as inner, row_weights=a, col_weights=b):
-            return inner, a, b
-        case _:
-            raise OptionError(
-                "frank_wolfe needs a spectral set or a weighted one; got "
-                f"{feasible_set}: use complete with a parameterization of the set"
-            )
+    if isinstance(feasible_set, WeightedSet):
+        inner = feasible_set.inner
+        assert isinstance(inner, SpectralSet), "the traits let no other set pass"
+        return inner, feasible_set.row_weights, feasible_set.col_weights
+    assert isinstance(feasible_set, SpectralSet), "the traits let no other set pass"
+    return feasible_set, None, None

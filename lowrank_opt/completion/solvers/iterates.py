@@ -11,11 +11,11 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from lowrank_opt.completion.certificates.convex_problem import ConvexProblem
 from lowrank_opt.completion.loop.checkpoint import Checkpoint, State
 from lowrank_opt.completion.loop.history import History, Iteration
-from lowrank_opt.completion.loop.progress import Progress, reporting
 from lowrank_opt.completion.loop.status import CompletionStatus
 from lowrank_opt.completion.loop.stopping import Stopping
 from lowrank_opt.completion.model.bias import AdditiveBias, weighted_mean
 from lowrank_opt.completion.results.result import CompletionResult
+from lowrank_opt.completion.solvers.context import Run
 from lowrank_opt.completion.solvers.held_out import root_mean_square_error
 from lowrank_opt.errors import OptionError
 from lowrank_opt.observations import Observations
@@ -35,6 +35,9 @@ class Iterate(NamedTuple):
     gradient_norm : float
     settled : bool
         Whether the solver's own criterion, such as a duality gap, is met.
+    stage : int
+        Objectives are compared within a stage: the first iterate of another one is the best so
+        far, unless validation entries tell.
     """
 
     operator: LowRankOperator
@@ -42,6 +45,7 @@ class Iterate(NamedTuple):
     objective: float
     gradient_norm: float = math.nan
     settled: bool = False
+    stage: int = 0
 
 
 @runtime_checkable
@@ -57,17 +61,16 @@ class Resumable(Protocol):
         ...
 
 
-def run(
+def iterate(
     iterates: Iterator[Iterate],
-    observations: Observations,
+    fitted: Observations,
+    held_out: Observations | None,
+    run: Run,
     *,
-    held_out: Observations | None = None,
     tolerance: float,
     max_iterations: int,
     patience: int = 20,
-    progress: Progress = False,
     problem: ConvexProblem | None = None,
-    checkpoint: Checkpoint | None = None,
 ) -> CompletionResult:
     """Take iterates from a solver until one of the criteria of `Stopping` is met.
 
@@ -75,24 +78,23 @@ def run(
     ----------
     iterates : iterator of Iterate
         If it ends by itself, no step decreases its objective any further.
-    observations : Observations
-        The fitted entries, in whose dtype the result is.
-    held_out : Observations, optional
-        The iterate with the smallest error on them is returned; else that with the smallest
-        objective.
-    tolerance, max_iterations, patience, progress
-        As in `complete`; a tolerance of zero leaves the decision to the solver.
+    fitted, held_out : Observations
+        As `Run.split` returned them. The iterate with the smallest error on those held out is
+        returned; without them, that with the smallest objective.
+    run : Run
+        With a checkpoint, the iterator must be `Resumable`.
+    tolerance, max_iterations
+        As in `Stopping`; a tolerance of zero leaves the decision to the solver.
+    patience : int
+        The solver's own.
     problem : ConvexProblem, optional
         What the solver minimises, for `CompletionResult.certificate`.
-    checkpoint : Checkpoint, optional
-        Where to leave the state, and to go on from it; the iterator must be `Resumable`.
     """
-    loop = _Loop(
-        observations, held_out, Stopping(observations.dtype, tolerance=tolerance, patience=patience)
-    )
-    with reporting(progress, max_iterations) as report:
-        first = 0 if checkpoint is None else loop.resume(iterates, checkpoint)
-        status = loop.run(iterates, first, max_iterations, report, checkpoint)
+    patience = run.patience_or(patience)
+    loop = _Loop(fitted, held_out, Stopping(fitted.dtype, tolerance=tolerance, patience=patience))
+    with run.reporting(max_iterations) as report:
+        first = 0 if run.checkpoint is None else loop.resume(iterates, run.checkpoint)
+        status = loop.run(iterates, first, max_iterations, report, run.checkpoint)
     assert loop.best is not None, "a solver yields its start before anything can go wrong"
     return CompletionResult(
         loop.best.operator, loop.best.bias, status, loop.history, problem=problem
@@ -107,6 +109,7 @@ class _Loop:
         self.unit = loss_of_the_mean(observations) or 1.0
         self.history = History()
         self.best: Iterate | None = None
+        self.stage = 0
         self.start = time.perf_counter()
 
     def run(
@@ -144,6 +147,7 @@ class _Loop:
         self.stopping.resume(state["stopping"])
         self.history = History(**state["history"])
         self.start -= self.history.seconds[-1]
+        self.stage = state["stage"]
         factors, bias, objective = state["best"]
         self.best = Iterate(LowRankOperator(*factors), AdditiveBias(*bias), objective)
         return len(self.history)
@@ -157,6 +161,7 @@ class _Loop:
             "stopping": self.stopping.state(),
             "history": self.history.columns(),
             "best": [list(operator), [mean, rows, cols], self.best.objective],
+            "stage": self.stage,
         }
 
     def _judge(
@@ -170,6 +175,9 @@ class _Loop:
         line = Iteration(iterate.objective, iterate.gradient_norm, self._rmse(iterate), seconds)
         self.history.append(line)
         report(line)
+        if iterate.stage != self.stage and self.held_out is None:
+            self.stage = iterate.stage
+            self.stopping.begin_anew()
         status = self.stopping.judge(iterate.objective / self.unit, line.validation_rmse)
         if self.stopping.improved:
             self.best = iterate

@@ -2,84 +2,60 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from lowrank_opt.completion.loop.progress import Progress
+from lowrank_opt.checks import check_radius
 from lowrank_opt.completion.model.bias import AdditiveBias, weighted_mean
 from lowrank_opt.completion.model.checks import check_amounts, check_counts
+from lowrank_opt.completion.model.problem import CompletionProblem
 from lowrank_opt.completion.results.result import CompletionResult
-from lowrank_opt.completion.solvers.held_out import training_and_validation
-from lowrank_opt.completion.solvers.iterates import Iterate, run
-from lowrank_opt.errors import RadiusError
+from lowrank_opt.completion.solvers.context import Run
+from lowrank_opt.completion.solvers.iterates import Iterate, iterate
+from lowrank_opt.completion.solvers.traits import Traits
 from lowrank_opt.kernels import observed_entries
 from lowrank_opt.kernels.row_solves import RowProblems
 from lowrank_opt.observations import CompressedAxis, Observations
 from lowrank_opt.operator import LowRankOperator
 
-Floats = NDArray[np.float64]
-
 _NEWTON_STEPS, _CLOSE = 12, 1e-9
 
 
-def max_norm(
-    observations: Observations,
-    rank: int,
-    *,
-    radius: float,
-    bias: Literal["additive"] | None = "additive",
-    bias_penalty: float = 1.0,
-    tolerance: float = 1e-5,
-    max_iterations: int = 200,
-    validation: float | Observations | None = None,
-    patience: int = 20,
-    generator: torch.Generator | None = None,
-    progress: Progress = False,
-) -> CompletionResult:
-    r"""Complete a matrix whose factors have rows of bounded length.
+@dataclass(frozen=True)
+class MaxNorm:
+    r"""Factors whose rows are of bounded length.
 
     Minimises :math:`\tfrac12 \sum_k w_k (W_{ij} + \mu + a_i + b_j - v_k)^2
     + \tfrac12 \lambda_b (\|a\|^2 + \|b\|^2)` over :math:`W = L R^T` with
-    :math:`\|l_i\|^2 \le \text{radius}` and :math:`\|r_j\|^2 \le \text{radius}`, rank columns each.
-    These are matrices of max-norm at most `radius`, and so :math:`|W_{ij}| \le \text{radius}`. In
-    contrast to the nuclear norm the bound does not depend on how the entries are distributed.
+    :math:`\|l_i\|^2 \le \text{radius}` and :math:`\|r_j\|^2 \le \text{radius}`, as many
+    columns each as the rank. These are matrices of max-norm at most `radius`, and so
+    :math:`|W_{ij}| \le \text{radius}`. In contrast to the nuclear norm the bound does not depend
+    on how the entries are distributed. A rank of a few times the expected one has fewer local
+    minima.
 
     Parameters
     ----------
-    observations : Observations, shape (m, n)
-        On the CPU; computed with in float64.
-    rank : int
-        A few times the expected one: the more, the fewer local minima.
     radius : float
         Positive.
-    bias : {"additive"} or None
-    bias_penalty : float
-        :math:`\lambda_b \ge 0`.
-    tolerance, max_iterations, validation, patience, progress
-        As in `complete`.
-    generator : torch.Generator, optional
-        For the random start and the random share.
-
-    Returns
-    -------
-    CompletionResult
-        Its factors are L and R with scale one, rows within :math:`\sqrt{\text{radius}}` to one
-        unit of rounding of their dtype. There is no certificate: the support function of the
-        max-norm ball is a semidefinite program, not a singular value.
+    tolerance : float
+        As in `LBFGS`.
+    max_iterations : int
 
     Raises
     ------
     RadiusError, OptionError
-        If a setting is outside its domain.
+        If an option is outside its domain.
 
     Notes
     -----
+    Computed in float64. Factors come out as L and R with scale one, rows within
+    :math:`\sqrt{\text{radius}}` to one unit of rounding of their dtype. There is no certificate:
+    the support function of the max-norm ball is a semidefinite program, not a singular value.
+
     Alternates over the rows of L, the rows of R and the biases, each an exact minimum: a least
     squares problem in a ball has the solution :math:`(A_i + \nu_i I)^{-1} b_i`, with
     :math:`\nu_i \ge 0` the root of a decreasing function of one variable, found by Newton's method
@@ -93,26 +69,33 @@ def max_norm(
 
     Examples
     --------
-    >>> observed = Observations.from_dense(torch.full((4, 3), 2.0))
-    >>> result = max_norm(observed, 2, radius=1.5, bias=None)
-    >>> result.predict([0, 3], [0, 2])
-    tensor([1.5000, 1.5000])
+    >>> MaxNorm(radius=1.5)
+    MaxNorm(radius=1.5, tolerance=1e-05, max_iterations=200)
     """
-    check_amounts(bias_penalty=bias_penalty, tolerance=tolerance)
-    check_counts(rank=rank, max_iterations=max_iterations, patience=patience)
-    if not (math.isfinite(radius) and radius > 0):
-        raise RadiusError(f"radius must be positive and finite; got radius={radius!r}")
-    fitted, held_out = training_and_validation(observations, validation, generator)
-    solver = _MaxNorm(fitted, rank, radius, bias_penalty if bias else None, generator)
-    return run(
-        solver.iterates(),
-        fitted,
-        held_out=held_out,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-        patience=patience,
-        progress=progress,
-    )
+
+    traits: ClassVar[Traits] = Traits(sets=("rank",))
+    radius: float
+    tolerance: float = 1e-5
+    max_iterations: int = 200
+
+    def __post_init__(self) -> None:
+        check_amounts(tolerance=self.tolerance)
+        check_counts(max_iterations=self.max_iterations)
+        check_radius(self.radius)
+
+    def solve(self, problem: CompletionProblem, run: Run) -> CompletionResult:
+        """Return the best iterate."""
+        fitted, held_out = run.split(problem.observations)
+        rank, rate = problem.fixed_rank, problem.bias_rate
+        solver = _MaxNorm(fitted, rank, self.radius, rate, run.generator)
+        return iterate(
+            solver.iterates(),
+            fitted,
+            held_out,
+            run,
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+        )
 
 
 class _MaxNorm:
@@ -140,7 +123,7 @@ class _MaxNorm:
         start = torch.randn(sum(exact.shape), rank, generator=generator, dtype=torch.float64)
         start /= torch.linalg.vector_norm(start, dim=1, keepdim=True)
         self.sides = list(start.split(exact.shape))
-        self.multipliers = [np.zeros(size) for size in exact.shape]
+        self.multipliers = [x.new_zeros(x.shape) for x in self.biases]
 
     def iterates(self) -> Iterator[Iterate]:
         while True:
@@ -153,13 +136,13 @@ class _MaxNorm:
     def _improve(self, side: int) -> None:
         """Minimise over the rows of one factor, each in the unit ball."""
         targets = self.values - self._bias_entries()
-        axis, features = self.axes[side], self.sides[1 - side].numpy()
+        axis, features = self.axes[side], self.sides[1 - side]
         problems = _row_problems(axis, targets, self.w)
-        x = np.zeros((len(axis.pointers) - 1, features.shape[1]))
+        x = features.new_zeros(len(axis.pointers) - 1, features.shape[1])
         self.multipliers[side] = _solve_in_balls(
-            problems, x, features, guess=self.multipliers[side], counts=axis.counts.numpy()
+            problems, x, features, guess=self.multipliers[side], counts=axis.counts
         )
-        self.sides[side] = torch.from_numpy(x)
+        self.sides[side] = x
 
     def _improve_biases(self) -> None:
         for side, index in enumerate(self.indices):
@@ -196,33 +179,31 @@ class _MaxNorm:
 
 
 def _row_problems(axis: CompressedAxis, targets: Tensor, w: Tensor) -> RowProblems:
-    values = targets[axis.order].numpy()
-    return RowProblems(axis, values, w[axis.order].numpy(), np.empty_like(values))
+    return RowProblems(axis, targets[axis.order], w[axis.order])
 
 
 def _solve_in_balls(
-    problems: RowProblems, x: Floats, features: Floats, *, guess: Floats, counts: NDArray[np.int64]
-) -> Floats:
+    problems: RowProblems, x: Tensor, features: Tensor, *, guess: Tensor, counts: Tensor
+) -> Tensor:
     r"""Set each row of x to its minimiser in the unit ball; return the multipliers.
 
     Newton's method for :math:`1 / \|x_i(\nu)\| = 1`, whose left side is concave and nearly linear:
     from any start the second iterate is below the root, and the others increase towards it.
     """
-    identity, offsets = np.eye(features.shape[1]), np.zeros(len(features))
-    homogeneous = RowProblems(
-        problems.axis, np.zeros_like(problems.values), problems.weights, problems.scratch
-    )
+    identity = torch.eye(features.shape[1], dtype=x.dtype, device=x.device)
+    offsets = features.new_zeros(len(features))
+    homogeneous = replace(problems, values=torch.zeros_like(problems.values))
     # Rows with fewer entries than columns have singular systems: nearly the shortest solution.
-    least = 1e-10 * np.maximum(counts, 1.0)
-    nu, y = np.maximum(guess, least), np.zeros_like(x)
+    least = 1e-10 * counts.clamp_min(1).double()
+    nu, y = torch.maximum(guess, least), torch.zeros_like(x)
     for _ in range(_NEWTON_STEPS):
         problems.solve(x, features, offsets, precision=identity, strengths=nu)
-        sizes = np.linalg.norm(x, axis=1)
-        if np.all((np.abs(sizes - 1) < _CLOSE) | ((sizes < 1) & (nu == least))):
+        sizes = torch.linalg.vector_norm(x, dim=1)
+        if bool((((sizes - 1).abs() < _CLOSE) | ((sizes < 1) & (nu == least))).all()):
             break
         homogeneous.solve(y, features, offsets, precision=identity, strengths=nu, pull=x)
         # x^T (A + nu I)^-1 x, minus half the derivative of the squared length.
-        slopes = np.maximum((x * y).sum(axis=1), 1e-300)
-        nu = np.maximum(nu + np.square(sizes) / slopes * (sizes - 1), least)
-    x /= np.maximum(np.linalg.norm(x, axis=1), 1.0)[:, None]
-    return np.where(nu > least, nu, 0.0)
+        slopes = (x * y).sum(1).clamp_min(1e-300)
+        nu = torch.maximum(nu + sizes.square() / slopes * (sizes - 1), least)
+    x /= torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1.0)
+    return torch.where(nu > least, nu, 0.0)

@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch.optim import LBFGS, Optimizer
 from lowrank_opt.completion.loop.checkpoint import State
 from lowrank_opt.completion.model.objective import Objective
 
-OptimizerChoice: TypeAlias = Literal["lbfgs", "adam"] | Callable[[Sequence[Tensor]], Optimizer]
+MakeOptimizer: TypeAlias = Callable[[Sequence[Tensor]], Optimizer]
 
 _HISTORY_SIZE = 20
 _REMEMBERED = 3
@@ -62,7 +62,7 @@ class Minimizer(Protocol):
         ...
 
 
-class FirstOrder(Minimizer):
+class OptimizerSteps(Minimizer):
     """Full-batch steps of a torch optimizer.
 
     It sees the objective in a unit in which predicting the mean costs one for each entry.
@@ -74,7 +74,7 @@ class FirstOrder(Minimizer):
         Maps a list of tensors to a `torch.optim.Optimizer`.
     """
 
-    def __init__(self, objective: Objective, make: Callable[[Sequence[Tensor]], Optimizer]) -> None:
+    def __init__(self, objective: Objective, make: MakeOptimizer) -> None:
         self.objective, self.make = objective, make
         self.met_not_finite = False
         self.factor = float(len(objective.centred))
@@ -104,7 +104,7 @@ class FirstOrder(Minimizer):
         self.optimizer.load_state_dict({**state, "state": moments})
 
 
-class QuasiNewton(Minimizer):
+class QuasiNewtonSteps(Minimizer):
     """`torch.optim.LBFGS` with a strong-Wolfe line search, one iteration at a time.
 
     It works on one float64 vector, which is rounded to the variables: sums and line search do not

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lowrank_opt.completion.loop.progress import Progress
 from lowrank_opt.completion.model.bias import AdditiveBias
 from lowrank_opt.completion.model.checks import check_amounts, check_counts
+from lowrank_opt.completion.model.problem import CompletionProblem
 from lowrank_opt.completion.model.standardize import standardize
 from lowrank_opt.completion.results.result import CompletionResult
-from lowrank_opt.completion.solvers.held_out import training_and_validation
-from lowrank_opt.completion.solvers.iterates import Iterate, run
-from lowrank_opt.errors import ShapeError
+from lowrank_opt.completion.solvers.context import Run
+from lowrank_opt.completion.solvers.iterates import Iterate, iterate
+from lowrank_opt.completion.solvers.traits import Traits
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.sets import FeasibleSet
@@ -33,6 +34,7 @@ _MOST_EPOCHS = 200
 _EPOCHS_OF_FEW = 30
 _FEW_ENTRIES = 100
 _SHARE, _MOST_HELD_OUT = 0.1, 20_000
+_RANK, _PATIENCE = 100, 25
 
 
 @dataclass(frozen=True)
@@ -41,35 +43,21 @@ class _Settings:
     feasible: FeasibleSet | None
     penalty: float
     learning_rate: float
-    progress: Progress
 
 
-def sgd(
-    observations: Observations,
-    rank: int | FeasibleSet = 100,
-    *,
-    penalty: float | None = None,
-    learning_rate: float | None = None,
-    max_iterations: int | None = None,
-    validation: float | Observations | None = None,
-    patience: int = 25,
-    generator: torch.Generator | None = None,
-    progress: Progress = False,
-) -> CompletionResult:
-    r"""Complete a matrix by stochastic gradient steps from a start near zero.
+@dataclass(frozen=True)
+class SGD:
+    r"""Stochastic gradient steps from a start near zero, stopped early: a fast point estimate.
 
     In units of the values' standard deviation, minimises :math:`\frac12 \sum_k w_k (e_k^2 +
     \text{penalty} (\|u_i\|^2 + \|v_j\|^2 + a_i^2 + c_j^2))`, whose penalties grow with the number
     of entries of a row. From a start of size 0.01 a direction grows the faster the more of the data
-    it explains, so that the number of epochs regularises like a rank: stopped early, rank 100 is
-    better than a small rank run to the end, and than the same steps from a large start.
+    it explains, so that the number of epochs regularises like a rank: stopped early, rank 100, the
+    default, is better than a small rank run to the end, and than the same steps from a large start.
+    With a set, its rank is used, and every epoch's matrix is projected onto it.
 
     Parameters
     ----------
-    observations : Observations, shape (m, n)
-        On the CPU.
-    rank : int or FeasibleSet
-        With a set, its rank is used, and every epoch's matrix is projected onto it.
     penalty : float, optional
         Nonnegative. By default :math:`0.06 (64 / c)^{1/2}`, within 0.02 and 0.1, where
         :math:`c = N / (m n)^{1/2}` is the (geometric) mean number of entries of rows and columns.
@@ -78,28 +66,19 @@ def sgd(
         :math:`0.01 \max(64 / c, 1)`, at most 0.1: the small start is left at the same pace.
     max_iterations : int, optional
         Number of epochs. By default it is the best one, of at most 200, for a tenth of the entries
-        (at most 20,000) held out; then all entries are fitted. Fewer than 100 entries get 30.
-    validation : float, Observations or None
-        Entries, or their share, to choose the epoch by without fitting again.
-    patience : int
-        Epochs without a smaller validation error before stopping; the small start is left in some
-        twenty, without any gain until then.
-    generator : torch.Generator, optional
-        For the start and the held-out entries. The result does not depend on the number of
-        threads.
-    progress : bool or callable
-
-    Returns
-    -------
-    CompletionResult
-        In the dtype of the observations. Its objective has the residuals met during an epoch.
+        (at most 20,000) held out; then all entries are fitted. Fewer than 100 entries get 30. With
+        validation entries, those choose the epoch, without fitting again.
 
     Raises
     ------
-    RadiusError
-        If a setting is outside its domain.
-    ShapeError
-        If observations are not on the CPU, or a set or validation entries do not fit them.
+    OptionError
+        If an option is outside its domain.
+
+    Notes
+    -----
+    Patience is 25 epochs: the small start is left in some twenty, without any gain until then. The
+    result is in the dtype of the observations, and does not depend on the number of threads. Its
+    objective has the residuals met during an epoch.
 
     References
     ----------
@@ -111,28 +90,40 @@ def sgd(
 
     Examples
     --------
-    >>> truth = torch.outer(torch.arange(1.0, 41.0), torch.arange(1.0, 31.0))
-    >>> observed = Observations.from_dense(truth.where(torch.eye(40, 30) == 0, torch.nan))
-    >>> result = sgd(observed, 2, penalty=0.0, generator=torch.Generator().manual_seed(0))
-    >>> errors = result.predict([9, 19, 24], [9, 19, 24]) - torch.tensor([100.0, 400.0, 625.0])
-    >>> bool(errors.abs().max() < 4)
-    True
+    >>> SGD(penalty=0.0)
+    SGD(penalty=0.0, learning_rate=None, max_iterations=None)
     """
-    default_penalty, default_rate = _defaults(observations)
-    settings = _checked(
-        observations,
-        rank,
-        default_penalty if penalty is None else penalty,
-        default_rate if learning_rate is None else learning_rate,
-        progress,
+
+    traits: ClassVar[Traits] = Traits(
+        sets=("rank", "set", "nothing"), biases=("additive",), bias_penalty=False
     )
-    check_counts(patience=patience, max_iterations=1 if max_iterations is None else max_iterations)
-    if validation is None and max_iterations is None:
-        epochs = _best_epoch(observations, settings, patience, generator)
-        return _fit(observations, None, settings, epochs, patience, generator)
-    fitted, held_out = training_and_validation(observations, validation, generator)
-    epochs = _MOST_EPOCHS if max_iterations is None else max_iterations
-    return _fit(fitted, held_out, settings, epochs, patience, generator)
+    penalty: float | None = None
+    learning_rate: float | None = None
+    max_iterations: int | None = None
+
+    def __post_init__(self) -> None:
+        check_amounts(penalty=self.penalty or 0.0, learning_rate=self.learning_rate or 0.0)
+        check_counts(max_iterations=1 if self.max_iterations is None else self.max_iterations)
+
+    def solve(self, problem: CompletionProblem, run: Run) -> CompletionResult:
+        """Return the epoch chosen."""
+        observations = problem.observations
+        settings = self._settings(problem)
+        if run.validation is None and self.max_iterations is None:
+            epochs = _best_epoch(observations, settings, run)
+            return _fit(observations, None, settings, epochs, run)
+        fitted, held_out = run.split(observations)
+        epochs = _MOST_EPOCHS if self.max_iterations is None else self.max_iterations
+        return _fit(fitted, held_out, settings, epochs, run)
+
+    def _settings(self, problem: CompletionProblem) -> _Settings:
+        penalty, rate = _defaults(problem.observations)
+        return _Settings(
+            min(problem.rank or _RANK, *problem.shape),
+            problem.feasible_set,
+            penalty if self.penalty is None else self.penalty,
+            rate if self.learning_rate is None else self.learning_rate,
+        )
 
 
 def _defaults(observations: Observations) -> tuple[float, float]:
@@ -142,18 +133,14 @@ def _defaults(observations: Observations) -> tuple[float, float]:
     return penalty, min(_RATE * max(sparsity, 1.0), _LARGEST_RATE)
 
 
-def _best_epoch(
-    observations: Observations,
-    settings: _Settings,
-    patience: int,
-    generator: torch.Generator | None,
-) -> int:
+def _best_epoch(observations: Observations, settings: _Settings, run: Run) -> int:
     """Return the epoch after which entries held out are predicted best."""
     if len(observations) < _FEW_ENTRIES:
         return _EPOCHS_OF_FEW
     share = min(_SHARE, _MOST_HELD_OUT / len(observations))
-    kept, held_out = training_and_validation(observations, share, generator)
-    trial = _fit(kept, held_out, settings, _MOST_EPOCHS, patience, generator)
+    trial_run = replace(run, validation=share)
+    kept, held_out = trial_run.split(observations)
+    trial = _fit(kept, held_out, settings, _MOST_EPOCHS, trial_run)
     return max(1, int(np.nanargmin(trial.history.validation_rmse)))
 
 
@@ -162,17 +149,16 @@ def _fit(
     held_out: Observations | None,
     settings: _Settings,
     epochs: int,
-    patience: int,
-    generator: torch.Generator | None,
+    run: Run,
 ) -> CompletionResult:
-    return run(
-        _iterates(observations, settings, generator),
+    return iterate(
+        _iterates(observations, settings, run.generator),
         observations,
-        held_out=held_out,
+        held_out,
+        run,
         tolerance=_NEVER,
         max_iterations=epochs,
-        patience=patience,
-        progress=settings.progress,
+        patience=_PATIENCE,
     )
 
 
@@ -211,23 +197,3 @@ def _with_unit_weights(observations: Observations) -> Observations:
     return Observations(
         observations.rows, observations.cols, observations.values, observations.shape, w / w.mean()
     )
-
-
-def _checked(
-    observations: Observations,
-    rank: int | FeasibleSet,
-    penalty: float,
-    learning_rate: float,
-    progress: Progress,
-) -> _Settings:
-    feasible = rank if isinstance(rank, FeasibleSet) else None
-    size = rank if not isinstance(rank, FeasibleSet) else rank.rank
-    check_counts(rank=1 if size is None else size)
-    check_amounts(penalty=penalty, learning_rate=learning_rate)
-    if observations.device.type != "cpu":
-        raise ShapeError(
-            f"sgd needs observations on the CPU; got {observations.device}: use .to(device='cpu')"
-        )
-    limit = min(observations.shape)
-    rank = limit if size is None else min(size, limit)
-    return _Settings(rank, feasible, penalty, learning_rate, progress)

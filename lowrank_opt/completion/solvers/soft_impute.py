@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lowrank_opt.completion.certificates.convex_problem import ConvexProblem
-from lowrank_opt.completion.loop.progress import Progress
+from lowrank_opt.checks import check_rank
+from lowrank_opt.completion.certificates.convex_problem import convex_problem_of
 from lowrank_opt.completion.model.bias import AdditiveBias, weighted_mean
 from lowrank_opt.completion.model.checks import check_amounts, check_counts
+from lowrank_opt.completion.model.problem import CompletionProblem
 from lowrank_opt.completion.results.result import CompletionResult
-from lowrank_opt.completion.solvers.held_out import training_and_validation
-from lowrank_opt.completion.solvers.iterates import Iterate, run
-from lowrank_opt.errors import OptionError, RankError, ShapeError
+from lowrank_opt.completion.solvers.context import Run
+from lowrank_opt.completion.solvers.iterates import Iterate, iterate
+from lowrank_opt.completion.solvers.traits import Traits
+from lowrank_opt.errors import ShapeError
 from lowrank_opt.kernels.dispatch import backend_of
 from lowrank_opt.kernels.functions import Model, Needed
 from lowrank_opt.linalg import orthonormal_columns
@@ -24,25 +26,12 @@ from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
 
 
-def soft_impute(
-    observations: Observations,
-    rank: int,
-    *,
-    penalty: float,
-    bias: Literal["additive"] | None = "additive",
-    bias_penalty: float = 1.0,
-    tolerance: float = 1e-5,
-    max_iterations: int = 1000,
-    validation: float | Observations | None = None,
-    patience: int = 20,
-    start: CompletionResult | None = None,
-    generator: torch.Generator | None = None,
-    progress: Progress = False,
-) -> CompletionResult:
-    r"""Complete a matrix with a penalty on its nuclear norm.
+@dataclass(frozen=True)
+class SoftImpute:
+    r"""Soft-impute by alternating least squares: a penalty on the nuclear norm, with warm starts.
 
     Minimises :math:`\tfrac12 \sum_k w_k (W_{ij} + \mu + a_i + b_j - v_k)^2 + \lambda \|W\|_*
-    + \tfrac12 \lambda_b (\|a\|^2 + \|b\|^2)`, convex, over matrices of rank at most `rank`: the
+    + \tfrac12 \lambda_b (\|a\|^2 + \|b\|^2)`, convex, over matrices of bounded rank: the
     convex optimum itself, if that is not of larger rank. Each iteration fills the entries that are
     not observed with their present values (weights, divided by the largest, mix both), solves one
     ridge regression for the columns and one for the rows, each in closed form for all of them at
@@ -50,34 +39,22 @@ def soft_impute(
 
     Parameters
     ----------
-    observations : Observations, shape (m, n)
-        On the CPU; computed with in float64.
-    rank : int
-    penalty : float
-        :math:`\lambda > 0`. From the largest singular value of the centred entries on, W = 0.
-    bias : {"additive"} or None
-    bias_penalty : float
-        :math:`\lambda_b \ge 0`; positive for a certificate over the biases too.
-    tolerance, max_iterations, validation, patience, progress
-        As in `complete`.
-    start : CompletionResult, optional
-        Continue from its matrix and biases, say at a larger penalty: a path of penalties costs a
-        few iterations a point.
-    generator : torch.Generator, optional
-        For the directions of the start and the random share.
-
-    Returns
-    -------
-    CompletionResult
-        Soft-thresholded, so that its rank is that of the solution. The objective never increases.
-        `CompletionResult.certificate` bounds the distance to the convex optimum, whatever `rank`.
+    tolerance : float
+        As in `LBFGS`.
+    max_iterations : int
 
     Raises
     ------
-    RankError, OptionError
-        If a setting is outside its domain.
-    ShapeError
-        If the start is of another shape.
+    OptionError
+        If an option is outside its domain.
+
+    Notes
+    -----
+    Computed in float64. From a penalty as large as the largest singular value of the centred
+    entries on, W = 0. Results are soft-thresholded, so that their rank is that of the solution; the
+    objective never increases; `CompletionResult.certificate` bounds the distance to the convex
+    optimum, whatever the rank, with a positive bias penalty over the biases too. It goes on from a
+    start, say at a larger penalty: a path of penalties costs a few iterations a point.
 
     References
     ----------
@@ -87,27 +64,41 @@ def soft_impute(
 
     Examples
     --------
-    >>> observed = Observations.from_dense(torch.diag(torch.tensor([3.0, 1.0])))
-    >>> result = soft_impute(observed, 2, penalty=0.5, bias=None)
-    >>> result.operator.singular_values().round(decimals=3)
-    tensor([2.5000, 0.5000])
+    >>> SoftImpute(tolerance=1e-8)
+    SoftImpute(tolerance=1e-08, max_iterations=1000)
     """
-    check_amounts(penalty=penalty, bias_penalty=bias_penalty, tolerance=tolerance)
-    check_counts(rank=rank, max_iterations=max_iterations, patience=patience)
-    _check(observations, rank, penalty, start)
-    fitted, held_out = training_and_validation(observations, validation, generator)
-    biased = bias is not None
-    solver = _SoftImpute(fitted, rank, penalty, bias_penalty if biased else None, start, generator)
-    return run(
-        solver.iterates(),
-        fitted,
-        held_out=held_out,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-        patience=patience,
-        progress=progress,
-        problem=ConvexProblem(fitted, penalty, (bias_penalty or None) if biased else None),
+
+    traits: ClassVar[Traits] = Traits(
+        sets=("rank",), penalty="needed", start=True, certificate=True
     )
+    tolerance: float = 1e-5
+    max_iterations: int = 1000
+
+    def __post_init__(self) -> None:
+        check_amounts(tolerance=self.tolerance)
+        check_counts(max_iterations=self.max_iterations)
+
+    def solve(self, problem: CompletionProblem, run: Run) -> CompletionResult:
+        """Return the best iterate.
+
+        Raises
+        ------
+        RankError
+            If the rank exceeds the sides of the matrix.
+        ShapeError
+            If the start is of another shape.
+        """
+        _check(problem, run.start)
+        fitted, held_out = run.split(problem.observations)
+        return iterate(
+            _SoftImpute(fitted, problem, run).iterates(),
+            fitted,
+            held_out,
+            run,
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+            problem=convex_problem_of(problem, fitted),
+        )
 
 
 @dataclass(eq=False)
@@ -123,23 +114,15 @@ class _Factors:
 
 
 class _SoftImpute:
-    def __init__(
-        self,
-        observations: Observations,
-        rank: int,
-        penalty: float,
-        bias_penalty: float | None,
-        start: CompletionResult | None,
-        generator: torch.Generator | None,
-    ) -> None:
-        exact = observations.to(dtype=torch.float64)
+    def __init__(self, observations: Observations, problem: CompletionProblem, run: Run) -> None:
+        exact, bias_penalty = observations.to(dtype=torch.float64), problem.bias_rate
         self.dtype, self.bias_penalty = observations.dtype, bias_penalty
         self.mean = 0.0 if bias_penalty is None else weighted_mean(observations)
         self.backend = backend_of("cpu")
         w = torch.ones_like(exact.values) if exact.weights is None else exact.weights
         # The filled-in matrix majorises the loss for weights of at most one.
         self.largest = float(w.max())
-        self.w, self.penalty = w / self.largest, penalty / self.largest
+        self.w, self.penalty = w / self.largest, problem.penalty / self.largest
         self.ridge = (bias_penalty or 0.0) / self.largest
         self.entries = exact.with_values(exact.values - self.mean)
         totals = (
@@ -148,7 +131,7 @@ class _SoftImpute:
         )
         self.totals = tuple(x + self.ridge for x in totals)
         self.biases = [torch.zeros(size, dtype=torch.float64) for size in exact.shape]
-        self.factors = self._start(rank, start, generator)
+        self.factors = self._start(problem.fixed_rank, run.start, run.generator)
 
     def iterates(self) -> Iterator[Iterate]:
         while True:
@@ -234,13 +217,7 @@ class _SoftImpute:
         return 0.5 * float(squares) + self.penalty * norm + 0.5 * self.ridge * ridge
 
 
-def _check(
-    observations: Observations, rank: int, penalty: float, start: CompletionResult | None
-) -> None:
-    m, n = observations.shape
-    if rank > min(m, n):
-        raise RankError(f"rank must be in 1..{min(m, n)} for a {m} x {n} matrix; got rank={rank}")
-    if not penalty > 0:
-        raise OptionError(f"penalty must be positive; got {penalty!r}: use als without one")
-    if start is not None and start.shape != (m, n):
-        raise ShapeError(f"the start must be of shape {(m, n)}; got {start.shape}")
+def _check(problem: CompletionProblem, start: CompletionResult | None) -> None:
+    check_rank(problem.fixed_rank, problem.shape)
+    if start is not None and start.shape != problem.shape:
+        raise ShapeError(f"the start must be of shape {problem.shape}; got {start.shape}")

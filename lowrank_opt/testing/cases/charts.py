@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from lowrank_opt.sets import (
+    ComplementSet,
     FeasibleSet,
     ImageSet,
     KyFanBall,
@@ -29,8 +30,9 @@ from lowrank_opt.testing.cases.oracle import Array, dense, singular_values, to_a
 
 Map = Callable[[Array], Array]
 
-# Rounding allowed by the package's rule, in units of eps sqrt(rank) times the size of the set.
-_TOLERANCE_FACTOR = 16
+# The package's rule, in units of sqrt(rank) times the size of the set: two roundings of the dtype
+# for the stored factors, fourteen of float64 for the arithmetic.
+_STORED, _COMPUTED = 2, 14
 # A set with a value of this size has no bound.
 _HUGE = 2.0**100
 
@@ -80,9 +82,13 @@ class Chart:
 
     def tolerance(self, matrix: Array, dtype: torch.dtype, rank: int) -> float:
         """Return the excess that the package's one rule explains by rounding to `dtype`."""
-        eps = torch.finfo(dtype).eps
-        size = self.condition * self.size(matrix)
-        return _TOLERANCE_FACTOR * eps * max(rank, 1) ** 0.5 * size
+        return self.rule(dtype, rank) * self.condition * self.size(matrix)
+
+    @staticmethod
+    def rule(dtype: torch.dtype, rank: int) -> float:
+        """Return the relative excess that the package's one rule explains."""
+        eps = _STORED * torch.finfo(dtype).eps + _COMPUTED * torch.finfo(torch.float64).eps
+        return eps * max(rank, 1) ** 0.5
 
     def excess(self, matrix: Array) -> float:
         """Return by how much a dense matrix leaves the set: in norm, in rank or in its spaces."""
@@ -115,6 +121,8 @@ def chart_of(feasible_set: FeasibleSet) -> Chart:
             return _weighted(feasible_set)
         case NestedSet():
             return _nested(feasible_set)
+        case ComplementSet():
+            return _complement(feasible_set)
         case ImageSet():
             return _image(feasible_set)
         case ShiftedSet():
@@ -187,7 +195,8 @@ def _shifted(feasible_set: ShiftedSet) -> Chart:
 
 
 def _nested(feasible_set: NestedSet) -> Chart:
-    U, V = to_array(feasible_set.left), to_array(feasible_set.right)
+    # Frames rounded to their dtype stand for the nearest orthonormal ones.
+    U, V = (_polar(to_array(x)) for x in (feasible_set.left, feasible_set.right))
     inner = chart_of(feasible_set.inner)
     chart = _compose(inner, lambda W: U.T @ W @ V, lambda C: U @ C @ V.T, lambda G: U.T @ G @ V)
 
@@ -196,6 +205,31 @@ def _nested(feasible_set: NestedSet) -> Chart:
         return max(float(np.linalg.norm(W - U @ core @ V.T)), inner.outside(core))
 
     return replace(chart, outside=outside)
+
+
+def _complement(feasible_set: ComplementSet) -> Chart:
+    """Return the chart between frames of what is orthogonal to the subspaces, by a full QR."""
+    pair = (feasible_set.left, feasible_set.right)
+    U, V = (None if x is None else _rest(to_array(x)) for x in pair)
+    inner = chart_of(feasible_set.inner)
+
+    def core(W: Array) -> Array:
+        return _between(_transpose(U), W, _transpose(V))
+
+    def whole(C: Array) -> Array:
+        return _between(U, C, V)
+
+    chart = _compose(inner, core, whole, core)
+    return replace(chart, outside=lambda W: float(np.linalg.norm(W - whole(core(W)))))
+
+
+def _rest(basis: Array) -> Array:
+    return np.linalg.qr(basis, mode="complete")[0][:, basis.shape[1] :]
+
+
+def _polar(frame: Array) -> Array:
+    P, _, Qh = np.linalg.svd(frame, full_matrices=False)
+    return P @ Qh
 
 
 def _image(feasible_set: ImageSet) -> Chart:

@@ -11,7 +11,6 @@ from torch import nn
 import lowrank_opt as lo
 from lowrank_opt.errors import NotInSetError
 from lowrank_opt.merging import aggregate
-from lowrank_opt.merging.declared import average_set, frobenius_radius
 from lowrank_opt.merging.rules import Method
 from tests.unit.merging.cases import (
     METHODS,
@@ -50,7 +49,7 @@ SETS = [
 
 @pytest.mark.parametrize(("declared", "expected"), SETS)
 def test_average_set_of_equal_sets(declared: lo.SchattenBall, expected: lo.SchattenBall) -> None:
-    assert expected == average_set([declared] * 2, [0.3, 0.7], rank=99)
+    assert expected == declared.averaged([declared] * 2, [0.3, 0.7], rank=99)
 
 
 @pytest.mark.parametrize(("declared", "expected"), SETS)
@@ -64,12 +63,12 @@ def test_average_set_contains_averages(
 
 def test_average_set_of_balls_of_different_order_and_radius() -> None:
     sets = [lo.SchattenBall(1, 2.0, 2), lo.SchattenBall(math.inf, 1.0, 3)]
-    assert lo.SchattenBall(math.inf, 1.25, 5) == average_set(sets, [0.25, 0.75], rank=9)
+    assert lo.SchattenBall(math.inf, 1.25, 5) == sets[0].averaged(sets, [0.25, 0.75], rank=9)
 
 
 def test_boxes_of_different_lengths_average_by_weyl() -> None:
     sets = [lo.SingularValueBox([4.0]), lo.SingularValueBox([2.0, 2.0])]
-    average = average_set(sets, [0.5, 0.5], rank=9)
+    average = sets[0].averaged(sets, [0.5, 0.5], rank=9)
     assert lo.SingularValueBox([3.0, 3.0, 1.0]) == average
 
 
@@ -91,7 +90,7 @@ def test_parameterizations_declare_their_sets() -> None:
     for client in clients:
         nn.init.normal_(next(client.parameters()), generator=g)
     result = aggregate(clients, "flora", weights=[0.5, 0.5])
-    assert 2.0 == frobenius_radius(result.feasible_set) / math.sqrt(2 * R)
+    assert 2.0 == result.feasible_set.frobenius_bound / math.sqrt(2 * R)
     assert result.feasible_set.contains(result.update)
 
 
@@ -105,10 +104,10 @@ def test_parameterizations_declare_their_sets() -> None:
         (lo.SingularValueBox([3.0, 4.0]), [4.0, 3.0]),
     ],
 )
-def test_frobenius_radius_is_attained(feasible_set: lo.SchattenBall, member: list[float]) -> None:
+def test_frobenius_bound_is_attained(feasible_set: lo.SchattenBall, member: list[float]) -> None:
     op = lo.LowRankOperator.from_dense(torch.diag(torch.tensor(member, dtype=torch.float64)))
     assert feasible_set.contains(op)
-    assert frobenius_radius(feasible_set) == pytest.approx(float(op.schatten_norm(2)))
+    assert feasible_set.frobenius_bound == pytest.approx(float(op.schatten_norm(2)))
 
 
 def test_client_outside_its_set_is_refused() -> None:

@@ -4,47 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from lowrank_opt.completion.model.checks import check_counts
+from lowrank_opt.completion.model.problem import CompletionProblem
+from lowrank_opt.completion.results.result import CompletionResult
+from lowrank_opt.completion.solvers.context import Run
 from lowrank_opt.completion.solvers.fixed_rank.geometry import Point, Tangent
 from lowrank_opt.completion.solvers.fixed_rank.observed_fit import ObservedFit
-from lowrank_opt.completion.solvers.fixed_rank.rank_stages import Start, State, complete_at_rank
+from lowrank_opt.completion.solvers.fixed_rank.rank_stages import (
+    TRAITS,
+    Start,
+    State,
+    check_options,
+    complete_at_rank,
+)
 from lowrank_opt.completion.solvers.fixed_rank.riemannian import (
     exact_step,
     line_search,
     riemannian_gradient,
 )
-
-if TYPE_CHECKING:
-    from lowrank_opt.completion.loop.progress import Progress
-    from lowrank_opt.completion.results.result import CompletionResult
-    from lowrank_opt.observations import Observations
+from lowrank_opt.completion.solvers.traits import Traits
 
 # Share of the gradient that the inner iteration may leave far from a solution.
 _FORCING = 0.1
 
 
-def gauss_newton(
-    observations: Observations,
-    rank: int,
-    *,
-    inner_iterations: int = 100,
-    start: Start = "stages",
-    bias: Literal["additive"] | None = None,
-    bias_penalty: float = 1.0,
-    tolerance: float = 1e-6,
-    max_iterations: int = 100,
-    validation: float | Observations | None = None,
-    patience: int = 20,
-    generator: torch.Generator | None = None,
-    progress: Progress = False,
-) -> CompletionResult:
-    r"""Complete a matrix by Gauss-Newton steps at a fixed rank.
+@dataclass(frozen=True)
+class GaussNewton:
+    r"""Gauss-Newton steps at a fixed rank.
 
     Each step minimises :math:`\sum_k w_k ((W + \xi)_{i_k j_k} - v_k)^2` over tangent vectors
     :math:`\xi` by conjugate gradients for least squares, and takes the nearest matrix of the rank
@@ -54,25 +46,16 @@ def gauss_newton(
 
     Parameters
     ----------
-    observations : Observations, shape (m, n)
-    rank : int
     inner_iterations : int
         Largest number of conjugate gradient steps in each least-squares problem. Ended early they
         also regularise: directions that no entry determines stay at zero.
-    start, bias, bias_penalty, tolerance, max_iterations
-        As in `riemannian`; an iteration is a Gauss-Newton step.
-    validation, patience, generator, progress
-        As in `riemannian`.
-
-    Returns
-    -------
-    CompletionResult
-        As in `riemannian`.
+    start, tolerance, max_iterations
+        As in `Riemannian`; an iteration is a Gauss-Newton step.
 
     Raises
     ------
-    RankError, RadiusError, OptionError, ShapeError, ObservationError
-        As in `riemannian`.
+    OptionError
+        If an option is outside its domain.
 
     References
     ----------
@@ -83,27 +66,30 @@ def gauss_newton(
 
     Examples
     --------
-    >>> from lowrank_opt import Observations
-    >>> truth = torch.outer(torch.arange(1.0, 6.0), torch.arange(1.0, 5.0))
-    >>> observed = Observations.from_dense(truth.where(torch.eye(5, 4) == 0, torch.nan))
-    >>> gauss_newton(observed, 1).predict(3, 3)
-    tensor(16.0000)
+    >>> GaussNewton(max_iterations=50)
+    GaussNewton(inner_iterations=100, start='stages', tolerance=1e-06, max_iterations=50)
     """
-    check_counts(inner_iterations=inner_iterations)
-    return complete_at_rank(
-        partial(gauss_newton_steps, inner_iterations=inner_iterations),
-        observations,
-        rank,
-        start=start,
-        bias=bias,
-        bias_penalty=bias_penalty,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-        validation=validation,
-        patience=patience,
-        generator=generator,
-        progress=progress,
-    )
+
+    traits: ClassVar[Traits] = TRAITS
+    inner_iterations: int = 100
+    start: Start = "stages"
+    tolerance: float = 1e-6
+    max_iterations: int = 100
+
+    def __post_init__(self) -> None:
+        check_counts(inner_iterations=self.inner_iterations)
+        check_options(self.start, self.tolerance, self.max_iterations)
+
+    def solve(self, problem: CompletionProblem, run: Run) -> CompletionResult:
+        """Return the best iterate, in the dtype of the observations."""
+        return complete_at_rank(
+            partial(gauss_newton_steps, inner_iterations=self.inner_iterations),
+            problem,
+            run,
+            start=self.start,
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+        )
 
 
 def gauss_newton_steps(fit: ObservedFit, point: Point, *, inner_iterations: int) -> Iterator[State]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 
+from lowrank_opt.checks import check_rank
 from lowrank_opt.completion.model.checks import check_amounts, check_counts
+from lowrank_opt.completion.model.problem import CompletionProblem
+from lowrank_opt.completion.results.result import CompletionResult
+from lowrank_opt.completion.solvers.context import Run
 from lowrank_opt.completion.solvers.fixed_rank.geometry import Point
 from lowrank_opt.completion.solvers.fixed_rank.observed_fit import ObservedFit
 from lowrank_opt.completion.solvers.fixed_rank.spectral_start import (
@@ -15,15 +19,10 @@ from lowrank_opt.completion.solvers.fixed_rank.spectral_start import (
     significant_start,
     spectral_start,
 )
-from lowrank_opt.completion.solvers.held_out import training_and_validation
-from lowrank_opt.completion.solvers.iterates import Iterate, run
-from lowrank_opt.errors import OptionError, RankError
+from lowrank_opt.completion.solvers.iterates import Iterate, iterate
+from lowrank_opt.completion.solvers.traits import Traits
+from lowrank_opt.errors import OptionError
 from lowrank_opt.operator import LowRankOperator
-
-if TYPE_CHECKING:
-    from lowrank_opt.completion.loop.progress import Progress
-    from lowrank_opt.completion.results.result import CompletionResult
-    from lowrank_opt.observations import Observations
 
 Start: TypeAlias = Literal["stages", "spectral"]
 
@@ -55,52 +54,57 @@ class State(NamedTuple):
 Descent: TypeAlias = Callable[[ObservedFit, Point], Iterator[State]]
 
 
+TRAITS = Traits(sets=("rank",), devices=("cpu", "cuda"))
+
+
+def check_options(start: Start, tolerance: float, max_iterations: int) -> None:
+    """Raise OptionError unless the options that these solvers share are in their domains."""
+    check_amounts(tolerance=tolerance)
+    check_counts(max_iterations=max_iterations)
+    if start not in ("stages", "spectral"):
+        raise OptionError(f"start must be 'stages' or 'spectral'; got start={start!r}")
+
+
 def complete_at_rank(
     descend: Descent,
-    observations: Observations,
-    rank: int,
+    problem: CompletionProblem,
+    run: Run,
     *,
     start: Start,
-    bias: Literal["additive"] | None,
-    bias_penalty: float,
     tolerance: float,
     max_iterations: int,
-    validation: float | Observations | None,
-    patience: int,
-    generator: torch.Generator | None,
-    progress: Progress,
 ) -> CompletionResult:
-    """Check settings, hold out entries, fit biases, and run a descent from its start.
+    """Hold out entries, fit biases, and run a descent from its start.
 
     Parameters
     ----------
     descend : callable
         Takes the problem and a point, yields that point and then ever better ones of its rank; it
         ends if no step decreases the loss.
-    observations, rank, start, bias, bias_penalty, tolerance, max_iterations
-        As in `riemannian`.
-    validation, patience, generator, progress
-        As in `complete`.
+    problem : CompletionProblem
+        With a rank; biases are fitted first, alone, and subtracted.
+    run : Run
+    start, tolerance, max_iterations
+        As in `Riemannian`.
 
     Raises
     ------
-    RankError, RadiusError, OptionError, ShapeError, ObservationError
-        If a setting is outside its domain.
+    RankError
+        If the rank exceeds the sides of the matrix.
+    ShapeError, ObservationError
+        If entries cannot be held out, or their squares overflow.
     """
-    check_counts(rank=rank, max_iterations=max_iterations, patience=patience)
-    check_amounts(bias_penalty=bias_penalty, tolerance=tolerance)
-    _check_rank_and_choices(observations, rank, start, bias)
-    fitted, held_out = training_and_validation(observations, validation, generator)
-    fit = ObservedFit.of(fitted, bias=bias, bias_penalty=bias_penalty)
+    rank = check_rank(problem.fixed_rank, problem.shape)
+    fitted, held_out = run.split(problem.observations)
+    fit = ObservedFit.of(fitted, bias=problem.bias, bias_penalty=problem.bias_penalty)
     states = by_stages(fit, rank, descend) if start == "stages" else _direct(fit, rank, descend)
-    return run(
+    return iterate(
         (_iterate(fit, state) for state in states),
         fitted,
-        held_out=held_out,
+        held_out,
+        run,
         tolerance=tolerance,
         max_iterations=max_iterations,
-        patience=patience,
-        progress=progress,
     )
 
 
@@ -150,15 +154,3 @@ def _iterate(fit: ObservedFit, state: State) -> Iterate:
     # gradient. When that is rounding, the minimum is reached.
     settled = state.final and state.gradient_norm**2 <= _ROUNDING * state.loss
     return fit.iterate(left, scale, right, state.loss, state.gradient_norm, settled=settled)
-
-
-def _check_rank_and_choices(
-    observations: Observations, rank: int, start: str, bias: str | None
-) -> None:
-    m, n = observations.shape
-    if rank > min(m, n):
-        raise RankError(f"rank must be in 1..{min(m, n)} for a {m} x {n} matrix; got rank={rank}")
-    if start not in ("stages", "spectral"):
-        raise OptionError(f"start must be 'stages' or 'spectral'; got start={start!r}")
-    if bias not in ("additive", None):
-        raise OptionError(f"bias must be 'additive' or None; got bias={bias!r}")

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from lowrank_opt.completion.model.problem import CompletionProblem
+from lowrank_opt.completion.results.result import CompletionResult
+from lowrank_opt.completion.solvers.context import Run
 from lowrank_opt.completion.solvers.fixed_rank.geometry import Point, Tangent
 from lowrank_opt.completion.solvers.fixed_rank.observed_fit import ObservedFit
-from lowrank_opt.completion.solvers.fixed_rank.rank_stages import Start, State, complete_at_rank
-
-if TYPE_CHECKING:
-    from lowrank_opt.completion.loop.progress import Progress
-    from lowrank_opt.completion.results.result import CompletionResult
-    from lowrank_opt.observations import Observations
+from lowrank_opt.completion.solvers.fixed_rank.rank_stages import (
+    TRAITS,
+    Start,
+    State,
+    check_options,
+    complete_at_rank,
+)
+from lowrank_opt.completion.solvers.traits import Traits
 
 # Cosine of the angle to the steepest descent below which a direction is given up.
 _SMALLEST_COSINE = 0.1
@@ -23,21 +29,9 @@ _SUFFICIENT = 1e-4
 _HALVINGS = 30
 
 
-def riemannian(
-    observations: Observations,
-    rank: int,
-    *,
-    start: Start = "stages",
-    bias: Literal["additive"] | None = None,
-    bias_penalty: float = 1.0,
-    tolerance: float = 1e-6,
-    max_iterations: int = 1000,
-    validation: float | Observations | None = None,
-    patience: int = 20,
-    generator: torch.Generator | None = None,
-    progress: Progress = False,
-) -> CompletionResult:
-    r"""Complete a matrix by Riemannian conjugate gradients at a fixed rank.
+@dataclass(frozen=True)
+class Riemannian:
+    r"""Riemannian conjugate gradients at a fixed rank.
 
     Minimises :math:`\tfrac12 \sum_k w_k (W_{i_k j_k} - v_k)^2` over the matrices of rank `rank`,
     an embedded manifold, with Polak-Ribiere directions, a step that is exact for the linearised
@@ -46,44 +40,27 @@ def riemannian(
 
     Parameters
     ----------
-    observations : Observations, shape (m, n)
-        Computed with in float64, on their device.
-    rank : int
-        In 1..min(m, n).
     start : {"stages", "spectral"}
         From those singular triples of the observed entries that stand out of sampling noise, the
         rank growing by what stands out of the residual; or from all `rank` triples at once. Only
         the first finds the small components of ill-conditioned matrices.
-    bias : {"additive"} or None
-        Fitted first, alone, and subtracted: the matrix completes what is left.
-    bias_penalty : float
-        As in `complete`.
     tolerance : float
         Stop when the loss fell by less than this share over the last 10 iterations, or when
         residuals are 1e-4 times that, or 16 units of rounding, relative to the spread of values.
     max_iterations : int
         Over all stages.
-    validation : float, Observations or None
-        Entries for early stopping, as in `complete`: with stages, also a choice of the rank.
-    patience : int
-        Iterations without a smaller validation error before stopping.
-    generator : torch.Generator, optional
-        For the random share.
-    progress : bool or callable
-
-    Returns
-    -------
-    CompletionResult
-        The best iterate, in the dtype of the observations; zero in rows and columns without
-        entries. Rows with fewer entries than `rank` are not determined by the data: they get the
-        fit that the iteration reaches.
 
     Raises
     ------
-    RankError
-        If the rank is not in 1..min(m, n).
-    RadiusError, OptionError, ShapeError, ObservationError
-        If another setting is outside its domain.
+    OptionError
+        If an option is outside its domain.
+
+    Notes
+    -----
+    Biases are fitted first, alone, and subtracted: the matrix completes what is left. Computed in
+    float64, on the device of the observations. Rows and columns without entries are zero; rows with
+    fewer entries than the rank are not determined by the data: they get the fit that the iteration
+    reaches. With stages, validation entries also choose the rank.
 
     References
     ----------
@@ -91,26 +68,28 @@ def riemannian(
 
     Examples
     --------
-    >>> from lowrank_opt import Observations
-    >>> truth = torch.outer(torch.arange(1.0, 6.0), torch.arange(1.0, 5.0))
-    >>> observed = Observations.from_dense(truth.where(torch.eye(5, 4) == 0, torch.nan))
-    >>> riemannian(observed, 1).predict(3, 3)
-    tensor(16.0000)
+    >>> Riemannian(max_iterations=50)
+    Riemannian(start='stages', tolerance=1e-06, max_iterations=50)
     """
-    return complete_at_rank(
-        conjugate_gradients,
-        observations,
-        rank,
-        start=start,
-        bias=bias,
-        bias_penalty=bias_penalty,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-        validation=validation,
-        patience=patience,
-        generator=generator,
-        progress=progress,
-    )
+
+    traits: ClassVar[Traits] = TRAITS
+    start: Start = "stages"
+    tolerance: float = 1e-6
+    max_iterations: int = 1000
+
+    def __post_init__(self) -> None:
+        check_options(self.start, self.tolerance, self.max_iterations)
+
+    def solve(self, problem: CompletionProblem, run: Run) -> CompletionResult:
+        """Return the best iterate, in the dtype of the observations."""
+        return complete_at_rank(
+            conjugate_gradients,
+            problem,
+            run,
+            start=self.start,
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+        )
 
 
 def conjugate_gradients(fit: ObservedFit, point: Point) -> Iterator[State]:

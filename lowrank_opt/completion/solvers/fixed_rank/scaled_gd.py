@@ -4,41 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lowrank_opt.completion.model.problem import CompletionProblem
+from lowrank_opt.completion.results.result import CompletionResult
+from lowrank_opt.completion.solvers.context import Run
 from lowrank_opt.completion.solvers.fixed_rank.geometry import Point
 from lowrank_opt.completion.solvers.fixed_rank.observed_fit import ObservedFit
-from lowrank_opt.completion.solvers.fixed_rank.rank_stages import Start, State, complete_at_rank
+from lowrank_opt.completion.solvers.fixed_rank.rank_stages import (
+    TRAITS,
+    Start,
+    State,
+    check_options,
+    complete_at_rank,
+)
+from lowrank_opt.completion.solvers.traits import Traits
 from lowrank_opt.operator import LowRankOperator
-
-if TYPE_CHECKING:
-    from lowrank_opt.completion.loop.progress import Progress
-    from lowrank_opt.completion.results.result import CompletionResult
-    from lowrank_opt.observations import Observations
 
 # Share of the exact step that is taken.
 _RELAXED = 0.9
 
 
-def scaled_gd(
-    observations: Observations,
-    rank: int,
-    *,
-    start: Start = "stages",
-    bias: Literal["additive"] | None = None,
-    bias_penalty: float = 1.0,
-    tolerance: float = 1e-6,
-    max_iterations: int = 2000,
-    validation: float | Observations | None = None,
-    patience: int = 20,
-    generator: torch.Generator | None = None,
-    progress: Progress = False,
-) -> CompletionResult:
-    r"""Complete a matrix by scaled gradient descent at a fixed rank.
+@dataclass(frozen=True)
+class ScaledGD:
+    r"""Scaled gradient descent at a fixed rank.
 
     Steps :math:`L \leftarrow L - \eta\, S R (R^T R)^{-1}`, :math:`R \leftarrow R - \eta\, S^T L
     (L^T L)^{-1}`, both from the old pair, where the sparse S holds the weighted residuals of
@@ -49,22 +43,13 @@ def scaled_gd(
 
     Parameters
     ----------
-    observations : Observations, shape (m, n)
-    rank : int
-    start, bias, bias_penalty, tolerance, max_iterations
-        As in `riemannian`.
-    validation, patience, generator, progress
-        As in `riemannian`.
-
-    Returns
-    -------
-    CompletionResult
-        As in `riemannian`.
+    start, tolerance, max_iterations
+        As in `Riemannian`.
 
     Raises
     ------
-    RankError, RadiusError, OptionError, ShapeError, ObservationError
-        As in `riemannian`.
+    OptionError
+        If an option is outside its domain.
 
     References
     ----------
@@ -74,26 +59,28 @@ def scaled_gd(
 
     Examples
     --------
-    >>> from lowrank_opt import Observations
-    >>> truth = torch.outer(torch.arange(1.0, 6.0), torch.arange(1.0, 5.0))
-    >>> observed = Observations.from_dense(truth.where(torch.eye(5, 4) == 0, torch.nan))
-    >>> scaled_gd(observed, 1).predict(3, 3)
-    tensor(16.0000)
+    >>> ScaledGD(max_iterations=50)
+    ScaledGD(start='stages', tolerance=1e-06, max_iterations=50)
     """
-    return complete_at_rank(
-        scaled_gradient_steps,
-        observations,
-        rank,
-        start=start,
-        bias=bias,
-        bias_penalty=bias_penalty,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-        validation=validation,
-        patience=patience,
-        generator=generator,
-        progress=progress,
-    )
+
+    traits: ClassVar[Traits] = TRAITS
+    start: Start = "stages"
+    tolerance: float = 1e-6
+    max_iterations: int = 2000
+
+    def __post_init__(self) -> None:
+        check_options(self.start, self.tolerance, self.max_iterations)
+
+    def solve(self, problem: CompletionProblem, run: Run) -> CompletionResult:
+        """Return the best iterate, in the dtype of the observations."""
+        return complete_at_rank(
+            scaled_gradient_steps,
+            problem,
+            run,
+            start=self.start,
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+        )
 
 
 def scaled_gradient_steps(fit: ObservedFit, point: Point) -> Iterator[State]:

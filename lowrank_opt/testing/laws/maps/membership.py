@@ -134,7 +134,7 @@ def _rank(subject: Subject) -> None:
     rank = module.feasible_set.rank
     expect(rank <= min(subject.case.shape), f"the declared rank {rank} exceeds min(m, n)")
     values = singular_values(W.mantissa)
-    allowed = 16 * subject.eps * rank**0.5 * values[0]
+    allowed = Chart.rule(subject.dtype, rank) * values[0]
     allowed += _cancellation(subject, chart, absolute(op), W.exponent)
     expect(
         bool((values[rank:] <= allowed).all()),

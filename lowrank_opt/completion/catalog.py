@@ -1,0 +1,208 @@
+"""The solvers by name: which of them take a problem, and the table that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields, is_dataclass, replace
+from typing import TypeAlias, TypeVar
+
+from lowrank_opt.completion.bayes.gibbs import Gibbs
+from lowrank_opt.completion.bayes.variational import Variational
+from lowrank_opt.completion.model.problem import CompletionProblem
+from lowrank_opt.completion.solvers.als import ALS
+from lowrank_opt.completion.solvers.context import Run
+from lowrank_opt.completion.solvers.fixed_rank.gauss_newton import GaussNewton
+from lowrank_opt.completion.solvers.fixed_rank.riemannian import Riemannian
+from lowrank_opt.completion.solvers.fixed_rank.scaled_gd import ScaledGD
+from lowrank_opt.completion.solvers.fixed_rank.singular_value_projection import (
+    SingularValueProjection,
+)
+from lowrank_opt.completion.solvers.frank_wolfe import FrankWolfe
+from lowrank_opt.completion.solvers.gradient import LBFGS, FirstOrder
+from lowrank_opt.completion.solvers.max_norm import MaxNorm
+from lowrank_opt.completion.solvers.sgd import SGD
+from lowrank_opt.completion.solvers.soft_impute import SoftImpute
+from lowrank_opt.completion.solvers.traits import Solver, Traits
+from lowrank_opt.errors import OptionError
+
+S = TypeVar("S")
+
+_Named: TypeAlias = (
+    LBFGS
+    | FrankWolfe
+    | ALS
+    | Variational
+    | Gibbs
+    | GaussNewton
+    | SoftImpute
+    | SGD
+    | Riemannian
+    | ScaledGD
+    | SingularValueProjection
+    | MaxNorm
+    | FirstOrder
+)
+
+# In the order in which `complete` tries them where no solver is named.
+SOLVERS: dict[str, type[_Named]] = {
+    "lbfgs": LBFGS,
+    "frank_wolfe": FrankWolfe,
+    "als": ALS,
+    "variational": Variational,
+    "gibbs": Gibbs,
+    "gauss_newton": GaussNewton,
+    "soft_impute": SoftImpute,
+    "sgd": SGD,
+    "riemannian": Riemannian,
+    "scaled_gd": ScaledGD,
+    "singular_value_projection": SingularValueProjection,
+    "max_norm": MaxNorm,
+    "first_order": FirstOrder,
+}
+_OTHER_NAMES = {"gradient": "lbfgs", "bayesian": "gibbs"}
+
+
+def solver_of(solver: Solver | str) -> Solver:
+    """Return a solver as it is; or the one of that name, with its default options.
+
+    Raises
+    ------
+    OptionError
+        If the name is unknown, the solver has an option without a default, or it is none.
+
+    Examples
+    --------
+    >>> solver_of("frank_wolfe")
+    FrankWolfe(gap=0.0001, max_iterations=300)
+    """
+    if isinstance(solver, str):
+        return _made(solver)
+    if isinstance(solver, Solver) and not isinstance(solver, type):
+        return solver
+    raise OptionError(
+        "a solver is a name or an object with traits and solve(problem, run); got "
+        f"{solver!r}: wrap a function of a problem and a run in lowrank_opt.solvers.Custom"
+    )
+
+
+def _made(name: str) -> Solver:
+    known = _OTHER_NAMES.get(name, name)
+    if known not in SOLVERS:
+        names = ", ".join(map(repr, SOLVERS))
+        raise OptionError(f"solver must be {names} or a solver object; got solver={name!r}")
+    kind = SOLVERS[known]
+    missing = [f.name for f in _fields(kind) if f.default is MISSING]
+    if missing:
+        raise OptionError(
+            f"solver {name!r} needs {', '.join(missing)}; got a name: pass "
+            f"lowrank_opt.solvers.{kind.__name__}({missing[0]}=...)"
+        )
+    return kind()  # pyright: ignore[reportCallIssue]
+
+
+def with_options(solver: S, **given: object) -> S:
+    """Return a copy of a solver with those options that are not None.
+
+    Raises
+    ------
+    OptionError
+        If the solver has no such option.
+
+    Examples
+    --------
+    >>> with_options(FrankWolfe(), max_iterations=5, tolerance=None)
+    FrankWolfe(gap=0.0001, max_iterations=5)
+    """
+    changes = {name: value for name, value in given.items() if value is not None}
+    if not changes:
+        return solver
+    known = option_names(solver)
+    unknown = sorted(changes.keys() - known)
+    if unknown:
+        raise OptionError(
+            f"{type(solver).__name__} has the options {', '.join(known) or 'none'}; got "
+            f"{', '.join(unknown)}: leave it out, or choose another solver"
+        )
+    assert is_dataclass(solver), "it has fields"
+    assert not isinstance(solver, type), "it was made"
+    return replace(solver, **changes)
+
+
+def option_names(solver: object) -> list[str]:
+    """Return the names of a solver's own options."""
+    return [f.name for f in _fields(solver)]
+
+
+def _fields(solver: object) -> tuple[Field[object], ...]:
+    return fields(solver) if is_dataclass(solver) else ()
+
+
+def check_fits(solver: Solver, problem: CompletionProblem, run: Run | None = None) -> None:
+    """Raise OptionError, naming the solvers that would do, unless a solver takes a problem."""
+    misfits = list(solver.traits.misfits(problem, run))
+    if misfits:
+        names = list(solvers_for(problem, run))
+        would = (
+            f"one of {', '.join(names)} would take it" if names else "no solver takes it as it is"
+        )
+        raise OptionError(f"{type(solver).__name__} {'; it '.join(misfits)}: {would}")
+
+
+def solvers_for(problem: CompletionProblem, run: Run | None = None) -> Iterator[str]:
+    """Yield the names of the solvers that take a problem, in the order of the table.
+
+    Examples
+    --------
+    >>> from lowrank_opt.observations import Observations
+    >>> from lowrank_opt.sets import SchattenBall
+    >>> observed = Observations([0, 1], [0, 1], [3.0, 1.0], shape=(2, 2))
+    >>> list(solvers_for(CompletionProblem(observed, SchattenBall(1, radius=2.0, rank=2))))
+    ['frank_wolfe', 'variational', 'sgd']
+    """
+    for name, kind in SOLVERS.items():
+        if not any(kind.traits.misfits(problem, run)):
+            yield name
+
+
+def default_solver(problem: CompletionProblem, run: Run) -> Solver:
+    """Return the first solver that takes a problem.
+
+    Raises
+    ------
+    OptionError
+        If there is none.
+    """
+    name = next(solvers_for(problem, run), None)
+    if name is None:
+        check_fits(LBFGS(), problem, run)
+    assert name is not None, "L-BFGS is one of the solvers"
+    return _made(name)
+
+
+def markdown() -> str:
+    """Return the table "which solver for which problem", as the documentation shows it."""
+    head = (
+        "| solver | name | model | loss | biases | penalty | goes on from | certificate "
+        "| devices |\n"
+        "| :-- | :-- | :-- | :-- | :-- | :-- | :-- | :-- | :-- |\n"
+    )
+    return head + "".join(_line(name, kind) for name, kind in SOLVERS.items())
+
+
+def _line(name: str, kind: type[_Named]) -> str:
+    traits: Traits = kind.traits
+    able = {"a start": traits.start, "a checkpoint": traits.checkpoint}
+    cells = (
+        f"`{kind.__name__}`",
+        f'`"{name}"`',
+        ", ".join(traits.sets),
+        traits.losses + (", side information" if traits.side else ""),
+        " or ".join(traits.biases),
+        {"no": "its own" if not traits.bias_penalty else "biases only"}.get(
+            traits.penalty, traits.penalty
+        ),
+        ", ".join(what for what, does in able.items() if does) or "-",
+        "where convex" if traits.certificate else "-",
+        ", ".join(traits.devices),
+    )
+    return f"| {' | '.join(cells)} |\n"

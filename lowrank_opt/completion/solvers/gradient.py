@@ -1,0 +1,257 @@
+"""Training the free parameters of a parameterization: by L-BFGS, or by any torch optimizer."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+
+from lowrank_opt.completion.certificates.convex_problem import convex_problem_of
+from lowrank_opt.completion.loop.checkpoint import Checkpoint, State
+from lowrank_opt.completion.loop.history import History, Iteration
+from lowrank_opt.completion.loop.status import CompletionStatus
+from lowrank_opt.completion.loop.stopping import Stopping
+from lowrank_opt.completion.model.checks import check_amounts, check_counts
+from lowrank_opt.completion.model.objective import Objective
+from lowrank_opt.completion.model.problem import CompletionProblem
+from lowrank_opt.completion.results.result import CompletionResult
+from lowrank_opt.completion.solvers.context import Run
+from lowrank_opt.completion.solvers.minimizers import (
+    MakeOptimizer,
+    Minimizer,
+    OptimizerSteps,
+    QuasiNewtonSteps,
+)
+from lowrank_opt.completion.solvers.traits import Traits
+from lowrank_opt.errors import OptionError
+from lowrank_opt.observations import Observations
+
+_TRAITS = Traits(
+    sets=("parameterization",),
+    losses="any",
+    penalty="yes",
+    devices=("cpu", "cuda"),
+    checkpoint=True,
+    certificate=True,
+)
+
+
+def adam(variables: Sequence[Tensor]) -> Optimizer:
+    """Return Adam with step 0.01."""
+    return Adam(variables, lr=0.01)
+
+
+@dataclass(frozen=True)
+class LBFGS:
+    """Train a parameterization by L-BFGS with a strong-Wolfe line search.
+
+    W stays in the feasible set at every iterate, and is never formed. For smooth losses.
+
+    Parameters
+    ----------
+    tolerance : float
+        Stop when the objective fell by less than this share over the last 10 iterations, or when
+        residuals are 1e-4 times that, or 16 units of rounding, relative to the spread of values.
+    max_iterations : int
+
+    Raises
+    ------
+    OptionError
+        If an option is outside its domain.
+
+    References
+    ----------
+    Nocedal and Wright, Numerical Optimization (2006), algorithm 7.5.
+
+    Examples
+    --------
+    >>> LBFGS(max_iterations=100)
+    LBFGS(tolerance=1e-05, max_iterations=100)
+    """
+
+    traits: ClassVar[Traits] = _TRAITS
+    tolerance: float = 1e-5
+    max_iterations: int = 1000
+
+    def __post_init__(self) -> None:
+        check_amounts(tolerance=self.tolerance)
+        check_counts(max_iterations=self.max_iterations)
+
+    def solve(self, problem: CompletionProblem, run: Run) -> CompletionResult:
+        """Return the best iterate, detached; see `complete`."""
+        return _train(problem, run, QuasiNewtonSteps, self.tolerance, self.max_iterations)
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """Train a parameterization by full-batch steps of a torch optimizer.
+
+    Adam with step 0.01 by default. For losses that are not smooth, such as the absolute one.
+
+    Parameters
+    ----------
+    optimizer : callable
+        From a list of tensors to a `torch.optim.Optimizer`. It sees the objective in a unit in
+        which predicting the mean costs one for each entry.
+    tolerance : float
+        As in `LBFGS`.
+    max_iterations : int
+
+    Raises
+    ------
+    OptionError
+        If an option is outside its domain.
+
+    Examples
+    --------
+    >>> from functools import partial
+    >>> FirstOrder(partial(torch.optim.SGD, lr=1e-3, momentum=0.9)).max_iterations
+    1000
+    """
+
+    traits: ClassVar[Traits] = _TRAITS
+    optimizer: MakeOptimizer = adam
+    tolerance: float = 1e-5
+    max_iterations: int = 1000
+
+    def __post_init__(self) -> None:
+        if not callable(self.optimizer):
+            raise OptionError(
+                "optimizer must map a list of tensors to a torch.optim.Optimizer; got "
+                f"{self.optimizer!r}: leave it out for Adam"
+            )
+        check_amounts(tolerance=self.tolerance)
+        check_counts(max_iterations=self.max_iterations)
+
+    def solve(self, problem: CompletionProblem, run: Run) -> CompletionResult:
+        """Return the best iterate, detached; see `complete`."""
+
+        def steps(objective: Objective) -> Minimizer:
+            return OptimizerSteps(objective, self.optimizer)
+
+        return _train(problem, run, steps, self.tolerance, self.max_iterations)
+
+
+def _train(
+    problem: CompletionProblem,
+    run: Run,
+    make: Callable[[Objective], Minimizer],
+    tolerance: float,
+    max_iterations: int,
+) -> CompletionResult:
+    fitted, held_out = run.split(problem.observations)
+    objective = Objective(problem, fitted)
+    stopping = Stopping(fitted.dtype, tolerance=tolerance, patience=run.patience_or())
+    fit = _Fit(objective, make(objective), stopping, held_out, run.checkpoint)
+    with run.reporting(max_iterations) as report:
+        status = fit.run(max_iterations, report)
+    return CompletionResult(
+        objective.operator(),
+        objective.bias(),
+        status,
+        fit.history,
+        problem=convex_problem_of(problem, fitted),
+        link=objective.link(),
+    )
+
+
+class _Fit:
+    """The iteration: evaluate, take note, stop or advance."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        minimizer: Minimizer,
+        stopping: Stopping,
+        held_out: Observations | None,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self.objective, self.minimizer, self.stopping = objective, minimizer, stopping
+        self.held_out, self.checkpoint = held_out, checkpoint
+        self.history, self.best = History(), self._copy()
+        self.start = time.perf_counter()
+        state = None if checkpoint is None else checkpoint.restored()
+        if state is not None:
+            self._resume(state)
+
+    def run(self, max_iterations: int, report: Callable[[Iteration], None]) -> CompletionStatus:
+        """Iterate, and leave the variables at the best iterate, whatever happens."""
+        try:
+            return self._iterate(max_iterations, report)
+        except KeyboardInterrupt:
+            return CompletionStatus.INTERRUPTED
+        finally:
+            self._restore_best()
+
+    def _iterate(
+        self, max_iterations: int, report: Callable[[Iteration], None]
+    ) -> CompletionStatus:
+        for _ in range(len(self.history), max_iterations):
+            self._leave_checkpoint()
+            status = self._look(report) or self._advance()
+            if status is not None:
+                return status
+        return self._look(report) or CompletionStatus.MAX_ITERATIONS
+
+    def _look(self, report: Callable[[Iteration], None]) -> CompletionStatus | None:
+        value, gradient_norm = self.minimizer.evaluate()
+        if not (math.isfinite(value) and math.isfinite(gradient_norm)):
+            return CompletionStatus.NUMERICAL_TROUBLE
+        rmse = math.nan if self.held_out is None else self.objective.rmse(self.held_out)
+        unit, seconds = self.objective.unit, time.perf_counter() - self.start
+        iteration = Iteration(value * unit, gradient_norm * unit, rmse, seconds)
+        self.history.append(iteration)
+        report(iteration)
+        status = self.stopping.judge(value, rmse)
+        if self.stopping.improved:
+            self.best = self._copy()
+        return status
+
+    def _advance(self) -> CompletionStatus | None:
+        if self.minimizer.advance():
+            return None
+        # A line search can fail because of an old curvature estimate: try once along the gradient.
+        self.minimizer.restart()
+        if self.minimizer.advance():
+            return None
+        trouble = self.minimizer.met_not_finite
+        return CompletionStatus.NUMERICAL_TROUBLE if trouble else CompletionStatus.STALLED
+
+    def _leave_checkpoint(self) -> None:
+        iteration = len(self.history)
+        if self.checkpoint is not None and iteration > 0:
+            self.checkpoint.offer(iteration, self._state)
+
+    def _state(self) -> State:
+        return {
+            "variables": self._copy(),
+            "minimizer": self.minimizer.state(),
+            "stopping": self.stopping.state(),
+            "history": self.history.columns(),
+            "best": self.best,
+        }
+
+    @torch.no_grad()
+    def _resume(self, state: State) -> None:
+        assert isinstance(state, dict), "as `_state` returned it"
+        for x, kept in zip(self.objective.variables, state["variables"], strict=True):
+            x.copy_(kept)
+        self.minimizer.resume(state["minimizer"])
+        self.stopping.resume(state["stopping"])
+        self.history, self.best = History(**state["history"]), state["best"]
+        self.start -= self.history.seconds[-1]
+
+    def _copy(self) -> list[Tensor]:
+        return [x.detach().clone() for x in self.objective.variables]
+
+    @torch.no_grad()
+    def _restore_best(self) -> None:
+        for x, kept in zip(self.objective.variables, self.best, strict=True):
+            x.copy_(kept)
+            x.grad = None

@@ -1,0 +1,181 @@
+"""What a solver takes, declared: errors, tables and the cases of checks are made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+
+import torch
+
+from lowrank_opt.completion.model.losses import Squared
+from lowrank_opt.completion.model.problem import CompletionProblem
+from lowrank_opt.completion.results.posterior import BayesianResult
+from lowrank_opt.completion.results.result import CompletionResult
+from lowrank_opt.parameterizations.base import Parameterization
+from lowrank_opt.sets import SpectralSet, WeightedSet
+
+if TYPE_CHECKING:
+    from lowrank_opt.completion.solvers.context import Run
+
+AnyResult: TypeAlias = CompletionResult | BayesianResult
+Kind: TypeAlias = Literal["parameterization", "spectral set", "set", "rank", "nothing"]
+BiasName: TypeAlias = Literal["additive", "none"]
+
+_KINDS: dict[Kind, str] = {
+    "parameterization": "a parameterization",
+    "spectral set": "a bounded set of singular values, or a weighted one",
+    "set": "a set",
+    "rank": "a rank, any matrix of which it fits",
+    "nothing": "no model at all",
+}
+
+
+@dataclass(frozen=True)
+class Traits:
+    """Which problems a solver takes, and what it can do on the way.
+
+    Parameters
+    ----------
+    sets : tuple of str
+        What the model of a problem may be: a "parameterization", which is trained; a "spectral
+        set", bounded, or a weighted one; any "set", onto which is projected; a "rank", any matrix
+        of which may come out (a parameterization without a norm bound counts as its rank);
+        "nothing", where the solver chooses the rank.
+    losses : {"squared", "any"}
+    biases : tuple of str
+        Of "additive" and "none".
+    penalty : {"no", "yes", "needed"}
+        Of the free factors; "needed" is a positive one.
+    bias_penalty : bool
+        Whether the problem's own counts; else the solver finds it.
+    weights : bool
+    side : bool
+        Side information.
+    dtypes : tuple of torch.dtype
+    devices : tuple of str
+    validation : bool
+        Whether entries are held out to stop early.
+    start : bool
+        Whether it goes on from a result.
+    checkpoint : bool
+    certificate : bool
+        Whether its results know the convex problem they solve, where there is one.
+    distributed : bool
+        Over processes.
+
+    Examples
+    --------
+    >>> traits = Traits(sets=("rank",), losses="squared")
+    >>> observed = torch.zeros(2, 2)
+    >>> from lowrank_opt.observations import Observations
+    >>> problem = CompletionProblem(Observations.from_dense(observed), 1, loss="huber")
+    >>> list(traits.misfits(problem))
+    ["takes the squared loss; got loss='huber'"]
+    """
+
+    sets: tuple[Kind, ...] = ("rank",)
+    losses: Literal["squared", "any"] = "squared"
+    biases: tuple[BiasName, ...] = ("additive", "none")
+    penalty: Literal["no", "yes", "needed"] = "no"
+    bias_penalty: bool = True
+    weights: bool = True
+    side: bool = False
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
+    devices: tuple[str, ...] = ("cpu",)
+    validation: bool = True
+    start: bool = False
+    checkpoint: bool = False
+    certificate: bool = False
+    distributed: bool = False
+
+    def misfits(self, problem: CompletionProblem, run: Run | None = None) -> Iterator[str]:
+        """Yield what of a problem, and of a run, the solver does not take, one phrase each."""
+        if not kinds_of(problem) & set(self.sets):
+            taken = " or ".join(_KINDS[kind] for kind in self.sets)
+            yield f"takes {taken}; got {_named(problem)}"
+        if self.losses != "any" and not isinstance(problem.entry_loss, Squared):
+            ranged = problem.prediction_range
+            what = f"loss={problem.loss!r}" if ranged is None else f"prediction_range={ranged}"
+            yield f"takes the squared loss; got {what}"
+        bias: BiasName = "none" if problem.bias is None else "additive"
+        if bias not in self.biases:
+            yield f"fits {' or '.join(self.biases)} biases; got bias={problem.bias!r}"
+        yield from self._penalty_misfits(problem)
+        yield from self._entry_misfits(problem)
+        yield from self._run_misfits(run)
+
+    def _penalty_misfits(self, problem: CompletionProblem) -> Iterator[str]:
+        penalty, rate = problem.penalty, problem.bias_penalty
+        if self.penalty == "no" and penalty > 0:
+            yield f"takes no penalty of the problem; got penalty={penalty!r}"
+        if self.penalty == "needed" and not penalty > 0:
+            yield f"needs a positive penalty; got penalty={penalty!r}"
+        if not self.bias_penalty and problem.bias is not None and rate != 1.0:
+            yield f"finds the penalty of biases by itself; got bias_penalty={rate!r}"
+
+    def _entry_misfits(self, problem: CompletionProblem) -> Iterator[str]:
+        observations = problem.observations
+        if observations.weights is not None and not self.weights:
+            yield "takes no weights; got some"
+        if not self.side and (problem.row_features or problem.col_features or problem.implicit):
+            yield "takes no side information; got some"
+        if observations.device.type not in self.devices:
+            devices = " or ".join(self.devices)
+            yield f"needs observations on the {devices}; got {observations.device}"
+        if observations.dtype not in self.dtypes:
+            yield f"computes in {' or '.join(map(str, self.dtypes))}; got {observations.dtype}"
+
+    def _run_misfits(self, run: Run | None) -> Iterator[str]:
+        if run is None:
+            return
+        for name, able in (
+            ("validation", self.validation),
+            ("start", self.start),
+            ("checkpoint", self.checkpoint),
+        ):
+            if getattr(run, name) is not None and not able:
+                yield f"takes no {name}; got one"
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """A frozen dataclass of options, checked when it is made.
+
+    Attributes
+    ----------
+    traits : Traits
+        Which problems it takes.
+    """
+
+    traits: ClassVar[Traits]
+
+    def solve(self, problem: CompletionProblem, run: Run) -> AnyResult:
+        """Return the completion of a problem that fits the traits."""
+        ...
+
+
+def kinds_of(problem: CompletionProblem) -> set[Kind]:
+    """Return what the model of a problem may be taken for."""
+    model, feasible_set = problem.model, problem.feasible_set
+    if model is None:
+        return {"nothing"}
+    kinds: set[Kind] = set()
+    if isinstance(model, Parameterization):
+        kinds.add("parameterization")
+    inner = feasible_set.inner if isinstance(feasible_set, WeightedSet) else feasible_set
+    if isinstance(inner, SpectralSet):
+        kinds.add("spectral set")
+    kinds.add("rank" if feasible_set is None else "set")
+    return kinds
+
+
+def _named(problem: CompletionProblem) -> str:
+    model = problem.model
+    if model is None:
+        return "none"
+    if isinstance(model, int):
+        return f"the rank {model}"
+    if isinstance(model, Parameterization):
+        return f"{model}, which stays in {model.feasible_set}"
+    return repr(model)

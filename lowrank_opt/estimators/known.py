@@ -1,0 +1,98 @@
+"""Predictions by what is known of an entry: its row, its column, both or none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank_opt.completion import AdditiveBias, CompletionResult
+from lowrank_opt.completion.model.bias import weighted_mean
+from lowrank_opt.estimators.intervals import LEVELS, Intervals
+from lowrank_opt.estimators.solvers import AnyResult
+from lowrank_opt.estimators.starts import Bias
+from lowrank_opt.observations import Observations
+from lowrank_opt.tables.ids import UNKNOWN
+
+Floats = NDArray[np.floating]
+Positions = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What was fitted of each row and column.
+
+    Parameters
+    ----------
+    row_counts, col_counts : array of int
+        Numbers of entries.
+    fallback : AdditiveBias
+        What is predicted where the matrix says nothing.
+    """
+
+    row_counts: NDArray[np.int64]
+    col_counts: NDArray[np.int64]
+    fallback: AdditiveBias
+
+    @classmethod
+    def of(cls, result: AnyResult, observations: Observations, bias: Bias) -> Known:
+        """Return what a result knows that was fitted to these entries."""
+        rows, cols = (x.numpy() for x in (observations.row_counts, observations.col_counts))
+        return cls(rows, cols, _fallback(result, observations, bias))
+
+    def counts(self, side: Literal["row", "col"], positions: Positions) -> NDArray[np.int64]:
+        """Return how many entries rows or columns have; none where the position is -1."""
+        counts = self.row_counts if side == "row" else self.col_counts
+        return np.where(positions >= 0, counts[positions], 0) if len(counts) else 0 * positions
+
+    def predict(self, result: AnyResult, i: Positions, j: Positions) -> Floats:
+        """Return predictions at positions, -1 for what is unknown."""
+        bias = self.fallback
+        row_known, col_known = self.counts("row", i) > 0, self.counts("col", j) > 0
+        both = row_known & col_known
+        mean = np.full(len(i), bias.mean, dtype=bias.rows.numpy().dtype)
+        mean[row_known] += bias.rows.numpy()[i[row_known]]
+        mean[col_known] += bias.cols.numpy()[j[col_known]]
+        mean[both] = result.predict(i[both], j[both]).numpy()
+        return mean
+
+
+def calibrated(
+    result: CompletionResult,
+    kept: Observations,
+    held_out: Observations,
+    *,
+    bias: Bias,
+    clip: tuple[float, float] | None,
+) -> Intervals:
+    """Return intervals from the errors of a fit on entries that it has not seen."""
+    known = Known.of(result, kept, bias)
+    i, j = held_out.rows.numpy(), held_out.cols.numpy()
+    values, low_high = held_out.values.double().numpy(), clip or (-np.inf, np.inf)
+    errors = {
+        (row, col): np.abs(_used(known, result, i, j, row, col).clip(*low_high) - values)
+        for row, col in LEVELS
+    }
+    return Intervals.of(errors, known.counts("row", i), known.counts("col", j))
+
+
+def _used(
+    known: Known, result: CompletionResult, i: Positions, j: Positions, row: bool, col: bool
+) -> Floats:
+    unknown = np.full(len(i), UNKNOWN)
+    predicted = known.predict(result, i if row else unknown, j if col else unknown)
+    return predicted.astype(np.float64)
+
+
+def _fallback(result: AnyResult, observations: Observations, bias: Bias) -> AdditiveBias:
+    """Return what is predicted where the matrix says nothing."""
+    mean = weighted_mean(observations)
+    if bias is None:
+        zeros = observations.values.new_zeros
+        return AdditiveBias(mean, zeros(observations.shape[0]), zeros(observations.shape[1]))
+    if isinstance(result, CompletionResult):
+        return result.bias.to(dtype=observations.dtype)
+    rows, cols = (x.mean(0).to(observations.dtype) for x in (result.row_bias, result.col_bias))
+    return AdditiveBias(result.mean, rows, cols)
