@@ -70,7 +70,7 @@ def _generators(subject: Subject) -> None:
 def _expect_own_generator(subject: Subject) -> None:
     """Expect zero_() to draw from its generator, the same start from the same seed."""
     try:
-        subject.fresh().zero_()
+        subject.fresh().zero_(generator=subject.generator())
     except NotImplementedError:
         return
     starts = [_start(subject, seed) for seed in range(_STARTS)]
