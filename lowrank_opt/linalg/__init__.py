@@ -18,6 +18,7 @@ from lowrank_opt.linalg.frozen import rows_at_once as rows_at_once
 from lowrank_opt.linalg.projections import project_l1_ball as project_l1_ball
 from lowrank_opt.linalg.projections import project_lp_ball as project_lp_ball
 from lowrank_opt.linalg.projections import project_top_k_sum as project_top_k_sum
+from lowrank_opt.linalg.scaling import inverse_power_of_two as inverse_power_of_two
 from lowrank_opt.linalg.scaling import lp_norm as lp_norm
 from lowrank_opt.linalg.scaling import negligible as negligible
 from lowrank_opt.linalg.scaling import normalize_columns as normalize_columns

@@ -124,6 +124,7 @@ class DeLoRA(Parameterization):
         self.complete = not self._subtracts
         self.column_norms: Tensor | None
         self.frozen: Tensor | None
+        self.check_held()
         self.zero_(generator=generator)
 
     @property

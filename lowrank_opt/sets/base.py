@@ -69,6 +69,11 @@ class FeasibleSet(ABC):
         return self.norm_name
 
     @property
+    def size(self) -> float | None:
+        """The radius or largest bound, as `unit` has it where it is a constant; None if not."""
+        return None
+
+    @property
     def frobenius_bound(self) -> float:
         """A bound on the Frobenius norm of every member; infinite if none is known."""
         return math.inf

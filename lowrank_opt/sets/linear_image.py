@@ -77,6 +77,10 @@ class LinearImage(FeasibleSet):
         return name
 
     @property
+    def size(self) -> float | None:
+        return self.inner.size
+
+    @property
     def frobenius_bound(self) -> float:
         return self._gain * self.inner.frobenius_bound
 

@@ -47,6 +47,10 @@ class ShiftedSet(FeasibleSet):
         return "none" if self.inner.norm_name == "none" else f"shifted {name}"
 
     @property
+    def size(self) -> float | None:
+        return self.inner.size
+
+    @property
     def frobenius_bound(self) -> float:
         return self.inner.frobenius_bound + float(self.offset.detach().schatten_norm(2))
 

@@ -232,6 +232,10 @@ class SingularValueBox(SpectralSet):
         return f"singular values <= {self.bounds[0]:g}, ..."
 
     @property
+    def size(self) -> float:
+        return self.bounds[0]
+
+    @property
     def frobenius_bound(self) -> float:
         """The Euclidean norm of the bounds."""
         return math.hypot(*self.bounds)

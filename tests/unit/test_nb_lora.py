@@ -240,7 +240,7 @@ def test_nb_lora_gradients_are_finite(options, excess, size):
         (
             {"bounds": [1.0, 2.0]},
             OptionError,
-            r"bounds replaces radius and ky_fan and needs rank=3 values; got 2",
+            r"bounds replaces radius, p and ky_fan and needs rank=3 values; got 2",
         ),
         ({"bounds": [1.0, 2.0, 3.0], "radius": 1.0}, OptionError, r"bounds replaces radius"),
         ({"bounds": [1.0, 2.0, 3.0], "ky_fan": 1}, OptionError, r"bounds replaces radius"),
