@@ -1,4 +1,4 @@
-"""Unconstrained but complete low-rank parameterizations, and what is built on them."""
+"""Unconstrained but complete low-rank parameterizations, and what is built on them.
 
 from lowrank_opt import solvers as solvers
 from lowrank_opt.completion import CompletionProblem as CompletionProblem
@@ -61,3 +61,35 @@ from lowrank_opt.sets import SingularValueBox as SingularValueBox
 from lowrank_opt.sets import SpectralSet as SpectralSet
 from lowrank_opt.sets import WeightedSchattenBall as WeightedSchattenBall
 from lowrank_opt.sets import WeightedSet as WeightedSet
+The names, which `lowrank_opt._names` lists, load when the first of them is asked for: the command
+prints its help without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lowrank_opt._names import *  # noqa: F403
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    if name == "__all__":
+        return [*import_module(f"{__name__}._names").__all__, "__version__"]
+    if not name.startswith("_"):
+        # A subpackage first: it may be wanted while the names are being loaded.
+        if find_spec(f"{__name__}.{name}") is not None:
+            return import_module(f"{__name__}.{name}")
+        names = vars(import_module(f"{__name__}._names"))
+        if name in names:
+            globals()[name] = names[name]
+            return names[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *import_module(f"{__name__}._names").__all__})

@@ -25,6 +25,7 @@ from lowrank_opt.linalg.rotations import rotation as rotation
 from lowrank_opt.linalg.rotations import skew_entries as skew_entries
 from lowrank_opt.linalg.rotations import skew_matrices as skew_matrices
 from lowrank_opt.linalg.rotations import skew_of as skew_of
+from lowrank_opt.linalg.scaling import inverse_power_of_two as inverse_power_of_two
 from lowrank_opt.linalg.scaling import lp_norm as lp_norm
 from lowrank_opt.linalg.scaling import negligible as negligible
 from lowrank_opt.linalg.scaling import normalize_columns as normalize_columns

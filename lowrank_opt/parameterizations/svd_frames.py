@@ -85,6 +85,7 @@ class SVDFrames(Parameterization):
         self.values = nn.Parameter(empty.new_zeros(self.rank))
         self.left = _frame_parameter(frame, empty.new_empty(m, self.rank))
         self.right = _frame_parameter(frame, empty.new_empty(n, self.rank))
+        self.check_held()
         self.zero_(generator=generator)
 
     @classmethod

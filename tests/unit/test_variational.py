@@ -10,7 +10,7 @@ import lowrank_opt as lo
 from lowrank_opt.completion import variational
 from lowrank_opt.completion.bayes.noise import Gammas
 from lowrank_opt.completion.bayes.normal_wishart import NormalWishart
-from lowrank_opt.errors import OptionError, RadiusError
+from lowrank_opt.errors import OptionError
 from lowrank_opt.kernels.gaussian_rows import GaussianRows, Moments
 from lowrank_opt.observations import Observations
 
@@ -254,10 +254,10 @@ def test_validation_returns_the_best_sweep():
 @pytest.mark.parametrize(
     ("setting", "error", "message"),
     [
-        ({"rank": 0}, RadiusError, "rank must be a positive integer"),
+        ({"rank": 0}, OptionError, "rank must be a positive integer"),
         ({"noise_strength": 0.0}, OptionError, "noise_strength must be positive"),
-        ({"tolerance": -1.0}, RadiusError, "tolerance must be finite and nonnegative"),
-        ({"max_iterations": 0}, RadiusError, "max_iterations must be a positive integer"),
+        ({"tolerance": -1.0}, OptionError, "tolerance must be finite and nonnegative"),
+        ({"max_iterations": 0}, OptionError, "max_iterations must be a positive integer"),
     ],
 )
 def test_settings_outside_their_domain_raise(setting, error, message):
