@@ -120,7 +120,7 @@ class Contractions(Parameterization):
     def feasible_set(self) -> SchattenBall | SingularValueBox:
         return self._set
 
-    def singular_value_bounds(self) -> Tensor:
+    def value_limits(self) -> Tensor:
         """Return signed s, shape (rank,): the i-th largest magnitude bounds the i-th value."""
         least = self.left.new_zeros(self.rank, dtype=working_dtype(self.left))
         if self.spread is None:
@@ -129,7 +129,7 @@ class Contractions(Parameterization):
         return on_sphere(self.spread, self._set)
 
     def factors(self) -> LowRankOperator:
-        triple = contraction(self.left), self.singular_value_bounds(), contraction(self.right)
+        triple = contraction(self.left), self.value_limits(), contraction(self.right)
         return LowRankOperator(*(x.to(self.left.dtype) for x in triple))
 
     def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:

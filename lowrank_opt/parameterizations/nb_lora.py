@@ -149,7 +149,7 @@ class NBLoRA(Parameterization):
         """Return ``G = [G_V; G_U]``, shape (n + m, rank), in the working dtype."""
         return tall_cayley(self.skew, torch.cat((self.right_rows, self.left_rows)))
 
-    def singular_value_bounds(self) -> Tensor:
+    def value_limits(self) -> Tensor:
         """Return s, shape (rank,): what each singular value cannot exceed at these parameters."""
         if self.spread is None:
             least = self.left_rows.new_zeros(self.rank, dtype=working_dtype(self.left_rows))
@@ -159,7 +159,7 @@ class NBLoRA(Parameterization):
 
     def factors(self) -> LowRankOperator:
         n, G = self.shape[1], self.frame()
-        triple = G[n:], 2 * self.singular_value_bounds(), G[:n]
+        triple = G[n:], 2 * self.value_limits(), G[:n]
         return LowRankOperator(*(x.to(self.left_rows.dtype) for x in triple))
 
     def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:

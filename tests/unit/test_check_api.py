@@ -138,7 +138,7 @@ def test_expected_failures_do_not_raise(failed) -> None:
 def test_abilities_that_are_not_claimed_are_skipped_with_a_reason() -> None:
     verdicts = check_parameterization(NoAbilities, profile="quick")
     skipped = {v.check: v.message for v in verdicts if v.status == "skipped"}
-    assert {"zero_start", "section", "completeness", "escape", "lmo"} == set(skipped)
+    assert {"zero_start", "section", "completeness", "assign", "escape", "lmo"} == set(skipped)
     assert "no right inverse" in skipped["section"]
     assert "no zero start" in skipped["zero_start"]
     assert "complete is False" in skipped["completeness"]
