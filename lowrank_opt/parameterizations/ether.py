@@ -6,7 +6,6 @@ base weight is read, never changed. In blocks, H is block diagonal with a unit v
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Self
@@ -18,7 +17,6 @@ from lowrank_opt.checks import check_rank
 from lowrank_opt.errors import NotInSetError, RankError, TargetError
 from lowrank_opt.linalg import (
     frozen_product,
-    leading_svd,
     negligible,
     normalize_columns,
     working_dtype,
@@ -26,6 +24,7 @@ from lowrank_opt.linalg import (
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.parameterizations.example import Example, example_tensor
+from lowrank_opt.parameterizations.leading import LeadingValues
 from lowrank_opt.sets import SchattenBall, SingularValueBox, relative_tolerance
 
 Shape = tuple[int, int]
@@ -253,28 +252,6 @@ def _check_blocks(blocks: int, weight: Tensor) -> int:
     if not bool(torch.isfinite(weight).all()) or not bool(weight.any()):
         raise TargetError("the base weight must be finite and not zero: nothing to reflect; got it")
     return blocks
-
-
-class LeadingValues:
-    """The leading singular values of a weight, computed again when another one was loaded."""
-
-    def __init__(self) -> None:
-        self._weight: weakref.ref[Tensor] | None = None
-        self._key: tuple[int, ...] = ()
-        self._values = torch.empty(0)
-
-    def of(self, weight: Tensor, count: int) -> Tensor:
-        """Return the `count` largest values, in float64 on the CPU."""
-        # Tensors made in inference mode count no versions, and cannot be written to elsewhere.
-        key = (count, 0 if weight.is_inference() else weight._version)
-        if self._weight is None or self._weight() is not weight or self._key != key:
-            self._values = leading_svd(weight.detach(), count)[1].cpu()
-            self._weight, self._key = weakref.ref(weight), key
-        return self._values
-
-    def __reduce__(self) -> tuple[type[LeadingValues], tuple[()]]:
-        # Copies look at their own weight.
-        return type(self), ()
 
 
 def _normal(size: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
