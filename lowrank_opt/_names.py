@@ -23,6 +23,7 @@ from lowrank_opt.parameterizations import Inductive as Inductive
 from lowrank_opt.parameterizations import NBLoRA as NBLoRA
 from lowrank_opt.parameterizations import NestedSVD as NestedSVD
 from lowrank_opt.parameterizations import Offset as Offset
+from lowrank_opt.parameterizations import Orthogonal as Orthogonal
 from lowrank_opt.parameterizations import Parameterization as Parameterization
 from lowrank_opt.parameterizations import RadialBall as RadialBall
 from lowrank_opt.parameterizations import SimplexRankOnes as SimplexRankOnes
@@ -32,16 +33,21 @@ from lowrank_opt.parameterizations import VeRA as VeRA
 from lowrank_opt.parameterizations import WeightDecomposed as WeightDecomposed
 from lowrank_opt.parameterizations import Weighted as Weighted
 from lowrank_opt.parameterizations import activation_weighted_frames as activation_weighted_frames
+from lowrank_opt.parameterizations import boft as boft
 from lowrank_opt.parameterizations import clora as clora
+from lowrank_opt.parameterizations import goft as goft
+from lowrank_opt.parameterizations import hra as hra
 from lowrank_opt.parameterizations import inf_lora as inf_lora
 from lowrank_opt.parameterizations import lora_null as lora_null
 from lowrank_opt.parameterizations import lora_xs as lora_xs
 from lowrank_opt.parameterizations import nora as nora
 from lowrank_opt.parameterizations import o_lora as o_lora
+from lowrank_opt.parameterizations import oft as oft
 from lowrank_opt.parameterizations import olora as olora
 from lowrank_opt.parameterizations import oplora as oplora
 from lowrank_opt.parameterizations import osf as osf
 from lowrank_opt.parameterizations import pissa as pissa
+from lowrank_opt.parameterizations import psoft as psoft
 from lowrank_opt.parameterizations import rslora as rslora
 from lowrank_opt.sets import ComplementSet as ComplementSet
 from lowrank_opt.sets import FeasibleSet as FeasibleSet
@@ -82,6 +88,7 @@ __all__ = [
     "NestedSet",
     "Observations",
     "Offset",
+    "Orthogonal",
     "Parameterization",
     "RadialBall",
     "RankAtMost",
@@ -98,18 +105,23 @@ __all__ = [
     "WeightedSchattenBall",
     "WeightedSet",
     "activation_weighted_frames",
+    "boft",
     "clora",
     "complete",
     "extend_basis",
+    "goft",
+    "hra",
     "inf_lora",
     "lora_null",
     "lora_xs",
     "nora",
     "o_lora",
+    "oft",
     "olora",
     "oplora",
     "osf",
     "pissa",
+    "psoft",
     "rslora",
     "solvers",
 ]

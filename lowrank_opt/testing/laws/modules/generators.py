@@ -27,7 +27,6 @@ def operations(
 ) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield what can be asked of a module that is not to be changed by it, by name."""
     member = subject.fresh(salt=1).factors().detach()
-    rows, cols = (torch.arange(side, device=subject.device) % 2 == 0 for side in subject.case.shape)
 
     def backward() -> None:
         torch.autograd.backward(module().to_dense().sum(), inputs=[*trainable(module).values()])
@@ -40,7 +39,6 @@ def operations(
     yield "right_inverse()", lambda: module.right_inverse(member)
     yield "certify()", module.certify
     yield "export()", lambda: module.export(torch.float32)
-    yield "seen_factors()", lambda: module.seen_factors(rows, cols)
     yield "residual()", lambda: module.residual(member)
     yield "state_dict()", module.state_dict
     yield "repr()", lambda: repr(module)
