@@ -158,7 +158,7 @@ def _seen(subject: Subject) -> None:
     found = dense(own(rows, cols) if own else seen_factors(module, rows, cols))
     both = np.outer(rows.cpu().numpy(), cols.cpu().numpy())
     # Features of a row that was seen speak for other rows too.
-    shared = getattr(module, "inductive", hasattr(module, "between"))
+    shared = any(hasattr(part, "between") for part in module.modules())
     elsewhere = found if shared else np.zeros_like(W)
     error = float(np.abs(found - np.where(both, W, elsewhere)).max())
     size = float(np.abs(magnitude(module.factors())).max())
