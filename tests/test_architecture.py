@@ -38,10 +38,12 @@ ALLOWED: dict[str, set[str]] = {
     "solvers": {"completion"},
     "nn": {"errors", "checks", "files", "linalg", "operator", "sets", "parameterizations"},
     **{consumer: CORE for consumer in CONSUMERS},
-    "": CORE,
+    "_names": CORE,
+    "": CORE | {"_names"},
     "testing": CORE | CONSUMERS | {""},
     # `lowrank-opt verify` is a face of the verification suite, loaded when it is called.
     "cli": CORE | CONSUMERS | {"", "testing"},
+    "__main__": {"cli"},
     "problems": CORE | CONSUMERS | {""},
     "experiments": CORE | CONSUMERS | {"", "testing", "problems"},
 }

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from typing import Self
+from collections.abc import Callable
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.checks import check_rank, check_shape
+from lowrank_opt.checks import check_held, check_rank, check_shape
 from lowrank_opt.errors import (
     NoRightInverseError,
     NotInSetError,
@@ -57,6 +59,9 @@ class Parameterization(Configured, ABC):
     """
 
     complete: bool = False
+    # Whether an adapter begins where the map begins, instead of at zero by an `Offset`: of maps
+    # that would be something else with their start subtracted.
+    keeps_its_start: ClassVar[bool] = False
 
     def __init__(self, shape: tuple[int, int], rank: int) -> None:
         super().__init__()
@@ -103,7 +108,7 @@ class Parameterization(Configured, ABC):
         NotInSetError
             If `target` is outside the set and `project` is false.
         TargetError
-            If `target` is not finite or of another shape.
+            If `target` is not finite, of another shape, or over- or underflows the parameters.
         """
         op = self.operator_of(target)
         values = self.right_inverse(self.feasible_set.project(op) if project else op)
@@ -111,6 +116,12 @@ class Parameterization(Configured, ABC):
         wrong = [k for k, v in values.items() if k not in own or own[k].shape != v.shape]
         if wrong:
             raise ShapeError(f"right_inverse must return tensors of this module; got {wrong}")
+        lost = [k for k, v in values.items() if self._is_lost(v.detach(), own[k].dtype)]
+        if lost:
+            raise TargetError(
+                f"the target must be held by {type(self).__name__} in {own[lost[0]].dtype}; its "
+                f"{lost} would over- or underflow: use a wider dtype, or scale the target"
+            )
         with torch.no_grad():
             for name, value in values.items():
                 own[name].copy_(value)
@@ -145,6 +156,36 @@ class Parameterization(Configured, ABC):
     def export(self, dtype: torch.dtype) -> LowRankOperator:
         """Return factors rounded to `dtype` whose product, in exact arithmetic, is in the set."""
         return export(self.factors().detach(), self.feasible_set, dtype)
+
+    def check_held(self, dtype: torch.dtype | None = None) -> None:
+        """Raise RadiusError unless the size of the set can be stored and trained in a dtype.
+
+        Constructors of bounded maps end with it, and moving to another dtype begins with it.
+
+        Parameters
+        ----------
+        dtype : torch.dtype, optional
+            That of the parameters by default.
+        """
+        size = self.feasible_set.size
+        if size is not None:
+            held = next(self.parameters()).dtype if dtype is None else dtype
+            check_held(size, held, self.rank, "radius")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        own = next(self.parameters(), None)
+        if own is not None:
+            after = fn(own.detach().new_empty(0)).dtype
+            if after != own.dtype:
+                self.check_held(after)
+        return super()._apply(fn, recurse)
+
+    def _is_lost(self, value: Tensor, dtype: torch.dtype) -> bool:
+        """Whether a dtype cannot hold a value: infinite, or nothing left of it in a cone."""
+        peak = value.abs().amax() if value.numel() else value.new_zeros(())
+        stored, cone = float(peak.to(dtype)), self.feasible_set.size is None
+        vanished = cone and float(peak) > 0 and stored < torch.finfo(dtype).tiny
+        return not math.isfinite(stored) or vanished
 
     def operator_of(self, target: LowRankOperator | Tensor) -> LowRankOperator:
         """Return a target as an operator cut off from autograd, whether it is a member or not.

@@ -69,7 +69,6 @@ class Complement(WideBuffers, Between):
         self, inner: Parameterization, left: Tensor | None = None, right: Tensor | None = None
     ) -> None:
         super().__init__(inner, inner.shape)
-        self.inductive = inner.inductive
         like = next(inner.parameters())
         # Bases rounded to half precision would not be orthonormal to more than 1e-3.
         dtype = torch.promote_types(like.dtype, torch.float32)

@@ -44,8 +44,8 @@ class Contractions(Parameterization):
     rank : int
     radius : float, optional
         Bound on the Schatten-p norm. Positive; 1 if neither `radius` nor `bounds` is given.
-    p : float
-        Schatten order in [1, inf].
+    p : float, optional
+        Schatten order in [1, inf]; inf if neither `p` nor `bounds` is given.
     bounds : iterable of float, optional
         `rank` finite bounds of either sign, not all zero, instead of a norm.
     dtype, device, generator
@@ -78,7 +78,7 @@ class Contractions(Parameterization):
         rank: int,
         *,
         radius: float | None = None,
-        p: float = math.inf,
+        p: float | None = None,
         bounds: Iterable[float] | Tensor | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -86,17 +86,22 @@ class Contractions(Parameterization):
     ) -> None:
         super().__init__(shape, rank)
         m, n = self.shape
-        self.bounds = None if bounds is None else _signed_bounds(bounds, self.rank, radius)
+        self.bounds = None if bounds is None else _signed_bounds(bounds, self.rank, radius, p)
         self._set: SchattenBall | SingularValueBox = (
-            SchattenBall(float(p), check_radius(1.0 if radius is None else radius), self.rank)
+            SchattenBall(
+                math.inf if p is None else float(p),
+                check_radius(1.0 if radius is None else radius),
+                self.rank,
+            )
             if self.bounds is None
             else SingularValueBox(abs(s) for s in self.bounds)
         )
-        self.radius, self.p = getattr(self._set, "radius", None), float(p)
+        self.radius, self.p = getattr(self._set, "radius", None), getattr(self._set, "p", None)
         self.left = nn.Parameter(torch.empty(m, self.rank, dtype=dtype, device=device))
         self.right = nn.Parameter(torch.empty(n, self.rank, dtype=dtype, device=device))
         learned = isinstance(self._set, SchattenBall) and not math.isinf(self._set.p)
         self.spread = nn.Parameter(self.left.detach().new_empty(self.rank)) if learned else None
+        self.check_held()
         self.zero_(generator=generator)
 
     @classmethod
@@ -115,7 +120,7 @@ class Contractions(Parameterization):
     def feasible_set(self) -> SchattenBall | SingularValueBox:
         return self._set
 
-    def singular_value_bounds(self) -> Tensor:
+    def value_limits(self) -> Tensor:
         """Return signed s, shape (rank,): the i-th largest magnitude bounds the i-th value."""
         least = self.left.new_zeros(self.rank, dtype=working_dtype(self.left))
         if self.spread is None:
@@ -124,7 +129,7 @@ class Contractions(Parameterization):
         return on_sphere(self.spread, self._set)
 
     def factors(self) -> LowRankOperator:
-        triple = contraction(self.left), self.singular_value_bounds(), contraction(self.right)
+        triple = contraction(self.left), self.value_limits(), contraction(self.right)
         return LowRankOperator(*(x.to(self.left.dtype) for x in triple))
 
     def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
@@ -153,14 +158,14 @@ class Contractions(Parameterization):
 
 
 def _signed_bounds(
-    bounds: Iterable[float] | Tensor, rank: int, radius: float | None
+    bounds: Iterable[float] | Tensor, rank: int, radius: float | None, p: float | None
 ) -> tuple[float, ...]:
     """Return the bounds in decreasing order of size, with their signs."""
     given = bounds.tolist() if isinstance(bounds, Tensor) else bounds
     values = tuple(sorted((float(b) for b in given), key=abs, reverse=True))
-    if radius is not None or len(values) != rank:
+    if radius is not None or p is not None or len(values) != rank:
         raise OptionError(
-            f"bounds replaces radius and needs rank={rank} values; "
-            f"got {len(values)} values and radius={radius!r}"
+            f"bounds replaces radius and p and needs rank={rank} values; "
+            f"got {len(values)} values, radius={radius!r} and p={p!r}"
         )
     return values

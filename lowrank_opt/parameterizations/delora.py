@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.checks import check_choice, check_radius
-from lowrank_opt.errors import NoRightInverseError, RadiusError, ShapeError
+from lowrank_opt.errors import NoRightInverseError, OptionError, ShapeError
 from lowrank_opt.linalg import lp_norm, normalize_columns, product_svd, working_dtype
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization, random_frame
@@ -77,7 +77,9 @@ class DeLoRA(Parameterization):
     Raises
     ------
     RadiusError
-        If the radius or a column norm is not positive and finite.
+        If the radius is not positive and finite.
+    OptionError
+        If a column norm is not positive and finite, or the variant unknown.
 
     References
     ----------
@@ -122,6 +124,7 @@ class DeLoRA(Parameterization):
         self.complete = not self._subtracts
         self.column_norms: Tensor | None
         self.frozen: Tensor | None
+        self.check_held()
         self.zero_(generator=generator)
 
     @property
@@ -203,7 +206,7 @@ class DeLoRA(Parameterization):
 
     @torch.no_grad()
     def zero_(self, *, generator: torch.Generator | None = None) -> Self:
-        """Set the terms to cancelling pairs, and the unpaired last one to zero.
+        """Set the terms to cancelling pairs, the unpaired last one to zero, the radius as given.
 
         Variants ``paper`` and ``author`` start from random terms and freeze a copy, so W = 0 to
         the rounding of a product; ``peft`` starts from b = 0, where its gradient is 1e4 times
@@ -218,6 +221,8 @@ class DeLoRA(Parameterization):
             b.zero_()
         self.left.copy_(b)
         self.right.copy_(a)
+        if self.learned_radius is not None:
+            self.learned_radius.fill_(self.radius)
         if self.frozen is not None:
             self.frozen.copy_(torch.cat((b, a)))
         return self
@@ -241,7 +246,7 @@ def _checked_norms(norms: Tensor | None, n: int, like: Tensor) -> Tensor | None:
     if tuple(norms.shape) != (n,):
         raise ShapeError(f"column_norms must have shape ({n},); got {tuple(norms.shape)}")
     if not bool((torch.isfinite(norms) & (norms > 0)).all()):
-        raise RadiusError(
+        raise OptionError(
             f"column_norms must be positive and finite; got values from {float(norms.min())!r} "
             f"to {float(norms.max())!r}: give dead columns a small positive norm"
         )

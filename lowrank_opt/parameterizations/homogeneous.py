@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lowrank_opt.checks import check_radius
 from lowrank_opt.errors import RadiusError
-from lowrank_opt.linalg import lp_norm, scale_to_unit_peak, working_dtype
+from lowrank_opt.linalg import inverse_power_of_two, lp_norm, scale_to_unit_peak, working_dtype
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization, lora_start_
 from lowrank_opt.parameterizations.example import Example
@@ -79,6 +79,7 @@ class HomogeneousBall(Parameterization):
         self.radius, self.p = check_radius(radius), float(p)
         self.left = nn.Parameter(torch.empty(m, self.rank, dtype=dtype, device=device))
         self.right = nn.Parameter(torch.empty(n, self.rank, dtype=dtype, device=device))
+        self.check_held()
         self.zero_(generator=generator)
 
     @classmethod
@@ -97,7 +98,12 @@ class HomogeneousBall(Parameterization):
         mean = _mean_power(_power_sum(A, self.p), _power_sum(B, self.p), self.p)
         # (A, B) = 0 has no direction: W = 0 there.
         scale = torch.where(mean > 0, self.radius / torch.where(mean > 0, mean, 1.0), 0.0)
-        return LowRankOperator(B, scale.to(B.dtype).expand(self.rank), A)
+        # The quotient of a large matrix is below the normal numbers of float16: a power of two of
+        # its root belongs into each factor.
+        first, second, _ = inverse_power_of_two(mean.clamp_min(1.0).sqrt())
+        q = first * second
+        scale = (scale / q / q).to(B.dtype).expand(self.rank)
+        return LowRankOperator(B * q.to(B.dtype), scale, A * q.to(B.dtype))
 
     def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
         r"""Return SVD factors, unbalanced by :math:`c^{2p} = (1 + \sqrt{1 - \nu^2}) / \nu`.

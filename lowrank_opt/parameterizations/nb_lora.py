@@ -53,8 +53,8 @@ class NBLoRA(Parameterization):
     rank : int
     radius : float, optional
         Bound on the norm. Positive; 1 if neither `radius` nor `bounds` is given.
-    p : float
-        Schatten order in [1, inf].
+    p : float, optional
+        Schatten order in [1, inf]; inf if none of `p`, `ky_fan` and `bounds` is given.
     ky_fan : int, optional
         Use the Ky Fan norm of this order instead of a Schatten norm.
     bounds : iterable of float, optional
@@ -94,7 +94,7 @@ class NBLoRA(Parameterization):
         rank: int,
         *,
         radius: float | None = None,
-        p: float = math.inf,
+        p: float | None = None,
         ky_fan: int | None = None,
         bounds: Iterable[float] | Tensor | None = None,
         skew: bool | None = None,
@@ -107,7 +107,8 @@ class NBLoRA(Parameterization):
         self._set = _declared_set(self.rank, radius, p, ky_fan, bounds)
         self.radius = self._set.radius if isinstance(self._set, NormBall) else None
         self.bounds = None if isinstance(self._set, NormBall) else self._set.bounds
-        self.p, self.ky_fan = float(p), ky_fan
+        self.p = self._set.p if isinstance(self._set, SchattenBall) else None
+        self.ky_fan = ky_fan
         spectral = isinstance(self._set, SchattenBall) and math.isinf(self._set.p)
         if skew is False and not spectral:
             raise OptionError(
@@ -121,6 +122,7 @@ class NBLoRA(Parameterization):
         self.skew = nn.Parameter(empty.new_empty(self.rank, self.rank)) if free_top else None
         learned = not spectral and not isinstance(self._set, SingularValueBox)
         self.spread = nn.Parameter(empty.new_empty(self.rank)) if learned else None
+        self.check_held()
         self.zero_(generator=generator)
 
     def options(self) -> dict[str, object]:
@@ -147,7 +149,7 @@ class NBLoRA(Parameterization):
         """Return ``G = [G_V; G_U]``, shape (n + m, rank), in the working dtype."""
         return tall_cayley(self.skew, torch.cat((self.right_rows, self.left_rows)))
 
-    def singular_value_bounds(self) -> Tensor:
+    def value_limits(self) -> Tensor:
         """Return s, shape (rank,): what each singular value cannot exceed at these parameters."""
         if self.spread is None:
             least = self.left_rows.new_zeros(self.rank, dtype=working_dtype(self.left_rows))
@@ -157,7 +159,7 @@ class NBLoRA(Parameterization):
 
     def factors(self) -> LowRankOperator:
         n, G = self.shape[1], self.frame()
-        triple = G[n:], 2 * self.singular_value_bounds(), G[:n]
+        triple = G[n:], 2 * self.value_limits(), G[:n]
         return LowRankOperator(*(x.to(self.left_rows.dtype) for x in triple))
 
     def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
@@ -212,19 +214,24 @@ class NBLoRA(Parameterization):
 def _declared_set(
     rank: int,
     radius: float | None,
-    p: float,
+    p: float | None,
     ky_fan: int | None,
     bounds: Iterable[float] | Tensor | None,
 ) -> SchattenBall | KyFanBall | SingularValueBox:
     if bounds is not None:
         box = SingularValueBox(bounds)
-        if radius is not None or ky_fan is not None or box.rank != rank:
+        if radius is not None or p is not None or ky_fan is not None or box.rank != rank:
             raise OptionError(
-                f"bounds replaces radius and ky_fan and needs rank={rank} values; "
-                f"got {box.rank} values, radius={radius!r}, ky_fan={ky_fan!r}"
+                f"bounds replaces radius, p and ky_fan and needs rank={rank} values; "
+                f"got {box.rank} values, radius={radius!r}, p={p!r}, ky_fan={ky_fan!r}"
             )
         return box
     radius = check_radius(1.0 if radius is None else radius)
     if ky_fan is not None:
+        if p is not None:
+            raise OptionError(
+                f"ky_fan replaces the Schatten order p; got ky_fan={ky_fan!r} and p={p!r}: "
+                "leave one out"
+            )
         return KyFanBall(ky_fan, radius, rank)
-    return SchattenBall(float(p), radius, rank)
+    return SchattenBall(math.inf if p is None else float(p), radius, rank)

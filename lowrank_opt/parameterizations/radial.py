@@ -91,6 +91,7 @@ class RadialBall(Parameterization):
         self.norm = _ball(norm, self.radius, self.rank)
         self.left = nn.Parameter(torch.empty(m, self.rank, dtype=dtype, device=device))
         self.right = nn.Parameter(torch.empty(n, self.rank, dtype=dtype, device=device))
+        self.check_held()
         self.zero_(generator=generator)
 
     @classmethod

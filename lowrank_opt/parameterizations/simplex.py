@@ -83,6 +83,7 @@ class SimplexRankOnes(Parameterization):
         self.left = nn.Parameter(empty.new_empty(m, self.rank))
         self.right = nn.Parameter(empty.new_empty(n, self.rank))
         self.weights = nn.Parameter(empty.new_empty(self.rank + 1))
+        self.check_held()
         self.zero_(generator=generator)
 
     @classmethod

@@ -73,6 +73,7 @@ class SpectralLoRA(Parameterization):
         self.radius = check_radius(radius)
         self.left = nn.Parameter(torch.empty(m, self.rank, dtype=dtype, device=device))
         self.right = nn.Parameter(torch.empty(n, self.rank, dtype=dtype, device=device))
+        self.check_held()
         self.zero_(generator=generator)
 
     @classmethod

@@ -168,7 +168,7 @@ class ComplementSet(LinearImage):
         if isinstance(gradient, Tensor) and gradient.layout == torch.strided:
             return super().lmo(gradient)
         # The part of a sparse gradient is dense, but its products are not dear.
-        return self.inner.lmo(self._leading_part(gradient))
+        return self.embed(self.inner.lmo(self._leading_part(gradient)))
 
     def _leading_part(self, gradient: Tensor | sp.spmatrix | sp.sparray) -> LowRankOperator:
         """Return the leading triples of a sparse gradient's part, by products with it alone."""

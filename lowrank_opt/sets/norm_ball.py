@@ -56,6 +56,10 @@ class NormBall(SpectralSet):
         return f"{self.norm_name} <= {self.radius:g}"
 
     @property
+    def size(self) -> float:
+        return self.radius
+
+    @property
     def frobenius_bound(self) -> float:
         """By monotonicity, sqrt(rank) times the largest value that a member can have."""
         first = self.gauge(torch.eye(1, self.rank, dtype=torch.float64)[0])

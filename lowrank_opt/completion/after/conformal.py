@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.completion.results.posterior import BayesianResult
-from lowrank_opt.errors import ObservationError, RadiusError, ShapeError
+from lowrank_opt.errors import ObservationError, OptionError, ShapeError
 from lowrank_opt.observations import Observations
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Conformal(Generic[P]):
 
         Raises
         ------
-        RadiusError
+        OptionError
             If `coverage` is not in (0, 1).
         """
         _check_coverage(coverage)
@@ -370,4 +370,4 @@ def _check(values: Tensor, name: str) -> None:
 
 def _check_coverage(coverage: float) -> None:
     if not 0 < coverage < 1:
-        raise RadiusError(f"coverage must be in (0, 1); got coverage={coverage!r}")
+        raise OptionError(f"coverage must be in (0, 1); got coverage={coverage!r}")

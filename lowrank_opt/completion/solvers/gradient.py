@@ -62,7 +62,7 @@ class LBFGS:
 
     Raises
     ------
-    RadiusError
+    OptionError
         If an option is outside its domain.
 
     References
@@ -105,7 +105,7 @@ class FirstOrder:
 
     Raises
     ------
-    RadiusError, OptionError
+    OptionError
         If an option is outside its domain.
 
     Examples

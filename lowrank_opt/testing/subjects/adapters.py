@@ -9,7 +9,7 @@ from lowrank_opt.parameterizations import Parameterization
 from lowrank_opt.testing.cases.adapter_method import METHOD, AdapterMethod, small_models
 from lowrank_opt.testing.cases.calls import call
 from lowrank_opt.testing.cases.parameters import FreeParameters
-from lowrank_opt.testing.laws import adapter_laws
+from lowrank_opt.testing.laws import adapter_laws, adapter_uses
 from lowrank_opt.testing.laws.adapter_laws import AdapterTrial, Models
 from lowrank_opt.testing.search.check import AnyLaw, CheckOptions, check
 from lowrank_opt.testing.search.law import Law
@@ -47,19 +47,22 @@ _NEEDS = {
     "orders": ("start", "forward", "merging", "gradients", "disabling", "frozen", "state"),
 }
 
-ADAPTER_LAWS: tuple[AnyLaw, ...] = tuple(
-    Law(
-        name,
-        statement,
-        body,
-        parameters=(FreeParameters("start"),),
-        sides=(1, 6),
-        max_rank=3,
-        max_examples=2 if name == "orders" else 4,
-        needs=_NEEDS.get(name, ("start",)),
-        entry="check_adapter",
-    )
-    for name, statement, body in _BODIES
+ADAPTER_LAWS: tuple[AnyLaw, ...] = (
+    *(
+        Law(
+            name,
+            statement,
+            body,
+            parameters=(FreeParameters("start"),),
+            sides=(1, 6),
+            max_rank=3,
+            max_examples=2 if name == "orders" else 4,
+            needs=_NEEDS.get(name, ("start",)),
+            entry="check_adapter",
+        )
+        for name, statement, body in _BODIES
+    ),
+    *adapter_uses.LAWS,
 )
 
 _ORDERS = {1: ("shape",), 2: ("shape", "rank")}

