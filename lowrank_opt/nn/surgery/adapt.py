@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from lowrank_opt.errors import TargetError
+from lowrank_opt.errors import OptionError, TargetError
 from lowrank_opt.nn.adapters.slots import (
     LayerSlot,
     WeightSlot,
@@ -82,8 +82,10 @@ def adapt(
 
     Raises
     ------
+    OptionError
+        If a pattern matches nothing, a target is not adaptable, or `make` returns one object twice.
     TargetError
-        If a pattern matches nothing, a target is not adaptable, or a weight is not finite.
+        If a weight is not finite.
     RankError, RadiusError
         From `make`, if a rank or radius does not fit; the error names the weight.
     AdapterStateError
@@ -124,7 +126,7 @@ def _tied_groups(
     patterns = (exclude,) if isinstance(exclude, str) else exclude
     for tied in (slot for group in groups.values() for slot in group if slot.name not in chosen):
         if any(matches(x, tied.name) or matches(x, tied.layer.name) for x in patterns):
-            raise TargetError(
+            raise OptionError(
                 f"tied weights are adapted together; {tied.name} is excluded, but shares its "
                 "weight with a target: exclude both or none, or untie them first"
             )
@@ -144,7 +146,7 @@ def _check_distinct(plans: list[list[Parameterization]]) -> None:
     groups = {id(members): members for members in plans}.values()
     every = [id(member) for members in groups for member in members]
     if len(set(every)) < len(every):
-        raise TargetError(
+        raise OptionError(
             "make(shape) must return a new parameterization at each call; got one twice: "
             "construct it inside the function"
         )
