@@ -88,7 +88,7 @@ def test_short_rows_are_covered_with_residual_scales():
             low, high = intervals.interval(new.rows, new.cols)
             inside[name] += float(((low <= new.values) & (new.values <= high))[short].sum())
         count += int(short.sum())
-    # Of 90 % asked for on all rows; in-sample residuals make short rows worse than one width for all.
+    # Of 90 % asked for on all rows: fitted residuals are worse than one width for all.
     assert inside["left out"] / count > 0.82
     assert inside["in sample"] < inside["left out"] - 0.08 * count
     assert inside["equal"] < inside["left out"] - 0.02 * count
