@@ -18,6 +18,7 @@ from lowrank_opt.parameterizations.homogeneous import HomogeneousBall as Homogen
 from lowrank_opt.parameterizations.inductive import Inductive as Inductive
 from lowrank_opt.parameterizations.nb_lora import NBLoRA as NBLoRA
 from lowrank_opt.parameterizations.nested_svd import NestedSVD as NestedSVD
+from lowrank_opt.parameterizations.normalized import NormalizedLoRA as NormalizedLoRA
 from lowrank_opt.parameterizations.offset import Offset as Offset
 from lowrank_opt.parameterizations.orthogonal import Orthogonal as Orthogonal
 from lowrank_opt.parameterizations.presets import (
@@ -25,6 +26,8 @@ from lowrank_opt.parameterizations.presets import (
 )
 from lowrank_opt.parameterizations.presets import lora_xs as lora_xs
 from lowrank_opt.parameterizations.presets import nora as nora
+from lowrank_opt.parameterizations.presets import polar as polar
+from lowrank_opt.parameterizations.presets import stella as stella
 from lowrank_opt.parameterizations.radial import RadialBall as RadialBall
 from lowrank_opt.parameterizations.rotations import boft as boft
 from lowrank_opt.parameterizations.rotations import goft as goft

@@ -206,7 +206,7 @@ class DeLoRA(Parameterization):
 
     @torch.no_grad()
     def zero_(self, *, generator: torch.Generator | None = None) -> Self:
-        """Set the terms to cancelling pairs, and the unpaired last one to zero.
+        """Set the terms to cancelling pairs, the unpaired last one to zero, the radius as given.
 
         Variants ``paper`` and ``author`` start from random terms and freeze a copy, so W = 0 to
         the rounding of a product; ``peft`` starts from b = 0, where its gradient is 1e4 times
@@ -221,6 +221,8 @@ class DeLoRA(Parameterization):
             b.zero_()
         self.left.copy_(b)
         self.right.copy_(a)
+        if self.learned_radius is not None:
+            self.learned_radius.fill_(self.radius)
         if self.frozen is not None:
             self.frozen.copy_(torch.cat((b, a)))
         return self

@@ -11,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 
 import lowrank_opt as lo
-from lowrank_opt.errors import RankError, ShapeError, TargetError
+from lowrank_opt.errors import OptionError, RankError, ShapeError
 from lowrank_opt.testing import (
     LAWS,
     BrokenLawError,
@@ -189,7 +189,7 @@ def test_checks_leave_the_global_generator_alone() -> None:
     ],
 )
 def test_options_are_checked(options, message) -> None:
-    with pytest.raises(TargetError, match=message):
+    with pytest.raises(OptionError, match=message):
         check_parameterization(lo.Factored, **options)
 
 

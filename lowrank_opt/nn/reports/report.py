@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.errors import TargetError
+from lowrank_opt.errors import OptionError
 from lowrank_opt.nn.adapters.present import (
     check_known,
     record_of,
@@ -138,7 +138,7 @@ def monitor(
 
     Raises
     ------
-    TargetError
+    OptionError
         If `every` is less than 1.
 
     Examples
@@ -152,7 +152,7 @@ def monitor(
     (None, None)
     """
     if every < 1:
-        raise TargetError(f"every must be at least 1 step; got every={every!r}")
+        raise OptionError(f"every must be at least 1 step; got every={every!r}")
     step = 0
 
     def after_step() -> None:
