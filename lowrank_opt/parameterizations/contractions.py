@@ -115,6 +115,7 @@ class Contractions(Parameterization):
         said = "two r x r inverses", "Horn and Johnson, theorem 3.3.16"
         yield Example("Contractions(radius, p)", partial(cls, radius=1.0, p=3.0), *said)
         yield Example("Contractions(bounds)", boxed, *said)
+        yield Example("Contractions(radius)", partial(cls, radius=1.0), listed=False)
 
     @property
     def feasible_set(self) -> SchattenBall | SingularValueBox:

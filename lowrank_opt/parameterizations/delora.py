@@ -136,6 +136,9 @@ class DeLoRA(Parameterization):
     def examples(cls) -> Iterator[Example]:
         make = partial(cls, radius=1.0)
         yield Example("DeLoRA(radius)", make, reference="arXiv 2503.18225")
+        for variant in ("paper", "author", "peft"):
+            learned = partial(make, variant=variant, learn_radius=variant == "author")
+            yield Example(f"DeLoRA(radius, {variant!r})", learned, listed=False)
 
     @property
     def _subtracts(self) -> bool:

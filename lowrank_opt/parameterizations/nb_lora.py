@@ -140,6 +140,7 @@ class NBLoRA(Parameterization):
             ("NBLoRA(bounds)", boxed),
         ):
             yield Example(name, make, INVERSE, "arXiv 2501.19050")
+        yield Example("NBLoRA(radius, skew)", partial(cls, radius=1.0, skew=True), listed=False)
 
     @property
     def feasible_set(self) -> SchattenBall | KyFanBall | SingularValueBox:
