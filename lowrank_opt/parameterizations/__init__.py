@@ -1,4 +1,4 @@
-"""Maps from free parameters to factor triples: here the contract, `config` and the table of methods.
+"""Maps from free parameters to factor triples: the contract, options and the table of methods.
 
 In `free`, `balls` and `turned` stand the maps, in `composed` what goes around one, in `published`
 functions that compose them. What trains, merges or completes with them is elsewhere.
