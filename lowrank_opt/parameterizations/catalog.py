@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from lowrank_opt import parameterizations as maps
-from lowrank_opt.parameterizations import compositions, presets, starts
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.parameterizations.config import Configured
 from lowrank_opt.parameterizations.example import Example
+from lowrank_opt.parameterizations.published import compositions, presets, starts
 
 # Large enough that 4 r is below min(m, n): ranks are told apart.
 _SHAPE, _RANK = (14, 13), 3

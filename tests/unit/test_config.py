@@ -218,7 +218,7 @@ def test_only_known_classes_are_made(tmp_path: Path, monkeypatch) -> None:
     for name in ("mischief.Class", "os.system", "torch.nn.modules.linear.Linear", "builtins.eval"):
         with pytest.raises(OptionError, match=f"must be known to the program; got {name}"):
             rebuild({"class": name, "options": {}})
-    assert lo.NBLoRA is known_class("lowrank_opt.parameterizations.nb_lora.NBLoRA")
+    assert lo.NBLoRA is known_class("lowrank_opt.parameterizations.balls.nb_lora.NBLoRA")
 
 
 def test_edited_options_are_refused() -> None:

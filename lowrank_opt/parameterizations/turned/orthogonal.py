@@ -26,9 +26,9 @@ from lowrank_opt.linalg import (
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization, random_frame
 from lowrank_opt.parameterizations.example import Example, example_tensor
-from lowrank_opt.parameterizations.leading import LeadingValues
-from lowrank_opt.parameterizations.rotated_weight import RotatedWeight, Rotation
-from lowrank_opt.parameterizations.turns import butterfly_order, nearest_rotations
+from lowrank_opt.parameterizations.turned.leading import LeadingValues
+from lowrank_opt.parameterizations.turned.rotated_weight import RotatedWeight, Rotation
+from lowrank_opt.parameterizations.turned.turns import butterfly_order, nearest_rotations
 from lowrank_opt.sets import SingularValueBox, relative_tolerance
 
 Map = Literal["cayley", "exponential", "householder"]

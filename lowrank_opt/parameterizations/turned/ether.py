@@ -25,7 +25,7 @@ from lowrank_opt.linalg import (
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.parameterizations.example import Example, example_tensor
-from lowrank_opt.parameterizations.leading import LeadingValues
+from lowrank_opt.parameterizations.turned.leading import LeadingValues
 from lowrank_opt.sets import SchattenBall, SingularValueBox, relative_tolerance
 
 Shape = tuple[int, int]

@@ -11,9 +11,9 @@ from lowrank_opt.checks import check_choice, check_radius
 from lowrank_opt.errors import NoRightInverseError, OptionError, ShapeError
 from lowrank_opt.linalg import lp_norm, normalize_columns, product_svd, working_dtype
 from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations.balls.pairs import cancelling, paired, units_but_last
 from lowrank_opt.parameterizations.base import Parameterization, random_frame
 from lowrank_opt.parameterizations.example import Example
-from lowrank_opt.parameterizations.pairs import cancelling, paired, units_but_last
 from lowrank_opt.sets import FeasibleSet, RankAtMost, SchattenBall, WeightedSet
 from lowrank_opt.sets.sides import diagonal
 

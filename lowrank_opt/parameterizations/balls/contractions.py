@@ -14,8 +14,8 @@ from lowrank_opt.checks import check_radius
 from lowrank_opt.errors import OptionError
 from lowrank_opt.linalg import contraction, invert_contraction, working_dtype
 from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations.balls.bounds import on_sphere
 from lowrank_opt.parameterizations.base import Parameterization, lora_start_
-from lowrank_opt.parameterizations.bounds import on_sphere
 from lowrank_opt.parameterizations.example import Example
 from lowrank_opt.sets import SchattenBall, SingularValueBox
 
