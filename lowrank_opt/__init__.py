@@ -7,6 +7,7 @@ prints its help without torch.
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,15 +20,13 @@ def __getattr__(name: str) -> object:
     if name == "__all__":
         return [*import_module(f"{__name__}._names").__all__, "__version__"]
     if not name.startswith("_"):
+        # A subpackage first: it may be wanted while the names are being loaded.
+        if find_spec(f"{__name__}.{name}") is not None:
+            return import_module(f"{__name__}.{name}")
         names = vars(import_module(f"{__name__}._names"))
         if name in names:
+            globals()[name] = names[name]
             return names[name]
-        # A subpackage, which need not have been imported by itself.
-        try:
-            return import_module(f"{__name__}.{name}")
-        except ModuleNotFoundError as error:
-            if error.name != f"{__name__}.{name}":
-                raise
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

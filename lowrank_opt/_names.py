@@ -22,7 +22,9 @@ from lowrank_opt.parameterizations import HomogeneousBall as HomogeneousBall
 from lowrank_opt.parameterizations import Inductive as Inductive
 from lowrank_opt.parameterizations import NBLoRA as NBLoRA
 from lowrank_opt.parameterizations import NestedSVD as NestedSVD
+from lowrank_opt.parameterizations import NormalizedLoRA as NormalizedLoRA
 from lowrank_opt.parameterizations import Offset as Offset
+from lowrank_opt.parameterizations import Orthogonal as Orthogonal
 from lowrank_opt.parameterizations import Parameterization as Parameterization
 from lowrank_opt.parameterizations import RadialBall as RadialBall
 from lowrank_opt.parameterizations import SimplexRankOnes as SimplexRankOnes
@@ -32,22 +34,30 @@ from lowrank_opt.parameterizations import VeRA as VeRA
 from lowrank_opt.parameterizations import WeightDecomposed as WeightDecomposed
 from lowrank_opt.parameterizations import Weighted as Weighted
 from lowrank_opt.parameterizations import activation_weighted_frames as activation_weighted_frames
+from lowrank_opt.parameterizations import boft as boft
 from lowrank_opt.parameterizations import clora as clora
+from lowrank_opt.parameterizations import goft as goft
+from lowrank_opt.parameterizations import hra as hra
 from lowrank_opt.parameterizations import inf_lora as inf_lora
 from lowrank_opt.parameterizations import lora_null as lora_null
 from lowrank_opt.parameterizations import lora_xs as lora_xs
 from lowrank_opt.parameterizations import nora as nora
 from lowrank_opt.parameterizations import o_lora as o_lora
+from lowrank_opt.parameterizations import oft as oft
 from lowrank_opt.parameterizations import olora as olora
 from lowrank_opt.parameterizations import oplora as oplora
 from lowrank_opt.parameterizations import osf as osf
 from lowrank_opt.parameterizations import pissa as pissa
+from lowrank_opt.parameterizations import polar as polar
+from lowrank_opt.parameterizations import psoft as psoft
 from lowrank_opt.parameterizations import rslora as rslora
+from lowrank_opt.parameterizations import stella as stella
 from lowrank_opt.sets import ComplementSet as ComplementSet
 from lowrank_opt.sets import FeasibleSet as FeasibleSet
 from lowrank_opt.sets import ImageSet as ImageSet
 from lowrank_opt.sets import KyFanBall as KyFanBall
 from lowrank_opt.sets import NestedSet as NestedSet
+from lowrank_opt.sets import NormBall as NormBall
 from lowrank_opt.sets import RankAtMost as RankAtMost
 from lowrank_opt.sets import SchattenBall as SchattenBall
 from lowrank_opt.sets import ShiftedSet as ShiftedSet
@@ -80,8 +90,10 @@ __all__ = [
     "NBLoRA",
     "NestedSVD",
     "NestedSet",
+    "NormalizedLoRA",
     "Observations",
     "Offset",
+    "Orthogonal",
     "Parameterization",
     "RadialBall",
     "RankAtMost",
@@ -98,18 +110,25 @@ __all__ = [
     "WeightedSchattenBall",
     "WeightedSet",
     "activation_weighted_frames",
+    "boft",
     "clora",
     "complete",
     "extend_basis",
+    "goft",
+    "hra",
     "inf_lora",
     "lora_null",
     "lora_xs",
     "nora",
     "o_lora",
+    "oft",
     "olora",
     "oplora",
     "osf",
     "pissa",
+    "polar",
+    "psoft",
     "rslora",
     "solvers",
+    "stella",
 ]

@@ -68,7 +68,7 @@ class Certificate:
         save_document(self.document, path, "certify(exact=True)")
 
 
-def singular_value_bounds(op: LowRankOperator) -> Tensor:
+def proved_values(op: LowRankOperator) -> Tensor:
     r"""Return upper bounds on the singular values of the exact product, in float64.
 
     The computed values of two QR factorizations and one SVD, raised by
@@ -128,7 +128,7 @@ def certify(op: LowRankOperator, feasible_set: FeasibleSet, *, exact: bool = Fal
     if exact:
         return _proved(op, feasible_set)
     view, unit = feasible_set.as_spectral(op), feasible_set.unit(op)
-    values = singular_value_bounds(op if view is None else view[0])
+    values = proved_values(op if view is None else view[0])
     tolerance = relative_tolerance(op.dtype, feasible_set.rank) * unit
     if view is None:
         margin = relative_tolerance(torch.float64, feasible_set.rank) * unit
@@ -206,7 +206,7 @@ def export(op: LowRankOperator, feasible_set: FeasibleSet, dtype: torch.dtype) -
         scale = torch.full_like(sigma, float(peak) * (1 - shrink)).to(scale_dtype)
         rounded = LowRankOperator(left, scale, right)
         view = feasible_set.as_spectral(rounded)
-        if view is not None and _value_excess(singular_value_bounds(view[0]), view[1]) <= 0:
+        if view is not None and _value_excess(proved_values(view[0]), view[1]) <= 0:
             return rounded
     excess = feasible_set.excess(op)
     raise NotInSetError(

@@ -56,14 +56,12 @@ class FeasibleSet(ABC):
     ----------
     rank : int
         Largest rank of a member.
+    norm_name : str
+        The norm that is bounded, in a word or two; "none" if there is no bound.
     """
 
     rank: int
-
-    @property
-    def norm_name(self) -> str:
-        """The norm that is bounded, in a word or two; "none" if there is no bound."""
-        return "none"
+    norm_name: str = "none"
 
     @property
     def bound(self) -> str:

@@ -62,7 +62,7 @@ class LinearImage(FeasibleSet):
         return min((self.inner.rank, *(x.rank for x in self.sides if x.rank is not None)))
 
     @property
-    def norm_name(self) -> str:
+    def norm_name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self._said(self.inner.norm_name)
 
     @property

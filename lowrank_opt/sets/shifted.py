@@ -36,7 +36,7 @@ class ShiftedSet(FeasibleSet):
         return min(self.inner.rank + self.offset.rank, *self.offset.shape)
 
     @property
-    def norm_name(self) -> str:
+    def norm_name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self._said(self.inner.norm_name)
 
     @property

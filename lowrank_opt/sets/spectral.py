@@ -53,7 +53,7 @@ class SchattenBall(NormBall):
         check_positive_rank(self.rank)
 
     @property
-    def norm_name(self) -> str:
+    def norm_name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return _NAMES.get(self.p, "Schatten p")
 
     @property
@@ -151,15 +151,12 @@ class KyFanBall(NormBall):
     k: int
     radius: float
     rank: int
+    norm_name = "Ky Fan"
 
     def __post_init__(self) -> None:
         check_positive_rank(self.k, "k", what="the Ky Fan order k")
         check_radius(self.radius)
         check_positive_rank(self.rank)
-
-    @property
-    def norm_name(self) -> str:
-        return "Ky Fan"
 
     @property
     def bound(self) -> str:
@@ -214,6 +211,7 @@ class SingularValueBox(SpectralSet):
     """
 
     bounds: tuple[float, ...]
+    norm_name = "each singular value"
 
     def __init__(self, bounds: Iterable[float] | Tensor) -> None:
         values = bounds.tolist() if isinstance(bounds, Tensor) else bounds
@@ -228,10 +226,6 @@ class SingularValueBox(SpectralSet):
     def rank(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Number of bounds."""
         return len(self.bounds)
-
-    @property
-    def norm_name(self) -> str:
-        return "each singular value"
 
     @property
     def bound(self) -> str:

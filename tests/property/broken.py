@@ -59,8 +59,8 @@ class OnePercentTooLarge(lo.HomogeneousBall):
 class SignedValues(lo.NBLoRA):
     """The bound of NB-LoRA needs s >= 0."""
 
-    def singular_value_bounds(self):
-        bounds = super().singular_value_bounds()
+    def value_limits(self):
+        bounds = super().value_limits()
         return bounds if self.spread is None else bounds * self.spread.sign()
 
 
@@ -250,7 +250,7 @@ class UnscaledInverse(Product):
 class SoftmaxValues(lo.NBLoRA):
     """Softmax cannot make a value zero: members on the boundary of lower rank are missed."""
 
-    def singular_value_bounds(self):
+    def value_limits(self):
         assert self.spread is not None
         return self._set.radius * self.spread.softmax(0).double()
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +38,25 @@ def test_help_needs_neither_torch_nor_numpy(words: list[str]):
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "[] 0" == run.stdout.splitlines()[-1]
+
+
+def test_every_module_can_be_imported_first():
+    """Names that load late must not close a circle, whatever is asked for first."""
+    root = Path(lo.__file__).parent
+    rooms = sorted(path.parent.name for path in root.glob("*/__init__.py"))
+    modules = [f"lowrank_opt.{room}" for room in (*rooms, "operator", "solvers", "files")]
+    script = (
+        "import importlib, os, sys\n"
+        "import torch, numpy, sklearn.base, hypothesis, pytest\n"
+        f"for name in {modules}:\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        try:\n"
+        "            importlib.import_module(name)\n"
+        "        except BaseException as error:\n"
+        "            print(name, repr(error), flush=True)\n"
+        "        os._exit(0)\n"
+        "    os.waitpid(child, 0)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "" == run.stdout

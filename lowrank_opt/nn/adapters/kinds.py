@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lowrank_opt.errors import TargetError
+from lowrank_opt.errors import OptionError
 from lowrank_opt.nn import products
 from lowrank_opt.operator import LowRankOperator
 
@@ -134,7 +134,7 @@ def register_layer(module_type: type[nn.Module] | str, kind: LayerKind) -> None:
 
     Raises
     ------
-    TargetError
+    OptionError
         If the type is registered already.
 
     Examples
@@ -152,7 +152,7 @@ def register_layer(module_type: type[nn.Module] | str, kind: LayerKind) -> None:
     """
     name = module_type if isinstance(module_type, str) else type_name(module_type)
     if name in _KINDS:
-        raise TargetError(f"a layer type is registered once; got {name} again: use a subclass")
+        raise OptionError(f"a layer type is registered once; got {name} again: use a subclass")
     _KINDS[name] = kind
 
 

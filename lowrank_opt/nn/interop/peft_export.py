@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.errors import TargetError
+from lowrank_opt.errors import OptionError, TargetError
 from lowrank_opt.nn.adapters.adapted import adapted_modules
 from lowrank_opt.nn.adapters.present import (
     check_known,
@@ -90,6 +90,8 @@ def export_peft(
 
     Raises
     ------
+    OptionError
+        If `skip` matches nothing, or leaves nothing.
     TargetError
         If PEFT would compute something else with an update (see `skip`), or an update is not
         finite or not representable in `dtype`. Nothing is written.
@@ -199,14 +201,14 @@ def _without(
     hit = {p: [s.name for s, _ in held if _named(p, s)] for p in patterns}
     idle = [pattern for pattern, names in hit.items() if not names]
     if idle:
-        raise TargetError(
+        raise OptionError(
             f"skip must match an adapted layer; got {idle[0]!r}: adapted are "
             f"{', '.join(slot.name for slot, _ in held)[:500]}"
         )
     dropped = {name for names in hit.values() for name in names}
     kept = [(slot, x) for slot, x in held if slot.name not in dropped]
     if not kept:
-        raise TargetError(f"skip must leave a layer to export; got skip={skip!r}")
+        raise OptionError(f"skip must leave a layer to export; got skip={skip!r}")
     return kept
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lowrank_opt.errors import NotInSetError, TargetError
+from lowrank_opt.errors import NotInSetError, OptionError
 from lowrank_opt.nn.adapters.slots import (
     WeightSlot,
 )
@@ -30,7 +30,7 @@ def imported(
         return _as_in_file(held, slot, op).to(like)
     made = make(op.shape)
     if not isinstance(made, Parameterization) or made.shape != op.shape:
-        raise TargetError(
+        raise OptionError(
             f"make({op.shape}) must return a Parameterization of that shape; got "
             f"{made!r} for {held.name}"
         )

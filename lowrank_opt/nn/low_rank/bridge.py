@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lowrank_opt.errors import ShapeError, TargetError
+from lowrank_opt.errors import OptionError, ShapeError
 from lowrank_opt.parameterizations import Parameterization
 
 
@@ -63,8 +63,10 @@ def register_dense(
 
     Raises
     ------
+    OptionError
+        If there is no such parameter, or it has one axis only.
     TargetError
-        If there is no such parameter, it has one axis only, or it is not finite.
+        If it is not finite.
     ShapeError
         If the shapes differ.
     NoRightInverseError
@@ -82,7 +84,7 @@ def register_dense(
     weight = dict(module.named_parameters(recurse=False)).get(name)
     if weight is None or weight.ndim < 2:
         own = [key for key, p in module.named_parameters(recurse=False) if p.ndim > 1]
-        raise TargetError(
+        raise OptionError(
             f"register_dense needs a parameter with two or more axes; got {name!r}: "
             f"{type(module).__name__} has {own}"
         )

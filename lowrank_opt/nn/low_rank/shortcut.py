@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.errors import ShapeError, TargetError
+from lowrank_opt.errors import OptionError, ShapeError
 from lowrank_opt.parameterizations import Parameterization
 
 
@@ -75,7 +75,7 @@ def add_shortcut(model: nn.Module, name: str, weight: Parameterization) -> Short
 
     Raises
     ------
-    TargetError
+    OptionError
         If there is no such submodule.
 
     Examples
@@ -91,11 +91,11 @@ def add_shortcut(model: nn.Module, name: str, weight: Parameterization) -> Short
         holder, block = model.get_submodule(parent), model.get_submodule(name)
     except AttributeError as error:
         names = [n for n, _ in model.named_modules() if n]
-        raise TargetError(
+        raise OptionError(
             f"a shortcut goes around a submodule; got {name!r}: the model has {names[:20]}"
         ) from error
     if not name:
-        raise TargetError("a shortcut goes around a submodule; got the model itself: wrap it first")
+        raise OptionError("a shortcut goes around a submodule; got the model itself: wrap it first")
     like = next(block.parameters(), torch.empty(0))
     dtype = torch.promote_types(like.dtype, torch.float32)
     shortcut = Shortcut(block, weight.zero_().to(device=like.device, dtype=dtype))

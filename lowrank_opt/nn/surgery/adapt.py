@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from lowrank_opt.errors import TargetError
+from lowrank_opt.errors import OptionError, TargetError
 from lowrank_opt.nn.adapters.slots import (
     LayerSlot,
     WeightSlot,
@@ -42,8 +42,9 @@ def adapt(
     Every adapted weight computes with :math:`W_0 + \Delta W`. The layers stay what they are: the
     same objects, under the same names, with the base weights in them, which are frozen and never
     written to. The start is :math:`\Delta W = 0` exactly: a parameterization that starts
-    elsewhere is wrapped in `Offset`. Weights that are tied stay tied: every place that uses an
-    adapted weight gets the same update, from one parameterization. Buffers, such as the running
+    elsewhere is wrapped in `Offset`, except for `ETHER`, which would be no reflection then. Weights
+    that are tied stay tied: every place that uses an adapted weight gets the same update, from one
+    parameterization. Buffers, such as the running
     statistics of a normalisation, are the adapter's own from here on. After any error the model
     is what it was.
 
@@ -82,8 +83,10 @@ def adapt(
 
     Raises
     ------
+    OptionError
+        If a pattern matches nothing, a target is not adaptable, or `make` returns one object twice.
     TargetError
-        If a pattern matches nothing, a target is not adaptable, or a weight is not finite.
+        If a weight is not finite.
     RankError, RadiusError
         From `make`, if a rank or radius does not fit; the error names the weight.
     AdapterStateError
@@ -124,7 +127,7 @@ def _tied_groups(
     patterns = (exclude,) if isinstance(exclude, str) else exclude
     for tied in (slot for group in groups.values() for slot in group if slot.name not in chosen):
         if any(matches(x, tied.name) or matches(x, tied.layer.name) for x in patterns):
-            raise TargetError(
+            raise OptionError(
                 f"tied weights are adapted together; {tied.name} is excluded, but shares its "
                 "weight with a target: exclude both or none, or untie them first"
             )
@@ -144,7 +147,7 @@ def _check_distinct(plans: list[list[Parameterization]]) -> None:
     groups = {id(members): members for members in plans}.values()
     every = [id(member) for members in groups for member in members]
     if len(set(every)) < len(every):
-        raise TargetError(
+        raise OptionError(
             "make(shape) must return a new parameterization at each call; got one twice: "
             "construct it inside the function"
         )
@@ -155,7 +158,8 @@ def _started(parameterization: Parameterization, weight: nn.Parameter) -> Parame
     started = parameterization
     if not any(x.is_meta for x in parameterization.parameters()):
         op = parameterization.factors().detach()
-        started = parameterization if _vanishes(op) else Offset(parameterization)
+        begun = parameterization.keeps_its_start or _vanishes(op)
+        started = parameterization if begun else Offset(parameterization)
     dtype = torch.promote_types(weight.dtype, torch.float32)
     started.requires_grad_(True)
     return started.to(device=weight.device, dtype=dtype)

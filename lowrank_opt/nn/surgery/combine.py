@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from lowrank_opt.errors import RadiusError, TargetError
+from lowrank_opt.errors import OptionError
 from lowrank_opt.linalg.entrywise import drop_and_rescale, elect_sign_and_average, keep_largest
 from lowrank_opt.nn.adapters.present import (
     check_known,
@@ -81,7 +81,7 @@ def combine(
 
     Raises
     ------
-    TargetError, RadiusError
+    OptionError
         If there is nothing to combine, the method is unknown, or a number is outside its domain.
     AdapterStateError
         If an adapter does not exist, the name is taken, the model is merged, or the adapters'
@@ -179,8 +179,8 @@ def _parameterized(op: LowRankOperator, make: Make | None) -> Parameterization:
 
 def _check_options(weights: Mapping[str, float], method: str, density: float) -> None:
     if method not in get_args(Method):
-        raise TargetError(f"method must be one of {get_args(Method)}; got {method!r}")
+        raise OptionError(f"method must be one of {get_args(Method)}; got {method!r}")
     if not weights:
-        raise TargetError("combine needs at least one adapter; got no weights")
+        raise OptionError("combine needs at least one adapter; got no weights")
     if not 0 < density <= 1:
-        raise RadiusError(f"density must be in (0, 1]; got {density!r}")
+        raise OptionError(f"density must be in (0, 1]; got {density!r}")

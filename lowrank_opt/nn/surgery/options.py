@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lowrank_opt.errors import LowRankError, RadiusError, ShapeError, TargetError
+from lowrank_opt.errors import LowRankError, OptionError, RadiusError, ShapeError
 from lowrank_opt.linalg import lp_norm
 from lowrank_opt.nn.adapters.slots import (
     WeightSlot,
@@ -75,10 +75,10 @@ class Options:
     generator: torch.Generator | None = None
 
     def check(self, make: Make, options: list[Candidate]) -> None:
-        """Raise TargetError if a pattern matches nothing or `make` takes no such option."""
+        """Raise OptionError if a pattern matches nothing or `make` takes no such option."""
         for pattern in (*self.rank_pattern, *self.radius_pattern):
             if not any(_applies(pattern, s.name) for c in options for s in c.slots):
-                raise TargetError(
+                raise OptionError(
                     f"a rank or radius pattern must match something; got {pattern!r}: "
                     f"{describe(options, pattern)}"
                 )
@@ -87,7 +87,7 @@ class Options:
         try:
             inspect.signature(make).bind((1, 1), **given)
         except TypeError as error:
-            raise TargetError(
+            raise OptionError(
                 f"make must take a shape and {sorted(given)}; {error}: "
                 "pass for example functools.partial(NBLoRA, rank=8, radius=0.5)"
             ) from error
@@ -134,7 +134,7 @@ def _asked(make: Make) -> list[str]:
 
 def _checked(made: object, shape: tuple[int, int]) -> Parameterization:
     if not isinstance(made, Parameterization):
-        raise TargetError(f"make(shape) must return a Parameterization; got {type(made).__name__}")
+        raise OptionError(f"make(shape) must return a Parameterization; got {type(made).__name__}")
     if made.shape != shape:
         raise ShapeError(f"make{shape} must have shape {shape}; got {made.shape}")
     return made

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.errors import TargetError
+from lowrank_opt.errors import OptionError
 from lowrank_opt.nn.adapters.slots import (
     LayerSlot,
     WeightSlot,
@@ -49,14 +49,14 @@ def own_modules(
 
     Raises
     ------
-    TargetError
+    OptionError
         If a pattern matches nothing, or a weight in a module is adapted too.
     """
     several = (patterns,) if isinstance(patterns, str) else patterns
     named = [slot for slot in everywhere if slot.name and not slot.opaque]
     for pattern in several:
         if not any(matches(pattern, slot.name) for slot in named):
-            raise TargetError(
+            raise OptionError(
                 f"modules_to_train must match something; got {pattern!r}: the model has "
                 f"{', '.join(slot.name for slot in named)[:500]}"
             )
@@ -70,7 +70,7 @@ def own_modules(
     }
     both = [slot.name for slot in adapted if id(slot.parameter) in trained]
     if both:
-        raise TargetError(
+        raise OptionError(
             f"a weight is adapted or trained, not both; got {both} in modules_to_train: "
             "exclude them or train less"
         )

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from lowrank_opt.errors import TargetError
+from lowrank_opt.errors import OptionError
 from lowrank_opt.nn.adapters.kinds import kind_of, original_type, registered_kind, type_name
 from lowrank_opt.nn.adapters.slots import (
     LayerSlot,
@@ -61,7 +61,7 @@ def select(
 
     Raises
     ------
-    TargetError
+    OptionError
         If a pattern matches nothing, or names something that cannot be adapted.
     """
     options = candidates(everywhere)
@@ -70,7 +70,7 @@ def select(
     _check_excluded(exclude, options)
     kept = [c for c in chosen if c.name not in dropped]
     if not kept:
-        raise TargetError(
+        raise OptionError(
             f"targets must leave something to adapt; got targets={targets!r} with "
             f"exclude={exclude!r}: {describe(options)}"
         )
@@ -87,7 +87,7 @@ def _matching(
         return [c for c in options if c.linear]
     for pattern in (targets,) if isinstance(targets, str) else targets:
         if not any(matches(pattern, c.name) for c in options):
-            raise TargetError(_no_match(pattern, options, everywhere))
+            raise OptionError(_no_match(pattern, options, everywhere))
     return [c for c in options if matches_any(targets, c.name)]
 
 
@@ -124,7 +124,7 @@ def _companions(
 def _check_excluded(exclude: str | Sequence[str], options: list[Candidate]) -> None:
     for pattern in (exclude,) if isinstance(exclude, str) else exclude:
         if not any(matches(pattern, c.name) for c in options):
-            raise TargetError(
+            raise OptionError(
                 f"exclude must match something; got {pattern!r}: {describe(options, pattern)}"
             )
 
@@ -134,7 +134,7 @@ def matches(pattern: str, name: str) -> bool:
     try:
         return re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name) is not None
     except re.error as error:
-        raise TargetError(
+        raise OptionError(
             f"a pattern must be a regular expression; got {pattern!r}: {error}"
         ) from error
 

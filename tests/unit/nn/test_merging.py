@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import lowrank_opt as lo
-from lowrank_opt.errors import RadiusError, ShapeError, TargetError
+from lowrank_opt.errors import OptionError, ShapeError, TargetError
 from lowrank_opt.nn import (
     AdapterStateError,
     active_adapters,
@@ -223,8 +223,8 @@ def test_combination_can_be_bounded_and_trained(model: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"method": "mean"}, TargetError, "method must be one of"),
-        ({"method": "dare", "density": 0.0}, RadiusError, r"density must be in \(0, 1\]"),
+        ({"method": "mean"}, OptionError, "method must be one of"),
+        ({"method": "dare", "density": 0.0}, OptionError, r"density must be in \(0, 1\]"),
         ({"name": "a"}, AdapterStateError, "must be new"),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import lowrank_opt as lo
-from lowrank_opt.errors import DataError, TargetError
+from lowrank_opt.errors import DataError, OptionError, TargetError
 from lowrank_opt.nn import (
     adapt,
     export_peft,
@@ -122,7 +122,7 @@ def test_export_refuses_before_it_writes(layer, tmp_path):
     both = ["tied", "other"]
     sites = export_peft(model, tmp_path / "x", skip=both if layer in both else rf"{layer}(\..*)?")
     assert ["fine"] == [site.name for site in sites]
-    with pytest.raises(TargetError, match="skip must match an adapted layer; got 'nothing'"):
+    with pytest.raises(OptionError, match="skip must match an adapted layer; got 'nothing'"):
         export_peft(model, tmp_path / "y", skip="nothing")
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import lowrank_opt as lo
-from lowrank_opt.errors import DataError, NotInSetError, ShapeError, TargetError
+from lowrank_opt.errors import DataError, NotInSetError, OptionError, ShapeError, TargetError
 from lowrank_opt.nn import (
     AdapterStateError,
     DecomposedModule,
@@ -292,7 +292,7 @@ def test_import_onto_the_meta_device(tmp_path):
 def test_import_checks_what_make_returns(tmp_path):
     tensors, _ = lora(["fc"])
     checkpoint(tmp_path, {"peft_type": "LORA", "lora_alpha": 2}, tensors)
-    with pytest.raises(TargetError, match=r"make\(\(5, 6\)\) must return a Parameterization of"):
+    with pytest.raises(OptionError, match=r"make\(\(5, 6\)\) must return a Parameterization of"):
         import_peft(small(), tmp_path, make=lambda s: lo.Factored(s[::-1], 2))
     with pytest.raises(DataError, match="'default' has no fc"):
         peft_residuals(small(), tmp_path)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import lowrank_opt as lo
-from lowrank_opt.errors import TargetError
+from lowrank_opt.errors import OptionError
 from lowrank_opt.nn import adapt, adapter_report, merge, monitor, summary
 from tests.adapted import base_weight, member
 
@@ -53,7 +53,7 @@ def test_monitor_logs_every_so_often(model: nn.Module) -> None:
     for _ in range(5):
         after_step()
     assert [4, 6] == logged
-    with pytest.raises(TargetError, match="every must be at least 1"):
+    with pytest.raises(OptionError, match="every must be at least 1"):
         monitor(model, lambda step, sites: None, every=0)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import lowrank_opt as lo
-from lowrank_opt.errors import RadiusError, RankError, ShapeError, TargetError
+from lowrank_opt.errors import OptionError, RadiusError, RankError, ShapeError, TargetError
 from lowrank_opt.nn import (
     AdapterStateError,
     LayerKind,
@@ -127,7 +127,7 @@ def test_tied_weights_share_one_parameterization() -> None:
 def test_excluded_partner_of_a_tied_weight_is_refused() -> None:
     model = nn.ModuleDict({"emb": nn.Embedding(9, 6), "head": nn.Linear(6, 9, bias=False)})
     model["head"].weight = model["emb"].weight
-    with pytest.raises(TargetError, match=r"tied weights are adapted together; head\.weight"):
+    with pytest.raises(OptionError, match=r"tied weights are adapted together; head\.weight"):
         adapt(model, BALL, targets="emb", exclude="head")
 
 
@@ -161,7 +161,7 @@ def test_registered_layer_of_ones_own_is_adapted_from_factors() -> None:
     nn.init.normal_(member(adapted[0]).left_rows)
     x = torch.randn(5, 4)
     torch.testing.assert_close(adapted(x), 2 * x @ adapted[0].matrix.mT)
-    with pytest.raises(TargetError, match="registered once"):
+    with pytest.raises(OptionError, match="registered once"):
         register_layer(Scaled, kind)
 
 
@@ -210,30 +210,30 @@ def test_subclass_with_its_own_forward_sees_the_adapted_weight(
 BAD: dict[str, tuple[Callable[[nn.Module], object], type[Exception], str]] = {
     "no match": (
         lambda m: adapt(m, BALL, targets="k_proj"),
-        TargetError,
+        OptionError,
         "must match something; got 'k_proj': adaptable are .*q_proj",
     ),
     "one of several": (
         lambda m: adapt(m, BALL, targets=["q_proj", "k_proj"]),
-        TargetError,
+        OptionError,
         "got 'k_proj'",
     ),
     "not adaptable": (
         lambda m: adapt(m, BALL, targets="norm"),
-        TargetError,
+        OptionError,
         r"must be adaptable; got 'norm', which is body.0.norm \(LayerNorm",
     ),
     "all excluded": (
         lambda m: adapt(m, BALL, targets="head", exclude="head"),
-        TargetError,
+        OptionError,
         "must leave something",
     ),
     "exclude nothing": (
         lambda m: adapt(m, BALL, targets="head", exclude="hat"),
-        TargetError,
+        OptionError,
         "exclude must match something",
     ),
-    "no regex": (lambda m: adapt(m, BALL, targets="("), TargetError, "regular expression"),
+    "no regex": (lambda m: adapt(m, BALL, targets="("), OptionError, "regular expression"),
     "rank": (lambda m: adapt(m, BALL, targets="head", rank_pattern={"head": 4}), RankError, "1..3"),
     "radius": (lambda m: adapt(m, BALL, targets="head", radius=-1.0), RadiusError, "positive"),
     "fraction": (
@@ -243,17 +243,17 @@ BAD: dict[str, tuple[Callable[[nn.Module], object], type[Exception], str]] = {
     ),
     "pattern": (
         lambda m: adapt(m, BALL, targets="head", rank_pattern={"hat": 1}),
-        TargetError,
+        OptionError,
         "rank or radius pattern must match",
     ),
     "make without rank": (
         lambda m: adapt(m, lambda s: BALL(s), targets="head", rank_pattern={"head": 1}),
-        TargetError,
+        OptionError,
         r"make must take a shape and \['rank'\]",
     ),
     "make of something": (
         lambda m: adapt(m, lambda s: nn.Linear(*s), targets="head"),
-        TargetError,
+        OptionError,
         "must return a Parameterization; got Linear",
     ),
     "make of another shape": (
@@ -263,12 +263,12 @@ BAD: dict[str, tuple[Callable[[nn.Module], object], type[Exception], str]] = {
     ),
     "modules to train": (
         lambda m: adapt(m, BALL, targets="head", modules_to_train=["hat"]),
-        TargetError,
+        OptionError,
         "modules_to_train must match",
     ),
     "trained and adapted": (
         lambda m: adapt(m, BALL, targets="head", modules_to_train=["head"]),
-        TargetError,
+        OptionError,
         "adapted or trained, not both",
     ),
     "name": (lambda m: adapt(m, BALL, targets="head", name="a.b"), AdapterStateError, "plain word"),
@@ -302,7 +302,7 @@ def test_weight_with_nan_is_refused(model: nn.Module) -> None:
 
 def test_one_parameterization_for_two_sites_is_refused(model: nn.Module) -> None:
     one = BALL((6, 6))
-    with pytest.raises(TargetError, match="a new parameterization at each call"):
+    with pytest.raises(OptionError, match="a new parameterization at each call"):
         adapt(model, lambda shape: one, targets="q_proj")
 
 
@@ -313,13 +313,13 @@ def test_name_twice_is_refused(model: nn.Module) -> None:
 
 
 def test_embedding_with_max_norm_is_refused() -> None:
-    with pytest.raises(TargetError, match="max_norm rewrites the weight"):
+    with pytest.raises(OptionError, match="max_norm rewrites the weight"):
         adapt(nn.Sequential(nn.Embedding(5, 4, max_norm=1.0)), BALL, targets="0")
 
 
 def test_weight_that_is_computed_is_refused() -> None:
     normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
-    with pytest.raises(TargetError, match="no matrix of its own to adapt"):
+    with pytest.raises(OptionError, match="no matrix of its own to adapt"):
         adapt(nn.Sequential(normed), BALL, targets="0")
 
 
