@@ -11,7 +11,7 @@ from torch import Tensor
 from lowrank_opt.errors import NotInSetError, TargetError
 from lowrank_opt.linalg import product_svd
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.proofs import prove_membership, save_document
+from lowrank_opt.proofs import prove_membership, save_document
 from lowrank_opt.sets import FeasibleSet, SpectralSet, relative_tolerance
 
 

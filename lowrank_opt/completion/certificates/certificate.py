@@ -28,7 +28,7 @@ from lowrank_opt.completion.certificates.support import largest_singular_value, 
 from lowrank_opt.completion.model.bias import AdditiveBias, no_bias
 from lowrank_opt.errors import ShapeError
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.proofs import save_document
+from lowrank_opt.proofs import save_document
 from lowrank_opt.sets import FeasibleSet
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 import lowrank_opt.check_certificate as checker
 from lowrank_opt.errors import CertificateError
-from lowrank_opt.parameterizations.proofs import above, hexes, proved_values, stamped
+from lowrank_opt.proofs import above, hexes, proved_values, stamped
 from lowrank_opt.sets import FeasibleSet, SchattenBall, WeightedSet
 
 if TYPE_CHECKING:
