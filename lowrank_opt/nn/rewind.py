@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from lowrank_opt.checks import check_radius
 from lowrank_opt.errors import OptionError
 from lowrank_opt.nn.adapters.present import check_known, record_of
-from lowrank_opt.nn.adapters.weights import AdaptedWeight, adapted_weights
+from lowrank_opt.nn.adapters.weights import AdaptedWeight, adapted_weights, settle, unsettle
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import Certificate, Parameterization
 from lowrank_opt.parameterizations.certificate import certify
-from lowrank_opt.sets import RankAtMost, SchattenBall
+from lowrank_opt.sets import FeasibleSet, RankAtMost, SchattenBall
 
 _NORMS = {1.0: "nuclear", 2.0: "Frobenius", math.inf: "spectral"}
 
@@ -94,7 +94,9 @@ def rewind(
 
     Along the path every update keeps its singular vectors and its values shrink: by a factor for
     p = 2, by the same amount for p = 1, by a cap for p = inf. The chosen point is stored in the
-    same parameterizations. After any error they hold what they held.
+    same parameterizations; where an adapter has a settled part (an earlier link, a start that was
+    subtracted), both together are projected, and what the update cannot hold is settled. After any
+    error they hold what they held.
 
     Parameters
     ----------
@@ -143,35 +145,86 @@ def rewind(
     record_of(model)
     check_known(model, names)
     found = adapted_weights(model, names or None, tied=False)
-    trained = [[update().detach().clone() for update in w.updates] for w in found]
+    trained = [[total().detach().clone() for total in w.totals()] for w in found]
     kept = [(x, x.detach().clone()) for w in found for u in w.updates for x in _tensors(u)]
+    path = _Path(model, found, trained, p, validation, source)
     try:
         if radius is not None:
             limits = _limits(trained, lambda norm: min(norm, check_radius(radius)), p)
-            return _settle(found, trained, limits, p, math.nan, validation, source)
-        return _search(found, trained, sorted(fractions, reverse=True), p, validation, source)
+            return path.measured(limits, math.nan)
+        return path.searched(sorted(fractions, reverse=True))
     except BaseException:
         for x, before in kept:
             x.copy_(before)
+        for weight in found:
+            if weight.settled:
+                _settle_anew(model, weight, [fixed().detach() for fixed in weight.settled])
         raise
 
 
-def _search(
-    found: Sequence[AdaptedWeight],
-    trained: list[list[LowRankOperator]],
-    fractions: Sequence[float],
-    p: float,
-    validation: Callable[[], float | Tensor] | None,
-    source: Callable[[], float | Tensor] | None,
-) -> RewindReport:
-    limits = {f: _limits(trained, lambda norm, f=f: f * norm, p) for f in fractions}
-    reports = [_settle(found, trained, limits[f], p, f, validation, source) for f in fractions]
-    path = tuple(report.chosen for report in reports)
-    # The last of equal losses is the smallest update.
-    best = min(reversed(path), key=lambda point: point.target)
-    at = path.index(best)
-    _move(found, trained, limits[fractions[at]], p)
-    return RewindReport(p, path, best, reports[at].certificates)
+@dataclass(frozen=True)
+class _Path:
+    """What was trained, and how it is moved, measured and certified."""
+
+    model: nn.Module
+    found: Sequence[AdaptedWeight]
+    trained: list[list[LowRankOperator]]
+    p: float
+    validation: Callable[[], float | Tensor] | None
+    source: Callable[[], float | Tensor] | None
+
+    def searched(self, fractions: Sequence[float]) -> RewindReport:
+        """Go along the path and back to its best point."""
+        limits = [_limits(self.trained, lambda norm, f=f: f * norm, self.p) for f in fractions]
+        pairs = zip(limits, fractions, strict=True)
+        reports = [self.measured(limit, f) for limit, f in pairs]
+        points = tuple(report.chosen for report in reports)
+        # The last of equal losses is the smallest update.
+        best = min(reversed(points), key=lambda point: point.target)
+        at = points.index(best)
+        self.move(limits[at])
+        return RewindReport(self.p, points, best, reports[at].certificates)
+
+    def measured(self, limits: list[list[float]], fraction: float) -> RewindReport:
+        """Move to one point, measure and certify it."""
+        ops = self.move(limits)
+        pair = (self.validation, self.source)
+        losses = [math.nan if loss is None else float(loss()) for loss in pair]
+        largest = max((x for row in limits for x in row), default=0.0)
+        point = RewindPoint(fraction, largest, *losses)
+        certificates: dict[str, Certificate] = {}
+        for weight, made, row in zip(self.found, ops, limits, strict=True):
+            for name, op, limit in zip(weight.matrix_names, made, row, strict=True):
+                key = name if name not in certificates else f"{name} ({weight.adapter})"
+                certificates[key] = certify(op, _ball(op, limit, self.p))
+        return RewindReport(self.p, (point,), point, certificates)
+
+    def move(self, limits: list[list[float]]) -> list[list[LowRankOperator]]:
+        """Store the projections on balls of these radii, and return what is stored."""
+        return [
+            self._moved(weight, [_shrunk(op, x, self.p) for op, x in zip(ops, row, strict=True)])
+            for weight, ops, row in zip(self.found, self.trained, limits, strict=True)
+        ]
+
+    def _moved(
+        self, weight: AdaptedWeight, targets: list[LowRankOperator]
+    ) -> list[LowRankOperator]:
+        stored: list[LowRankOperator] = []
+        for update, target in zip(weight.updates, targets, strict=True):
+            update.assign(target, project=True)
+            stored.append(update().detach())
+        if not weight.settled:
+            return stored
+        rest = [t - op for t, op in zip(targets, stored, strict=True)]
+        _settle_anew(self.model, weight, rest)
+        return [op + r for op, r in zip(stored, rest, strict=True)]
+
+
+def _settle_anew(
+    model: nn.Module, weight: AdaptedWeight, ops: Sequence[LowRankOperator | None]
+) -> None:
+    unsettle(model, weight)
+    settle(model, replace(weight, settled=()), ops)
 
 
 def _limits(
@@ -180,48 +233,13 @@ def _limits(
     return [[limit(float(op.schatten_norm(p))) for op in ops] for ops in trained]
 
 
-def _settle(
-    found: Sequence[AdaptedWeight],
-    trained: list[list[LowRankOperator]],
-    limits: list[list[float]],
-    p: float,
-    fraction: float,
-    validation: Callable[[], float | Tensor] | None,
-    source: Callable[[], float | Tensor] | None,
-) -> RewindReport:
-    """Move to one point, measure and certify it."""
-    _move(found, trained, limits, p)
-    losses = [math.nan if loss is None else float(loss()) for loss in (validation, source)]
-    largest = max((x for row in limits for x in row), default=0.0)
-    point = RewindPoint(fraction, largest, *losses)
-    certificates: dict[str, Certificate] = {}
-    for weight, row in zip(found, limits, strict=True):
-        parts = zip(weight.matrix_names, weight.updates, row, strict=True)
-        for name, update, limit in parts:
-            key = name if name not in certificates else f"{name} ({weight.adapter})"
-            certificates[key] = _certified(update, limit, p)
-    return RewindReport(p, (point,), point, certificates)
+def _ball(op: LowRankOperator, limit: float, p: float) -> FeasibleSet:
+    rank = min(op.rank, *op.shape)
+    return SchattenBall(p, limit, rank) if limit > 0 else RankAtMost(rank)
 
 
-def _certified(update: Parameterization, limit: float, p: float) -> Certificate:
-    op, rank = update().detach(), update.feasible_set.rank
-    ball = SchattenBall(p, limit, rank) if limit > 0 else RankAtMost(rank)
-    return certify(op, ball)
-
-
-def _move(
-    found: Sequence[AdaptedWeight],
-    trained: list[list[LowRankOperator]],
-    limits: list[list[float]],
-    p: float,
-) -> None:
-    for weight, ops, row in zip(found, trained, limits, strict=True):
-        for update, op, limit in zip(weight.updates, ops, row, strict=True):
-            if limit > 0:
-                ball = SchattenBall(p, limit, update.feasible_set.rank)
-                update.assign(ball.project(op), project=True)
-            else:
-                update.assign(op * 0.0, project=True)
+def _shrunk(op: LowRankOperator, limit: float, p: float) -> LowRankOperator:
+    return _ball(op, limit, p).project(op) if limit > 0 else op * 0.0
 
 
 def _tensors(update: Parameterization) -> list[Tensor]:

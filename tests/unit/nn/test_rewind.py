@@ -9,7 +9,8 @@ from torch import nn
 
 import lowrank_opt as lo
 from lowrank_opt.errors import NoRightInverseError, OptionError
-from lowrank_opt.nn import adapt, rewind
+from lowrank_opt.nn import adapt, adapted_weights, rewind
+from lowrank_opt.training import start
 
 
 def normal(*shape, seed=0):
@@ -95,6 +96,38 @@ def test_zero_is_the_base_model():
     base = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)).double()
     rewind(model, validation=lambda: 0.0, fractions=(1.0, 0.0))
     torch.testing.assert_close(model(x), base(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("p", PATHS)
+def test_settled_parts_are_rewound_with_the_update(p):
+    model, parts = trained(MAKES["NBLoRA"])
+    x, before = normal(3, 6), [y().detach().to_dense() for y in parts]
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)).double()
+    for part in parts:
+        part.zero_()
+    start(model, "pissa")
+    torch.testing.assert_close(model(x), base(x), rtol=0, atol=1e-11)
+    for k, part in enumerate(parts):
+        part.assign(before[k])
+    report = rewind(model, 0.5, p=p)
+    assert report.holds
+    for found in adapted_weights(model):
+        total = found.totals()[0]().detach()
+        assert float(total.schatten_norm(p)) <= 0.5 + 1e-9
+    rewind(model, validation=lambda: 0.0, fractions=(1.0, 0.0))
+    torch.testing.assert_close(model(x), base(x), rtol=0, atol=1e-11)
+
+
+def test_failure_leaves_settled_parts_as_they_were():
+    model, _ = trained(MAKES["NBLoRA"])
+    x = normal(3, 6)
+    start(model, "pissa")
+    before = model(x).detach()
+    losses = iter([1.0, 2.0])
+    with pytest.raises(StopIteration):
+        rewind(model, validation=lambda: next(losses))
+    torch.testing.assert_close(model(x), before, rtol=0, atol=1e-12)
 
 
 def test_matrices_inside_the_radius_are_left_alone():
