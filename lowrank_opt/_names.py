@@ -22,6 +22,7 @@ from lowrank_opt.parameterizations import HomogeneousBall as HomogeneousBall
 from lowrank_opt.parameterizations import Inductive as Inductive
 from lowrank_opt.parameterizations import NBLoRA as NBLoRA
 from lowrank_opt.parameterizations import NestedSVD as NestedSVD
+from lowrank_opt.parameterizations import NormalizedLoRA as NormalizedLoRA
 from lowrank_opt.parameterizations import Offset as Offset
 from lowrank_opt.parameterizations import Orthogonal as Orthogonal
 from lowrank_opt.parameterizations import Parameterization as Parameterization
@@ -47,13 +48,16 @@ from lowrank_opt.parameterizations import olora as olora
 from lowrank_opt.parameterizations import oplora as oplora
 from lowrank_opt.parameterizations import osf as osf
 from lowrank_opt.parameterizations import pissa as pissa
+from lowrank_opt.parameterizations import polar as polar
 from lowrank_opt.parameterizations import psoft as psoft
 from lowrank_opt.parameterizations import rslora as rslora
+from lowrank_opt.parameterizations import stella as stella
 from lowrank_opt.sets import ComplementSet as ComplementSet
 from lowrank_opt.sets import FeasibleSet as FeasibleSet
 from lowrank_opt.sets import ImageSet as ImageSet
 from lowrank_opt.sets import KyFanBall as KyFanBall
 from lowrank_opt.sets import NestedSet as NestedSet
+from lowrank_opt.sets import NormBall as NormBall
 from lowrank_opt.sets import RankAtMost as RankAtMost
 from lowrank_opt.sets import SchattenBall as SchattenBall
 from lowrank_opt.sets import ShiftedSet as ShiftedSet
@@ -86,6 +90,7 @@ __all__ = [
     "NBLoRA",
     "NestedSVD",
     "NestedSet",
+    "NormalizedLoRA",
     "Observations",
     "Offset",
     "Orthogonal",
@@ -121,7 +126,9 @@ __all__ = [
     "oplora",
     "osf",
     "pissa",
+    "polar",
     "psoft",
     "rslora",
     "solvers",
+    "stella",
 ]

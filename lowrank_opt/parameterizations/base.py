@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,9 @@ class Parameterization(Configured, ABC):
     """
 
     complete: bool = False
+    # Whether an adapter begins where the map begins, instead of at zero by an `Offset`: of maps
+    # that would be something else with their start subtracted.
+    keeps_its_start: ClassVar[bool] = False
 
     def __init__(self, shape: tuple[int, int], rank: int) -> None:
         super().__init__()

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from lowrank_opt.completion.after.left_out import left_out_residuals
 from lowrank_opt.completion.results.posterior import BayesianResult
+from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.errors import ObservationError, OptionError, ShapeError
 from lowrank_opt.observations import Observations
 
@@ -298,9 +300,18 @@ def residual_scale(
         Not the calibration entries: the fitted ones.
     shrinkage : float
         Positive; counts like that many entries with the average residual.
+
+    Notes
+    -----
+    Residuals are those of `left_out_residuals`: what was fitted is too small, the more so the
+    fewer entries a row has. Of a result that is neither a `CompletionResult` nor a
+    `BayesianResult` nothing but predictions is known, and its residuals are taken as they are.
     """
     i, j = observations.rows, observations.cols
-    residuals = (observations.values.double() - result.predict(i, j).double()).abs()
+    if isinstance(result, CompletionResult | BayesianResult):
+        residuals = left_out_residuals(result, observations).abs()
+    else:
+        residuals = (observations.values.double() - result.predict(i, j).double()).abs()
     mean = residuals.mean().clamp_min(torch.finfo(torch.float64).tiny)
     rows = _means(residuals / mean, i, observations.row_counts, shrinkage)
     cols = _means(residuals / mean / rows[i], j, observations.col_counts, shrinkage)

@@ -71,7 +71,7 @@ class _Recurrent(nn.Module):
 
     @_flat_weights.setter
     def _flat_weights(self, weights: list[Tensor | None]) -> None:
-        self.__dict__["_flat_weights"] = weights
+        self.__dict__.pop("_flat_weights", None)
 
     def _update_flat_weights(self) -> None:
         pass

@@ -42,8 +42,9 @@ def adapt(
     Every adapted weight computes with :math:`W_0 + \Delta W`. The layers stay what they are: the
     same objects, under the same names, with the base weights in them, which are frozen and never
     written to. The start is :math:`\Delta W = 0` exactly: a parameterization that starts
-    elsewhere is wrapped in `Offset`. Weights that are tied stay tied: every place that uses an
-    adapted weight gets the same update, from one parameterization. Buffers, such as the running
+    elsewhere is wrapped in `Offset`, except for `ETHER`, which would be no reflection then. Weights
+    that are tied stay tied: every place that uses an adapted weight gets the same update, from one
+    parameterization. Buffers, such as the running
     statistics of a normalisation, are the adapter's own from here on. After any error the model
     is what it was.
 
@@ -157,7 +158,8 @@ def _started(parameterization: Parameterization, weight: nn.Parameter) -> Parame
     started = parameterization
     if not any(x.is_meta for x in parameterization.parameters()):
         op = parameterization.factors().detach()
-        started = parameterization if _vanishes(op) else Offset(parameterization)
+        begun = parameterization.keeps_its_start or _vanishes(op)
+        started = parameterization if begun else Offset(parameterization)
     dtype = torch.promote_types(weight.dtype, torch.float32)
     started.requires_grad_(True)
     return started.to(device=weight.device, dtype=dtype)

@@ -35,7 +35,17 @@ _BODIES = (
     ),
     ("frozen", "Training leaves the base weights as they are.", adapter_laws.frozen),
     ("state", "The state dict and a deep copy carry the adapted model.", adapter_laws.state),
+    (
+        "orders",
+        "After any sequence of operations the model is F(x; W0 + dW, heads, buffers).",
+        adapter_laws.orders,
+    ),
 )
+
+_NEEDS = {
+    "start": (),
+    "orders": ("start", "forward", "merging", "gradients", "disabling", "frozen", "state"),
+}
 
 ADAPTER_LAWS: tuple[AnyLaw, ...] = (
     *(
@@ -46,8 +56,8 @@ ADAPTER_LAWS: tuple[AnyLaw, ...] = (
             parameters=(FreeParameters("start"),),
             sides=(1, 6),
             max_rank=3,
-            max_examples=4,
-            needs=() if name == "start" else ("start",),
+            max_examples=2 if name == "orders" else 4,
+            needs=_NEEDS.get(name, ("start",)),
             entry="check_adapter",
         )
         for name, statement, body in _BODIES

@@ -9,13 +9,22 @@ from torch import Tensor, nn
 
 from lowrank_opt.checks import check_choice, check_radius
 from lowrank_opt.extras import extra
-from lowrank_opt.linalg import inverse_cayley, polar_frame, qr_frame, tall_cayley, working_dtype
+from lowrank_opt.linalg import (
+    contraction,
+    inverse_cayley,
+    invert_contraction,
+    polar_frame,
+    qr_frame,
+    tall_cayley,
+    working_dtype,
+)
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization, random_frame
 from lowrank_opt.parameterizations.example import Example
 from lowrank_opt.sets import RankAtMost, SchattenBall
 
 Frame = Literal["cayley", "polar", "qr", "manifold"]
+Core = Literal["diagonal", "full"]
 
 
 class SVDFrames(Parameterization):
@@ -32,7 +41,7 @@ class SVDFrames(Parameterization):
     to a few units of rounding of that dtype for every finite parameter. With ``manifold`` it holds
     while the parameters are on the manifold, to the accuracy of geoopt's retraction.
 
-    The zero start, z = 0, gives a gradient to the r values only: frames move from the second step.
+    The zero start, z = 0, gives a gradient to the values only: frames move from the second step.
 
     Parameters
     ----------
@@ -40,6 +49,10 @@ class SVDFrames(Parameterization):
         ``(m, n)``.
     rank : int
     frame : {"cayley", "polar", "qr", "manifold"}
+    core : {"diagonal", "full"}
+        A full r x r matrix S in place of the diagonal one, :math:`W = U S V^T`, with a radius
+        :math:`S = 2 \delta Z (I + Z^T Z)^{-1}`: the same sets, and frames need not be singular
+        vectors (`lowrank_opt.stella`, `lowrank_opt.polar`).
     radius : float, optional
         Bound on the spectral norm. Positive.
     dtype, device, generator
@@ -72,6 +85,7 @@ class SVDFrames(Parameterization):
         rank: int,
         *,
         frame: Frame = "polar",
+        core: Core = "diagonal",
         radius: float | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -82,7 +96,9 @@ class SVDFrames(Parameterization):
         self.frame: Frame = check_choice(frame, get_args(Frame), "frame")
         self.radius = None if radius is None else check_radius(radius)
         empty = torch.empty(0, dtype=dtype, device=device)
-        self.values = nn.Parameter(empty.new_zeros(self.rank))
+        self.core: Core = check_choice(core, get_args(Core), "core")
+        sizes = (self.rank,) if core == "diagonal" else (self.rank, self.rank)
+        self.values = nn.Parameter(empty.new_zeros(sizes))
         self.left = _frame_parameter(frame, empty.new_empty(m, self.rank))
         self.right = _frame_parameter(frame, empty.new_empty(n, self.rank))
         self.check_held()
@@ -93,6 +109,9 @@ class SVDFrames(Parameterization):
         said = "two thin SVDs, QRs or Cayley maps", "arXiv 2005.02819"
         yield Example("SVDFrames", cls, *said)
         yield Example("SVDFrames(radius)", partial(cls, radius=1.0), *said)
+        for frame in ("cayley", "qr"):
+            make = partial(cls, radius=1.0, frame=frame)
+            yield Example(f"SVDFrames(radius, {frame!r})", make, listed=False)
 
     @property
     def feasible_set(self) -> RankAtMost | SchattenBall:
@@ -106,6 +125,10 @@ class SVDFrames(Parameterization):
 
     def factors(self) -> LowRankOperator:
         (U, V), z = self.frames(), self.values.to(working_dtype(self.values))
+        if self.core == "full":
+            S = z if self.radius is None else self.radius * contraction(z)
+            one = S.new_ones(self.rank)
+            return LowRankOperator(U @ S, one, V).to(dtype=self.left.dtype)
         scale = z if self.radius is None else self.radius * torch.sin(z)
         return LowRankOperator(U, scale, V).to(dtype=self.left.dtype)
 
@@ -117,6 +140,9 @@ class SVDFrames(Parameterization):
         U, sigma, V = self.svd_of(target)
         left, right = _inverted(self.frame, U), _inverted(self.frame, V)
         signs = (_built(self.frame, left) * U).sum(0) * (_built(self.frame, right) * V).sum(0)
+        if self.core == "full":
+            z = sigma if self.radius is None else invert_contraction(sigma / self.radius)
+            return {"left": left, "right": right, "values": torch.diag(z * signs.sign())}
         z = sigma if self.radius is None else torch.asin((sigma / self.radius).clamp_max(1.0))
         return {"left": left, "right": right, "values": z * signs.sign()}
 

@@ -11,8 +11,8 @@ from lowrank_opt.errors import ShapeError
 from lowrank_opt.linalg import working_dtype
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization, random_frame
-from lowrank_opt.parameterizations.components import component_norms
 from lowrank_opt.parameterizations.example import Example
+from lowrank_opt.parameterizations.free.components import component_norms
 
 
 class DynamicRank(Parameterization):
