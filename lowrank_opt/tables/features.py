@@ -122,6 +122,6 @@ def _checked_sparse(data: object, name: str) -> spmatrix | sparray:
 
 def _missing(name: str, column: str, count: int) -> ObservationError:
     return ObservationError(
-        f"{name} must be finite and not all zero; column {column} has {count} missing: drop or fill "
-        "what is missing"
+        f"{name} must be finite and not all zero; column {column} has {count} missing: drop or "
+        "fill what is missing"
     )
