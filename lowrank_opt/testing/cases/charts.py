@@ -59,6 +59,8 @@ class Chart:
         By how much the linear part of `push` enlarges a matrix at most.
     condition : float
         By how much `pull` after `push` enlarges relative rounding at most.
+    rtol : float
+        A relative excess that counts as rounding too.
     """
 
     core: FeasibleSet
@@ -69,6 +71,7 @@ class Chart:
     shift: float = 0.0
     gain: float = 1.0
     condition: float = 1.0
+    rtol: float = 0.0
 
     def size(self, matrix: Array) -> float:
         """Return the size to which rounding is compared: the set's own, or the matrix's."""
@@ -82,7 +85,7 @@ class Chart:
 
     def tolerance(self, matrix: Array, dtype: torch.dtype, rank: int) -> float:
         """Return the excess that the package's one rule explains by rounding to `dtype`."""
-        return self.rule(dtype, rank) * self.condition * self.size(matrix)
+        return max(self.rule(dtype, rank) * self.condition, self.rtol) * self.size(matrix)
 
     @staticmethod
     def rule(dtype: torch.dtype, rank: int) -> float:

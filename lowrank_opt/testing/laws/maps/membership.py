@@ -94,6 +94,7 @@ def membership(subject: Subject, where: str = "") -> None:
     )
     expect(
         excess > rule / 2
+        or chart.rtol > 0
         or not _well_scaled(chart, exact.dense(), sizes)
         or feasible_set.contains(op),
         f"{_name(feasible_set)} does not contain W, although W leaves it by {excess:.1e} only and "

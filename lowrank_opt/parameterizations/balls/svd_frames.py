@@ -109,6 +109,9 @@ class SVDFrames(Parameterization):
         said = "two thin SVDs, QRs or Cayley maps", "arXiv 2005.02819"
         yield Example("SVDFrames", cls, *said)
         yield Example("SVDFrames(radius)", partial(cls, radius=1.0), *said)
+        for frame in ("cayley", "qr"):
+            make = partial(cls, radius=1.0, frame=frame)
+            yield Example(f"SVDFrames(radius, {frame!r})", make, listed=False)
 
     @property
     def feasible_set(self) -> RankAtMost | SchattenBall:

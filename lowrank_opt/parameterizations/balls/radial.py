@@ -101,6 +101,7 @@ class RadialBall(Parameterization):
         make = partial(cls, radius=1.0, norm=partial(KyFanBall, 2))
         cost = QR + ", r x r singular values, 2 r columns"
         yield Example("RadialBall(radius, norm)", make, cost, source)
+        yield Example("RadialBall(radius, 1)", partial(cls, radius=1.0, norm=1.0), listed=False)
 
     @property
     def feasible_set(self) -> NormBall:

@@ -25,10 +25,10 @@ from lowrank_opt.linalg import (
 )
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization, random_frame
-from lowrank_opt.parameterizations.example import Example
-from lowrank_opt.parameterizations.leading import LeadingValues
-from lowrank_opt.parameterizations.rotated_weight import RotatedWeight, Rotation
-from lowrank_opt.parameterizations.turns import butterfly_order, nearest_rotations
+from lowrank_opt.parameterizations.example import Example, example_tensor
+from lowrank_opt.parameterizations.turned.leading import LeadingValues
+from lowrank_opt.parameterizations.turned.rotated_weight import RotatedWeight, Rotation
+from lowrank_opt.parameterizations.turned.turns import butterfly_order, nearest_rotations
 from lowrank_opt.sets import SingularValueBox, relative_tolerance
 
 Map = Literal["cayley", "exponential", "householder"]
@@ -139,7 +139,10 @@ class Orthogonal(Parameterization):
 
     @classmethod
     def examples(cls) -> Iterator[Example]:
-        yield from ()
+        def make(shape: tuple[int, int], rank: int, dtype: torch.dtype = torch.float64) -> Self:
+            return cls(example_tensor(*shape, dtype=dtype), rank=rank, radius=1.0)
+
+        yield Example("Orthogonal(weight, rank)", make, listed=False)
 
     @property
     def feasible_set(self) -> SingularValueBox:

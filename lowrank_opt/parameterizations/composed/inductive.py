@@ -10,14 +10,14 @@ from lowrank_opt.errors import ShapeError, TargetError
 from lowrank_opt.linalg import nearest_frame
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.parameterizations.between import Between
-from lowrank_opt.parameterizations.features import Features, as_matrix
+from lowrank_opt.parameterizations.composed.features import Features, as_matrix
 from lowrank_opt.parameterizations.wide import WideBuffers
 from lowrank_opt.sets import FeasibleSet, ImageSet, NestedSet
 from lowrank_opt.sets.image import image_of
 from lowrank_opt.sets.sides import Side, feature_svd, features
 
 if TYPE_CHECKING:
-    from lowrank_opt.parameterizations.features import FeatureMatrix
+    from lowrank_opt.parameterizations.composed.features import FeatureMatrix
 
 
 class Inductive(WideBuffers, Between):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.checks import check_positive
-from lowrank_opt.errors import TargetError
+from lowrank_opt.errors import NoRightInverseError
 from lowrank_opt.linalg import normalize_columns, working_dtype
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
@@ -92,8 +92,8 @@ class NormalizedLoRA(Parameterization):
 
         Raises
         ------
-        TargetError
-            If the target has rank r: few of those are reached.
+        NoRightInverseError
+            If the target has rank r: few of those are reached, and none is looked for.
         """
         U, sigma, V = self.svd_of(target)
         if not self.every_step:
@@ -101,7 +101,7 @@ class NormalizedLoRA(Parameterization):
             return {"left": U * root, "right": V * root}
         noise = 64 * torch.finfo(self.left.dtype).eps * sigma[:1]
         if bool((sigma[-1:] > noise).any()):
-            raise TargetError(
+            raise NoRightInverseError(
                 f"a target of NormalizedLoRA must have rank at most {self.rank - 1}; got "
                 f"{self.rank}: use a rank of one more"
             )

@@ -16,8 +16,8 @@ from lowrank_opt.errors import OptionError
 from lowrank_opt.linalg import extend_basis, leading_svd
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization, random_frame
-from lowrank_opt.parameterizations.complement import Complement
-from lowrank_opt.parameterizations.dense_core import DenseCore
+from lowrank_opt.parameterizations.composed.complement import Complement
+from lowrank_opt.parameterizations.free.dense_core import DenseCore
 
 
 def oplora(inner: Parameterization, weight: Tensor, keep: int) -> Complement:

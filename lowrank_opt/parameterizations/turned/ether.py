@@ -25,7 +25,7 @@ from lowrank_opt.linalg import (
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.parameterizations.example import Example, example_tensor
-from lowrank_opt.parameterizations.leading import LeadingValues
+from lowrank_opt.parameterizations.turned.leading import LeadingValues
 from lowrank_opt.sets import SchattenBall, SingularValueBox, relative_tolerance
 
 Shape = tuple[int, int]
@@ -235,9 +235,13 @@ class ETHERPlus(Parameterization):
         ) -> ETHERPlus:
             return cls(example_tensor(*shape, dtype=dtype), blocks=rank)
 
+        def left(shape: Shape, rank: int, dtype: torch.dtype = torch.float64) -> ETHERPlus:
+            return cls(example_tensor(*shape, dtype=dtype), blocks=rank, two_sided=False)
+
         cost = "4 r products with the weight"
         image = "products of reflections: at most 2 (m + n - 2 r) dimensions"
         yield Example("ETHERPlus(weight, blocks=r)", make, cost, "arXiv 2405.20271", image)
+        yield Example("ETHERPlus(weight, one side)", left, listed=False)
 
     @property
     def feasible_set(self) -> SingularValueBox | SchattenBall:

@@ -51,7 +51,7 @@ class Complement(WideBuffers, Between):
     References
     ----------
     O-LoRA (arXiv 2310.14152), InfLoRA (arXiv 2404.00228), OPLoRA (arXiv 2510.13003) and others;
-    `lowrank_opt.parameterizations.subspaces` builds them.
+    `lowrank_opt.parameterizations.published.subspaces` builds them.
 
     Examples
     --------

@@ -10,14 +10,14 @@ from torch import Tensor
 from lowrank_opt.checks import check_choice, check_positive, check_rank
 from lowrank_opt.errors import ShapeError
 from lowrank_opt.linalg import leading_svd
+from lowrank_opt.parameterizations.balls.svd_frames import SVDFrames
 from lowrank_opt.parameterizations.between import Between
-from lowrank_opt.parameterizations.dense_core import DenseCore
+from lowrank_opt.parameterizations.composed.inductive import Inductive
+from lowrank_opt.parameterizations.composed.nested_svd import NestedSVD
+from lowrank_opt.parameterizations.composed.weighted import Weighted
 from lowrank_opt.parameterizations.example import Example, example_tensor
-from lowrank_opt.parameterizations.factored import Factored
-from lowrank_opt.parameterizations.inductive import Inductive
-from lowrank_opt.parameterizations.nested_svd import NestedSVD
-from lowrank_opt.parameterizations.svd_frames import SVDFrames
-from lowrank_opt.parameterizations.weighted import Weighted
+from lowrank_opt.parameterizations.free.dense_core import DenseCore
+from lowrank_opt.parameterizations.free.factored import Factored
 
 Shape = tuple[int, int]
 Split = Literal["none", "left", "right", "sqrt"]

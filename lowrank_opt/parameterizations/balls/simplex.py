@@ -15,9 +15,9 @@ from lowrank_opt.linalg import (
     working_dtype,
 )
 from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations.balls.pairs import cancelling, paired, units_but_last
 from lowrank_opt.parameterizations.base import Parameterization, random_frame
 from lowrank_opt.parameterizations.example import Example
-from lowrank_opt.parameterizations.pairs import cancelling, paired, units_but_last
 from lowrank_opt.sets import SchattenBall
 
 

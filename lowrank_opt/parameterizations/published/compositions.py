@@ -8,16 +8,16 @@ from functools import partial
 import torch
 
 from lowrank_opt.linalg import orthonormal_columns
-from lowrank_opt.parameterizations.complement import Complement
+from lowrank_opt.parameterizations.balls.homogeneous import HomogeneousBall
+from lowrank_opt.parameterizations.balls.nb_lora import NBLoRA
+from lowrank_opt.parameterizations.composed.complement import Complement
+from lowrank_opt.parameterizations.composed.inductive import Inductive
+from lowrank_opt.parameterizations.composed.nested_svd import NestedSVD
+from lowrank_opt.parameterizations.composed.offset import Offset
+from lowrank_opt.parameterizations.composed.weight_decomposed import WeightDecomposed
+from lowrank_opt.parameterizations.composed.weighted import Weighted
 from lowrank_opt.parameterizations.example import Example, example_tensor
-from lowrank_opt.parameterizations.factored import Factored
-from lowrank_opt.parameterizations.homogeneous import HomogeneousBall
-from lowrank_opt.parameterizations.inductive import Inductive
-from lowrank_opt.parameterizations.nb_lora import NBLoRA
-from lowrank_opt.parameterizations.nested_svd import NestedSVD
-from lowrank_opt.parameterizations.offset import Offset
-from lowrank_opt.parameterizations.weight_decomposed import WeightDecomposed
-from lowrank_opt.parameterizations.weighted import Weighted
+from lowrank_opt.parameterizations.free.factored import Factored
 
 Shape = tuple[int, int]
 _FEATURES = "two products with the features", "arXiv 1306.0626"

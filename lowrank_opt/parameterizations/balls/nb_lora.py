@@ -19,8 +19,8 @@ from lowrank_opt.linalg import (
     working_dtype,
 )
 from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations.balls.bounds import on_sphere
 from lowrank_opt.parameterizations.base import Parameterization
-from lowrank_opt.parameterizations.bounds import on_sphere
 from lowrank_opt.parameterizations.example import INVERSE, Example
 from lowrank_opt.sets import KyFanBall, NormBall, SchattenBall, SingularValueBox
 
@@ -140,6 +140,7 @@ class NBLoRA(Parameterization):
             ("NBLoRA(bounds)", boxed),
         ):
             yield Example(name, make, INVERSE, "arXiv 2501.19050")
+        yield Example("NBLoRA(radius, skew)", partial(cls, radius=1.0, skew=True), listed=False)
 
     @property
     def feasible_set(self) -> SchattenBall | KyFanBall | SingularValueBox:

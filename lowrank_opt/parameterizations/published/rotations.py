@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.errors import OptionError
-from lowrank_opt.parameterizations.orthogonal import Map, Orthogonal
+from lowrank_opt.parameterizations.turned.orthogonal import Map, Orthogonal
 
 
 def oft(

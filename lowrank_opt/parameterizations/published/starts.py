@@ -15,9 +15,9 @@ from lowrank_opt.checks import check_positive, check_rank
 from lowrank_opt.errors import TargetError
 from lowrank_opt.linalg import leading_svd
 from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations.composed.offset import Offset
 from lowrank_opt.parameterizations.example import Example, example_tensor
-from lowrank_opt.parameterizations.factored import Factored
-from lowrank_opt.parameterizations.offset import Offset
+from lowrank_opt.parameterizations.free.factored import Factored
 
 Shape = tuple[int, int]
 

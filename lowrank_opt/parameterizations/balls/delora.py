@@ -11,9 +11,9 @@ from lowrank_opt.checks import check_choice, check_radius
 from lowrank_opt.errors import NoRightInverseError, OptionError, ShapeError
 from lowrank_opt.linalg import lp_norm, normalize_columns, product_svd, working_dtype
 from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations.balls.pairs import cancelling, paired, units_but_last
 from lowrank_opt.parameterizations.base import Parameterization, random_frame
 from lowrank_opt.parameterizations.example import Example
-from lowrank_opt.parameterizations.pairs import cancelling, paired, units_but_last
 from lowrank_opt.sets import FeasibleSet, RankAtMost, SchattenBall, WeightedSet
 from lowrank_opt.sets.sides import diagonal
 
@@ -136,6 +136,9 @@ class DeLoRA(Parameterization):
     def examples(cls) -> Iterator[Example]:
         make = partial(cls, radius=1.0)
         yield Example("DeLoRA(radius)", make, reference="arXiv 2503.18225")
+        for variant in ("paper", "author", "peft"):
+            learned = partial(make, variant=variant, learn_radius=variant == "author")
+            yield Example(f"DeLoRA(radius, {variant!r})", learned, listed=False)
 
     @property
     def _subtracts(self) -> bool:

@@ -14,8 +14,8 @@ from lowrank_opt.checks import check_radius
 from lowrank_opt.errors import OptionError
 from lowrank_opt.linalg import contraction, invert_contraction, working_dtype
 from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations.balls.bounds import on_sphere
 from lowrank_opt.parameterizations.base import Parameterization, lora_start_
-from lowrank_opt.parameterizations.bounds import on_sphere
 from lowrank_opt.parameterizations.example import Example
 from lowrank_opt.sets import SchattenBall, SingularValueBox
 
@@ -115,6 +115,7 @@ class Contractions(Parameterization):
         said = "two r x r inverses", "Horn and Johnson, theorem 3.3.16"
         yield Example("Contractions(radius, p)", partial(cls, radius=1.0, p=3.0), *said)
         yield Example("Contractions(bounds)", boxed, *said)
+        yield Example("Contractions(radius)", partial(cls, radius=1.0), listed=False)
 
     @property
     def feasible_set(self) -> SchattenBall | SingularValueBox:
