@@ -131,6 +131,12 @@ class SensitivityAverage:
             self._spread[name] = self.beta2 * spread + (1 - self.beta2) * (now - mean).abs()
             self._mean[name] = mean
 
+    def keep(self, name: str, index: Tensor) -> None:
+        """Forget the columns of a parameter, shape (..., r), that are not in `index`."""
+        for kept in (self._mean, self._spread):
+            if name in kept:
+                kept[name] = kept[name][..., index]
+
     def importance(self, name: str) -> Tensor:
         """Return the importance of every entry of a parameter that has been updated."""
         return self._mean[name] * self._spread[name]
