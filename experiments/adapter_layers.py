@@ -9,9 +9,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.nn import AdaptedModule, DecomposedModule, adapt, merge
+from lowrank_opt.nn import DecomposedModule, adapt, adapted_weights, merge
 from lowrank_opt.parameterizations import Parameterization, WeightDecomposed
-from lowrank_opt.parameterizations.catalog import METHODS, Method
+from lowrank_opt.parameterizations.catalog import examples
+from lowrank_opt.parameterizations.example import Example
 
 Shape = tuple[int, int]
 LORA = "Factored"
@@ -59,10 +60,10 @@ def layers(shape: Shape, rank: int, names: Iterable[str] | None = None) -> list[
     Methods of PEFT are there if it is installed. Examples of the catalog with three bounds are
     left out: they fix the rank, and cost what those with a radius do.
     """
-    found = [method.name for method in METHODS if "(bounds)" not in method.name]
+    found = [method.name for method in examples() if "(bounds)" not in method.name]
     found += _PEERS if find_spec("peft") is not None else []
     chosen = found if names is None else [name for name in found if name in {LORA, *names}]
-    own = {method.name: method for method in METHODS}
+    own = {method.name: method for method in examples()}
     return [
         Layer("bare", bare(shape), [], lambda: bare(shape)),
         *(_ours(own[n], shape, rank) if n in own else _peer(n, shape, rank) for n in chosen),
@@ -83,16 +84,13 @@ def bare(shape: Shape) -> nn.Linear:
     return layer
 
 
-def _ours(method: Method, shape: Shape, rank: int) -> Layer:
-    made = method.make(shape, rank)
+def _ours(method: Example, shape: Shape, rank: int) -> Layer:
+    made = method.make(shape, rank, dtype=torch.float32)
     if isinstance(made, WeightDecomposed):
         return _decomposed(method.name, made.inner, shape)
     module = adapt(bare(shape), lambda _: made, targets=".*")
-    assert isinstance(module, AdaptedModule)
-    adapter = module.adapter("default")
-    assert adapter is not None
     _randomize(module)
-    parts = [member for _, members in adapter.items() for member in members]
+    parts = [member for found in adapted_weights(module) for member in found.updates]
 
     def merged() -> nn.Module:
         merge(module)

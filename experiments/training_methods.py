@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 import lowrank_opt as lo
@@ -44,6 +44,8 @@ COARSE, FINE = (0.01, 0.03, 0.1, 0.3), 3**0.5
 STEPS = 150
 COARSE_SEEDS, FINE_SEEDS, SEEDS = (10,), (11, 12), (0, 1, 2, 3, 4, 5)
 SCALES, SCALE_SEEDS = (0.1, 10.0), (0, 1)
+# AdaLoRA's weight of its penalty, the smallest of the paper's three.
+ORTHOGONALITY = 0.1
 
 
 class Run:
@@ -55,6 +57,10 @@ class Run:
     def perturbed(self) -> AbstractContextManager[object]:
         """Return a context for forward and backward."""
         return nullcontext()
+
+    def penalty(self) -> Tensor | float:
+        """Return what the method adds to the loss."""
+        return 0.0
 
     def step(self) -> None:
         """Take a step with the present gradients."""
@@ -94,6 +100,9 @@ class AllocatedRun(Run):
             start=start, final=start * 3 // 4, total=STEPS, warmup=STEPS // 5, hold=STEPS // 3
         )
         self.allocator = training.RankAllocator(model, budget, optimizer=optimizer)
+
+    def penalty(self) -> Tensor | float:
+        return ORTHOGONALITY * training.orthogonality_penalty(self.model).float()
 
     def step(self) -> None:
         self.allocator.step()
@@ -159,6 +168,7 @@ METHODS = (
         lambda m, lr: training.LoRAPro(m, lr=lr, momentum=0.9, normalized=True, beta=0.99),
     ),
     Method("LoRAProAdamW", factored, lambda m, lr: training.LoRAProAdamW(m, lr=lr)),
+    Method("LoRAProFull", factored, lambda m, lr: training.LoRAProFull(m, lr=lr)),
     Method("SpectralDescent", factored, lambda m, lr: training.SpectralDescent(m, lr=lr)),
     Method("FlatPerturbation, AdamW", factored, adamw, FlatRun),
     Method("ChainOfLowRank of two, AdamW", factored, adamw, ChainRun),
@@ -186,7 +196,8 @@ def train(index: int, lr: float, seed: int, *, scale: float = 1.0, test: bool = 
             with run.perturbed():
                 run.optimizer.zero_grad()
                 logits = model(task.training.images[batch])
-                nn.functional.cross_entropy(logits, task.training.labels[batch]).backward()
+                loss = nn.functional.cross_entropy(logits, task.training.labels[batch])
+                (loss + run.penalty()).backward()
             run.step()
             schedule.step()
     seconds = time.process_time() - began

@@ -1,48 +1,34 @@
-"""Unconstrained but complete low-rank parameterizations, and what is built on them."""
+"""Unconstrained but complete low-rank parameterizations, and what is built on them.
 
-from lowrank_opt import solvers as solvers
-from lowrank_opt.completion import CompletionProblem as CompletionProblem
-from lowrank_opt.completion import CompletionResult as CompletionResult
-from lowrank_opt.completion import CompletionStatus as CompletionStatus
-from lowrank_opt.completion import complete as complete
-from lowrank_opt.observations import Observations as Observations
-from lowrank_opt.operator import LowRankOperator as LowRankOperator
-from lowrank_opt.parameterizations import ETHER as ETHER
-from lowrank_opt.parameterizations import AdaLoRA as AdaLoRA
-from lowrank_opt.parameterizations import BatchedParameterization as BatchedParameterization
-from lowrank_opt.parameterizations import Contractions as Contractions
-from lowrank_opt.parameterizations import DeLoRA as DeLoRA
-from lowrank_opt.parameterizations import DenseCore as DenseCore
-from lowrank_opt.parameterizations import DynamicRank as DynamicRank
-from lowrank_opt.parameterizations import ETHERPlus as ETHERPlus
-from lowrank_opt.parameterizations import Factored as Factored
-from lowrank_opt.parameterizations import HomogeneousBall as HomogeneousBall
-from lowrank_opt.parameterizations import Inductive as Inductive
-from lowrank_opt.parameterizations import NBLoRA as NBLoRA
-from lowrank_opt.parameterizations import NestedSVD as NestedSVD
-from lowrank_opt.parameterizations import Offset as Offset
-from lowrank_opt.parameterizations import Parameterization as Parameterization
-from lowrank_opt.parameterizations import RadialBall as RadialBall
-from lowrank_opt.parameterizations import SimplexRankOnes as SimplexRankOnes
-from lowrank_opt.parameterizations import SpectralLoRA as SpectralLoRA
-from lowrank_opt.parameterizations import SVDFrames as SVDFrames
-from lowrank_opt.parameterizations import VeRA as VeRA
-from lowrank_opt.parameterizations import WeightDecomposed as WeightDecomposed
-from lowrank_opt.parameterizations import Weighted as Weighted
-from lowrank_opt.parameterizations import activation_weighted_frames as activation_weighted_frames
-from lowrank_opt.parameterizations import lora_xs as lora_xs
-from lowrank_opt.parameterizations import nora as nora
-from lowrank_opt.parameterizations import olora as olora
-from lowrank_opt.parameterizations import pissa as pissa
-from lowrank_opt.parameterizations import rslora as rslora
-from lowrank_opt.sets import FeasibleSet as FeasibleSet
-from lowrank_opt.sets import ImageSet as ImageSet
-from lowrank_opt.sets import KyFanBall as KyFanBall
-from lowrank_opt.sets import NestedSet as NestedSet
-from lowrank_opt.sets import RankAtMost as RankAtMost
-from lowrank_opt.sets import SchattenBall as SchattenBall
-from lowrank_opt.sets import ShiftedSet as ShiftedSet
-from lowrank_opt.sets import SingularValueBox as SingularValueBox
-from lowrank_opt.sets import SpectralSet as SpectralSet
-from lowrank_opt.sets import WeightedSchattenBall as WeightedSchattenBall
-from lowrank_opt.sets import WeightedSet as WeightedSet
+The names, which `lowrank_opt._names` lists, load when the first of them is asked for: the command
+prints its help without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lowrank_opt._names import *  # noqa: F403
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    if name == "__all__":
+        return [*import_module(f"{__name__}._names").__all__, "__version__"]
+    if not name.startswith("_"):
+        # A subpackage first: it may be wanted while the names are being loaded.
+        if find_spec(f"{__name__}.{name}") is not None:
+            return import_module(f"{__name__}.{name}")
+        names = vars(import_module(f"{__name__}._names"))
+        if name in names:
+            globals()[name] = names[name]
+            return names[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *import_module(f"{__name__}._names").__all__})

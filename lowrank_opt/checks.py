@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TypeVar
 
+import torch
+
 from lowrank_opt.errors import OptionError, RadiusError, RankError, ShapeError
 
 T = TypeVar("T")
@@ -61,6 +63,26 @@ def check_radius(radius: float, name: str = "radius") -> float:
     if not (math.isfinite(radius) and radius > 0):
         raise RadiusError(f"{name} must be positive and finite; got {name}={radius!r}")
     return float(radius)
+
+
+def check_held(size: float, dtype: torch.dtype, rank: int, name: str = "radius") -> None:
+    r"""Raise RadiusError unless factors of this size can be stored and trained in a dtype.
+
+    The size must be at least ``4 rank`` times the smallest normal number, below which numbers lose
+    digits, and at most a sixteenth of the largest: shares of the radius and sums of a few terms
+    then stay in range, and so do gradients.
+
+    Examples
+    --------
+    >>> check_held(1.0, torch.float16, 2)
+    """
+    info = torch.finfo(dtype)
+    low, high = 4 * rank * info.tiny, info.max / 16
+    if not low <= size <= high:
+        raise RadiusError(
+            f"{name} must be in {low:.1e}..{high:.1e} for rank {rank} to be held in {dtype}; got "
+            f"{name}={size!r}: use a wider dtype, or scale the problem"
+        )
 
 
 def check_positive(value: float, name: str) -> float:

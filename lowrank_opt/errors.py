@@ -15,7 +15,7 @@ class ShapeError(LowRankError, ValueError):
 
 
 class RankError(LowRankError, ValueError):
-    """A rank outside ``1..min(m, n)``."""
+    """A rank, or a number of columns, outside its range, like ``1..min(m, n)``."""
 
 
 class OptionError(LowRankError, ValueError):
@@ -23,7 +23,7 @@ class OptionError(LowRankError, ValueError):
 
 
 class RadiusError(OptionError):
-    """A norm bound, norm order or weight outside its domain."""
+    """A bound on a norm, or the order of a norm, outside its domain."""
 
 
 class ObservationError(LowRankError, ValueError):
@@ -31,7 +31,7 @@ class ObservationError(LowRankError, ValueError):
 
 
 class TargetError(LowRankError, ValueError):
-    """A target matrix that cannot be assigned: not finite, or of another shape."""
+    """A matrix or module that cannot be assigned to or adapted: not finite, or of another kind."""
 
 
 class NotInSetError(LowRankError, ValueError):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lowrank_opt.errors import RankError, ShapeError
+from lowrank_opt.checks import check_positive_rank, check_rank
+from lowrank_opt.errors import ShapeError
 from lowrank_opt.linalg import (
     differentiable_values,
     leading_svd,
@@ -80,8 +81,8 @@ class LowRankOperator:
         >>> LowRankOperator.from_dense(torch.eye(3), rank=2).rank
         2
         """
-        if rank is not None and rank < 1:
-            raise RankError(f"rank must be at least 1; got rank={rank}")
+        if rank is not None:
+            check_positive_rank(rank)
         U, sigma, V = leading_svd(matrix, min(matrix.shape) if rank is None else rank)
         return cls(U.to(matrix.dtype), sigma.to(matrix.dtype), V.to(matrix.dtype))
 
@@ -184,9 +185,7 @@ class LowRankOperator:
 
     def truncate(self, k: int) -> LowRankOperator:
         """Return the nearest matrix of rank at most `k` in every unitarily invariant norm."""
-        if not 1 <= k <= min(self.shape):
-            m, n = self.shape
-            raise RankError(f"k must be in 1..{min(m, n)} for a {m} x {n} matrix; got k={k}")
+        check_rank(k, self.shape, "k")
         U, sigma, V = self.thin_svd()
         return LowRankOperator(U[..., :k], sigma[..., :k], V[..., :k])
 

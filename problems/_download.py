@@ -1,4 +1,8 @@
-"""Download a file: streamed, checked, and in the cache whole or not at all."""
+"""Download a file: streamed, checked, and in the cache whole or not at all.
+
+Not by pooch: it does not bring the file to the disk before it is there under its name, and raises
+the same error for a damaged file as for others, where an unreachable server alone has a fallback.
+"""
 
 import hashlib
 import http.client

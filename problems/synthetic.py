@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from lowrank_opt.errors import ObservationError, RadiusError, RankError
+from lowrank_opt.errors import ObservationError, OptionError, RankError
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
 
@@ -74,7 +74,7 @@ def planted_low_rank(
     ------
     RankError
         If the rank is not in 1..min(m, n).
-    RadiusError
+    OptionError
         If the condition number, the noise or the spikiness is outside its domain.
     ObservationError
         If the oversampling asks for no entry or for more than there are.
@@ -125,7 +125,7 @@ def planted_not_at_random(
 
     Raises
     ------
-    RankError, RadiusError, ObservationError
+    RankError, OptionError, ObservationError
         As in `planted_low_rank`.
 
     References
@@ -141,7 +141,7 @@ def planted_not_at_random(
     True
     """
     if not (math.isfinite(selection) and math.isfinite(popularity)):
-        raise RadiusError(
+        raise OptionError(
             f"selection and popularity must be finite; got {selection!r} and {popularity!r}"
         )
     truth = _truth(shape, rank, condition_number, noise, 0.0, generator)
@@ -213,14 +213,14 @@ def _check(
     if not 1 <= rank <= min(m, n):
         raise RankError(f"rank must be in 1..{min(m, n)} for a {m} x {n} matrix; got rank={rank}")
     if not 1.0 <= condition_number < math.inf or (rank == 1 and condition_number != 1.0):
-        raise RadiusError(
+        raise OptionError(
             f"condition_number must be finite and at least 1, and 1 at rank 1; got "
             f"{condition_number!r} at rank {rank}; leave it out for equal singular values"
         )
     if not 0.0 <= noise < math.inf:
-        raise RadiusError(f"noise must be finite and not negative; got {noise!r}; 0 means none")
+        raise OptionError(f"noise must be finite and not negative; got {noise!r}; 0 means none")
     if not 0.0 <= spikiness < math.inf:
-        raise RadiusError(
+        raise OptionError(
             f"spikiness must be finite and not negative; got {spikiness!r}; 0 means none"
         )
 

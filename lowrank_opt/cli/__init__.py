@@ -6,11 +6,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lowrank_opt.cli import complete, evaluate, inspect, plot, predict, recommend, verify
+from lowrank_opt import __version__
+from lowrank_opt.cli import (
+    complete,
+    completion,
+    evaluate,
+    inspect,
+    plot,
+    predict,
+    recommend,
+    verify,
+)
 from lowrank_opt.cli.streams import prepare_streams, silence_stdout
 from lowrank_opt.errors import LowRankError
 
-_COMMANDS = (complete, predict, recommend, evaluate, plot, inspect, verify)
+_COMMANDS = (complete, predict, recommend, evaluate, plot, inspect, verify, completion)
 _ERROR, _FAULT, _INTERRUPTED = 2, 70, 130
 _STATUS = (
     "Exit status: 0 done; 1 what was asked for does not hold (not converged, an error above "
@@ -71,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Complete matrices, verify and inspect low-rank models.",
         epilog=_STATUS,
     )
+    parser.add_argument("--version", action="version", version=f"lowrank-opt {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     for module in _COMMANDS:
         module.add_to(commands)

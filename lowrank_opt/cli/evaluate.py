@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from lowrank_opt.cli.output import add_output, table
 from lowrank_opt.cli.predict import checked_limits
 from lowrank_opt.cli.tables import add_columns, announce, open_table, report, say
@@ -14,6 +12,8 @@ from lowrank_opt.errors import DataError
 
 if TYPE_CHECKING:
     from argparse import Namespace
+
+    import numpy as np
 
     from lowrank_opt.cli.parsers import Commands
 
@@ -37,6 +37,8 @@ def add_to(commands: Commands) -> None:
 
 
 def _run(options: Namespace) -> int:
+    import numpy as np
+
     from lowrank_opt.cli.models import Model
 
     limits = checked_limits(options.clip)

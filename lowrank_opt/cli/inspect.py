@@ -21,8 +21,8 @@ def add_to(commands: Commands) -> None:
 
 
 def _run(options: Namespace) -> int:
-    from lowrank_opt.nn.inspect import inspect_adapter
-    from lowrank_opt.nn.report import table
+    from lowrank_opt.nn.reports.inspect import inspect_adapter
+    from lowrank_opt.nn.reports.report import table
 
     sites = inspect_adapter(options.path)
     print(table(sites))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from lowrank_opt.cli.output import replacing
 from lowrank_opt.cli.tables import add_columns, announce, open_table, report
 from lowrank_opt.errors import DataError, OptionError
@@ -64,6 +62,8 @@ def _draw(path: str, model: Model, residuals: ResidualDisplay | None) -> None:
 
 
 def _residuals(options: Namespace, model: Model) -> ResidualDisplay:
+    import numpy as np
+
     from lowrank_opt.plots import ResidualDisplay
 
     file = open_table(options.residuals, options, value=True)

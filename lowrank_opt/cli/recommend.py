@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-
 from lowrank_opt.cli.output import add_output, table
 from lowrank_opt.cli.tables import add_format, announce, report
 from lowrank_opt.errors import DataError, OptionError
@@ -62,6 +59,9 @@ def _run(options: Namespace) -> int:
 
 def _best(model: Model, user: int, seen: set[int], k: int) -> list[tuple[int, float]]:
     """Return positions and predictions of the k best items not seen, best first."""
+    import numpy as np
+    import torch
+
     n = len(model.item_ids)
     scores = model.predict(np.full(n, user), np.arange(n))
     scores[list(seen)] = -torch.inf

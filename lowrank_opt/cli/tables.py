@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from lowrank_opt.tables.delimited import BadLines
-from lowrank_opt.tables.files import TableFile
-from lowrank_opt.tables.files import open_table as open_file
+if TYPE_CHECKING:
+    from lowrank_opt.tables.delimited import BadLines
+    from lowrank_opt.tables.files import TableFile
 
 
 def add_columns(parser: ArgumentParser, *, value: bool) -> None:
@@ -57,6 +58,8 @@ def open_table(
     known: Callable[[str, str], bool] | None = None,
 ) -> TableFile:
     """Return the file, whose columns have been found."""
+    from lowrank_opt.tables.files import open_table as open_file
+
     return open_file(
         path,
         (options.user, options.item),

@@ -10,7 +10,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowrank_opt.errors import TargetError
+from lowrank_opt.errors import OptionError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -98,12 +98,12 @@ def _settings(options: Namespace) -> Settings:
     from lowrank_opt.testing.reports.session import Settings
 
     if options.jobs < 1:
-        raise TargetError(f"--jobs must be at least 1; got {options.jobs}")
+        raise OptionError(f"--jobs must be at least 1; got {options.jobs}")
     try:
         torch.empty(0, device=options.device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise TargetError(
+        raise OptionError(
             f"--device must be a device of this machine; got {options.device!r}: {reason}"
         ) from None
     dtype = getattr(torch, options.dtype)
@@ -123,7 +123,7 @@ def _check_folders(options: Namespace) -> None:
     """Refuse a report that cannot be written before the laws take their time."""
     for path in (options.report, options.junit):
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            raise TargetError(f"a report must be a file in an existing folder; got {str(path)!r}")
+            raise OptionError(f"a report must be a file in an existing folder; got {str(path)!r}")
 
 
 def _write_reports(session: Session, options: Namespace) -> None:

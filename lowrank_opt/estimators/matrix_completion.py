@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
 import numpy as np
@@ -18,6 +17,7 @@ from lowrank_opt.estimators.choosing import choose_and_fit, clip_range
 from lowrank_opt.estimators.entries import Entries, entries_of
 from lowrank_opt.estimators.known import Known
 from lowrank_opt.estimators.options import check_options, given_settings
+from lowrank_opt.estimators.saved import SavedCompletion
 from lowrank_opt.estimators.search import Search, chosen_solver
 from lowrank_opt.estimators.starts import Bias, spread_or_zero
 from lowrank_opt.solvers import Solver
@@ -33,7 +33,7 @@ Floats: TypeAlias = NDArray[np.floating]
 _LEVELS = np.array(["mean", "column", "row", "pair"])
 
 
-class MatrixCompletion(RegressorMixin, BaseEstimator):
+class MatrixCompletion(SavedCompletion, RegressorMixin, BaseEstimator):
     """Complete a matrix from observed entries: pairs of ids and a value each.
 
     Without any argument, rank, penalty and the shrinkage of biases are chosen on held-out entries,
@@ -183,9 +183,7 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
         self._known = Known.of(result, observations, self.bias)
         self._spread = spread_or_zero(observations, self.bias)
         self.result_ = result
-        if isinstance(result, CompletionResult):
-            rows, cols = (x.to_ids() for x in (self.row_labels_, self.col_labels_))
-            self.result_ = dataclasses.replace(result, row_ids=rows, col_ids=cols)
+        self.name_result()
 
     def predict(
         self, X: Interactions, *, return_known: bool = False, return_std: bool = False
@@ -293,9 +291,7 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
             observations, search, given, bias=self.bias, validation=self.validation, seed=seed
         )
         self.clip_ = clip_range(observations) if self.clip == "auto" else self.clip
-        self.setting_ = dict(setting)
-        for name, value in setting.items():
-            setattr(self, f"{name}_", int(value) if name == "rank" else value)
+        self.set_setting(setting)
         self.take(entries, result)
         return self
 

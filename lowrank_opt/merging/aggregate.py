@@ -24,7 +24,7 @@ from lowrank_opt.merging.clients import (
 )
 from lowrank_opt.merging.factors import aligned, stacked
 from lowrank_opt.merging.fair import Objective
-from lowrank_opt.merging.rules import Method, Sent, Settings, apply_rule, check_rank
+from lowrank_opt.merging.rules import Method, Sent, Settings, apply_rule, check_settings_rank
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.sets import FeasibleSet, RankAtMost
 
@@ -220,7 +220,7 @@ def _aggregate_matrix(
     used = [u for u, p in zip(everyone, weights.tolist(), strict=True) if p > 0]
     p = weights[weights > 0]
     check_members(used)
-    check_rank(method, settings.rank, used[0].op.shape)
+    check_settings_rank(method, settings.rank, used[0].op.shape)
     ops = [_moderate(update.op) for update in used]
     dtype = _common_dtype(ops)
     ideal = stacked(ops, p, dtype)

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from lowrank_opt.errors import NotInSetError, OptionError, RankError, ShapeError, TargetError
 from lowrank_opt.linalg import working_dtype
-from lowrank_opt.nn.places import Site, places
+from lowrank_opt.nn.adapters.adapted import adapted_modules
+from lowrank_opt.nn.adapters.present import (
+    record_of,
+)
+from lowrank_opt.nn.adapters.weights import (
+    AdaptedWeight,
+    adapted_weights,
+)
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import Parameterization
 from lowrank_opt.sets import FeasibleSet
@@ -58,32 +65,21 @@ def adapter_updates(model: nn.Module) -> dict[str, Parameterization]:
     """
     return {
         name: member
-        for site, members in adapter_sites(model)
-        for name, member in zip(matrix_names(site, members), members, strict=True)
+        for adapted in active_weights(model)
+        for name, member in zip(adapted.matrix_names, adapted.updates, strict=True)
     }
 
 
-def matrix_names(site: Site, members: Sequence[Parameterization]) -> list[str]:
-    """Return the names of the matrices that one weight consists of."""
-    return [f"{site.name}/{i}" for i in range(len(members))] if len(members) > 1 else [site.name]
-
-
-def adapter_sites(model: nn.Module) -> list[tuple[Site, list[Parameterization]]]:
-    """Return the weights that the active adapter updates, and what updates each; tied ones once."""
-    wrapped = [place for place in places(model) if place.wrapper is not None]
-    active = {n for p in wrapped if p.wrapper is not None for n in p.wrapper.active}
+def active_weights(model: nn.Module) -> list[AdaptedWeight]:
+    """Return the weights that the active adapter updates, tied ones once."""
+    adapted = any(True for _ in adapted_modules(model))
+    active = [name for name, _ in record_of(model).state.active] if adapted else []
     if len(active) != 1:
         raise TargetError(
             f"a model must have one active adapter to be a client; got {sorted(active)}: adapt it, "
             "or switch to one adapter"
         )
-    (name,) = active
-    found: dict[int, tuple[Site, list[Parameterization]]] = {}
-    for place in wrapped:
-        adapter = None if place.wrapper is None else place.wrapper.adapter(name)
-        for weight, members in adapter.items() if adapter is not None else ():
-            found.setdefault(id(members[0]), (Site(place, weight), members))
-    return list(found.values())
+    return adapted_weights(model, active, tied=False)
 
 
 def lora_operators(

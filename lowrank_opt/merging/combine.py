@@ -10,7 +10,8 @@ from typing import get_args, overload
 import torch
 from torch import Tensor
 
-from lowrank_opt.errors import OptionError, RankError
+from lowrank_opt.checks import check_rank
+from lowrank_opt.errors import OptionError
 from lowrank_opt.linalg import lp_norm
 from lowrank_opt.merging.clients import (
     Client,
@@ -205,7 +206,8 @@ def _combine_matrix(
     read = read_updates(updates, declared)
     check_members(read)
     ops, sets = [x.op for x in read], [x.declared for x in read]
-    _check_rank(settings.rank, ops[0].shape)
+    if settings.rank is not None:
+        check_rank(settings.rank, ops[0].shape)
     dtype = _common_dtype(ops)
     exact = method in ("sum", "average")
     ops = [op.to(dtype=dtype) if exact and op.dtype != dtype else op for op in ops]
@@ -287,9 +289,3 @@ def _check_options(
         raise OptionError(f"density must be in (0, 1]; got {settings.density!r}")
     if settings.generator is not None and method not in RANDOM:
         raise OptionError(f"a generator is for methods that drop at random; got one for {method!r}")
-
-
-def _check_rank(rank: int | None, shape: tuple[int, int]) -> None:
-    if rank is not None and not 1 <= rank <= min(shape):
-        m, n = shape
-        raise RankError(f"rank must be in 1..{min(m, n)} for a {m} x {n} matrix; got rank={rank}")

@@ -8,10 +8,24 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.errors import ShapeError, TargetError
-from lowrank_opt.nn.adapted import check_not_merged
+from lowrank_opt.nn.adapters.adapted import adapted_modules
+from lowrank_opt.nn.adapters.present import (
+    check_not_merged,
+    record_of,
+)
+from lowrank_opt.nn.adapters.slots import (
+    WeightSlot,
+    every_slot,
+    layer_slots,
+)
+from lowrank_opt.nn.adapters.weights import (
+    AdaptedWeight,
+    adapted_weights,
+)
 from lowrank_opt.nn.frozen import Frozen
-from lowrank_opt.nn.places import Place, Site, candidates, places
-from lowrank_opt.nn.surgery import Plan, check_new_name, install, wrappers
+from lowrank_opt.nn.surgery.install import Plan, Updates, check_new_name, install
+from lowrank_opt.nn.surgery.own import own_buffers
+from lowrank_opt.nn.surgery.targets import candidates
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import Parameterization
 
@@ -35,14 +49,11 @@ def base_matrices(model: nn.Module) -> dict[str, Tensor]:
     AdapterStateError
         If the model is not adapted.
     """
-    wrappers(model)
-    found: dict[str, Tensor] = {}
-    for place, weight, ops in _adapted(model):
-        assert place.wrapper is not None, "adapted places have wrappers"
-        parameter = place.wrapper.originals().get(weight, place.module.get_parameter(weight))
-        stack = parameter.detach().reshape(len(ops), *ops[0].shape)
-        found |= dict(zip(_names(place, weight, len(ops)), stack, strict=True))
-    return found
+    return {
+        name: matrix
+        for adapted, _ in _adapted(model)
+        for name, matrix in zip(adapted.matrix_names, adapted.base_matrices(), strict=True)
+    }
 
 
 def model_updates(model: nn.Module) -> dict[str, LowRankOperator]:
@@ -65,10 +76,11 @@ def model_updates(model: nn.Module) -> dict[str, LowRankOperator]:
     >>> model_updates(model)
     {'weight': LowRankOperator(2 x 4, rank <= 1, torch.float32, cpu)}
     """
-    wrappers(model)
-    found: dict[str, LowRankOperator] = {}
-    for place, weight, ops in _adapted(model):
-        found |= dict(zip(_names(place, weight, len(ops)), ops, strict=True))
+    found = {
+        name: op
+        for adapted, ops in _adapted(model)
+        for name, op in zip(adapted.matrix_names, ops, strict=True)
+    }
     if not found:
         raise TargetError("a model needs an active adapter; got none: call switch(model, name)")
     return found
@@ -104,35 +116,34 @@ def add_updates(
 
     Examples
     --------
+    >>> from lowrank_opt.nn import disabled
     >>> op = LowRankOperator(torch.ones(2, 1), torch.ones(1), torch.ones(4, 1))
     >>> model = add_updates(nn.Linear(4, 2, bias=False), {"weight": op}, name="ones")
-    >>> (model(torch.ones(4)) - model.base(torch.ones(4))).round().tolist()
+    >>> with disabled(model):
+    ...     base = model(torch.ones(4))
+    >>> (model(torch.ones(4)) - base).round().tolist()
     [4.0, 4.0]
     """
-    everywhere = places(model)
-    adapted = [place.wrapper for place in everywhere if place.wrapper is not None]
-    check_not_merged(adapted, "add_updates")
-    if adapted:
-        check_new_name(name, everywhere)
-    sites = {site.name: site for c in candidates(everywhere) for site in c.sites}
-    named = {
-        name: _names(site.place, site.weight, len(site.shapes)) for name, site in sites.items()
-    }
+    check_not_merged(model, "add_updates")
+    if any(True for _ in adapted_modules(model)):
+        check_new_name(model, name)
+    slots = {slot.name: slot for c in candidates(layer_slots(model)) for slot in c.slots}
+    named = {name: _names(slot) for name, slot in slots.items()}
     made: dict[int, list[Parameterization]] = {}
-    for name_of_site, names in named.items():
-        site = sites[name_of_site]
+    for name_of_slot, names in named.items():
+        slot = slots[name_of_slot]
         if set(names) & set(updates):
-            pairs = zip(names, site.shapes, strict=True)
-            made.setdefault(id(site.parameter), [_fixed(updates, n, shape) for n, shape in pairs])
+            pairs = zip(names, slot.shapes, strict=True)
+            made.setdefault(id(slot.parameter), [_fixed(updates, n, shape) for n, shape in pairs])
     unknown = sorted(set(updates) - {n for names in named.values() for n in names})
     if unknown or not updates:
         raise TargetError(
             f"updates must have names of weights; got {unknown or 'none'}: the model has "
-            f"{sorted(sites)[:20]}"
+            f"{sorted(slots)[:20]}"
         )
     # Weights that are tied are updated in all their places.
-    plan: Plan = [(s, made[id(s.parameter)]) for s in sites.values() if id(s.parameter) in made]
-    return install(model, everywhere, plan, name, [])
+    plan: Updates = [(s, made[id(s.parameter)]) for s in slots.values() if id(s.parameter) in made]
+    return install(model, Plan(name, plan, own_buffers(every_slot(model))))
 
 
 def _fixed(updates: Mapping[str, LowRankOperator], name: str, shape: tuple[int, int]) -> Frozen:
@@ -147,21 +158,23 @@ def _fixed(updates: Mapping[str, LowRankOperator], name: str, shape: tuple[int, 
 
 
 @torch.no_grad()
-def _adapted(model: nn.Module) -> Iterator[tuple[Place, str, list[LowRankOperator]]]:
-    """Yield each updated weight once, with the updates of its matrices."""
-    seen: set[int] = set()
-    for place in places(model):
-        if place.wrapper is None:
-            continue
-        names = place.wrapper.merged or place.wrapper.active
-        kept = place.wrapper.originals()
-        for weight, ops in place.wrapper.updates(names).items():
-            parameter = kept.get(weight, place.module.get_parameter(weight))
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield place, weight, [op.detach() for op in ops]
+def _adapted(model: nn.Module) -> Iterator[tuple[AdaptedWeight, list[LowRankOperator]]]:
+    """Yield each updated weight once, with the sums of its matrices' updates."""
+    chosen = dict(record_of(model).state.chosen)
+    terms: dict[int, list[AdaptedWeight]] = {}
+    for adapted in adapted_weights(model, chosen):
+        terms.setdefault(id(adapted.slot.parameter), []).append(adapted)
+    for found in terms.values():
+        each = {(x.adapter, id(x.updates[0])): x for x in found}.values()
+        ops = [
+            [chosen[x.adapter] * total().detach() for total in x.totals()]
+            if chosen[x.adapter] != 1.0
+            else [total().detach() for total in x.totals()]
+            for x in each
+        ]
+        yield found[0], [sum(same[1:], start=same[0]) for same in zip(*ops, strict=True)]
 
 
-def _names(place: Place, weight: str, count: int) -> list[str]:
-    name = Site(place, weight).name
-    return [f"{name}/{i}" for i in range(count)] if count > 1 else [name]
+def _names(slot: WeightSlot) -> list[str]:
+    count = len(slot.shapes)
+    return [f"{slot.name}/{i}" for i in range(count)] if count > 1 else [slot.name]

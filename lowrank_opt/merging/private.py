@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias, get_args, overload
 
 import torch
 
+from lowrank_opt.checks import check_radius, check_rank
 from lowrank_opt.errors import NotInSetError, OptionError, RadiusError, RankError
 from lowrank_opt.merging.clients import (
     Client,
@@ -247,7 +248,7 @@ def private_merge(
 def _merge_matrix(
     clients: Sequence[Client], radius: float | None, settings: _Settings, generator: torch.Generator
 ) -> PrivateMerge:
-    R = _declared_radius(clients) if radius is None else _checked_radius(radius)
+    R = _declared_radius(clients) if radius is None else check_radius(radius)
     ops = [update.op for update in read_updates(clients, None)]
     shape, dtype = ops[0].shape, ops[0].dtype
     rank = _checked_rank(settings.rank, ops)
@@ -327,12 +328,6 @@ def _declared_radius(clients: Sequence[Client]) -> float:
     return declared.pop()
 
 
-def _checked_radius(radius: float) -> float:
-    if not (math.isfinite(radius) and radius > 0):
-        raise RadiusError(f"radius must be positive and finite; got radius={radius!r}")
-    return float(radius)
-
-
 def _checked_rank(rank: int | None, ops: Sequence[LowRankOperator]) -> int:
     m, n = ops[0].shape
     if rank is None:
@@ -343,9 +338,7 @@ def _checked_rank(rank: int | None, ops: Sequence[LowRankOperator]) -> int:
                 "pass rank="
             )
         return min(m, n, ranks[0])
-    if not 1 <= rank <= min(m, n):
-        raise RankError(f"rank must be in 1..{min(m, n)} for a {m} x {n} matrix; got rank={rank}")
-    return rank
+    return check_rank(rank, (m, n))
 
 
 def _check_options(

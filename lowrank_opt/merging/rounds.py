@@ -9,11 +9,16 @@ from torch import nn
 
 from lowrank_opt.errors import ShapeError, TargetError
 from lowrank_opt.merging.aggregate import Aggregate
-from lowrank_opt.merging.clients import adapter_sites, matrix_names
+from lowrank_opt.merging.clients import active_weights
 from lowrank_opt.merging.private import PrivateMerge
-from lowrank_opt.nn.adapted import check_not_merged
-from lowrank_opt.nn.places import Site
-from lowrank_opt.nn.surgery import wrappers
+from lowrank_opt.nn.adapters.present import (
+    check_not_merged,
+    record_of,
+)
+from lowrank_opt.nn.adapters.weights import (
+    AdaptedWeight,
+    settle,
+)
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import Factored, Parameterization
 
@@ -31,8 +36,8 @@ def start_round(
 
     Every client and the server call it with the same results. A `Factored` update of the
     broadcast's rank takes the broadcast factors themselves, any other parameterization the
-    nearest member of its set. What `Aggregate.base_update` holds is added to the base weight, in
-    its dtype, which is the one thing that changes a base weight here.
+    nearest member of its set. What `Aggregate.base_update` holds becomes a settled part of the
+    adapter: base weights stay as they are, and saving the adapter saves it too.
 
     Parameters
     ----------
@@ -58,27 +63,34 @@ def start_round(
     >>> model = adapt(nn.Linear(4, 2), lambda shape: Factored(shape, 1), targets=".*")
     >>> start_round(model, aggregate([model, model], "fedit"))
     """
-    check_not_merged(wrappers(model), "start_round")
-    for site, members, sent in _plan(model, results):
-        _add_to_base(site, sent)
-        for member, result in zip(members, sent, strict=True):
+    record_of(model)
+    check_not_merged(model, "start_round")
+    for adapted, sent in _plan(model, results):
+        updates = [r.base_update if isinstance(r, Aggregate) else None for r in sent]
+        if any(op is not None for op in updates):
+            settle(model, adapted, [_like(op, adapted) for op in updates])
+        for member, result in zip(adapted.updates, sent, strict=True):
             _start(member, _broadcast(result), generator)
+
+
+def _like(op: LowRankOperator | None, adapted: AdaptedWeight) -> LowRankOperator | None:
+    return None if op is None else op.to(device=adapted.slot.parameter.device)
 
 
 def _plan(
     model: nn.Module, results: Mapping[str, Result]
-) -> list[tuple[Site, list[Parameterization], list[Result]]]:
-    named = [(site, members, matrix_names(site, members)) for site, members in adapter_sites(model)]
-    missing = sorted({n for _, _, names in named for n in names} ^ set(results))
+) -> list[tuple[AdaptedWeight, list[Result]]]:
+    found = active_weights(model)
+    missing = sorted({n for adapted in found for n in adapted.matrix_names} ^ set(results))
     if missing:
         raise TargetError(f"results must be of the model's matrices; these differ: {missing}")
-    plan = [(site, members, [results[n] for n in names]) for site, members, names in named]
-    for site, members, sent in plan:
-        for member, result in zip(members, sent, strict=True):
+    plan = [(adapted, [results[n] for n in adapted.matrix_names]) for adapted in found]
+    for adapted, sent in plan:
+        for member, result in zip(adapted.updates, sent, strict=True):
             if _shape(result) != member.shape:
                 raise ShapeError(
-                    f"results must have the shapes of the model; {site.name} is {member.shape}, "
-                    f"got {_shape(result)}"
+                    f"results must have the shapes of the model; {adapted.name} is "
+                    f"{member.shape}, got {_shape(result)}"
                 )
     return plan
 
@@ -89,18 +101,6 @@ def _shape(result: Result) -> tuple[int, int]:
 
 def _broadcast(result: Result) -> LowRankOperator | None:
     return result.broadcast if isinstance(result, Aggregate) else result.operator
-
-
-def _add_to_base(site: Site, sent: list[Result]) -> None:
-    """Add the base updates of a weight's matrices, which is dense, one matrix at a time."""
-    weight = site.parameter
-    stack = weight.detach().view(len(sent), *_shape(sent[0]))
-    for matrix, result in zip(stack, sent, strict=True):
-        op = result.base_update if isinstance(result, Aggregate) else None
-        if op is not None:
-            wide = torch.promote_types(op.dtype, weight.dtype)
-            dense = op.to(dtype=wide, device=weight.device).to_dense()
-            matrix.copy_((matrix + dense).to(weight.dtype))
 
 
 def _start(

@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from lowrank_opt.errors import OptionError, RankError
+from lowrank_opt.checks import check_rank
+from lowrank_opt.errors import OptionError
 from lowrank_opt.linalg import product_svd
 from lowrank_opt.merging.clients import working
 from lowrank_opt.merging.factors import ClientFactors, stacked
@@ -117,7 +118,7 @@ def _truncated(op: LowRankOperator | None, rank: int | None) -> LowRankOperator 
     return op.truncate(rank)
 
 
-def check_rank(method: str, rank: int | None, shape: tuple[int, int]) -> None:
+def check_settings_rank(method: str, rank: int | None, shape: tuple[int, int]) -> None:
     """Raise an error for a rank outside its range, or where the method has none to choose."""
     if rank is None:
         return
@@ -126,6 +127,4 @@ def check_rank(method: str, rank: int | None, shape: tuple[int, int]) -> None:
             f"rank is that of 'flexlora' broadcasts and 'fedex' residuals; got rank={rank} for "
             f"{method!r}"
         )
-    if not 1 <= rank <= min(shape):
-        m, n = shape
-        raise RankError(f"rank must be in 1..{min(m, n)} for a {m} x {n} matrix; got rank={rank}")
+    check_rank(rank, shape)

@@ -43,5 +43,5 @@ class Frozen(Parameterization):
 
     def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
         """Return the balanced factors of the target."""
-        U, sigma, V = self._aligned(target)
+        U, sigma, V = self.svd_of(target)
         return {"left": U * sigma.sqrt(), "right": V * sigma.sqrt()}

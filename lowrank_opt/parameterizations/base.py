@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from typing import Self
+from collections.abc import Callable
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.checks import check_rank, check_shape
+from lowrank_opt.checks import check_held, check_rank, check_shape
 from lowrank_opt.errors import (
     NoRightInverseError,
     NotInSetError,
@@ -57,9 +59,9 @@ class Parameterization(Configured, ABC):
     """
 
     complete: bool = False
-    # Whether a row or column gets its factors from frozen frames or features, and therefore has
-    # meaning even where none of its entries was observed.
-    inductive: bool = False
+    # Whether an adapter begins where the map begins, instead of at zero by an `Offset`: of maps
+    # that would be something else with their start subtracted.
+    keeps_its_start: ClassVar[bool] = False
 
     def __init__(self, shape: tuple[int, int], rank: int) -> None:
         super().__init__()
@@ -73,20 +75,6 @@ class Parameterization(Configured, ABC):
     def forward(self) -> LowRankOperator:
         """Return `factors`, so that hooks and ``functional_call`` work."""
         return self.factors()
-
-    def seen_factors(self, rows: Tensor, cols: Tensor) -> LowRankOperator:
-        """Return `factors` with zeros where nothing was observed, which increases no norm.
-
-        Parameters
-        ----------
-        rows, cols : Tensor, shapes (m,) and (n,) of bool
-            Which rows and columns had an observed entry. Inductive maps speak for all of them.
-        """
-        left, scale, right = self.factors()
-        if self.inductive:
-            return LowRankOperator(left, scale, right)
-        left, right = (x.where(k.unsqueeze(1), 0) for x, k in ((left, rows), (right, cols)))
-        return LowRankOperator(left, scale, right)
 
     @property
     def feasible_set(self) -> FeasibleSet:
@@ -120,14 +108,20 @@ class Parameterization(Configured, ABC):
         NotInSetError
             If `target` is outside the set and `project` is false.
         TargetError
-            If `target` is not finite or of another shape.
+            If `target` is not finite, of another shape, or over- or underflows the parameters.
         """
-        op = self._as_operator(target)
+        op = self.operator_of(target)
         values = self.right_inverse(self.feasible_set.project(op) if project else op)
         own = dict(self.named_parameters()) | dict(self.named_buffers())
         wrong = [k for k, v in values.items() if k not in own or own[k].shape != v.shape]
         if wrong:
             raise ShapeError(f"right_inverse must return tensors of this module; got {wrong}")
+        lost = [k for k, v in values.items() if self._is_lost(v.detach(), own[k].dtype)]
+        if lost:
+            raise TargetError(
+                f"the target must be held by {type(self).__name__} in {own[lost[0]].dtype}; its "
+                f"{lost} would over- or underflow: use a wider dtype, or scale the target"
+            )
         with torch.no_grad():
             for name, value in values.items():
                 own[name].copy_(value)
@@ -139,7 +133,7 @@ class Parameterization(Configured, ABC):
 
         Computed in float64 from the factors; W is not formed.
         """
-        op = self._as_operator(target).to(dtype=torch.float64)
+        op = self.operator_of(target).to(dtype=torch.float64)
         difference = self.factors().detach().to(dtype=torch.float64) - op
         return float(difference.schatten_norm(2))
 
@@ -163,7 +157,44 @@ class Parameterization(Configured, ABC):
         """Return factors rounded to `dtype` whose product, in exact arithmetic, is in the set."""
         return export(self.factors().detach(), self.feasible_set, dtype)
 
-    def _as_operator(self, target: LowRankOperator | Tensor) -> LowRankOperator:
+    def check_held(self, dtype: torch.dtype | None = None) -> None:
+        """Raise RadiusError unless the size of the set can be stored and trained in a dtype.
+
+        Constructors of bounded maps end with it, and moving to another dtype begins with it.
+
+        Parameters
+        ----------
+        dtype : torch.dtype, optional
+            That of the parameters by default.
+        """
+        size = self.feasible_set.size
+        if size is not None:
+            held = next(self.parameters()).dtype if dtype is None else dtype
+            check_held(size, held, self.rank, "radius")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        own = next(self.parameters(), None)
+        if own is not None:
+            after = fn(own.detach().new_empty(0)).dtype
+            if after != own.dtype:
+                self.check_held(after)
+        return super()._apply(fn, recurse)
+
+    def _is_lost(self, value: Tensor, dtype: torch.dtype) -> bool:
+        """Whether a dtype cannot hold a value: infinite, or nothing left of it in a cone."""
+        peak = value.abs().amax() if value.numel() else value.new_zeros(())
+        stored, cone = float(peak.to(dtype)), self.feasible_set.size is None
+        vanished = cone and float(peak) > 0 and stored < torch.finfo(dtype).tiny
+        return not math.isfinite(stored) or vanished
+
+    def operator_of(self, target: LowRankOperator | Tensor) -> LowRankOperator:
+        """Return a target as an operator cut off from autograd, whether it is a member or not.
+
+        Raises
+        ------
+        TargetError
+            If it has another shape, or is not finite.
+        """
         if tuple(target.shape) != self.shape:
             raise TargetError(f"the target must have shape {self.shape}; got {tuple(target.shape)}")
         parts = (target,) if isinstance(target, Tensor) else tuple(target)
@@ -172,14 +203,41 @@ class Parameterization(Configured, ABC):
         op = LowRankOperator.from_dense(target) if isinstance(target, Tensor) else target
         return op.detach()
 
-    def _aligned(self, target: LowRankOperator | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return U, sigma, V of a member of the set: `rank` orthonormal columns, float64."""
-        return self._aligned_in(self._as_operator(target), self.feasible_set)
-
-    def _aligned_in(
-        self, op: LowRankOperator, feasible_set: FeasibleSet
+    def svd_of(
+        self, target: LowRankOperator | Tensor, *, within: FeasibleSet | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        check_member(op, feasible_set)
+        """Return U, sigma, V of a member of the set: `rank` orthonormal columns, float64.
+
+        What right inverses start from: a target of lower rank gets columns of value zero.
+
+        Parameters
+        ----------
+        target : LowRankOperator or Tensor, shape (m, n)
+        within : FeasibleSet, optional
+            Instead of `feasible_set`.
+
+        Returns
+        -------
+        U : Tensor, shape (m, rank)
+        sigma : Tensor, shape (rank,)
+            Decreasing.
+        V : Tensor, shape (n, rank)
+
+        Raises
+        ------
+        NotInSetError
+            If the target is no member, to the tolerance of its dtype.
+        TargetError
+            If it has another shape, or is not finite.
+
+        Examples
+        --------
+        >>> from lowrank_opt import Factored
+        >>> Factored((3, 3), rank=2).svd_of(torch.diag(torch.tensor([4.0, 0, 0])))[1]
+        tensor([4., 0.], dtype=torch.float64)
+        """
+        op = self.operator_of(target)
+        check_member(op, self.feasible_set if within is None else within)
         U, sigma, V = op.to(dtype=torch.float64).thin_svd()
         k = min(self.rank, len(sigma))
         values = nn.functional.pad(sigma[:k], (0, self.rank - k))
@@ -202,6 +260,13 @@ def check_member(op: LowRankOperator, feasible_set: FeasibleSet) -> None:
             "pass project=True to use the nearest member",
             excess=excess,
         )
+
+
+@torch.no_grad()
+def lora_start_(left: Tensor, right: Tensor, generator: torch.Generator | None = None) -> None:
+    """Set left = 0 and right to a random orthonormal frame: a product 0 whose gradient is not."""
+    left.zero_()
+    right.copy_(random_frame(*right.shape, like=right, generator=generator))
 
 
 def random_frame(

@@ -61,9 +61,10 @@ class Between(Parameterization):
         return self.inner.complete and self.invertible
 
     def factors(self) -> LowRankOperator:
-        return self._between(self.inner.factors())
+        return self.between(self.inner.factors())
 
-    def _between(self, C: LowRankOperator) -> LowRankOperator:
+    def between(self, C: LowRankOperator) -> LowRankOperator:
+        """Return ``A C B^T`` for factors C of the inner shape, differentiable in them."""
         A, B = self.sides
         return LowRankOperator(A.times(C.left), C.scale, B.times(C.right))
 
@@ -80,7 +81,7 @@ class Between(Parameterization):
                 "a right inverse needs sides with independent columns, or an inner set of "
                 f"singular values; got {self.inner.feasible_set}: scale features, not the set"
             )
-        op = self._as_operator(target)
+        op = self.operator_of(target)
         check_member(op, self.feasible_set)
         core = self._settled(self.image.core(op), op.dtype)
         return {f"inner.{name}": value for name, value in self.inner.right_inverse(core).items()}

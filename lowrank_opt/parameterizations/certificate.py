@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowrank_opt.errors import NotInSetError
-from lowrank_opt.linalg import lp_norm, product_svd
+from lowrank_opt.errors import NotInSetError, TargetError
+from lowrank_opt.linalg import product_svd
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.sets import FeasibleSet, SpectralSet, relative_tolerance
 
@@ -49,7 +49,7 @@ class Certificate:
         return self.excess <= 0.0
 
 
-def singular_value_bounds(op: LowRankOperator) -> Tensor:
+def proved_values(op: LowRankOperator) -> Tensor:
     r"""Return upper bounds on the singular values of the exact product, in float64.
 
     The computed values of two QR factorizations and one SVD, raised by
@@ -58,14 +58,32 @@ def singular_value_bounds(op: LowRankOperator) -> Tensor:
     sum is over the terms and not over the product: terms that cancel leave their rounding behind.
     Values after as many as there are nonzero terms are exactly 0.
     """
-    m, n = op.shape
     left, scale, right = op.to(dtype=torch.float64)
     sigma = product_svd(left, scale, right)[1]
-    terms = lp_norm(left.mT, 2) * scale.abs() * lp_norm(right.mT, 2)
-    margin = 8 * math.sqrt(m + n + op.rank) * op.rank * torch.finfo(torch.float64).eps
-    bounds = sigma + margin * terms.sum()
+    terms = _term_sizes(left, scale, right)
+    bounds = sigma + _margin(op) * terms.sum()
+    # One unit more where the sum itself was rounded, or underflowed.
+    bounds = torch.nextafter(bounds, torch.full_like(bounds, math.inf))
     bounds[int(terms.count_nonzero()) :] = 0.0
     return bounds
+
+
+def _margin(op: LowRankOperator) -> float:
+    """Return the error of computed singular values, relative to the sum of the terms' sizes."""
+    return 8 * math.sqrt(sum(op.shape) + op.rank) * op.rank * torch.finfo(torch.float64).eps
+
+
+def _term_sizes(left: Tensor, scale: Tensor, right: Tensor) -> Tensor:
+    r"""Return upper bounds on :math:`|s_i| \|l_i\| \|r_i\|`; zero only where a term is zero.
+
+    Entries of 1e-310 and scales of 1e300 belong together: largest times smallest first.
+    """
+    (m, _), (n, _) = left.shape, right.shape
+    peaks = torch.stack((left.abs().amax(0), scale.abs(), right.abs().amax(0)))
+    low, middle, high = peaks.sort(dim=0).values.unbind()
+    sizes = math.sqrt(m) * math.sqrt(n) * ((low * high) * middle)
+    exact = sizes.new_tensor(torch.finfo(sizes.dtype).tiny)
+    return torch.where((peaks > 0).all(dim=0), torch.maximum(sizes, exact), 0.0)
 
 
 def certify(op: LowRankOperator, feasible_set: FeasibleSet) -> Certificate:
@@ -76,7 +94,7 @@ def certify(op: LowRankOperator, feasible_set: FeasibleSet) -> Certificate:
     features, it is the computed excess and a margin for its rounding, so that nothing is `exact`.
     """
     view, unit = feasible_set.as_spectral(op), feasible_set.unit(op)
-    values = singular_value_bounds(op if view is None else view[0])
+    values = proved_values(op if view is None else view[0])
     tolerance = relative_tolerance(op.dtype, feasible_set.rank) * unit
     if view is None:
         margin = relative_tolerance(torch.float64, feasible_set.rank) * unit
@@ -91,6 +109,15 @@ def certify(op: LowRankOperator, feasible_set: FeasibleSet) -> Certificate:
         excess=excess,
         tolerance=tolerance,
     )
+
+
+def _check_scale(size: float, dtype: torch.dtype) -> None:
+    info = torch.finfo(dtype)
+    if size > 0 and not info.tiny <= size <= info.max:
+        raise TargetError(
+            f"export keeps the scale in {dtype}, which holds {info.tiny:.1e}..{info.max:.1e}; got "
+            f"a largest singular value of {size:.1e}: export in a wider dtype"
+        )
 
 
 def _value_excess(values: Tensor, spectral: SpectralSet) -> float:
@@ -121,20 +148,23 @@ def export(op: LowRankOperator, feasible_set: FeasibleSet, dtype: torch.dtype) -
     NotInSetError
         If no shrinking by less than an eighth leads inside (the operator was no member), or the
         set has no spectral form.
+    TargetError
+        If the dtype of the scale cannot hold the size of the operator.
     """
     U, sigma, V = op.to(dtype=torch.float64).thin_svd()
-    # Values that are rounding of the SVD itself would break a bound of zero.
-    noise = relative_tolerance(sigma.dtype, op.rank) * sigma.amax()
-    sigma = torch.where(sigma > noise, sigma, 0.0)
-    peak = sigma.amax().clamp_min(torch.finfo(torch.float64).tiny)
-    root = (sigma / peak).sqrt()
-    left, right = (U * root).to(dtype), (V * root).to(dtype)
+    # Values below what certificates can tell would break a bound as small, and are no loss.
+    sigma = torch.where(sigma > 64 * op.rank * _margin(op) * sigma.amax(), sigma, 0.0)
     scale_dtype = torch.promote_types(dtype, torch.float32)
+    peak = sigma.amax()
+    _check_scale(float(peak), scale_dtype)
+    # Divided first by the peak: roots of 1e-320 have no digits left.
+    root = (sigma / torch.where(peak > 0, peak, 1.0)).sqrt()
+    left, right = (U * root).to(dtype), (V * root).to(dtype)
     for shrink in (2.0**-k for k in range(50, 2, -1)):
         scale = torch.full_like(sigma, float(peak) * (1 - shrink)).to(scale_dtype)
         rounded = LowRankOperator(left, scale, right)
         view = feasible_set.as_spectral(rounded)
-        if view is not None and _value_excess(singular_value_bounds(view[0]), view[1]) <= 0:
+        if view is not None and _value_excess(proved_values(view[0]), view[1]) <= 0:
             return rounded
     excess = feasible_set.excess(op)
     raise NotInSetError(

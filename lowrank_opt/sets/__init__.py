@@ -4,6 +4,7 @@ from lowrank_opt.sets.base import FeasibleSet as FeasibleSet
 from lowrank_opt.sets.base import RankAtMost as RankAtMost
 from lowrank_opt.sets.base import SpectralSet as SpectralSet
 from lowrank_opt.sets.base import relative_tolerance as relative_tolerance
+from lowrank_opt.sets.complement import ComplementSet as ComplementSet
 from lowrank_opt.sets.linear_image import ImageSet as ImageSet
 from lowrank_opt.sets.linear_image import LinearImage as LinearImage
 from lowrank_opt.sets.linear_image import NestedSet as NestedSet

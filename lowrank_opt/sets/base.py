@@ -56,19 +56,22 @@ class FeasibleSet(ABC):
     ----------
     rank : int
         Largest rank of a member.
+    norm_name : str
+        The norm that is bounded, in a word or two; "none" if there is no bound.
     """
 
     rank: int
-
-    @property
-    def norm_name(self) -> str:
-        """The norm that is bounded, in a word or two; "none" if there is no bound."""
-        return "none"
+    norm_name: str = "none"
 
     @property
     def bound(self) -> str:
         """What is bounded by how much, in a few words, like ``nuclear <= 3``."""
         return self.norm_name
+
+    @property
+    def size(self) -> float | None:
+        """The radius or largest bound, as `unit` has it where it is a constant; None if not."""
+        return None
 
     @property
     def frobenius_bound(self) -> float:

@@ -59,10 +59,10 @@ class LinearImage(FeasibleSet):
     @property
     def rank(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The rank bound of the inner set, or that of a side if it is less."""
-        return min(self.inner.rank, *(x.rank for x in self.sides if x.rank is not None))
+        return min((self.inner.rank, *(x.rank for x in self.sides if x.rank is not None)))
 
     @property
-    def norm_name(self) -> str:
+    def norm_name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self._said(self.inner.norm_name)
 
     @property
@@ -75,6 +75,10 @@ class LinearImage(FeasibleSet):
         for words in dict.fromkeys(side.words for side in self.sides):
             name = words.format(name)
         return name
+
+    @property
+    def size(self) -> float | None:
+        return self.inner.size
 
     @property
     def frobenius_bound(self) -> float:

@@ -56,6 +56,10 @@ class NormBall(SpectralSet):
         return f"{self.norm_name} <= {self.radius:g}"
 
     @property
+    def size(self) -> float:
+        return self.radius
+
+    @property
     def frobenius_bound(self) -> float:
         """By monotonicity, sqrt(rank) times the largest value that a member can have."""
         first = self.gauge(torch.eye(1, self.rank, dtype=torch.float64)[0])
@@ -72,6 +76,18 @@ class NormBall(SpectralSet):
     def scaled(self, factor: float) -> Self:
         """Return the ball of radius ``factor * radius``."""
         return self if factor == 1 else self.resized(radius=factor * self.radius, rank=self.rank)
+
+    def dominating(self, values: Tensor) -> Tensor:
+        """Return a point of the sphere with no entry below that of the member `values`.
+
+        Here, the same number added to all, found by bisection; named balls have closed forms.
+        """
+        low, high = 0.0, self.radius / float(self.gauge(torch.ones_like(values)))
+        for _ in range(60):
+            middle = (low + high) / 2
+            inside = float(self.gauge(values + middle)) <= self.radius
+            low, high = (middle, high) if inside else (low, middle)
+        return values + low
 
     def averaged(
         self, sets: Sequence[FeasibleSet], weights: Sequence[float], *, rank: int

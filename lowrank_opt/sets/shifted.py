@@ -36,7 +36,7 @@ class ShiftedSet(FeasibleSet):
         return min(self.inner.rank + self.offset.rank, *self.offset.shape)
 
     @property
-    def norm_name(self) -> str:
+    def norm_name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self._said(self.inner.norm_name)
 
     @property
@@ -45,6 +45,10 @@ class ShiftedSet(FeasibleSet):
 
     def _said(self, name: str) -> str:
         return "none" if self.inner.norm_name == "none" else f"shifted {name}"
+
+    @property
+    def size(self) -> float | None:
+        return self.inner.size
 
     @property
     def frobenius_bound(self) -> float:

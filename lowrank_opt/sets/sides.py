@@ -89,6 +89,19 @@ class Side(ABC):
     def pull(self, y: Tensor) -> Tensor:
         """Return the least x with ``A x`` nearest to y, for y of shape (m, r) in float64."""
 
+    def met(self, seen: Tensor) -> Tensor:
+        """Return which rows of C a mask of rows of W depends on; here, on all of them.
+
+        Parameters
+        ----------
+        seen : Tensor of bool, shape (m,)
+
+        Returns
+        -------
+        Tensor of bool, shape (k,)
+        """
+        return seen.new_ones(self.matrix.shape[1])
+
     def after(self, outer: Tensor | None) -> Tensor | None:
         """Return the matrix ``outer A``; None stands for an identity, there and here."""
         return _product(outer, self.matrix)
@@ -131,6 +144,9 @@ class Identity(Side):
 
     def pull(self, y: Tensor) -> Tensor:
         return y
+
+    def met(self, seen: Tensor) -> Tensor:
+        return seen
 
     def after(self, outer: Tensor | None) -> Tensor | None:
         return outer
@@ -187,6 +203,9 @@ class Diagonal(Side):
 
     def pull(self, y: Tensor) -> Tensor:
         return y / self.weights.to(y).unsqueeze(-1)
+
+    def met(self, seen: Tensor) -> Tensor:
+        return seen
 
     def after(self, outer: Tensor | None) -> Tensor | None:
         """Return the features with weighted columns; sparse if they are, or if there are none."""
@@ -282,6 +301,16 @@ class Features(Side):
     def pull(self, y: Tensor) -> Tensor:
         U, sigma, V = self.svd
         return V @ ((U.mT @ y) / sigma.unsqueeze(1))
+
+    def met(self, seen: Tensor) -> Tensor:
+        """Return which columns have a value other than zero in a row of the mask."""
+        A = self.values
+        if not A.is_sparse:
+            return (A[seen] != 0).any(dim=0)
+        A, met = A.coalesce(), seen.new_zeros(A.shape[1])
+        rows, cols = A.indices()
+        met[cols[seen[rows] & (A.values() != 0)]] = True
+        return met
 
 
 class FeatureSVD(NamedTuple):

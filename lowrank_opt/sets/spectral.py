@@ -53,7 +53,7 @@ class SchattenBall(NormBall):
         check_positive_rank(self.rank)
 
     @property
-    def norm_name(self) -> str:
+    def norm_name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return _NAMES.get(self.p, "Schatten p")
 
     @property
@@ -107,6 +107,14 @@ class SchattenBall(NormBall):
         x = ratio.pow(1 / (self.p - 1))
         return x * (self.radius / self.gauge(x))
 
+    def dominating(self, values: Tensor) -> Tensor:
+        powers = (values / self.radius).pow(self.p)
+        if math.isinf(self.p):
+            return torch.full_like(values, self.radius)
+        slack = (1 - powers.sum()).clamp_min(0.0) / self.rank
+        # At p = 40 the power of a value of 1e-9 underflows: without the maximum it would be lost.
+        return torch.maximum(self.radius * (powers + slack).pow(1 / self.p), values)
+
     @property
     def typical_size(self) -> float:
         return self.radius / self.rank ** (1 / self.p)
@@ -143,15 +151,12 @@ class KyFanBall(NormBall):
     k: int
     radius: float
     rank: int
+    norm_name = "Ky Fan"
 
     def __post_init__(self) -> None:
         check_positive_rank(self.k, "k", what="the Ky Fan order k")
         check_radius(self.radius)
         check_positive_rank(self.rank)
-
-    @property
-    def norm_name(self) -> str:
-        return "Ky Fan"
 
     @property
     def bound(self) -> str:
@@ -175,6 +180,10 @@ class KyFanBall(NormBall):
         if values.sum() / k > values[0]:
             return torch.full_like(values, self.radius / k)
         return torch.nn.functional.pad(values.new_tensor([self.radius]), (0, len(values) - 1))
+
+    def dominating(self, values: Tensor) -> Tensor:
+        slack = (self.radius - self.gauge(values)) / min(self.k, self.rank)
+        return values + slack.clamp_min(0.0)
 
     @property
     def typical_size(self) -> float:
@@ -202,6 +211,7 @@ class SingularValueBox(SpectralSet):
     """
 
     bounds: tuple[float, ...]
+    norm_name = "each singular value"
 
     def __init__(self, bounds: Iterable[float] | Tensor) -> None:
         values = bounds.tolist() if isinstance(bounds, Tensor) else bounds
@@ -218,12 +228,12 @@ class SingularValueBox(SpectralSet):
         return len(self.bounds)
 
     @property
-    def norm_name(self) -> str:
-        return "each singular value"
-
-    @property
     def bound(self) -> str:
         return f"singular values <= {self.bounds[0]:g}, ..."
+
+    @property
+    def size(self) -> float:
+        return self.bounds[0]
 
     @property
     def frobenius_bound(self) -> float:
@@ -263,6 +273,10 @@ class SingularValueBox(SpectralSet):
 
     def singular_value_excess(self, values: Tensor) -> Tensor:
         return (values - self._limits(values)).amax()
+
+    def dominating(self, values: Tensor) -> Tensor:
+        """Return the bounds themselves."""
+        return self._limits(values)
 
     def project_singular_values(self, values: Tensor) -> Tensor:
         return torch.minimum(values, self._limits(values))

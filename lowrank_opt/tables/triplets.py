@@ -17,15 +17,29 @@ class Observed(Protocol):
     """What `lowrank_opt.Observations` are: entries by position."""
 
     @property
-    def rows(self) -> Tensor: ...
+    def rows(self) -> Tensor:
+        """Positions, shape (nnz,)."""
+        ...
+
     @property
-    def cols(self) -> Tensor: ...
+    def cols(self) -> Tensor:
+        """Positions, shape (nnz,)."""
+        ...
+
     @property
-    def values(self) -> Tensor: ...
+    def values(self) -> Tensor:
+        """Real numbers, shape (nnz,)."""
+        ...
+
     @property
-    def weights(self) -> Tensor | None: ...
+    def weights(self) -> Tensor | None:
+        """Nonnegative, shape (nnz,), if there are any."""
+        ...
+
     @property
-    def shape(self) -> tuple[int, int]: ...
+    def shape(self) -> tuple[int, int]:
+        """``(m, n)``."""
+        ...
 
 
 if TYPE_CHECKING:

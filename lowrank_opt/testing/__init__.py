@@ -51,6 +51,8 @@ from lowrank_opt.testing.search.verdict import Violation as Violation
 from lowrank_opt.testing.search.verdict import expect as expect
 from lowrank_opt.testing.subjects.adapters import ADAPTER_LAWS as ADAPTER_LAWS
 from lowrank_opt.testing.subjects.adapters import check_adapter as check_adapter
+from lowrank_opt.testing.subjects.modules import MODULE_LAWS as MODULE_LAWS
+from lowrank_opt.testing.subjects.modules import check_module as check_module
 from lowrank_opt.testing.subjects.operators import OPERATOR_LAWS as OPERATOR_LAWS
 from lowrank_opt.testing.subjects.operators import check_operator as check_operator
 from lowrank_opt.testing.subjects.parameterizations import LAWS as LAWS

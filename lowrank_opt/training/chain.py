@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lowrank_opt.errors import RankError, ShapeError
-from lowrank_opt.nn.adapted import AdaptedModule
+from lowrank_opt.nn.adapters.present import (
+    active_adapters,
+)
+from lowrank_opt.nn.adapters.weights import (
+    AdaptedWeight,
+    adapted_weights,
+    settle,
+)
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.sets import FeasibleSet
@@ -28,12 +35,16 @@ class Link:
     weight : Tensor, shape (m, n) or (m, ...)
         Merged into in place; not trained. Taken as ``weight.flatten(1)``.
     parameterization : Parameterization, m x n
+    within : (nn.Module, str), optional
+        The adapted model and the name of the weight in it: then the weight is left as it is, and
+        what is tied becomes the settled part of the adapter, which is saved and exported with it.
     """
 
     weight: Tensor
     parameterization: Parameterization
     merged: list[LowRankOperator] = field(default_factory=list[LowRankOperator])
     sets: list[FeasibleSet] = field(default_factory=list[FeasibleSet])
+    within: tuple[nn.Module, str] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         shape = tuple(self.weight.flatten(1).shape)
@@ -47,7 +58,7 @@ class Link:
                 f"a weight must be floating-point to be merged into; got {self.weight.dtype}: "
                 "dequantise it first"
             )
-        half = torch.finfo(self.weight.dtype).bits < 32
+        half = torch.finfo(self.weight.dtype).bits < 32 and self.within is None
         # Deltas much smaller than the weight vanish in half precision: sum them in float32.
         self._sum = self.weight.detach().float() if half else None
 
@@ -60,15 +71,31 @@ class Link:
         op = self.parameterization.factors().detach().clone()
         self.merged.append(op)
         self.sets.append(self.parameterization.feasible_set)
+        self._keep(op)
+        if rank is None or rank == self.parameterization.rank:
+            self.parameterization.zero_(generator=generator)
+        else:
+            step_down_(self.parameterization, rank, generator=generator)
+
+    def _keep(self, op: LowRankOperator) -> None:
+        """Add an update for good: to the weight, or to what the adapter has settled."""
+        if self.within is not None:
+            settle(self.within[0], self._adapted(), [op])
+            return
         delta = op.to_dense().reshape(self.weight.shape)
         if self._sum is None:
             self.weight.add_(delta.to(self.weight.dtype))
         else:
             self.weight.copy_(self._sum.add_(delta))
-        if rank is None or rank == self.parameterization.rank:
-            self.parameterization.zero_(generator=generator)
-        else:
-            step_down_(self.parameterization, rank, generator=generator)
+
+    def _adapted(self) -> AdaptedWeight:
+        assert self.within is not None, "a link outside of an adapted model has no adapter"
+        model, name = self.within
+        return next(
+            found
+            for found in adapted_weights(model)
+            if found.name == name and found.updates[0] is self.parameterization
+        )
 
     def total(self) -> LowRankOperator:
         """Return all merged updates and the present one as one operator."""
@@ -199,16 +226,13 @@ def _checked_ranks(ranks: list[int], links: list[Link], reset: Reset) -> list[in
 
 
 def _links_of(model: nn.Module) -> list[Link]:
-    found: dict[int, Link] = {}
-    for layer in (x for x in model.modules() if isinstance(x, AdaptedModule)):
-        for name in layer.active:
-            adapter = layer.adapter(name)
-            for weight_name, members in adapter.items() if adapter is not None else ():
-                weight = layer.base.get_parameter(weight_name)
-                if len(members) != 1:
-                    raise ShapeError(
-                        f"a chain merges one matrix for each weight; {weight_name!r} has "
-                        f"{len(members)}: pass its parts as Link objects"
-                    )
-                found.setdefault(id(weight), Link(weight, members[0]))
-    return list(found.values())
+    found: list[Link] = []
+    active = active_adapters(model) if adapted_weights(model) else {}
+    for adapted in adapted_weights(model, active, tied=False):
+        if len(adapted.updates) != 1:
+            raise ShapeError(
+                f"a chain ties one matrix for each weight; {adapted.name!r} has "
+                f"{len(adapted.updates)}: pass its parts as Link objects"
+            )
+        found.append(Link(adapted.slot.parameter, adapted.updates[0], within=(model, adapted.name)))
+    return found

@@ -287,3 +287,29 @@ def test_deep_json_is_damage(tmp_path: Path):
     (tmp_path / "result.json").write_text("[" * 100_000)
     with pytest.raises(DataError, match="is no JSON"):
         CompletionResult.load(tmp_path)
+
+
+def test_the_shell_completes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert 0 == main(["completion", "bash"])
+    script = capsys.readouterr().out
+    asked = script + (
+        "COMP_WORDS=(lowrank-opt recommend --ex); COMP_CWORD=2; _lowrank_opt\n"
+        'echo "${COMPREPLY[@]}"\n'
+        "COMP_WORDS=(lowrank-opt reco); COMP_CWORD=1; _lowrank_opt\n"
+        'echo "${COMPREPLY[@]}"\n'
+        "COMP_WORDS=(lowrank-opt complete --duplicates me); COMP_CWORD=3; _lowrank_opt\n"
+        'echo "${COMPREPLY[@]}"\n'
+    )
+    run = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
+    assert ["--exclude-seen", "recommend", "mean"] == run.stdout.split()
+    for shell in ("zsh", "fish"):
+        assert 0 == main(["completion", shell])
+        assert "--exclude-seen" in capsys.readouterr().out
+
+
+def test_the_package_is_the_command():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    words = [sys.executable, "-m", "lowrank_opt", "--help"]
+    run = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
+    assert "usage: lowrank-opt" in run.stdout
+    assert "Exit status: 0 done;" in run.stdout

@@ -2,7 +2,9 @@
 
 import math
 
+import geotorch
 import torch
+from peft import DeloraConfig, inject_adapter_in_model
 from torch import nn
 
 import lowrank_opt as lo
@@ -34,7 +36,7 @@ class Registered(FromWeight):
     """With the right inverse of `torch.nn.utils.parametrize`."""
 
     def right_inverse(self, target):
-        W = self._as_operator(target).to_dense()
+        W = self.operator_of(target).to_dense()
         chain = self.layer.parametrizations.weight
         with torch.no_grad():
             for parametrization in reversed(chain):
@@ -56,8 +58,6 @@ def orthogonal(shape, rank, *, dtype, orthogonal_map):
 
 def low_rank(shape, rank, *, dtype):
     """geotorch.low_rank: rank at most r."""
-    import geotorch
-
     layer = linear(shape, dtype)
     geotorch.low_rank(layer, "weight", rank)
     return Registered(shape, rank, layer, lo.RankAtMost(rank))
@@ -65,8 +65,6 @@ def low_rank(shape, rank, *, dtype):
 
 def fixed_rank(shape, rank, *, dtype):
     """geotorch.fixed_rank: rank r."""
-    import geotorch
-
     layer = linear(shape, dtype)
     geotorch.fixed_rank(layer, "weight", rank)
     return Registered(shape, rank, layer, lo.RankAtMost(rank))
@@ -87,8 +85,6 @@ class PeftDeLoRA(FromWeight):
 
 def delora(shape, rank, *, dtype):
     """The update of one adapted linear layer, lambda = 3."""
-    from peft import DeloraConfig, inject_adapter_in_model
-
     model = nn.Sequential(linear(shape, dtype))
     config = DeloraConfig(r=rank, target_modules=["0"], delora_lambda=3)
     model = inject_adapter_in_model(config, model)

@@ -1,7 +1,9 @@
 """Adapters travel to PEFT and back: it trains and we compute the same, we train and it does."""
 
+import peft
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import lowrank_opt as lo
@@ -14,8 +16,6 @@ from lowrank_opt.nn import (
     peft_residuals,
 )
 from tests.peft_cases import INDICES, MAKES, small
-
-peft = pytest.importorskip("peft")
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -129,7 +129,6 @@ def test_an_adapter_of_peft_is_brought_into_a_ball(tmp_path):
 
 
 def transformer(kind):
-    transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     if kind == "gpt2":
         config = transformers.GPT2Config(

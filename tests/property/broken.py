@@ -28,7 +28,7 @@ class Product(lo.Parameterization):
         return self.operator(self.left, self.right)
 
     def right_inverse(self, target):
-        U, sigma, V = self._aligned(target)
+        U, sigma, V = self.svd_of(target)
         return {"left": U * sigma, "right": V}
 
     @torch.no_grad()
@@ -59,8 +59,8 @@ class OnePercentTooLarge(lo.HomogeneousBall):
 class SignedValues(lo.NBLoRA):
     """The bound of NB-LoRA needs s >= 0."""
 
-    def singular_value_bounds(self):
-        bounds = super().singular_value_bounds()
+    def value_limits(self):
+        bounds = super().value_limits()
         return bounds if self.spread is None else bounds * self.spread.sign()
 
 
@@ -232,7 +232,7 @@ class StatefulInverse(Product):
     kept = None
 
     def right_inverse(self, target):
-        self.kept = self._as_operator(target)
+        self.kept = self.operator_of(target)
         return {"left": self.left.detach(), "right": self.right.detach()}
 
     def factors(self):
@@ -243,14 +243,14 @@ class UnscaledInverse(Product):
     """Roots of the singular values on one side only."""
 
     def right_inverse(self, target):
-        U, sigma, V = self._aligned(target)
+        U, sigma, V = self.svd_of(target)
         return {"left": U * sigma.sqrt(), "right": V}
 
 
 class SoftmaxValues(lo.NBLoRA):
     """Softmax cannot make a value zero: members on the boundary of lower rank are missed."""
 
-    def singular_value_bounds(self):
+    def value_limits(self):
         assert self.spread is not None
         return self._set.radius * self.spread.softmax(0).double()
 
@@ -264,7 +264,7 @@ class NonFiniteInverse(Product):
     """Divides by singular values that may be zero."""
 
     def right_inverse(self, target):
-        U, sigma, V = self._aligned(target)
+        U, sigma, V = self.svd_of(target)
         return {"left": U * sigma, "right": V * (sigma / sigma)}
 
 

@@ -6,8 +6,12 @@ from dataclasses import replace
 import torch
 
 import lowrank_opt as lo
-from lowrank_opt.nn import AdaptedModule, adapt, disabled, merge, unmerge
+from lowrank_opt.nn import adapt, adapted_weights, disabled, merge, unmerge
+from lowrank_opt.nn.adapters.present import (
+    record_of,
+)
 from lowrank_opt.testing.cases.adapter_method import METHOD
+from tests.adapted import base_weight
 from tests.property.broken import DetachedFactor, MergesTwice, Product
 
 
@@ -38,49 +42,41 @@ class ForgetsOnSaving(Product):
         return found
 
 
-def wrappers(model):
-    return [m for m in model.modules() if isinstance(m, AdaptedModule)]
+def sums_of(model):
+    """Return the merged weights of a model, which are read instead of the base weights."""
+    return {
+        (slot.layer.module, slot.weight): getattr(slot.layer.module, slot.weight)
+        for slot in (found.slot for found in adapted_weights(model))
+    }
 
 
 def merge_twice(model):
     """W + 2 dW."""
-    updates = {
-        w: {k: [o.to_dense() for o in v] for k, v in w.updates().items()} for w in wrappers(model)
-    }
     merge(model)
     with torch.no_grad():
-        for wrapper, own in updates.items():
-            for name, dense in own.items():
-                wrapper.base.get_parameter(name).add_(
-                    torch.stack(dense).reshape_as(wrapper.base.get_parameter(name))
-                )
+        for (module, name), total in sums_of(model).items():
+            total.add_(total - base_weight(module, name))
 
 
 def unmerge_by_subtraction(model):
     """W + dW - dW: not the bits of W."""
-    merged = {
-        w: {k: w.base.get_parameter(k).detach().clone() for k in w.originals()}
-        for w in wrappers(model)
-    }
+    merged = {key: x.detach().clone() for key, x in sums_of(model).items()}
     unmerge(model)
     with torch.no_grad():
-        for wrapper, own in merged.items():
-            for name, weight in own.items():
-                dense = torch.stack([o.to_dense() for o in wrapper.updates()[name]])
-                wrapper.base.get_parameter(name).copy_(weight - dense.reshape_as(weight))
+        for found in adapted_weights(model):
+            module, name = found.slot.layer.module, found.slot.weight
+            dense = torch.stack([member().to_dense() for member in found.updates])
+            total = merged[module, name]
+            base_weight(module, name).copy_(total - dense.reshape_as(total))
 
 
 def unmerge_nothing(model):
     """Leave the merged weights, and add the adapter to them."""
-    merged = {
-        w: {k: w.base.get_parameter(k).detach().clone() for k in w.originals()}
-        for w in wrappers(model)
-    }
+    merged = {key: x.detach().clone() for key, x in sums_of(model).items()}
     unmerge(model)
     with torch.no_grad():
-        for wrapper, own in merged.items():
-            for name, weight in own.items():
-                wrapper.base.get_parameter(name).copy_(weight)
+        for (module, name), total in merged.items():
+            base_weight(module, name).copy_(total)
 
 
 def adapt_without_freezing(model, make):
@@ -99,8 +95,7 @@ def adapt_with_initial_shift(model, make):
 def disabled_for_ever(model):
     with disabled(model):
         yield
-    for wrapper in wrappers(model):
-        wrapper.enabled = False
+    record_of(model).set(disabled=1)
 
 
 @contextlib.contextmanager

@@ -142,7 +142,7 @@ class ThreeDigitInverse(Product):
 
 class InverseIgnoresTarget(Product):
     def right_inverse(self, target):
-        self._as_operator(target)
+        self.operator_of(target)
         return {"left": self.left.detach().clone(), "right": self.right.detach().clone()}
 
 
@@ -150,7 +150,7 @@ class InverseTruncatesItsArgument(Product):
     """Writes what it can reach into the target, of rank one, and reaches that."""
 
     def right_inverse(self, target):
-        op = self._as_operator(target)
+        op = self.operator_of(target)
         op.scale[1:] = 0.0
         return super().right_inverse(op)
 
@@ -173,7 +173,7 @@ class InverseWritesBuffer(Product):
 
 class InverseOnlyTall(Product):
     def right_inverse(self, target):
-        U, sigma, V = self._aligned(target)
+        U, sigma, V = self.svd_of(target)
         m, n = self.shape
         return {"left": U * sigma, "right": V if m >= n else V.flip(0)}
 

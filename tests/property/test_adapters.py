@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import lowrank_opt as lo
-from lowrank_opt.nn import AdaptedModule, adapt, disabled, merge, unmerge
+from lowrank_opt.nn import adapt, adapted_weights, disabled, merge, unmerge
 from lowrank_opt.testing import forbid_dense
 
 
@@ -117,18 +117,12 @@ def shake(model: nn.Module) -> None:
 def with_dense_weights(base: nn.Module, adapted: nn.Module) -> nn.Module:
     """Return a copy of `base` into whose weights the updates are written, one by one."""
     oracle = copy.deepcopy(base)
-    for name, wrapper in adapted.named_modules():
-        path = ".".join(part for part in name.split(".") if part != "base")
-        for weight, members in parts_of(wrapper):
-            dense = torch.stack([member().to_dense() for member in members])
-            target = oracle.get_submodule(path).get_parameter(weight)
-            own = wrapper.base.get_parameter(weight)
-            target.data = own.detach() + dense.detach().reshape(target.shape)
+    for found in adapted_weights(adapted):
+        dense = torch.stack([member().to_dense() for member in found.updates])
+        target = dict(oracle.named_parameters(remove_duplicate=False))[found.name]
+        own = found.slot.parameter
+        target.data = own.detach() + dense.detach().reshape(target.shape)
     return oracle
-
-
-def parts_of(module: nn.Module) -> list[tuple[str, list[lo.Parameterization]]]:
-    return list(module.adapter("default").items()) if isinstance(module, AdaptedModule) else []
 
 
 def output(model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -170,15 +164,14 @@ def test_gradient_equals_the_one_through_dense_weights(case: str) -> None:
     oracle = with_dense_weights(base, adapted)
     for model in (adapted, oracle):
         output(model, inputs).square().sum().backward()
-    for name, wrapper in adapted.named_modules():
-        path = ".".join(part for part in name.split(".") if part != "base")
-        for weight, members in parts_of(wrapper):
-            gradient = oracle.get_submodule(path).get_parameter(weight).grad
-            parameters = [p for member in members for p in member.parameters()]
-            mine = [p.grad for p in parameters]
-            dense = torch.stack([member().to_dense() for member in members])
-            chained = torch.autograd.grad(dense, parameters, gradient.reshape(dense.shape))
-            torch.testing.assert_close(mine, list(chained))
+    truth = dict(oracle.named_parameters(remove_duplicate=False))
+    for found in adapted_weights(adapted):
+        gradient = truth[found.name].grad
+        parameters = [p for member in found.updates for p in member.parameters()]
+        mine = [p.grad for p in parameters]
+        dense = torch.stack([member().to_dense() for member in found.updates])
+        chained = torch.autograd.grad(dense, parameters, gradient.reshape(dense.shape))
+        torch.testing.assert_close(mine, list(chained))
 
 
 @MODULES
@@ -198,7 +191,7 @@ def test_base_survives_training_merging_and_unmerging_bit_for_bit(case: str) -> 
     unmerge(adapted)
     assert torch.equal(expected, output(adapted, inputs))
     with disabled(adapted):
-        now = {k.replace("base.", ""): v for k, v in adapted.state_dict().items()}
+        now = adapted.state_dict()
         assert all(torch.equal(w, now[k]) for k, w in weights.items())
 
 

@@ -8,6 +8,7 @@ import torch
 import lowrank_opt as lo
 from lowrank_opt.testing import ADAPTER_LAWS, BrokenLawError, check_adapter
 from lowrank_opt.testing.search.describe import describe
+from tests.property.broken_adapter_uses import BROKEN_ADAPTER_USES
 from tests.property.broken_adapters import BROKEN_ADAPTERS, SOUND
 
 
@@ -39,7 +40,7 @@ def test_the_sound_adapter_of_the_defects_passes() -> None:
     check_adapter(make, method=method, profile="quick")
 
 
-@pytest.mark.parametrize(("make", "method", "law"), BROKEN_ADAPTERS)
+@pytest.mark.parametrize(("make", "method", "law"), [*BROKEN_ADAPTERS, *BROKEN_ADAPTER_USES])
 def test_law_catches_defect_of_an_adapter(make, method, law) -> None:
     with pytest.raises(BrokenLawError) as caught:
         check_adapter(make, method=method, only=[law])

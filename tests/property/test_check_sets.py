@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lowrank_opt as lo
-from lowrank_opt.errors import TargetError
+from lowrank_opt.errors import OptionError
 from lowrank_opt.sets import NestedSet, ShiftedSet, WeightedSet
 from lowrank_opt.testing import SET_LAWS, BrokenLawError, Case, check_set, check_spectral_set
 from lowrank_opt.testing.search.describe import describe
@@ -95,7 +95,7 @@ def test_expected_failures_are_collected() -> None:
 
 
 def test_names_of_laws_are_checked() -> None:
-    with pytest.raises(TargetError, match="only must name laws"):
+    with pytest.raises(OptionError, match="only must name laws"):
         check_set(lo.RankAtMost, only=["rnak"])
 
 

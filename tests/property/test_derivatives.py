@@ -14,12 +14,13 @@ from torch.func import functional_call, hessian, jacfwd, jvp, vjp, vmap
 import lowrank_opt as lo
 from lowrank_opt.errors import DerivativeError
 from lowrank_opt.linalg import frozen_product
-from lowrank_opt.parameterizations.catalog import METHODS, _weight
-from lowrank_opt.parameterizations.weight_decomposed import WeightDecomposed
+from lowrank_opt.parameterizations.catalog import examples
+from lowrank_opt.parameterizations.composed.weight_decomposed import WeightDecomposed
+from lowrank_opt.parameterizations.example import example_tensor
 
 D = torch.float64
 SHAPE, RANK = (7, 6), 2
-WEIGHT = _weight(SHAPE)
+WEIGHT = example_tensor(*SHAPE)
 
 MORE = {
     "SVDFrames(qr)": lambda s, r: lo.SVDFrames(s, r, frame="qr", dtype=D),
@@ -34,30 +35,22 @@ MORE = {
     ),
     "SimplexRankOnes(odd)": lambda s, r: lo.SimplexRankOnes(s, r + 1, radius=1.0, dtype=D),
     "WeightDecomposed(whole norm)": lambda s, r: WeightDecomposed(
-        lo.Factored(s, r, dtype=D), _weight(s), detach_norm=False
+        lo.Factored(s, r, dtype=D), example_tensor(*s), detach_norm=False
     ),
 }
 # The paper's gradient of a norm that counts as constant is not the derivative of the map.
 LEFT_OUT = {"WeightDecomposed(inner, weight)"}
-MAPS = {m.name: m.make for m in METHODS if m.name not in LEFT_OUT} | MORE
+MAPS = {e.name: partial(e.make, dtype=D) for e in examples() if e.name not in LEFT_OUT} | MORE
 
 every_map = pytest.mark.parametrize("make", MAPS.values(), ids=MAPS)
 everywhere = pytest.mark.parametrize("size", [0.3, 3.0])
-
-
-def weights(shape, rank, make):
-    """The bounds of a catalog entry are three: its rank."""
-    try:
-        return make(shape, rank)
-    except lo.errors.RadiusError:
-        return make(shape, 3)
 
 
 class Map:
     """A map as a function of one vector, at a random point with random directions."""
 
     def __init__(self, make, size):
-        self.module = weights(SHAPE, RANK, make)
+        self.module = make(SHAPE, RANK)
         named = [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
         self.names = [n for n, _ in named]
         self.shapes = [p.shape for _, p in named]

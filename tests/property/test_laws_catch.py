@@ -7,10 +7,12 @@ import lowrank_opt as lo
 from lowrank_opt.testing import LAWS, BrokenLawError, Law
 from lowrank_opt.testing.search.describe import describe
 from tests.property.broken import BROKEN_MAPS, LeaksFloat64, Product
+from tests.property.broken_calls import BROKEN_CALLS
 from tests.property.broken_in_corners import BROKEN_IN_CORNERS
+from tests.property.broken_promises import BROKEN_PROMISES
 from tests.property.broken_state import BROKEN_STATE
 
-BROKEN = [*BROKEN_MAPS, *BROKEN_STATE, *BROKEN_IN_CORNERS]
+BROKEN = [*BROKEN_MAPS, *BROKEN_STATE, *BROKEN_IN_CORNERS, *BROKEN_CALLS, *BROKEN_PROMISES]
 LAW_OF: dict[str, Law] = {law.name: law for law in LAWS}
 IDS = [f"{describe(make)}-{law}-{str(dtype)[6:]}" for make, law, dtype in BROKEN]
 

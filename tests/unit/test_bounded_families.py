@@ -206,3 +206,14 @@ def test_bad_bounds_are_refused(make, error: type, message: str) -> None:
     with pytest.raises(error, match=message) as caught:
         make()
     assert error is caught.type
+
+
+@pytest.mark.parametrize("make", [lo.NBLoRA, lo.Contractions], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize(("p", "small"), [(3.0, 1e-6), (40.0, 1e-9), (40.0, 0.1), (200.0, 0.01)])
+def test_a_small_value_beside_the_radius_is_assigned(make, p: float, small: float) -> None:
+    # At p = 40 the 40th power of 1e-9 underflows: its bound was 0, and the value lost.
+    module = make((6, 5), 2, radius=1.0, p=p, dtype=torch.float64)
+    target = torch.zeros(6, 5, dtype=torch.float64)
+    target[0, 0], target[1, 1] = 1.0, small
+    reached = module.assign(target, project=True)().detach().to_dense()
+    assert reached[1, 1].item() == pytest.approx(small, rel=1e-6)

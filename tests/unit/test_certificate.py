@@ -10,7 +10,7 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.errors import NotInSetError
-from lowrank_opt.parameterizations.certificate import certify, export, singular_value_bounds
+from lowrank_opt.parameterizations.certificate import certify, export, proved_values
 from tests.oracles import D, dense, fill, matrix, normal
 
 LOW = [torch.float16, torch.bfloat16, torch.float32]
@@ -164,7 +164,7 @@ def test_certified_values_are_upper_bounds_where_terms_cancel(seed):
         torch.tensor([1e3, -1e3], dtype=D),
         torch.cat((b, b), 1),
     )
-    assert float(singular_value_bounds(op)[0]) >= exact_singular_values(op)[0]
+    assert float(proved_values(op)[0]) >= exact_singular_values(op)[0]
 
 
 def test_certified_values_are_close_to_the_values():
@@ -175,7 +175,7 @@ def test_certified_values_are_close_to_the_values():
 
 def test_absent_terms_have_no_singular_value():
     op = lo.LowRankOperator(normal(5, 3), torch.tensor([1.0, 0.0, 0.0]).double(), normal(4, 3))
-    assert [0.0, 0.0] == singular_value_bounds(op).tolist()[1:]
+    assert [0.0, 0.0] == proved_values(op).tolist()[1:]
 
 
 def test_interior_is_certified_exactly_and_the_boundary_is_not():

@@ -11,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 
 import lowrank_opt as lo
-from lowrank_opt.errors import RankError, ShapeError, TargetError
+from lowrank_opt.errors import OptionError, RankError, ShapeError
 from lowrank_opt.testing import (
     LAWS,
     BrokenLawError,
@@ -138,7 +138,7 @@ def test_expected_failures_do_not_raise(failed) -> None:
 def test_abilities_that_are_not_claimed_are_skipped_with_a_reason() -> None:
     verdicts = check_parameterization(NoAbilities, profile="quick")
     skipped = {v.check: v.message for v in verdicts if v.status == "skipped"}
-    assert {"zero_start", "section", "completeness", "escape", "lmo"} == set(skipped)
+    assert {"zero_start", "section", "completeness", "assign", "escape", "lmo"} == set(skipped)
     assert "no right inverse" in skipped["section"]
     assert "no zero start" in skipped["zero_start"]
     assert "complete is False" in skipped["completeness"]
@@ -189,7 +189,7 @@ def test_checks_leave_the_global_generator_alone() -> None:
     ],
 )
 def test_options_are_checked(options, message) -> None:
-    with pytest.raises(TargetError, match=message):
+    with pytest.raises(OptionError, match=message):
         check_parameterization(lo.Factored, **options)
 
 

@@ -9,7 +9,7 @@ import torch
 import lowrank_opt as lo
 from lowrank_opt.completion import Iteration, complete
 from lowrank_opt.completion.model.bias import fit_additive_bias
-from lowrank_opt.errors import ObservationError, OptionError, RadiusError, ShapeError
+from lowrank_opt.errors import ObservationError, OptionError, ShapeError
 from lowrank_opt.observations import Observations
 from tests.completion_cases import LargestAllocation, factored, normal, observe, seeded
 
@@ -39,15 +39,15 @@ def frozen() -> lo.Factored:
         (lambda: factored((9, 7), 2).half(), {}, ShapeError, r"got \['torch.float16'\]"),
         (frozen, {}, ShapeError, "got none"),
         (lambda: factored((9, 7), 2).to("meta"), {}, ShapeError, r"got \['meta'\] and cpu"),
-        (None, {"loss": "l2"}, RadiusError, "loss must be 'squared', .* got loss='l2'"),
+        (None, {"loss": "l2"}, OptionError, "loss must be 'squared', .* got loss='l2'"),
         (None, {"optimizer": "sgd"}, OptionError, r"every solver have; got \['optimizer'\]: pass"),
-        (None, {"bias": "rows"}, RadiusError, "bias must be 'additive' or None; got bias='rows'"),
-        (None, {"progress": 3}, RadiusError, "progress must be"),
-        (None, {"penalty": -1.0}, RadiusError, "nonnegative; got penalty=-1.0"),
-        (None, {"bias_penalty": math.nan}, RadiusError, "got bias_penalty=nan"),
-        (None, {"tolerance": -1e-3}, RadiusError, "got tolerance=-0.001"),
-        (None, {"max_iterations": 0}, RadiusError, "positive integer; got max_iterations=0"),
-        (None, {"patience": 1.5}, RadiusError, "positive integer; got patience=1.5"),
+        (None, {"bias": "rows"}, OptionError, "bias must be 'additive' or None; got bias='rows'"),
+        (None, {"progress": 3}, OptionError, "progress must be"),
+        (None, {"penalty": -1.0}, OptionError, "nonnegative; got penalty=-1.0"),
+        (None, {"bias_penalty": math.nan}, OptionError, "got bias_penalty=nan"),
+        (None, {"tolerance": -1e-3}, OptionError, "got tolerance=-0.001"),
+        (None, {"max_iterations": 0}, OptionError, "positive integer; got max_iterations=0"),
+        (None, {"patience": 1.5}, OptionError, "positive integer; got patience=1.5"),
         (None, {"validation": 1.0}, ObservationError, r"a fraction in \(0, 1\)"),
         (
             None,
@@ -76,5 +76,5 @@ def test_values_that_overflow_the_parameters():
 
 @pytest.mark.parametrize("penalty", [-1.0, math.inf, math.nan])
 def test_bias_penalty_of_the_additive_model_must_be_finite(penalty):
-    with pytest.raises(RadiusError, match="penalty must be finite and nonnegative"):
+    with pytest.raises(OptionError, match="penalty must be finite and nonnegative"):
         fit_additive_bias(observe(normal(6, 5), 0.7), penalty=penalty)

@@ -15,6 +15,7 @@ from lowrank_opt.errors import OptionError
 from lowrank_opt.nn.frozen import Frozen
 from lowrank_opt.parameterizations.catalog import examples
 from lowrank_opt.parameterizations.config import describe, known_class, rebuild
+from lowrank_opt.parameterizations.example import example_tensor
 
 D = torch.float64
 SHAPE = (9, 8)
@@ -45,7 +46,7 @@ def assert_same(module: nn.Module, other: nn.Module) -> None:
     )
     assert repr(module.feasible_set) == repr(other.feasible_set)
     assert (module.shape, module.rank) == (other.shape, other.rank)
-    assert (module.complete, module.inductive) == (other.complete, other.inductive)
+    assert module.complete == other.complete
     assert describe(module) == describe(other)
     assert repr(module) == repr(other)
 
@@ -55,6 +56,13 @@ def of(cls, *args, **options):
 
 
 FURTHER = {
+    "oft": of(lo.oft, example_tensor(*SHAPE), blocks=2, radius=0.5),
+    "boft": of(lo.boft, example_tensor(*SHAPE), blocks=4, stages=2),
+    "hra": of(lo.hra, example_tensor(*SHAPE), 4),
+    "psoft": of(lo.psoft, example_tensor(*SHAPE), 3),
+    "ETHER output": of(lo.ETHER, example_tensor(*SHAPE), side="output"),
+    "polar": of(lo.polar, SHAPE, 3, radius=0.5),
+    "NormalizedLoRA start": of(lo.NormalizedLoRA, SHAPE, 3, every_step=False),
     "AdaLoRA": of(lo.AdaLoRA, SHAPE, 3, scaling=2.0, beta1=0.5, beta2=0.25),
     "DynamicRank": of(lo.DynamicRank, SHAPE, 3, scaling=0.5, beta=0.75),
     "NBLoRA skew": of(lo.NBLoRA, SHAPE, 3, radius=2.0, skew=True),
@@ -125,7 +133,7 @@ def test_every_class_is_in_some_round_trip() -> None:
     torch.manual_seed(0)
     made = [e.make(SHAPE, 2, dtype=D) for e in TABLE] + [make() for make in FURTHER.values()]
     kinds = {type(part) for module in made for part in module.modules()}
-    public = {x for x in vars(lo).values() if isinstance(x, type)}
+    public = {x for x in map(partial(getattr, lo), dir(lo)) if isinstance(x, type)}
     concrete = {x for x in public if issubclass(x, lo.Parameterization)} - {lo.Parameterization}
     assert set() == concrete - kinds
 
@@ -210,7 +218,7 @@ def test_only_known_classes_are_made(tmp_path: Path, monkeypatch) -> None:
     for name in ("mischief.Class", "os.system", "torch.nn.modules.linear.Linear", "builtins.eval"):
         with pytest.raises(OptionError, match=f"must be known to the program; got {name}"):
             rebuild({"class": name, "options": {}})
-    assert lo.NBLoRA is known_class("lowrank_opt.parameterizations.nb_lora.NBLoRA")
+    assert lo.NBLoRA is known_class("lowrank_opt.parameterizations.balls.nb_lora.NBLoRA")
 
 
 def test_edited_options_are_refused() -> None:

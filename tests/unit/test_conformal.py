@@ -20,7 +20,7 @@ from lowrank_opt.completion.after.conformal import (
     residual_scale,
     row_importance,
 )
-from lowrank_opt.errors import ObservationError, RadiusError, ShapeError
+from lowrank_opt.errors import ObservationError, OptionError, ShapeError
 from tests.completion_cases import normal, observe, seeded
 
 M, N = 40, 30
@@ -259,7 +259,7 @@ def test_the_experiment_covers_planted_ratings() -> None:
 @pytest.mark.parametrize("coverage", [0.0, 1.0, -0.5, math.nan])
 def test_refuses_coverages(coverage: float) -> None:
     entries, _ = parts(normal(M * N), 20, seed=0)
-    with pytest.raises(RadiusError, match=r"coverage must be in \(0, 1\)"):
+    with pytest.raises(OptionError, match=r"coverage must be in \(0, 1\)"):
         conformal(ZERO, entries).interval(0, 0, coverage=coverage)
 
 

@@ -14,7 +14,7 @@ from lowrank_opt.errors import (
     RadiusError,
     ShapeError,
 )
-from lowrank_opt.parameterizations.delora import equal_diagonal_rotation
+from lowrank_opt.parameterizations.balls.delora import equal_diagonal_rotation
 from tests.oracles import (
     FRACTIONS,
     PROFILES,
@@ -297,7 +297,7 @@ def test_delora_refuses_bad_radius(radius):
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
 def test_delora_refuses_bad_column_norms(value):
     with pytest.raises(
-        RadiusError, match=r"column_norms must be positive and finite; got values from"
+        OptionError, match=r"column_norms must be positive and finite; got values from"
     ):
         lo.DeLoRA((4, 3), 2, radius=1.0, column_norms=torch.tensor([1.0, value, 1.0]))
 

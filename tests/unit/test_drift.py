@@ -14,7 +14,7 @@ from lowrank_opt.completion.after.drift import (
     fit_drifting_bias,
     fit_with_drift,
 )
-from lowrank_opt.errors import ObservationError, RadiusError, ShapeError
+from lowrank_opt.errors import ObservationError, OptionError, ShapeError
 from tests.completion_cases import factored, normal, observe, seeded
 
 M, N = 12, 9
@@ -196,10 +196,10 @@ def test_refuses_times_that_are_no_numbers(bad: float) -> None:
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.inf, math.nan])
 def test_refuses_options(name: str, bad: float) -> None:
     seen, times = entries()
-    with pytest.raises(RadiusError, match=f"{name} must be positive and finite"):
+    with pytest.raises(OptionError, match=f"{name} must be positive and finite"):
         fit_drifting_bias(seen, times, **{name: bad})
 
 
 def test_refuses_no_bins() -> None:
-    with pytest.raises(RadiusError, match="bins must be a positive integer"):
+    with pytest.raises(OptionError, match="bins must be a positive integer"):
         TimeBins.of_equal_counts(torch.zeros(3), 0)

@@ -177,6 +177,8 @@ PARENTS = {
     "ConvergenceError": RuntimeError,
     "DenseMaterializationError": RuntimeError,
     "DataError": OSError,
+    "DerivativeError": NotImplementedError,
+    "MissingExtraError": ImportError,
 }
 
 

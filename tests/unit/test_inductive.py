@@ -11,6 +11,7 @@ import scipy.sparse as sp
 import torch
 
 import lowrank_opt as lo
+from lowrank_opt.completion.model.seen import seen_factors
 from lowrank_opt.errors import (
     NoRightInverseError,
     NotInSetError,
@@ -275,7 +276,7 @@ def test_cold_rows_forget_parameters_of_their_own() -> None:
     module = fill(lo.Inductive(lo.Factored((12, 4), 2, dtype=D), A))
     rows, cols = torch.ones(10, dtype=torch.bool), torch.tensor([True, True, True, False])
     rows[7] = False
-    op = module.seen_factors(rows, cols)
+    op = seen_factors(module, rows, cols)
     core = dense(module.inner())
     np.testing.assert_allclose(dense(op)[7, :3], core[11, :3], atol=1e-14)
     np.testing.assert_allclose(dense(op)[6, :3], core[6, :3] + core[10, :3], atol=1e-14)

@@ -20,7 +20,7 @@ from lowrank_opt.completion.model.ordinal import (
     thresholds_for,
     thresholds_of,
 )
-from lowrank_opt.errors import ObservationError, RadiusError
+from lowrank_opt.errors import ObservationError, OptionError
 from tests.completion_cases import factored, normal, observe, seeded
 
 D = torch.float64
@@ -324,18 +324,18 @@ def test_refuses_values(loss, values, message) -> None:
 @pytest.mark.parametrize("ends", [(1.0, 1.0), (2.0, 1.0), (0.0, math.inf), (math.nan, 1.0)])
 def test_refuses_an_empty_range(ends) -> None:
     seen = lo.Observations([0, 1], [0, 1], [1.0, 1.0], (2, 2))
-    with pytest.raises(RadiusError, match="a range must be finite, low < high"):
+    with pytest.raises(OptionError, match="a range must be finite, low < high"):
         lo.complete(seen, lo.Factored((2, 2), 1), prediction_range=ends)
 
 
 def test_a_range_needs_a_loss_of_residuals() -> None:
-    with pytest.raises(RadiusError, match="a range needs a loss of residuals; got loss='logistic'"):
+    with pytest.raises(OptionError, match="a range needs a loss of residuals; got loss='logistic'"):
         InRange(0.0, 1.0, "logistic")
 
 
 @pytest.mark.parametrize("loss", ["quadratic", 3])
 def test_refuses_unknown_losses(loss) -> None:
-    with pytest.raises(RadiusError, match="loss must be 'squared'"):
+    with pytest.raises(OptionError, match="loss must be 'squared'"):
         entry_loss(loss)
 
 

@@ -8,6 +8,7 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.errors import NoRightInverseError, RankError, ShapeError, TargetError
+from lowrank_opt.nn import adapt
 from lowrank_opt.testing import forbid_dense
 
 
@@ -79,13 +80,15 @@ def test_vera_shares_projections() -> None:
         lo.VeRA((10, 5), 3, projections=(B, A))
 
 
+@pytest.mark.parametrize("side", ["input", "output"])
 @pytest.mark.parametrize(("blocks", "edges"), [(1, [0, 7]), (2, [0, 3, 7]), (3, [0, 2, 4, 7])])
-def test_ether_equals_the_reflection(blocks: int, edges: list[int]) -> None:
-    W0 = weight_of(7, 5)
-    module = normal_(lo.ETHER(W0, blocks=blocks))
+def test_ether_equals_the_reflection(side: str, blocks: int, edges: list[int]) -> None:
+    W0 = weight_of(7, 5) if side == "output" else weight_of(5, 7)
+    module = normal_(lo.ETHER(W0, blocks=blocks, side=side))
     W = array(module().to_dense())
     H = block_reflection(array(module.vector), edges)
-    np.testing.assert_allclose(W, H @ array(W0) - array(W0), atol=1e-13)
+    turned = H @ array(W0) if side == "output" else array(W0) @ H
+    np.testing.assert_allclose(W, turned - array(W0), atol=1e-13)
     bounds = 2 * np.linalg.svd(array(W0))[1]
     assert (np.linalg.svd(W)[1] <= bounds + 1e-12).all()
     assert blocks == module.rank == np.linalg.matrix_rank(W)
@@ -94,25 +97,52 @@ def test_ether_equals_the_reflection(blocks: int, edges: list[int]) -> None:
 def test_ether_attains_its_bound() -> None:
     W0 = weight_of(7, 5)
     module = lo.ETHER(W0)
-    U, sigma, _ = torch.linalg.svd(W0)
+    _, sigma, Vh = torch.linalg.svd(W0)
     with torch.no_grad():
-        module.vector.copy_(U[:, 0])
+        module.vector.copy_(Vh[0])
     assert module().schatten_norm(2).item() == pytest.approx(2 * sigma[0].item())
 
 
-def test_ether_inverts_what_it_makes_and_nothing_else() -> None:
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_ether_inverts_what_it_makes_and_nothing_else(side: str) -> None:
     W0 = weight_of(7, 5)
-    target = normal_(lo.ETHER(W0, blocks=2))().detach()
-    reached = lo.ETHER(W0, blocks=2).assign(target)().to_dense()
+    target = normal_(lo.ETHER(W0, blocks=2, side=side))().detach()
+    reached = lo.ETHER(W0, blocks=2, side=side).assign(target)().to_dense()
     np.testing.assert_allclose(array(reached), array(target.to_dense()), atol=1e-13)
     with pytest.raises(TargetError, match="the best fit found misses it by"):
-        lo.ETHER(W0, blocks=2).assign(0.1 * target.truncate(1).to_dense())
+        lo.ETHER(W0, blocks=2, side=side).assign(0.1 * target.truncate(1).to_dense())
+
+
+def test_adapters_begin_at_a_reflection() -> None:
+    layer = torch.nn.Linear(5, 7, bias=False, dtype=torch.float64)
+    W0 = layer.weight.detach().clone()
+    model = adapt(torch.nn.Sequential(layer), lambda shape: lo.ETHER(W0), targets="0")
+    W = array(model(torch.eye(5, dtype=torch.float64)).mT)
+    H = np.linalg.pinv(array(W0)) @ W
+    np.testing.assert_allclose(H @ H.T, np.eye(5), atol=1e-12)
+    assert -1 == pytest.approx(np.linalg.det(H))
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_one_sided_ether_plus_equals_the_formula(side: str, blocks: int) -> None:
+    W0 = weight_of(7, 6)
+    made = lo.ETHERPlus(W0, blocks=blocks, two_sided=False, side=side)
+    assert not made().to_dense().any()
+    module = normal_(made)
+    size = 7 if side == "output" else 6
+    edges = [size * k // blocks for k in range(blocks + 1)]
+    H = np.eye(size)
+    for a, b in pairwise(edges):
+        H[a:b, a:b] = plus(array(module.left_vectors[a:b]))
+    turned = H @ array(W0) if side == "output" else array(W0) @ H
+    np.testing.assert_allclose(array(module().to_dense()), turned - array(W0), atol=1e-13)
 
 
 @pytest.mark.parametrize("two_sided", [False, True])
 def test_ether_plus_equals_the_formula_and_its_bound(two_sided: bool) -> None:
     W0 = weight_of(7, 5)
-    module = normal_(lo.ETHERPlus(W0, two_sided=two_sided))
+    module = normal_(lo.ETHERPlus(W0, two_sided=two_sided, side="output"))
     W = array(module().to_dense())
     right = plus(array(module.right_vectors)) if two_sided else np.eye(5)
     expected = plus(array(module.left_vectors)) @ array(W0) @ right - array(W0)

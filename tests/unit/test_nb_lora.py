@@ -127,7 +127,7 @@ def test_nb_lora_starts_at_zero_with_the_published_gradient(options, excess, m, 
     A = np.vstack((np.zeros((3, 3)), layer.right_rows.detach().numpy()))
     M = np.linalg.inv(np.eye(3) + A.T @ A)
     G_V = np.vstack((2 * M - np.eye(3), -2 * A[3:] @ M))
-    s = layer.singular_value_bounds().detach().numpy()
+    s = layer.value_limits().detach().numpy()
     gradients = zero_start_gradient(layer, G)
     np.testing.assert_allclose(
         gradients["left_rows"], -4 * G.numpy() @ G_V * s @ M.T, rtol=0, atol=1e-13
@@ -151,19 +151,17 @@ def test_learned_bounds_are_never_negative():
     with torch.no_grad():
         layer.spread.copy_(torch.tensor([-1.0, 2.0, -1.0]))
     expected = torch.tensor([0.5, 1.0, 0.5], dtype=D)
-    torch.testing.assert_close(layer.singular_value_bounds().detach(), expected)
+    torch.testing.assert_close(layer.value_limits().detach(), expected)
 
 
 def test_equal_learned_bounds_are_a_small_spectral_ball():
     # With the bounds left equal no singular value exceeds radius / r: not the nuclear ball.
     layer = lo.NBLoRA((6, 5), 3, radius=3.0, p=1, dtype=D)
     for_each = torch.ones(3, dtype=D)
-    torch.testing.assert_close(layer.singular_value_bounds().detach(), for_each)
+    torch.testing.assert_close(layer.value_limits().detach(), for_each)
     rank_one = torch.tensor(matrix(6, 5, np.array([3.0])))
     layer.assign(rank_one)
-    torch.testing.assert_close(
-        layer.singular_value_bounds().detach(), 3.0 * torch.eye(1, 3).double()[0]
-    )
+    torch.testing.assert_close(layer.value_limits().detach(), 3.0 * torch.eye(1, 3).double()[0])
     assert lo.NBLoRA((6, 5), 3, radius=1.0).feasible_set.excess(layer()) == pytest.approx(2.0)
 
 
@@ -242,7 +240,7 @@ def test_nb_lora_gradients_are_finite(options, excess, size):
         (
             {"bounds": [1.0, 2.0]},
             OptionError,
-            r"bounds replaces radius and ky_fan and needs rank=3 values; got 2",
+            r"bounds replaces radius, p and ky_fan and needs rank=3 values; got 2",
         ),
         ({"bounds": [1.0, 2.0, 3.0], "radius": 1.0}, OptionError, r"bounds replaces radius"),
         ({"bounds": [1.0, 2.0, 3.0], "ky_fan": 1}, OptionError, r"bounds replaces radius"),

@@ -8,7 +8,7 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.completion import CompletionStatus, sgd
-from lowrank_opt.errors import RadiusError
+from lowrank_opt.errors import OptionError
 from lowrank_opt.kernels import sgd as kernel
 from lowrank_opt.observations import Observations
 
@@ -156,5 +156,5 @@ def test_validation_entries_choose_the_epoch_without_another_fit():
     ],
 )
 def test_settings_outside_their_domain_raise(setting, message):
-    with pytest.raises(RadiusError, match=message):
+    with pytest.raises(OptionError, match=message):
         sgd(planted()[0], **setting)

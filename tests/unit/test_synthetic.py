@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank_opt.errors import ObservationError, RadiusError, RankError
+from lowrank_opt.errors import ObservationError, OptionError, RankError
 from problems.synthetic import (
     PlantedProblem,
     coherence,
@@ -116,13 +116,13 @@ def test_impossible_rank_is_an_error(rank: int) -> None:
 
 @pytest.mark.parametrize(("rank", "value"), [(2, 0.5), (2, math.inf), (2, math.nan), (1, 2.0)])
 def test_impossible_condition_number_is_an_error(rank: int, value: float) -> None:
-    with pytest.raises(RadiusError, match=r"condition_number must be finite and at least 1"):
+    with pytest.raises(OptionError, match=r"condition_number must be finite and at least 1"):
         planted((9, 8), rank, condition_number=value)
 
 
 @pytest.mark.parametrize("noise", [-0.1, math.inf, math.nan])
 def test_impossible_noise_is_an_error(noise: float) -> None:
-    with pytest.raises(RadiusError, match="noise must be finite and not negative"):
+    with pytest.raises(OptionError, match="noise must be finite and not negative"):
         planted((9, 8), 2, noise=noise)
 
 
@@ -179,10 +179,10 @@ def test_places_are_distinct_and_values_are_those_of_the_truth() -> None:
 
 @pytest.mark.parametrize("options", [{"selection": math.nan}, {"popularity": math.inf}])
 def test_influences_must_be_finite(options: dict[str, float]) -> None:
-    with pytest.raises(RadiusError, match="selection and popularity must be finite"):
+    with pytest.raises(OptionError, match="selection and popularity must be finite"):
         selected(**options)
 
 
 def test_spikiness_must_not_be_negative() -> None:
-    with pytest.raises(RadiusError, match="spikiness must be finite and not negative"):
+    with pytest.raises(OptionError, match="spikiness must be finite and not negative"):
         planted((5, 4), 1, oversampling=1.0, spikiness=-1.0)

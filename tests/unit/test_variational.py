@@ -10,7 +10,7 @@ import lowrank_opt as lo
 from lowrank_opt.completion import variational
 from lowrank_opt.completion.bayes.noise import Gammas
 from lowrank_opt.completion.bayes.normal_wishart import NormalWishart
-from lowrank_opt.errors import OptionError, RadiusError
+from lowrank_opt.errors import OptionError
 from lowrank_opt.kernels.gaussian_rows import GaussianRows, Moments
 from lowrank_opt.observations import Observations
 
@@ -254,12 +254,44 @@ def test_validation_returns_the_best_sweep():
 @pytest.mark.parametrize(
     ("setting", "error", "message"),
     [
-        ({"rank": 0}, RadiusError, "rank must be a positive integer"),
+        ({"rank": 0}, OptionError, "rank must be a positive integer"),
         ({"noise_strength": 0.0}, OptionError, "noise_strength must be positive"),
-        ({"tolerance": -1.0}, RadiusError, "tolerance must be finite and nonnegative"),
-        ({"max_iterations": 0}, RadiusError, "max_iterations must be a positive integer"),
+        ({"tolerance": -1.0}, OptionError, "tolerance must be finite and nonnegative"),
+        ({"max_iterations": 0}, OptionError, "max_iterations must be a positive integer"),
     ],
 )
 def test_settings_outside_their_domain_raise(setting, error, message):
     with pytest.raises(error, match=message):
         variational(entries(), **setting)
+
+
+def test_without_biases_there_are_none():
+    """A matrix of rank 2 without a mean is found; offsets are left to the factors."""
+    rng = np.random.default_rng(0)
+    W = rng.normal(size=(40, 2)) @ rng.normal(size=(2, 30))
+    seen = rng.random(W.shape) < 0.6
+    noisy = W + 0.05 * rng.normal(size=W.shape)
+    observed = Observations.from_dense(np.where(seen, noisy, np.nan))
+    for part in (observed, observed.to(dtype=torch.float32)):
+        result = lo.complete(
+            part, 2, solver="variational", bias=None, generator=torch.Generator().manual_seed(0)
+        )
+        bias = result.bias
+        assert (0.0, 0.0, 0.0) == (
+            bias.mean,
+            float(bias.rows.abs().max()),
+            float(bias.cols.abs().max()),
+        )
+        error = (result.to_dense().double().numpy() - W)[~seen]
+        assert np.sqrt(np.mean(error**2)) < 0.06
+        objective = np.array(result.history.objective)
+        assert (np.diff(objective) <= 1e-4 * objective[1:]).all()
+
+
+def test_without_biases_growing_goes_on():
+    rng = np.random.default_rng(1)
+    W = rng.normal(size=(80, 6)) @ rng.normal(size=(6, 60))
+    seen = rng.random(W.shape) < 0.7
+    observed = Observations.from_dense(np.where(seen, W + 0.1 * rng.normal(size=W.shape), np.nan))
+    result = lo.complete(observed, 30, solver="variational", bias=None)
+    assert np.sqrt(np.mean((result.to_dense().numpy() - W)[~seen] ** 2)) < 0.2

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from lowrank_opt.completion.after.left_out import left_out_residuals
 from lowrank_opt.completion.results.posterior import BayesianResult
-from lowrank_opt.errors import ObservationError, RadiusError, ShapeError
+from lowrank_opt.completion.results.result import CompletionResult
+from lowrank_opt.errors import ObservationError, OptionError, ShapeError
 from lowrank_opt.observations import Observations
 
 if TYPE_CHECKING:
@@ -91,7 +93,7 @@ class Conformal(Generic[P]):
 
         Raises
         ------
-        RadiusError
+        OptionError
             If `coverage` is not in (0, 1).
         """
         _check_coverage(coverage)
@@ -298,9 +300,18 @@ def residual_scale(
         Not the calibration entries: the fitted ones.
     shrinkage : float
         Positive; counts like that many entries with the average residual.
+
+    Notes
+    -----
+    Residuals are those of `left_out_residuals`: what was fitted is too small, the more so the
+    fewer entries a row has. Of a result that is neither a `CompletionResult` nor a
+    `BayesianResult` nothing but predictions is known, and its residuals are taken as they are.
     """
     i, j = observations.rows, observations.cols
-    residuals = (observations.values.double() - result.predict(i, j).double()).abs()
+    if isinstance(result, CompletionResult | BayesianResult):
+        residuals = left_out_residuals(result, observations).abs()
+    else:
+        residuals = (observations.values.double() - result.predict(i, j).double()).abs()
     mean = residuals.mean().clamp_min(torch.finfo(torch.float64).tiny)
     rows = _means(residuals / mean, i, observations.row_counts, shrinkage)
     cols = _means(residuals / mean / rows[i], j, observations.col_counts, shrinkage)
@@ -370,4 +381,4 @@ def _check(values: Tensor, name: str) -> None:
 
 def _check_coverage(coverage: float) -> None:
     if not 0 < coverage < 1:
-        raise RadiusError(f"coverage must be in (0, 1); got coverage={coverage!r}")
+        raise OptionError(f"coverage must be in (0, 1); got coverage={coverage!r}")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lowrank_opt.completion.after.conformal import Predictor
 from lowrank_opt.completion.model.bias import weighted_mean
-from lowrank_opt.errors import ObservationError, RadiusError, ShapeError
+from lowrank_opt.errors import ObservationError, OptionError, ShapeError
 from lowrank_opt.observations import Observations
 
 if TYPE_CHECKING:
@@ -59,11 +59,11 @@ class TimeBins:
 
         Raises
         ------
-        RadiusError
+        OptionError
             If `bins` is not positive.
         """
         if bins < 1:
-            raise RadiusError(f"bins must be a positive integer; got bins={bins!r}")
+            raise OptionError(f"bins must be a positive integer; got bins={bins!r}")
         t = _times(times).sort().values
         edges = t[torch.arange(1, bins) * len(t) // bins].unique()
         return cls(edges[edges > t[0]])
@@ -190,7 +190,7 @@ def fit_drifting_bias(
     ------
     ObservationError
         If there is not a finite time for each entry.
-    RadiusError
+    OptionError
         If an option is not positive.
 
     References
@@ -208,7 +208,7 @@ def fit_drifting_bias(
     penalties = {"penalty": penalty, "drift_penalty": drift_penalty, "day_penalty": day_penalty}
     for name, amount in {"day": day, **penalties}.items():
         if amount is not None and not (math.isfinite(amount) and amount > 0):
-            raise RadiusError(f"{name} must be positive and finite; got {name}={amount!r}")
+            raise OptionError(f"{name} must be positive and finite; got {name}={amount!r}")
     periods, (m, n), i, j = (
         TimeBins.of_equal_counts(t, bins),
         observations.shape,

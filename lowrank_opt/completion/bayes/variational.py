@@ -74,7 +74,7 @@ class Variational:
     """
 
     traits: ClassVar[Traits] = Traits(
-        sets=("nothing", "rank", "set"), biases=("additive",), bias_penalty=False, checkpoint=True
+        sets=("nothing", "rank", "set"), bias_penalty=False, checkpoint=True
     )
     noise_strength: float = 50.0
     tolerance: float = 2e-3
@@ -90,7 +90,9 @@ class Variational:
         rank = _rank_of(problem)
         fitted, held_out = run.split(problem.observations)
         first = min(rank, _ample_rank(problem.observations))
-        model = VariationalPosterior(fitted, first, self.noise_strength, run.generator)
+        model = VariationalPosterior(
+            fitted, first, self.noise_strength, run.generator, biased=problem.bias is not None
+        )
         return iterate(
             GrowingSweeps(model, rank, self.tolerance, problem.feasible_set),
             fitted,

@@ -26,6 +26,8 @@ _FIRST_PRECISION = 0.3
 _LARGEST_EXPONENT = 600.0
 # Directions that are added to a fit start smaller than its own, not to undo it.
 _ADDED_SPREAD = 0.3
+# In standardised units, the precision of a bias that is none.
+_PINNED = 1e9
 _CHANGING = ("sides", "precisions", "priors", "noise", "relative", "divergences", "energy")
 
 
@@ -41,6 +43,9 @@ class VariationalPosterior:
         As in `variational`.
     single : bool
         Sweep in float32 whatever the dtype of the observations.
+    biased : bool
+        Whether there are a mean, and biases of rows and columns. Without, the bias is kept in the
+        arrays, at zero, by a precision that nothing else comes near.
     """
 
     def __init__(
@@ -51,10 +56,12 @@ class VariationalPosterior:
         generator: torch.Generator | None,
         *,
         single: bool = False,
+        biased: bool = True,
     ) -> None:
         self.dtype, self.rank, self.strength = observations.dtype, rank, noise_strength
+        self.biased = biased
         # In the dtype of the values: float32 may hold their deviations, but not them.
-        self.offset, self.unit, scaled = standardize(observations)
+        self.offset, self.unit, scaled = standardize(observations, centre=biased)
         narrow = single or observations.dtype == torch.float32
         dtype = torch.float32 if narrow else torch.float64
         self.rows = [GaussianRows.of(scaled, axis, dtype) for axis in (scaled.csr, scaled.csc)]
@@ -69,11 +76,17 @@ class VariationalPosterior:
             _certain(self.rng.standard_normal((size, rank), np.float32), weights)
             for size in observations.shape
         ]
-        self.precisions: list[Floats] = [_FIRST_PRECISION * np.eye(rank + 1) for _ in self.sides]
-        self.priors = [NormalWishart.prior(rank + 1) for _ in self.sides]
+        size = self.unknowns
+        self.precisions: list[Floats] = [_FIRST_PRECISION * np.eye(size) for _ in self.sides]
+        self.priors = [NormalWishart.prior(size) for _ in self.sides]
         self.noise = noise.common(0, 0.0)
         self.relative = [noise.relative(0 * n, 0.0 * n, noise_strength) for n in self.counts]
         self.divergences, self.energy = [0.0, 0.0], math.inf
+
+    @property
+    def unknowns(self) -> int:
+        """How many numbers a row has: factors and, if there is one, a bias."""
+        return self.rank + int(self.biased)
 
     def sweep(self) -> float:
         """Update everything once; return the free energy."""
@@ -90,13 +103,13 @@ class VariationalPosterior:
         The directions of this one keep their means and their prior; the further ones are drawn at
         random, with an uninformed prior. Covariances begin anew.
         """
-        larger, kept = copy(self), np.r_[: self.rank, rank]
+        larger, kept = copy(self), np.r_[: self.rank, rank : rank + int(self.biased)]
         larger.rank = rank
         rng = np.random.default_rng([self.seed, rank])
         larger.sides = [_widened(side, rank - self.rank, rng) for side in self.sides]
         larger.precisions, larger.priors = [], []
         for precision, prior in zip(self.precisions, self.priors, strict=True):
-            wide, fresh = np.eye(rank + 1), NormalWishart.prior(rank + 1)
+            wide, fresh = np.eye(larger.unknowns), NormalWishart.prior(larger.unknowns)
             wide[np.ix_(kept, kept)] = precision
             fresh.mean[kept] = prior.mean
             larger.precisions.append(wide)
@@ -127,7 +140,7 @@ class VariationalPosterior:
     def in_unit_of_loss(self, energy: float) -> float:
         """Return half the sum of squares of Gaussian noise with the given free energy."""
         exponent = 2 * energy / self.count - math.log(2 * math.pi * math.e)
-        return 0.5 * self.count * self.unit**2 * math.exp(min(exponent, _LARGEST_EXPONENT))
+        return 0.5 * self.count * self.unit * self.unit * math.exp(min(exponent, _LARGEST_EXPONENT))
 
     def _update(self, side: int) -> float:
         """Update one side, its prior and its noise; return the weighted expected loss."""
@@ -138,8 +151,7 @@ class VariationalPosterior:
             for x in (
                 precision * self.relative[side].mean,
                 self.relative[1 - side].mean,
-                P,
-                P @ self.priors[side].mean,
+                *self._prior(P, P @ self.priors[side].mean),
             )
         )
         losses_, logdets = self.rows[side].posterior(
@@ -150,16 +162,27 @@ class VariationalPosterior:
             pull=pull.expand(size, -1),
             multipliers=multipliers,
         )
-        losses = losses_.cpu().numpy()
-        total = own.unknowns.sum(0, dtype=torch.float64).cpu().numpy()
-        squares = own.total().cpu().numpy()
+        losses, logs = losses_.cpu().numpy(), float(logdets.sum())
+        if not self.biased:
+            own.means[:, -1] = 0
+            logs -= size * math.log(_PINNED)
+        total = own.unknowns.sum(0, dtype=torch.float64).cpu().numpy()[: self.unknowns]
+        squares = own.total().cpu().numpy()[: self.unknowns, : self.unknowns]
         prior = NormalWishart.posterior(total, squares, size)
         self.priors[side], self.precisions[side] = prior, prior.precision
         self.relative[side] = noise.relative(self.counts[side], precision * losses, self.strength)
         distance = prior.expected_distance(total, squares, size)
-        constant = size * (self.rank + 1 + prior.expected_log_determinant())
-        self.divergences[side] = (float(logdets.sum()) - constant + distance) / 2
+        constant = size * (self.unknowns + prior.expected_log_determinant())
+        self.divergences[side] = (logs - constant + distance) / 2
         return float(self.relative[side].mean @ losses)
+
+    def _prior(self, precision: Floats, pull: Floats) -> tuple[Floats, Floats]:
+        """Return precision and pull of factors and bias, the bias pinned if there is none."""
+        if self.biased:
+            return precision, pull
+        wide = np.zeros((self.rank + 1, self.rank + 1))
+        wide[:-1, :-1], wide[-1, -1] = precision, _PINNED
+        return wide, np.append(pull, 0.0)
 
     def _free_energy(self, loss: float) -> float:
         log_precision = self.count * float(self.noise.log_mean()[0]) + self.log_weights

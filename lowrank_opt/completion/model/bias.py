@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowrank_opt.errors import RadiusError
+from lowrank_opt.errors import OptionError
 from lowrank_opt.kernels import observed_squared_loss
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
@@ -87,7 +87,7 @@ def fit_additive_bias(observations: Observations, *, penalty: float) -> Additive
 
     Raises
     ------
-    RadiusError
+    OptionError
         If the penalty is negative or not finite.
 
     References
@@ -102,7 +102,7 @@ def fit_additive_bias(observations: Observations, *, penalty: float) -> Additive
     tensor([-1.,  1.])
     """
     if not (math.isfinite(penalty) and penalty >= 0):
-        raise RadiusError(
+        raise OptionError(
             f"penalty must be finite and nonnegative; got penalty={penalty!r}: for no biases at "
             "all use no_bias"
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowrank_opt.completion.model.links import Link
 from lowrank_opt.completion.model.losses import EntryLoss, Loss, Residual, Squared, entry_loss
-from lowrank_opt.errors import ObservationError, RadiusError
+from lowrank_opt.errors import ObservationError, OptionError
 from lowrank_opt.observations import Observations
 
 
@@ -34,7 +34,7 @@ class InRange(EntryLoss):
 
     Raises
     ------
-    RadiusError
+    OptionError
         If the range is empty, or the loss is not one of residuals.
 
     References
@@ -56,11 +56,11 @@ class InRange(EntryLoss):
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise RadiusError(
+            raise OptionError(
                 f"a range must be finite, low < high; got {self.low!r} and {self.high!r}"
             )
         if not isinstance(entry_loss(self.loss), Squared | Residual):
-            raise RadiusError(
+            raise OptionError(
                 f"a range needs a loss of residuals; got loss={self.loss!r}, whose predictions "
                 "are means of the values already"
             )

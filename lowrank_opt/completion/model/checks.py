@@ -5,29 +5,29 @@ from typing import Literal
 
 import torch
 
-from lowrank_opt.errors import RadiusError, ShapeError
+from lowrank_opt.errors import OptionError, ShapeError
 from lowrank_opt.observations import Observations
 from lowrank_opt.parameterizations.base import Parameterization
 
 
 def check_choices(*, bias: Literal["additive"] | None) -> None:
-    """Raise RadiusError unless the choice is a known one."""
+    """Raise OptionError unless the choice is a known one."""
     if bias not in ("additive", None):
-        raise RadiusError(f"bias must be 'additive' or None; got bias={bias!r}")
+        raise OptionError(f"bias must be 'additive' or None; got bias={bias!r}")
 
 
 def check_amounts(**amounts: float) -> None:
-    """Raise RadiusError unless all amounts are finite and nonnegative."""
+    """Raise OptionError unless all amounts are finite and nonnegative."""
     for name, amount in amounts.items():
         if not (math.isfinite(amount) and amount >= 0):
-            raise RadiusError(f"{name} must be finite and nonnegative; got {name}={amount!r}")
+            raise OptionError(f"{name} must be finite and nonnegative; got {name}={amount!r}")
 
 
 def check_counts(**counts: int) -> None:
-    """Raise RadiusError unless all counts are positive integers."""
+    """Raise OptionError unless all counts are positive integers."""
     for name, count in counts.items():
         if int(count) != count or count < 1:
-            raise RadiusError(f"{name} must be a positive integer; got {name}={count!r}")
+            raise OptionError(f"{name} must be a positive integer; got {name}={count!r}")
 
 
 def check_parameterization_fits(

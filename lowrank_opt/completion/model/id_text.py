@@ -12,6 +12,7 @@ from uuid import UUID
 import numpy as np
 
 from lowrank_opt.errors import DataError
+from lowrank_opt.extras import extra
 
 
 def id_to_json(value: Hashable, name: str = "ids") -> str:
@@ -66,8 +67,8 @@ def _typed(pair: list[Any]) -> Hashable:
     if kind == "tuple":
         return tuple(_typed(x) for x in content)
     if kind == "Timestamp":
-        import pandas as pd
-
+        with extra("experiments"):
+            import pandas as pd
         stamp = pd.Timestamp(content[0], unit="ns", tz="UTC")
         return stamp.tz_convert(content[1]) if content[1] else stamp.tz_localize(None)
     if kind in _READERS:

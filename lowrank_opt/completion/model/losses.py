@@ -23,7 +23,7 @@ from lowrank_opt.completion.model.ordinal import (
     thresholds_for,
     thresholds_of,
 )
-from lowrank_opt.errors import ObservationError, RadiusError
+from lowrank_opt.errors import ObservationError, OptionError
 from lowrank_opt.observations import Observations
 
 LossName: TypeAlias = Literal[
@@ -220,7 +220,7 @@ def entry_loss(loss: Loss) -> EntryLoss:
 
     Raises
     ------
-    RadiusError
+    OptionError
         If the name is unknown.
 
     Examples
@@ -236,7 +236,7 @@ def entry_loss(loss: Loss) -> EntryLoss:
     if callable(loss):
         return Residual(loss)
     names = ", ".join(map(repr, _NAMED))
-    raise RadiusError(f"loss must be {names} or a callable; got loss={loss!r}")
+    raise OptionError(f"loss must be {names} or a callable; got loss={loss!r}")
 
 
 def _mean(observations: Observations, values: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from lowrank_opt.completion.model.bias import AdditiveBias, fit_additive_bias, n
 from lowrank_opt.completion.model.links import IDENTITY, Link
 from lowrank_opt.completion.model.losses import EntryLoss, Residual, Squared
 from lowrank_opt.completion.model.problem import CompletionProblem
+from lowrank_opt.completion.model.seen import seen_factors
 from lowrank_opt.kernels import observed_entries, observed_squared_loss
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
@@ -87,7 +88,7 @@ class Objective:
 
         Rows and columns without entries are zero, unless frozen frames or features speak for them.
         """
-        return self.parameterization.seen_factors(*self.seen).detach().clone()
+        return seen_factors(self.parameterization, *self.seen).detach().clone()
 
     def bias(self) -> AdditiveBias:
         """Return the present biases, detached."""

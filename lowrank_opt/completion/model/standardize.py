@@ -6,11 +6,13 @@ from lowrank_opt.completion.model.bias import weighted_mean
 from lowrank_opt.observations import Observations
 
 
-def standardize(observations: Observations) -> tuple[float, float, Observations]:
+def standardize(
+    observations: Observations, *, centre: bool = True
+) -> tuple[float, float, Observations]:
     """Return the weighted mean, the weighted standard deviation, and the standardised entries.
 
     In float64 until the end. If all values (of positive weight) are equal, the deviation is taken
-    as one.
+    as one. Without centring the mean is zero, and deviations are those from zero.
 
     Examples
     --------
@@ -18,7 +20,7 @@ def standardize(observations: Observations) -> tuple[float, float, Observations]
     >>> mean, unit, scaled.values.tolist()
     (3.0, 2.0, [-1.0, 1.0])
     """
-    mean = weighted_mean(observations)
+    mean = weighted_mean(observations) if centre else 0.0
     centred = observations.values.double() - mean
     # Squares of 1e-200 underflow: measure in the unit of the largest deviation first.
     seen = centred if observations.weights is None else centred[observations.weights > 0]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from lowrank_opt.completion.loop.history import History
@@ -17,8 +16,52 @@ if TYPE_CHECKING:
 _WIDTH, _HEIGHT, _MARGIN = 220, 110, 8
 _POINTS = 200
 _BLUE, _RED = "#0072B2", "#D55E00"
-_CELL = "text-align:left;padding:1px 12px 1px 0;background:none"
-_NAME = f"{_CELL};font-weight:normal;white-space:nowrap;opacity:0.7"
+# Jinja2, which torch brings, escapes what it fills in.
+_PAGE = """\
+<div style="font-size:90%"><strong>CompletionResult</strong>
+<table style="border:none;margin:4px 0">
+{%- set cell = "text-align:left;padding:1px 12px 1px 0;background:none" %}
+{%- for name, value in rows %}
+<tr><th style="{{ cell }};font-weight:normal;white-space:nowrap;opacity:0.7">{{ name }}</th>
+<td style="{{ cell }}">{{ value }}</td></tr>
+{%- endfor %}
+</table>
+<div style="display:flex;flex-wrap:wrap;gap:16px">
+{%- for figure in figures %}
+<figure style="margin:0">
+<svg xmlns="http://www.w3.org/2000/svg" width="{{ width }}" height="{{ height }}" role="img">
+{%- for x, y, w, h in figure.bars %}
+<rect x="{{ x }}" y="{{ y }}" width="{{ w }}" height="{{ h }}" fill="{{ blue }}"/>
+{%- endfor %}
+{%- for curve in figure.curves %}
+<polyline points="{{ curve.points }}" fill="none" stroke="{{ curve.colour }}" stroke-width="1.6"/>
+{%- endfor %}
+<line x1="{{ margin }}" x2="{{ width - margin }}" y1="{{ base }}" y2="{{ base }}"
+ stroke="currentColor" stroke-opacity="0.4"/></svg>
+<figcaption style="font-size:85%">
+{%- for curve in figure.curves %}
+{%- if not loop.first %} and {% endif -%}
+<span style="color:{{ curve.colour }}">{{ curve.name }}</span>
+{%- endfor %}{{ figure.caption }}</figcaption></figure>
+{%- endfor %}
+</div></div>
+"""
+
+
+class Curve(NamedTuple):
+    """A line in a figure, and its name in the caption."""
+
+    name: str
+    colour: str
+    points: str
+
+
+class Figure(NamedTuple):
+    """What a figure shows: bars (x, y, width, height), curves, and a caption."""
+
+    bars: Sequence[tuple[str, str, str, str]]
+    curves: Sequence[Curve]
+    caption: str
 
 
 class Shown(Protocol):
@@ -62,12 +105,20 @@ class Shown(Protocol):
 
 def to_html(result: Shown) -> str:
     """Return HTML that needs nothing from elsewhere: no script, no style sheet, no image."""
-    figures = [_spectrum(result), _convergence(result)]
-    return (
-        '<div style="font-size:90%">'
-        f"<strong>CompletionResult</strong> {_table(_rows(result))}"
-        f'<div style="display:flex;flex-wrap:wrap;gap:16px">{"".join(figures)}</div></div>'
+    import jinja2
+
+    page = jinja2.Environment(autoescape=True).from_string(_PAGE)
+    figures = [x for x in (_spectrum(result), _convergence(result)) if x is not None]
+    text = page.render(
+        rows=_rows(result),
+        figures=figures,
+        width=_WIDTH,
+        height=_HEIGHT,
+        margin=_MARGIN,
+        base=_place(0),
+        blue=_BLUE,
     )
+    return text.replace(">\n<", "><")
 
 
 def _rows(result: Shown) -> list[tuple[str, str]]:
@@ -91,43 +142,38 @@ def _rows(result: Shown) -> list[tuple[str, str]]:
     return rows + ([("ids", f"of {' and '.join(ids)}")] if ids else [])
 
 
-def _table(rows: Sequence[tuple[str, str]]) -> str:
-    lines = [
-        f'<tr><th style="{_NAME}">{escape(name)}</th><td style="{_CELL}">{escape(value)}</td></tr>'
-        for name, value in rows
-    ]
-    return f'<table style="border:none;margin:4px 0">{"".join(lines)}</table>'
-
-
-def _spectrum(result: Shown) -> str:
+def _spectrum(result: Shown) -> Figure | None:
     values = [x for x in result.operator.singular_values().double().tolist() if math.isfinite(x)]
     top = max(values, default=0.0)
     if not top > 0:
-        return ""
+        return None
     step = (_WIDTH - 2 * _MARGIN) / len(values)
     bars = [
-        f'<rect x="{_MARGIN + k * step + 0.1 * step:.1f}" y="{_place(x / top):.1f}" '
-        f'width="{0.8 * step:.2f}" height="{_place(0) - _place(x / top):.1f}" fill="{_BLUE}"/>'
+        (
+            f"{_MARGIN + k * step + 0.1 * step:.1f}",
+            f"{_place(x / top):.1f}",
+            f"{0.8 * step:.2f}",
+            f"{_place(0) - _place(x / top):.1f}",
+        )
         for k, x in enumerate(values)
     ]
-    return _figure(f"singular values, the largest {top:.4g}", "".join(bars))
+    return Figure(bars, (), f"singular values, the largest {top:.4g}")
 
 
-def _convergence(result: Shown) -> str:
+def _convergence(result: Shown) -> Figure | None:
     history = result.history
-    curves = [
-        _curve(history.objective, _BLUE),
-        _curve(history.validation_rmse, _RED),
+    drawn = [
+        Curve(name, colour, _points(values))
+        for name, colour, values in (
+            ("objective", _BLUE, history.objective),
+            ("validation RMSE", _RED, history.validation_rmse),
+        )
     ]
-    if not any(curves):
-        return ""
-    words = [f'<span style="color:{_BLUE}">objective</span>'] if curves[0] else []
-    words += [f'<span style="color:{_RED}">validation RMSE</span>'] if curves[1] else []
-    steps = len(history) - 1
-    return _figure(f"{' and '.join(words)} over {steps} steps", "".join(curves), marked_up=True)
+    curves = [curve for curve in drawn if curve.points]
+    return Figure((), curves, f" over {len(history) - 1} steps") if curves else None
 
 
-def _curve(values: Sequence[float], colour: str) -> str:
+def _points(values: Sequence[float]) -> str:
     """Return a line from the largest to the smallest value; nothing without two of them."""
     known = [(k, x) for k, x in enumerate(values) if math.isfinite(x)]
     if len(known) < 2:
@@ -136,28 +182,12 @@ def _curve(values: Sequence[float], colour: str) -> str:
     thinned = [*known[:: -(-len(known) // _POINTS)], known[-1]]
     low, high = min(x for _, x in known), max(x for _, x in known)
     span, last = (high - low) or 1.0, max(len(values) - 1, 1)
-    points = " ".join(
+    return " ".join(
         f"{_MARGIN + (_WIDTH - 2 * _MARGIN) * k / last:.1f},{_place((x - low) / span):.1f}"
         for k, x in thinned
     )
-    return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
 
 
 def _place(share: float) -> float:
     """Return how far down a share of the height is, from the top."""
     return _HEIGHT - _MARGIN - share * (_HEIGHT - 2 * _MARGIN)
-
-
-def _figure(caption: str, content: str, *, marked_up: bool = False) -> str:
-    base = _place(0)
-    axis = (
-        f'<line x1="{_MARGIN}" x2="{_WIDTH - _MARGIN}" y1="{base}" y2="{base}" '
-        'stroke="currentColor" stroke-opacity="0.4"/>'
-    )
-    text = caption if marked_up else escape(caption)
-    return (
-        '<figure style="margin:0">'
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}" role="img">'
-        f"{content}{axis}</svg>"
-        f'<figcaption style="font-size:85%">{text}</figcaption></figure>'
-    )

@@ -22,7 +22,7 @@ from lowrank_opt.completion.solvers.context import Run
 from lowrank_opt.completion.solvers.held_out import root_mean_square_error
 from lowrank_opt.completion.solvers.proof import Proof
 from lowrank_opt.completion.solvers.traits import Traits
-from lowrank_opt.errors import RadiusError
+from lowrank_opt.errors import OptionError
 from lowrank_opt.kernels.row_solves import RowProblems
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
@@ -94,9 +94,9 @@ class ALS:
         check_counts(max_iterations=self.max_iterations)
         check_amounts(exponent=self.exponent, tolerance=self.tolerance, gap=self.gap or 0.0)
         if self.exponent > 1:
-            raise RadiusError(f"exponent must be in [0, 1]; got exponent={self.exponent!r}")
+            raise OptionError(f"exponent must be in [0, 1]; got exponent={self.exponent!r}")
         if self.method not in ("exact", "cg"):
-            raise RadiusError(f"method must be 'exact' or 'cg'; got method={self.method!r}")
+            raise OptionError(f"method must be 'exact' or 'cg'; got method={self.method!r}")
 
     def solve(self, problem: CompletionProblem, run: Run) -> CompletionResult:
         """Return the factors of the last sweep, or of that with the smallest validation error."""
@@ -123,7 +123,7 @@ class _Model:
     ) -> None:
         (m, n), rank, rate = observations.shape, problem.fixed_rank, problem.bias_rate
         if rate == 0:
-            raise RadiusError(
+            raise OptionError(
                 "bias_penalty must be positive, or rows with few entries have no unique solution; "
                 "got bias_penalty=0.0"
             )

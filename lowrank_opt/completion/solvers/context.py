@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lowrank_opt.completion.loop.progress import Progress, reporting
 from lowrank_opt.completion.model.checks import check_counts
 from lowrank_opt.completion.solvers.held_out import training_and_validation
-from lowrank_opt.errors import RadiusError
+from lowrank_opt.errors import OptionError
 from lowrank_opt.observations import Observations
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Run:
 
     Raises
     ------
-    RadiusError
+    OptionError
         If a setting is outside its domain.
 
     Examples
@@ -70,7 +70,7 @@ class Run:
         if self.patience is not None:
             check_counts(patience=self.patience)
         if not (isinstance(self.progress, bool) or callable(self.progress)):
-            raise RadiusError(
+            raise OptionError(
                 f"progress must be True, False or callable; got progress={self.progress!r}"
             )
 

@@ -71,7 +71,7 @@ class LBFGS:
 
     Raises
     ------
-    RadiusError
+    OptionError
         If an option is outside its domain.
 
     References
@@ -114,7 +114,7 @@ class FirstOrder:
 
     Raises
     ------
-    RadiusError, OptionError
+    OptionError
         If an option is outside its domain.
 
     Examples

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -10,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lowrank_opt.checks import check_radius
 from lowrank_opt.completion.model.bias import AdditiveBias, weighted_mean
 from lowrank_opt.completion.model.checks import check_amounts, check_counts
 from lowrank_opt.completion.model.problem import CompletionProblem
@@ -17,7 +17,6 @@ from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.completion.solvers.context import Run
 from lowrank_opt.completion.solvers.iterates import Iterate, iterate
 from lowrank_opt.completion.solvers.traits import Traits
-from lowrank_opt.errors import RadiusError
 from lowrank_opt.kernels import observed_entries
 from lowrank_opt.kernels.row_solves import RowProblems
 from lowrank_opt.observations import CompressedAxis, Observations
@@ -82,8 +81,7 @@ class MaxNorm:
     def __post_init__(self) -> None:
         check_amounts(tolerance=self.tolerance)
         check_counts(max_iterations=self.max_iterations)
-        if not (math.isfinite(self.radius) and self.radius > 0):
-            raise RadiusError(f"radius must be positive and finite; got radius={self.radius!r}")
+        check_radius(self.radius)
 
     def solve(self, problem: CompletionProblem, run: Run) -> CompletionResult:
         """Return the best iterate."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lowrank_opt.checks import check_rank
 from lowrank_opt.completion.certificates.convex_problem import convex_problem_of
 from lowrank_opt.completion.model.bias import AdditiveBias, weighted_mean
 from lowrank_opt.completion.model.checks import check_amounts, check_counts
@@ -17,7 +18,7 @@ from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.completion.solvers.context import Run
 from lowrank_opt.completion.solvers.iterates import Iterate, iterate
 from lowrank_opt.completion.solvers.traits import Traits
-from lowrank_opt.errors import RankError, ShapeError
+from lowrank_opt.errors import ShapeError
 from lowrank_opt.kernels.dispatch import backend_of
 from lowrank_opt.kernels.functions import Model, Needed
 from lowrank_opt.linalg import orthonormal_columns
@@ -221,8 +222,6 @@ class _SoftImpute:
 
 
 def _check(problem: CompletionProblem, start: CompletionResult | None) -> None:
-    (m, n), rank = problem.shape, problem.fixed_rank
-    if rank > min(m, n):
-        raise RankError(f"rank must be in 1..{min(m, n)} for a {m} x {n} matrix; got rank={rank}")
-    if start is not None and start.shape != (m, n):
-        raise ShapeError(f"the start must be of shape {(m, n)}; got {start.shape}")
+    check_rank(problem.fixed_rank, problem.shape)
+    if start is not None and start.shape != problem.shape:
+        raise ShapeError(f"the start must be of shape {problem.shape}; got {start.shape}")

@@ -11,8 +11,13 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from lowrank_opt.errors import TargetError
-from lowrank_opt.nn.decomposed import DecomposedModule
-from lowrank_opt.nn.places import Place
+from lowrank_opt.nn.adapters.slots import (
+    LayerSlot,
+)
+from lowrank_opt.nn.adapters.store import STORE
+from lowrank_opt.nn.folders.save import own_or_trained
+from lowrank_opt.nn.low_rank.decomposed import DecomposedModule
+from lowrank_opt.nn.surgery.own import own_tensors
 from lowrank_opt.parameterizations.config import Json, JsonObject
 
 _N = TypeVar("_N", int, float, int | float)
@@ -93,25 +98,47 @@ def origin(model: nn.Module) -> str | None:
     return found if isinstance(found, str) and found else None
 
 
-def trained_modules(everywhere: list[Place]) -> tuple[list[str], dict[str, Tensor]]:
-    """Return modules that are trained whole beside the adapters, and their tensors."""
+def trained_modules(
+    everywhere: Sequence[LayerSlot], adapter: str | None
+) -> tuple[list[str], dict[str, Tensor]]:
+    """Return the modules that PEFT must save whole, and their tensors.
+
+    Those of which the adapter has tensors of its own, buffers if they differ from the model's;
+    without an adapter, those that are trained.
+
+    Raises
+    ------
+    TargetError
+        If PEFT cannot save such a module.
+    """
     saved: list[str] = []
     tensors: dict[str, Tensor] = {}
-    inside = [f"{p.name}." for p in everywhere if isinstance(p.module, DecomposedModule)]
-    for place in everywhere:
-        own = dict(place.module.named_parameters(recurse=False))
-        wanted = [key for key, p in own.items() if p.requires_grad]
-        if not wanted or any(place.name.startswith(prefix) for prefix in inside):
+    inside = [f"{s.name}." for s in everywhere if isinstance(s.module, DecomposedModule)]
+    for slot in everywhere:
+        whole, wanted = _state(slot, adapter)
+        if not wanted or any(slot.name.startswith(prefix) for prefix in inside):
             continue
-        alike = [p.name for p in everywhere if p is not place and p.name.endswith(place.name)]
-        parts = any(True for _ in place.module.children())
-        if len(wanted) < len(own) or parts or alike or place.wrapper is not None:
+        alike = [s.name for s in everywhere if s is not slot and s.name.endswith(slot.name)]
+        part = None if adapter is None or slot.store is None else slot.store.part(adapter)
+        parts = any(key != STORE for key in slot.module._modules)  # pyright: ignore[reportPrivateUsage]
+        apart = {key for key, x in whole.items() if isinstance(x, nn.Parameter)} - set(wanted)
+        # Buffers alone may differ: then the parameters are the model's own.
+        apart = apart if any(isinstance(whole[key], nn.Parameter) for key in wanted) else set()
+        if slot.opaque or parts or alike or apart or (part is not None and part.updates):
             raise TargetError(
-                f"PEFT saves modules whole and finds them by the ends of names; got {place.name!r} "
-                f"with trained {wanted} of {list(own)}, {'with' if parts else 'no'} modules "
-                f"inside, and {alike[:3]} of the same end: freeze it, and save it yourself"
+                f"PEFT saves modules whole and finds them by the ends of names; got {slot.name!r} "
+                f"with trained {wanted}, {'with' if parts else 'no'} modules inside, "
+                f"and {alike[:3]} of the same end: merge the adapter and save the model"
             )
-        saved.append(place.name)
-        state = place.module.state_dict()
-        tensors |= {f"{place.name}.{key}": x for key, x in state.items()}
+        saved.append(slot.name)
+        tensors |= {f"{slot.name}.{key}": x for key, x in whole.items()}
     return saved, tensors
+
+
+def _state(slot: LayerSlot, adapter: str | None) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors of a module as the adapter has them, and the names of its own ones."""
+    base = own_tensors(slot)
+    if adapter is None:
+        return base, [key for key, x in base.items() if x.requires_grad]
+    own = own_or_trained(slot, adapter)
+    return {**base, **own}, list(own)

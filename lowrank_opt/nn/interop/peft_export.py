@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.errors import TargetError
-from lowrank_opt.nn.decomposed import DecomposedModule
-from lowrank_opt.nn.errors import AdapterStateError
+from lowrank_opt.errors import OptionError, TargetError
+from lowrank_opt.nn.adapters.adapted import adapted_modules
+from lowrank_opt.nn.adapters.present import (
+    check_known,
+)
+from lowrank_opt.nn.adapters.slots import (
+    LayerSlot,
+    WeightSlot,
+    every_slot,
+)
+from lowrank_opt.nn.adapters.weights import (
+    adapted_weights,
+)
+from lowrank_opt.nn.folders.save import only_name
 from lowrank_opt.nn.interop import peft_folder
 from lowrank_opt.nn.interop.peft_adapter import PREFIX
 from lowrank_opt.nn.interop.peft_describe import (
@@ -23,8 +34,8 @@ from lowrank_opt.nn.interop.peft_describe import (
 )
 from lowrank_opt.nn.interop.peft_factors import has_bound_proof, peft_factors
 from lowrank_opt.nn.interop.peft_layers import Sharing, is_transposed, obstacle, to_tensors
-from lowrank_opt.nn.places import Place, Site, matches, places
-from lowrank_opt.nn.surgery import adapter_names, check_known
+from lowrank_opt.nn.low_rank.decomposed import DecomposedModule
+from lowrank_opt.nn.surgery.targets import matches
 from lowrank_opt.parameterizations import Parameterization
 from lowrank_opt.parameterizations.certificate import certify
 from lowrank_opt.parameterizations.config import Json
@@ -79,6 +90,8 @@ def export_peft(
 
     Raises
     ------
+    OptionError
+        If `skip` matches nothing, or leaves nothing.
     TargetError
         If PEFT would compute something else with an update (see `skip`), or an update is not
         finite or not representable in `dtype`. Nothing is written.
@@ -98,17 +111,18 @@ def export_peft(
     ...     [(site.name, site.rank, site.certified) for site in export_peft(model, folder)]
     [('0', 2, True), ('2', 2, True)]
     """
-    everywhere = places(model)
-    decomposed = [place for place in everywhere if isinstance(place.module, DecomposedModule)]
+    everywhere = every_slot(model)
+    decomposed = [slot for slot in everywhere if isinstance(slot.module, DecomposedModule)]
     if decomposed:
-        packed = _pack_decomposed(decomposed, everywhere, skip, dtype)
+        packed, name = _pack_decomposed(model, decomposed, everywhere, skip, dtype), None
     else:
+        name = only_name(model) if name is None else name
         packed = _pack_adapter(model, everywhere, name, skip, dtype)
-    saved, trained = trained_modules(everywhere)
+    saved, trained = trained_modules(everywhere, name)
     tensors = {f"{PREFIX}{key}": x for key, x in trained.items()}
     for layer in packed:
         tensors |= {f"{PREFIX}{layer.site.name}.{key}": x for key, x in layer.tensors.items()}
-    sites, names = [layer.site for layer in packed], [place.name for place in everywhere]
+    sites, names = [layer.site for layer in packed], [slot.name for slot in everywhere]
     whole: list[Json] = [*saved]
     config = describe(sites, names)
     config |= {
@@ -124,67 +138,54 @@ def export_peft(
 
 def _pack_adapter(
     model: nn.Module,
-    everywhere: list[Place],
-    name: str | None,
+    everywhere: list[LayerSlot],
+    name: str,
     skip: str | Sequence[str],
     dtype: torch.dtype | None,
 ) -> list[_Packed]:
-    known = adapter_names(model)
-    if name is None and len(known) != 1:
-        raise AdapterStateError(f"name must be given for several adapters; the model has {known}")
-    name = known[0] if name is None else name
     check_known(model, [name])
-    held = [
-        (Site(place, weight), members)
-        for place in everywhere
-        if place.wrapper is not None and (adapter := place.wrapper.adapter(name)) is not None
-        for weight, members in adapter.items()
-    ]
+    held = [(found.slot, found.totals()) for found in adapted_weights(model, {name})]
     kept = _without(held, skip)
-    _check_layers([site for site, _ in kept], everywhere)
-    return [_pack(site, member, dtype) for site, (member,) in kept]
+    _check_layers([slot for slot, _ in kept], everywhere)
+    return [_pack(slot, member, dtype) for slot, (member,) in kept]
 
 
 def _pack_decomposed(
-    decomposed: list[Place],
-    everywhere: list[Place],
+    model: nn.Module,
+    decomposed: list[LayerSlot],
+    everywhere: list[LayerSlot],
     skip: str | Sequence[str],
     dtype: torch.dtype | None,
 ) -> list[_Packed]:
-    if any(place.wrapper is not None for place in everywhere):
+    if any(True for _ in adapted_modules(model)):
         raise TargetError(
             "a PEFT checkpoint is DoRA in all layers or in none; got both adapters and "
             "DecomposedModule: export them from two models"
         )
-    modules = {id(place.module): place.module for place in everywhere}
-    held: list[tuple[Site, DecomposedModule]] = []
-    for place in decomposed:
-        layer = place.module
+    held: list[tuple[WeightSlot, DecomposedModule]] = []
+    for slot in decomposed:
+        layer = slot.module
         assert isinstance(layer, DecomposedModule)
-        base = Place(place.name, modules[id(layer.base)], None, place.holders)
-        held.append((Site(base, "weight"), layer))
+        held.append((WeightSlot(LayerSlot(slot.name, layer.base, slot.holders), "weight"), layer))
     kept = _without(held, skip)
-    _check_layers([site for site, _ in kept], everywhere)
+    _check_layers([slot for slot, _ in kept], everywhere)
     packed: list[_Packed] = []
-    for site, layer in kept:
-        one = _pack(site, layer.decomposed.inner, dtype)
+    for slot, layer in kept:
+        one = _pack(slot, layer.decomposed.inner, dtype)
         magnitude = layer.decomposed.magnitude.detach()
-        ones = (1,) * (site.parameter.ndim - 2)
+        ones = (1,) * (slot.parameter.ndim - 2)
         shaped = magnitude.reshape(1, -1, *ones) if ones else magnitude
         tensors = {**one.tensors, "lora_magnitude_vector": shaped}
-        unproved = ExportedSite(
-            one.site.name, one.site.rank, one.site.scaling, one.site.spectral_bound, False
-        )
-        packed.append(_Packed(unproved, tensors, one.transposed))
+        packed.append(_Packed(replace(one.site, certified=False), tensors, one.transposed))
     return packed
 
 
-def _pack(site: Site, member: Parameterization, dtype: torch.dtype | None) -> _Packed:
-    op, scaling = peft_factors(member, dtype, site.name)
-    module = site.place.module
+def _pack(slot: WeightSlot, member: Parameterization, dtype: torch.dtype | None) -> _Packed:
+    op, scaling = peft_factors(member, dtype, slot.name)
+    module = slot.layer.module
     bounds = certify(op, member.feasible_set)
     written = ExportedSite(
-        name=site.place.name,
+        name=slot.layer.name,
         rank=op.rank,
         scaling=scaling,
         spectral_bound=bounds.singular_values[0],
@@ -193,30 +194,32 @@ def _pack(site: Site, member: Parameterization, dtype: torch.dtype | None) -> _P
     return _Packed(written, to_tensors(module, op), is_transposed(module))
 
 
-def _without(held: list[tuple[Site, _T]], skip: str | Sequence[str]) -> list[tuple[Site, _T]]:
+def _without(
+    held: list[tuple[WeightSlot, _T]], skip: str | Sequence[str]
+) -> list[tuple[WeightSlot, _T]]:
     patterns = (skip,) if isinstance(skip, str) else tuple(skip)
     hit = {p: [s.name for s, _ in held if _named(p, s)] for p in patterns}
     idle = [pattern for pattern, names in hit.items() if not names]
     if idle:
-        raise TargetError(
+        raise OptionError(
             f"skip must match an adapted layer; got {idle[0]!r}: adapted are "
-            f"{', '.join(site.name for site, _ in held)[:500]}"
+            f"{', '.join(slot.name for slot, _ in held)[:500]}"
         )
     dropped = {name for names in hit.values() for name in names}
-    kept = [(site, x) for site, x in held if site.name not in dropped]
+    kept = [(slot, x) for slot, x in held if slot.name not in dropped]
     if not kept:
-        raise TargetError(f"skip must leave a layer to export; got skip={skip!r}")
+        raise OptionError(f"skip must leave a layer to export; got skip={skip!r}")
     return kept
 
 
-def _named(pattern: str, site: Site) -> bool:
-    return matches(pattern, site.name) or matches(pattern, site.place.name)
+def _named(pattern: str, slot: WeightSlot) -> bool:
+    return matches(pattern, slot.name) or matches(pattern, slot.layer.name)
 
 
-def _check_layers(sites: list[Site], everywhere: list[Place]) -> None:
+def _check_layers(slots: list[WeightSlot], everywhere: list[LayerSlot]) -> None:
     """Raise TargetError unless PEFT computes the same with every update."""
     sharing = Sharing(everywhere)
-    reasons = [(site.name, _obstacle(site, sharing)) for site in sites]
+    reasons = [(slot.name, _obstacle(slot, sharing)) for slot in slots]
     wrong = [f"{name} ({reason})" for name, reason in reasons if reason is not None]
     if wrong:
         raise TargetError(
@@ -225,8 +228,8 @@ def _check_layers(sites: list[Site], everywhere: list[Place]) -> None:
         )
 
 
-def _obstacle(site: Site, sharing: Sharing) -> str | None:
-    if not site.place.name:
+def _obstacle(slot: WeightSlot, sharing: Sharing) -> str | None:
+    if not slot.layer.name:
         return "PEFT adapts layers inside a model"
-    tied = sharing.others(site)
-    return f"it is tied to {tied[0]}, and PEFT unties them" if tied else obstacle(site)
+    tied = sharing.others(slot)
+    return f"it is tied to {tied[0]}, and PEFT unties them" if tied else obstacle(slot)

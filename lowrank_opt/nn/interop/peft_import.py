@@ -9,16 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.errors import DataError, ShapeError, TargetError
-from lowrank_opt.nn.decomposed import DecomposedModule
+from lowrank_opt.nn.adapters.adapted import adapted_modules
+from lowrank_opt.nn.adapters.slots import (
+    LayerSlot,
+    WeightSlot,
+    every_slot,
+    join,
+)
+from lowrank_opt.nn.adapters.store import stored
 from lowrank_opt.nn.interop import peft_config
 from lowrank_opt.nn.interop.peft_adapter import PeftAdapter, PeftSite, read_adapter
 from lowrank_opt.nn.interop.peft_layers import Sharing, in_model, is_embedding, obstacle
 from lowrank_opt.nn.interop.peft_members import imported
-from lowrank_opt.nn.places import Place, Site, candidates, describe, join, places
-from lowrank_opt.nn.radius import Make
-from lowrank_opt.nn.surgery import Plan, check_new_name, install
-
-Trained = list[tuple[Tensor, Tensor]]
+from lowrank_opt.nn.low_rank.decomposed import DecomposedModule
+from lowrank_opt.nn.surgery.install import Plan, Updates, check_new_name, install
+from lowrank_opt.nn.surgery.options import Make
+from lowrank_opt.nn.surgery.own import Own, own_buffers, own_tensors, trainable_copy
+from lowrank_opt.nn.surgery.targets import candidates, describe
 
 
 def import_peft(
@@ -56,7 +63,7 @@ def import_peft(
     Returns
     -------
     nn.Module
-        The model; if the model itself is the adapted layer, its wrapper.
+        The model itself.
 
     Raises
     ------
@@ -78,7 +85,7 @@ def import_peft(
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> weights = {key: x.clone() for key, x in model.state_dict().items()}
     >>> model = adapt(model, lambda shape: Factored(shape, rank=2), targets="0")
-    >>> _ = nn.init.normal_(model[0].adapter("default").parts[0][0].left)
+    >>> _ = [nn.init.normal_(p) for p in model.parameters() if p.requires_grad]
     >>> again = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> _ = again.load_state_dict(weights)
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -89,48 +96,50 @@ def import_peft(
     """
     adapter = read_adapter(path)
     peft_config.check(adapter.config)
-    everywhere = places(model)
-    check_new_name(name, everywhere)
-    sites = _sites(adapter, everywhere)
-    trained = _trained(adapter, everywhere)
+    check_new_name(model, name)
+    everywhere = every_slot(model)
+    slots = _slots(adapter, everywhere)
+    own = _own(adapter, everywhere)
     if adapter.config.get("use_dora"):
-        return _install_decomposed(model, adapter, sites, trained, make)
-    plan: Plan = [
-        (site, [imported(adapter.sites[site.place.name], site, make, project)]) for site in sites
+        return _install_decomposed(model, adapter, slots, own, make)
+    updates: Updates = [
+        (slot, [imported(adapter.sites[slot.layer.name], slot, make, project)]) for slot in slots
     ]
-    model = install(model, everywhere, plan, name, [])
-    _copy(trained)
-    return model
+    return install(model, Plan(name, updates, own))
 
 
-def _sites(adapter: PeftAdapter, everywhere: list[Place]) -> list[Site]:
+def _slots(adapter: PeftAdapter, everywhere: list[LayerSlot]) -> list[WeightSlot]:
     """Return the weights that a checkpoint adapts; they take its updates as PEFT would."""
-    known = {place.name: place for place in everywhere}
+    known = {slot.name: slot for slot in everywhere if not slot.opaque}
     missing = [name for name in (*adapter.sites, *adapter.bases) if name not in known]
     if missing or not adapter.sites:
         raise DataError(
             f"a checkpoint must fit the model; it adapts {missing[:5] or 'nothing'}, and "
-            f"{describe(candidates(everywhere), (missing or [''])[0])}: load the base model that "
-            "PEFT had"
+            f"{describe(candidates(known.values()), (missing or [''])[0])}: load the base model "
+            "that PEFT had"
         )
-    sites = [Site(known[name], "weight") for name in adapter.sites]
-    sharing, names = Sharing(everywhere), {site.name for site in sites}
-    for site in sites:
-        _check_site(site, adapter.sites[site.place.name])
-        twice = [other for other in sharing.others(site) if other in names]
+    for name, held in adapter.sites.items():
+        if not isinstance(stored(known[name].module, "weight"), nn.Parameter):
+            kind = type(known[name].module).__name__
+            raise TargetError(f"{held.name} cannot be imported: a {kind} has no weight there")
+    slots = [WeightSlot(known[name], "weight") for name in adapter.sites]
+    sharing, names = Sharing(everywhere), {slot.name for slot in slots}
+    for slot in slots:
+        _check_slot(slot, adapter.sites[slot.layer.name])
+        twice = [other for other in sharing.others(slot) if other in names]
         if twice:
             raise TargetError(
-                f"a weight has one update; {site.name} is {twice[0]} too, and PEFT adapts them "
+                f"a weight has one update; {slot.name} is {twice[0]} too, and PEFT adapts them "
                 "apart: untie them first"
             )
     for key, weight in adapter.bases.items():
         _check_base(key, weight, known)
-    return sites
+    return slots
 
 
-def _check_site(site: Site, held: PeftSite) -> None:
-    module = site.place.module
-    reason = obstacle(site)
+def _check_slot(slot: WeightSlot, held: PeftSite) -> None:
+    module = slot.layer.module
+    reason = obstacle(slot)
     if reason is None and held.embedding != is_embedding(module):
         reason = f"the file has the factors of {'an' if held.embedding else 'no'} embedding"
     if reason is not None:
@@ -138,9 +147,9 @@ def _check_site(site: Site, held: PeftSite) -> None:
             f"{held.name} cannot be imported: {reason}; merge the adapter with PEFT instead"
         )
     shape = in_model(module, held.operator()).shape
-    if shape != site.shapes[0]:
+    if shape != slot.shapes[0]:
         raise ShapeError(
-            f"the update of {held.name} must have the weight's shape {site.shapes[0]}; got {shape} "
+            f"the update of {held.name} must have the weight's shape {slot.shapes[0]}; got {shape} "
             "in the checkpoint: load the base model that PEFT had"
         )
     magnitude = held.tensors.get("magnitude")
@@ -156,8 +165,8 @@ def _check_site(site: Site, held: PeftSite) -> None:
         )
 
 
-def _check_base(key: str, weight: Tensor, known: dict[str, Place]) -> None:
-    own = dict(known[key].module.named_parameters(recurse=False)).get("weight")
+def _check_base(key: str, weight: Tensor, known: dict[str, LayerSlot]) -> None:
+    own = stored(known[key].module, "weight")
     same = own is not None and own.shape == weight.shape
     if own is not None and same and not own.is_meta:
         same = torch.equal(own.detach().cpu().to(weight.dtype), weight)
@@ -171,8 +180,8 @@ def _check_base(key: str, weight: Tensor, known: dict[str, Place]) -> None:
 def _install_decomposed(
     model: nn.Module,
     adapter: PeftAdapter,
-    sites: Sequence[Site],
-    trained: Trained,
+    slots: Sequence[WeightSlot],
+    own: Sequence[Own],
     make: Make | None,
 ) -> nn.Module:
     if make is not None:
@@ -180,43 +189,43 @@ def _install_decomposed(
             "DoRA rescales rows and is no low-rank update, so make= cannot take it; got a "
             "checkpoint with use_dora: import it without make"
         )
-    layers: list[tuple[Site, DecomposedModule]] = []
-    for site in sites:
-        if site.place.wrapper is not None or site.parameter.is_meta:
-            fault = "is on the meta device" if site.parameter.is_meta else "has adapters"
+    adapted = any(True for _ in adapted_modules(model))
+    layers: list[tuple[WeightSlot, DecomposedModule]] = []
+    for slot in slots:
+        if adapted or slot.parameter.is_meta:
+            fault = "is on the meta device" if slot.parameter.is_meta else "has adapters"
             raise TargetError(
-                f"DoRA needs a real weight and no adapters beside it; {site.place.name} {fault}: "
+                f"DoRA needs a real weight and no adapters beside it; {slot.layer.name} {fault}: "
                 "load the weights first, and unload(model)"
             )
-        held = adapter.sites[site.place.name]
-        layers.append((site, _decomposed(held, site)))
+        layers.append((slot, _decomposed(adapter.sites[slot.layer.name], slot)))
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    for site, layer in layers:
-        for holder, key in site.place.holders:
+    for slot, layer in layers:
+        for holder, key in slot.layer.holders:
             setattr(holder, key, layer)
         layer.decomposed.requires_grad_(True)
-    _copy(trained)
-    return layers[0][1] if not layers[0][0].place.holders else model
+    for one in own:
+        for slot, key in one.places:
+            buffer = not isinstance(one.tensor, nn.Parameter)
+            kept = slot.module._buffers if buffer else slot.module._parameters  # pyright: ignore[reportPrivateUsage]
+            kept[key] = one.tensor  # pyright: ignore[reportArgumentType]
+    return layers[0][1] if not layers[0][0].layer.holders else model
 
 
 @torch.no_grad()
-def _decomposed(held: PeftSite, site: Site) -> DecomposedModule:
-    member = imported(held, site, None, project=False)
-    layer = DecomposedModule(site.place.module, member)
-    layer.train(site.place.module.training)
+def _decomposed(held: PeftSite, slot: WeightSlot) -> DecomposedModule:
+    member = imported(held, slot, None, project=False)
+    layer = DecomposedModule(slot.layer.module, member)
+    layer.train(slot.layer.module.training)
     layer.decomposed.magnitude.copy_(held.tensors["magnitude"].flatten())
     return layer
 
 
-def _trained(adapter: PeftAdapter, everywhere: list[Place]) -> Trained:
-    """Return the tensors of modules that were trained whole, beside those of the model."""
-    own = {
-        join(place.name, key): x
-        for place in everywhere
-        for key, x in place.module.state_dict(keep_vars=True).items()
-        if "." not in key
-    }
+def _own(adapter: PeftAdapter, everywhere: list[LayerSlot]) -> list[Own]:
+    """Return the modules that were trained whole, apart from what they are tied to, as in PEFT."""
+    places = {join(slot.name, key): (slot, key) for slot in everywhere for key in own_tensors(slot)}
+    own = {name: own_tensors(slot)[key] for name, (slot, key) in places.items()}
     saved = peft_config.modules_to_save(adapter.config)
     strange = [key for key in adapter.trained if not any(_is_part(key, m) for m in saved)]
     if strange:
@@ -234,14 +243,15 @@ def _trained(adapter: PeftAdapter, everywhere: list[Place]) -> Trained:
     for key, x in adapter.trained.items():
         if x.shape != own[key].shape or own[key].is_meta:
             raise ShapeError(f"{key} must have shape {tuple(own[key].shape)}; got {tuple(x.shape)}")
-    return [(own[key], x) for key, x in adapter.trained.items()]
-
-
-@torch.no_grad()
-def _copy(trained: Trained) -> None:
-    for target, x in trained:
-        target.copy_(x)
-        target.requires_grad_(isinstance(target, nn.Parameter))
+    buffers = {k: x for k, x in adapter.trained.items() if not isinstance(own[k], nn.Parameter)}
+    return [
+        *own_buffers(everywhere, buffers),
+        *(
+            Own([places[key]], trainable_copy(own[key], x))
+            for key, x in adapter.trained.items()
+            if key not in buffers
+        ),
+    ]
 
 
 def _is_part(key: str, module: str) -> bool:

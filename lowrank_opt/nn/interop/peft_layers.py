@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+import re
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lowrank_opt.nn.places import Place, Site
-from lowrank_opt.nn.sites import kind_of, type_name
+from lowrank_opt.nn.adapters.kinds import kind_of, original_type, type_name
+from lowrank_opt.nn.adapters.slots import (
+    LayerSlot,
+    WeightSlot,
+    owners,
+)
 from lowrank_opt.operator import LowRankOperator
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -18,36 +24,35 @@ _TRANSPOSED = "transformers.pytorch_utils.Conv1D"
 class Sharing:
     """Which weights several layers have, and which layers stand in several places."""
 
-    def __init__(self, everywhere: Iterable[Place]) -> None:
-        self._owners: dict[int, list[tuple[nn.Module, str]]] = {}
-        for place in everywhere:
-            for key, parameter in place.module.named_parameters(recurse=False):
-                owner = (place.module, Site(place, key).name)
-                self._owners.setdefault(id(parameter), []).append(owner)
+    def __init__(self, everywhere: Sequence[LayerSlot]) -> None:
+        self._owners = owners(everywhere)
 
-    def others(self, site: Site) -> list[str]:
+    def others(self, slot: WeightSlot) -> list[str]:
         """Return the names of all other weights that are this one."""
-        owners = self._owners[id(site.parameter)]
-        own = (site.place.module, site.weight)
-        return [name for module, name in owners if (module, name.rpartition(".")[2]) != own]
+        every = self._owners[id(slot.parameter)]
+        own = (slot.layer.module, slot.weight)
+        return [x.name for x in every if (x.layer.module, x.weight) != own]
 
 
-def obstacle(site: Site) -> str | None:
+def obstacle(slot: WeightSlot) -> str | None:
     """Return why PEFT would compute something else with an update of this weight, or None."""
-    module = site.place.module
-    if any(isinstance(holder, nn.MultiheadAttention) for holder, _ in site.place.holders):
+    module = slot.layer.module
+    if any(isinstance(holder, nn.MultiheadAttention) for holder, _ in slot.layer.holders):
         return "PEFT's wrapper of an attention's projection is never called"
     if isinstance(module, nn.MultiheadAttention):
         return "PEFT computes W + 2 dW for the output of nn.MultiheadAttention"
-    if len(site.place.holders) > 1:
+    if len(slot.layer.holders) > 1:
         return "it stands in several places, and PEFT replaces one of them"
-    if type_name(type(module)) == _TRANSPOSED:
+    reader = next((h for h, key in slot.layer.holders if reads_weight(h, key, slot.weight)), None)
+    if reader is not None:
+        return f"{original_type(reader).__name__} reads its weight, where PEFT has the base's"
+    if type_name(original_type(module)) == _TRANSPOSED:
         return None
     plain = next((kind for kind in _PLAIN if isinstance(module, kind)), None)
-    if plain is None or site.weight != "weight" or kind_of(module).view != "flatten":
-        return f"PEFT's LoRA has no {type(module).__name__}.{site.weight}"
-    if type(module).forward is not plain.forward:
-        return f"{type(module).__name__} has a forward of its own"
+    if plain is None or slot.weight != "weight" or kind_of(module).view != "flatten":
+        return f"PEFT's LoRA has no {original_type(module).__name__}.{slot.weight}"
+    if original_type(module).forward is not plain.forward:
+        return f"{original_type(module).__name__} has a forward of its own"
     return _obstacle_of_convolution(module) if isinstance(module, _CONVOLUTIONS) else None
 
 
@@ -61,9 +66,23 @@ def _obstacle_of_convolution(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> str |
     return None
 
 
+def reads_weight(holder: nn.Module, key: str, weight: str) -> bool:
+    """Whether the code of a module reads the weight of a part of it, instead of calling the part.
+
+    As the fast paths of torch's transformer layers do, and mixers of state space models.
+    """
+    try:
+        source = inspect.getsource(original_type(holder))
+    except (OSError, TypeError):
+        return False
+    harmless = r"(?!\.(?:dtype|device|shape|ndim|size|requires_grad|data_ptr)\b)"
+    pattern = rf"\.{re.escape(key)}\.{re.escape(weight)}\b{harmless}"
+    return re.search(pattern, source) is not None
+
+
 def is_transposed(module: nn.Module) -> bool:
     """Whether a layer keeps its weight as in x out: ``fan_in_fan_out`` in PEFT."""
-    return type_name(type(module)) == _TRANSPOSED
+    return type_name(original_type(module)) == _TRANSPOSED
 
 
 def is_embedding(module: nn.Module) -> bool:

@@ -5,28 +5,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lowrank_opt.errors import NotInSetError, TargetError
+from lowrank_opt.errors import NotInSetError, OptionError
+from lowrank_opt.nn.adapters.slots import (
+    WeightSlot,
+)
 from lowrank_opt.nn.interop.peft_adapter import PeftSite
 from lowrank_opt.nn.interop.peft_layers import in_model
-from lowrank_opt.nn.places import Site
-from lowrank_opt.nn.radius import Make
+from lowrank_opt.nn.surgery.options import Make
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import AdaLoRA, DeLoRA, Factored, Parameterization
 
 
-def imported(held: PeftSite, site: Site, make: Make | None, project: bool) -> Parameterization:
+def imported(
+    held: PeftSite, slot: WeightSlot, make: Make | None, project: bool
+) -> Parameterization:
     """Return what `make` gives, assigned the update; by default PEFT's own method, loaded."""
-    op, weight = in_model(site.place.module, held.operator()), site.parameter
+    op, weight = in_model(slot.layer.module, held.operator()), slot.parameter
     like = torch.empty(
         0,
         dtype=torch.promote_types(weight.dtype, torch.float32),
         device="cpu" if weight.is_meta else weight.device,
     )
     if make is None:
-        return _as_in_file(held, site, op).to(like)
+        return _as_in_file(held, slot, op).to(like)
     made = make(op.shape)
     if not isinstance(made, Parameterization) or made.shape != op.shape:
-        raise TargetError(
+        raise OptionError(
             f"make({op.shape}) must return a Parameterization of that shape; got "
             f"{made!r} for {held.name}"
         )
@@ -42,9 +46,9 @@ def _assigned(
         raise NotInSetError(f"{name}: {error}", excess=error.excess) from error
 
 
-def _as_in_file(held: PeftSite, site: Site, op: LowRankOperator) -> Parameterization:
+def _as_in_file(held: PeftSite, slot: WeightSlot, op: LowRankOperator) -> Parameterization:
     """Return the parameterization of PEFT's method, with the tensors of the file if they fit."""
-    rank, dtype = held.rank, torch.promote_types(site.parameter.dtype, torch.float32)
+    rank, dtype = held.rank, torch.promote_types(slot.parameter.dtype, torch.float32)
     fits = 1 <= rank <= min(op.shape)
     if held.method == "DELORA" and fits and bool((held.tensors["w_norm"] > 0).all()):
         return _delora(held, op.shape, dtype)

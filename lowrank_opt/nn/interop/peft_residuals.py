@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from lowrank_opt.errors import DataError
+from lowrank_opt.nn.adapters.weights import (
+    adapted_weights,
+)
 from lowrank_opt.nn.interop.peft_adapter import read_adapter
 from lowrank_opt.nn.interop.peft_layers import in_model
-from lowrank_opt.nn.places import places
 
 
 @dataclass(frozen=True)
@@ -80,19 +82,17 @@ def peft_residuals(
         raise DataError(
             "DoRA is no low-rank update; got a checkpoint with use_dora: compare weights"
         )
-    known = {place.name: place for place in places(model)}
+    known = {found.slot.layer.name: found for found in adapted_weights(model, {name})}
     found: list[PeftResidual] = []
     for held in adapter.sites.values():
-        place = known.get(held.name)
-        wrapper = None if place is None else place.wrapper
-        own = None if wrapper is None else wrapper.adapter(name)
-        if place is None or own is None:
+        own = known.get(held.name)
+        if own is None:
             raise DataError(
                 f"the adapter must have the layers of the checkpoint; {name!r} has no {held.name}: "
                 "compare with the model it was imported to"
             )
-        (member,) = dict(own.items())["weight"]
-        target = in_model(place.module, held.operator())
+        (member,) = own.totals()
+        target = in_model(own.slot.layer.module, held.operator())
         size = float(target.schatten_norm(2))
         found.append(PeftResidual(held.name, size, member.residual(target)))
     return found

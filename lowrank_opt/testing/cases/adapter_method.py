@@ -9,7 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.nn import AdaptedModule, adapt, disabled, merge, unmerge
+from lowrank_opt.nn import (
+    active_adapters,
+    adapt,
+    adapted_weights,
+    disabled,
+    merge,
+    unmerge,
+)
 from lowrank_opt.parameterizations import Parameterization
 from lowrank_opt.testing.cases.oracle import dense
 
@@ -42,18 +49,14 @@ class AdapterMethod:
 
 def dense_updates(model: nn.Module) -> dict[str, Tensor]:
     """Return the dense updates of the active adapters of `lowrank_opt.nn`, from their factors."""
+    base = dict(model.named_parameters(remove_duplicate=False))
     found: dict[str, Tensor] = {}
-    for path, wrapper in model.named_modules():
-        if not isinstance(wrapper, AdaptedModule):
-            continue
-        prefix = [part for part in path.split(".") if part and part != "base"]
-        for adapter in (wrapper.adapter(name) for name in wrapper.active):
-            for weight, members in adapter.items() if adapter is not None else ():
-                W0 = wrapper.base.get_parameter(weight)
-                name = ".".join([*prefix, weight])
-                parts = [torch.from_numpy(dense(member())) for member in members]
-                update = torch.stack(parts).reshape(W0.shape).to(W0)
-                found[name] = found[name] + update if name in found else update
+    for adapted in adapted_weights(model, active_adapters(model)):
+        W0 = base[adapted.name]
+        parts = [torch.from_numpy(dense(member())) for member in adapted.updates]
+        update = torch.stack(parts).reshape(W0.shape).to(W0)
+        name = adapted.name
+        found[name] = found[name] + update if name in found else update
     return found
 
 

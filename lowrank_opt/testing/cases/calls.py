@@ -36,10 +36,11 @@ def call(
     """Call a factory with those of the available arguments that it takes.
 
     By name where it has a parameter of that name; else in the order that belongs to the number of
-    positional parameters that are left.
+    positional parameters that are left, or in that of the longest order where some have names.
     """
-    named, words = _arguments(make, orders, available)
-    return make(*(available[name] for name in words), **{k: available[k] for k in named})
+    positional, named = _arguments(make, orders, available)
+    words = {parameter: available[name] for parameter, name in named.items()}
+    return make(*(available[name] for name in positional), **words)
 
 
 def taken(
@@ -48,21 +49,26 @@ def taken(
     available: Mapping[str, object],
 ) -> set[str]:
     """Return the names of the arguments that `call` would pass."""
-    named, words = _arguments(make, orders, available)
-    return {*named, *words}
+    positional, named = _arguments(make, orders, available)
+    return {*positional, *named.values()}
 
 
 def _arguments(
     make: Callable[..., object],
     orders: Mapping[int, tuple[str, ...]],
     available: Mapping[str, object],
-) -> tuple[list[str], tuple[str, ...]]:
+) -> tuple[list[str], dict[str, str]]:
+    """Return what is passed by position, and what by which name."""
     parameters = inspect.signature(make).parameters.values()
-    named = [p.name for p in parameters if p.name in available]
+    own = {p.name: p.name for p in parameters if p.name in available}
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     missing = [
         p
         for p in parameters
-        if p.kind in positional and p.default is inspect.Parameter.empty and p.name not in named
+        if p.kind in positional and p.default is inspect.Parameter.empty and p.name not in own
     ]
-    return named, orders.get(len(missing), ())
+    longest = max(orders.values(), key=len, default=())
+    words = tuple(w for w in longest if w not in own) if own else orders.get(len(missing), ())
+    if any(p.kind is inspect.Parameter.POSITIONAL_ONLY for p in missing) or not own:
+        return [*words], own
+    return [], {**own, **{p.name: w for p, w in zip(missing, words, strict=False)}}

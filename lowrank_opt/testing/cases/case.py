@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -68,6 +68,21 @@ class Case:
     ) -> Parameterization:
         """Return what the factory makes, holding the case's parameters."""
         return Subject(make, self, dtype, torch.device(device)).module()
+
+
+@runtime_checkable
+class HasTolerance(Protocol):
+    """A factory of maps that are not computed to the last digits."""
+
+    @property
+    def rtol(self) -> float | None:
+        """What counts as rounding, relative to the set's size."""
+        ...
+
+    @property
+    def least_rtol(self) -> float:
+        """What the digits explain that were there before, unless `rtol` says more or less."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -156,7 +171,12 @@ class Subject(Trial[Factory]):
 
     def chart(self, module: Parameterization) -> Chart:
         """Return the oracle's view of the feasible set."""
-        return chart_of(module.feasible_set)
+        chart = chart_of(module.feasible_set)
+        if not isinstance(self.make, HasTolerance):
+            return chart
+        # The root of eps: other packages work in the dtype, by matrix exponentials and inverses.
+        own = max(self.eps**0.5, self.make.least_rtol)
+        return replace(chart, rtol=own if self.make.rtol is None else self.make.rtol)
 
     def target(self, module: Parameterization) -> LowRankOperator:
         """Return the case's member of the feasible set."""

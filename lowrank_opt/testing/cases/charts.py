@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from lowrank_opt.sets import (
+    ComplementSet,
     FeasibleSet,
     ImageSet,
     KyFanBall,
@@ -58,6 +59,8 @@ class Chart:
         By how much the linear part of `push` enlarges a matrix at most.
     condition : float
         By how much `pull` after `push` enlarges relative rounding at most.
+    rtol : float
+        A relative excess that counts as rounding too.
     """
 
     core: FeasibleSet
@@ -68,6 +71,7 @@ class Chart:
     shift: float = 0.0
     gain: float = 1.0
     condition: float = 1.0
+    rtol: float = 0.0
 
     def size(self, matrix: Array) -> float:
         """Return the size to which rounding is compared: the set's own, or the matrix's."""
@@ -81,7 +85,7 @@ class Chart:
 
     def tolerance(self, matrix: Array, dtype: torch.dtype, rank: int) -> float:
         """Return the excess that the package's one rule explains by rounding to `dtype`."""
-        return self.rule(dtype, rank) * self.condition * self.size(matrix)
+        return max(self.rule(dtype, rank) * self.condition, self.rtol) * self.size(matrix)
 
     @staticmethod
     def rule(dtype: torch.dtype, rank: int) -> float:
@@ -120,6 +124,8 @@ def chart_of(feasible_set: FeasibleSet) -> Chart:
             return _weighted(feasible_set)
         case NestedSet():
             return _nested(feasible_set)
+        case ComplementSet():
+            return _complement(feasible_set)
         case ImageSet():
             return _image(feasible_set)
         case ShiftedSet():
@@ -202,6 +208,26 @@ def _nested(feasible_set: NestedSet) -> Chart:
         return max(float(np.linalg.norm(W - U @ core @ V.T)), inner.outside(core))
 
     return replace(chart, outside=outside)
+
+
+def _complement(feasible_set: ComplementSet) -> Chart:
+    """Return the chart between frames of what is orthogonal to the subspaces, by a full QR."""
+    pair = (feasible_set.left, feasible_set.right)
+    U, V = (None if x is None else _rest(to_array(x)) for x in pair)
+    inner = chart_of(feasible_set.inner)
+
+    def core(W: Array) -> Array:
+        return _between(_transpose(U), W, _transpose(V))
+
+    def whole(C: Array) -> Array:
+        return _between(U, C, V)
+
+    chart = _compose(inner, core, whole, core)
+    return replace(chart, outside=lambda W: float(np.linalg.norm(W - whole(core(W)))))
+
+
+def _rest(basis: Array) -> Array:
+    return np.linalg.qr(basis, mode="complete")[0][:, basis.shape[1] :]
 
 
 def _polar(frame: Array) -> Array:

@@ -195,7 +195,7 @@ MODERATE = (
     FreeParameters("nearly_parallel", (1e2,)),
     FreeParameters("one_hot"),
 )
-ADVERSARIAL = (
+HOSTILE = (
     *MODERATE,
     *_sizes(1e8, 1e30, 1e300, 1e-30, 1e-40, 1e-160, 1e-320),
     FreeParameters("constant"),
@@ -213,6 +213,10 @@ ADVERSARIAL = (
     FreeParameters("zero_columns"),
     FreeParameters("normal", (0.0, 1.0)),
     FreeParameters("normal", (1.0, 0.0)),
+)
+# Special positions: tied, cancelling, along the axes.
+ADVERSARIAL = (
+    *HOSTILE,
     FreeParameters("equal_columns"),
     FreeParameters("antiparallel"),
     FreeParameters("orthonormal"),

@@ -12,9 +12,11 @@ from torch.func import functional_call
 
 from lowrank_opt.errors import RankError, ShapeError
 from lowrank_opt.parameterizations import Parameterization
-from lowrank_opt.testing.cases.adapter_method import AdapterMethod, Model
+from lowrank_opt.testing.cases.adapter_method import METHOD, AdapterMethod, Model
+from lowrank_opt.testing.cases.adapter_play import Stage
 from lowrank_opt.testing.cases.case import RefusedCase, Subject
-from lowrank_opt.testing.search.verdict import expect
+from lowrank_opt.testing.laws.adapter_machine import adapter_machine, play_out
+from lowrank_opt.testing.search.verdict import NotApplicable, expect
 
 Models = Callable[[tuple[int, int]], Mapping[str, Model]]
 
@@ -242,6 +244,33 @@ def state(subject: Subject) -> None:
         twin = copy.deepcopy(pair.adapted)
         shake(pair)
         pair.near(twin(*pair.inputs), expected, "a deep copy, the original having moved,")
+
+
+def orders(subject: Subject) -> None:
+    """Expect a model to stay equal to the dictionary, whatever is done to its adapters."""
+    trial, case = _trial(subject), subject.case
+    if trial.method is not METHOD:
+        raise NotApplicable("the operations that are played are those of lowrank_opt.nn")
+
+    def make(shape: tuple[int, int]) -> Parameterization:
+        return trial.make(shape, min(case.rank, *shape))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(subject.seed)
+        stages = {
+            name: _stage(base.to(subject.dtype), inputs, subject.dtype)
+            for name, (base, inputs) in trial.models(case.shape).items()
+        }
+        machine = adapter_machine(stages, make, tolerance=4e4 * subject.eps)
+        try:
+            play_out(machine, seed=subject.seed, runs=3, steps=8)
+        except (ShapeError, RankError) as error:
+            raise RefusedCase(str(error)) from error
+
+
+def _stage(base: nn.Module, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> Stage:
+    given = tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
+    return Stage(lambda: copy.deepcopy(base), given, ".*")
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import multiprocessing
 import platform
 import time
@@ -15,6 +14,7 @@ import hypothesis
 import numpy as np
 import torch
 
+from lowrank_opt import __version__
 from lowrank_opt.testing.search.check import AnyLaw, judged, without_cause
 from lowrank_opt.testing.search.profiles import ProfileName
 from lowrank_opt.testing.search.verdict import CheckResult, Status
@@ -142,7 +142,7 @@ def environment(settings: Settings) -> dict[str, str]:
     device = torch.device(settings.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
-        "lowrank_opt": importlib.metadata.version("lowrank_opt"),
+        "lowrank_opt": __version__,
         "torch": torch.__version__,
         "numpy": np.__version__,
         "hypothesis": hypothesis.__version__,

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias, TypedDict
 
 import torch
 
-from lowrank_opt.errors import TargetError
+from lowrank_opt.errors import OptionError
 from lowrank_opt.testing.cases.case import Case
 from lowrank_opt.testing.search.law import Law
 from lowrank_opt.testing.search.profiles import ProfileName, profile_of
@@ -53,7 +53,7 @@ def check(
     ------
     BrokenLawError
         If a law is broken and failures are not collected.
-    TargetError
+    OptionError
         If an option is not one of its choices, or names no law.
     """
     known = dict(expected_failures or {})
@@ -116,9 +116,9 @@ def _check_options(
     names = [law.name for law in laws]
     unknown = sorted(set(known) - set(names))
     if unknown:
-        raise TargetError(f"expected_failures must name laws, {names}; got {unknown}")
+        raise OptionError(f"expected_failures must name laws, {names}; got {unknown}")
     strange = sorted(set(only or ()) - set(names))
     if strange:
-        raise TargetError(f"only must name laws, {names}; got {strange}")
+        raise OptionError(f"only must name laws, {names}; got {strange}")
     if on_fail not in ("raise", "collect"):
-        raise TargetError(f"on_fail must be 'raise' or 'collect'; got {on_fail!r}")
+        raise OptionError(f"on_fail must be 'raise' or 'collect'; got {on_fail!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from lowrank_opt.errors import TargetError
+from lowrank_opt.errors import OptionError
 
 ProfileName: TypeAlias = Literal["quick", "standard", "thorough"]
 
@@ -44,7 +44,7 @@ def profile_of(name: ProfileName) -> Profile:
 
     Raises
     ------
-    TargetError
+    OptionError
         If there is none.
 
     Examples
@@ -53,5 +53,5 @@ def profile_of(name: ProfileName) -> Profile:
     5
     """
     if name not in _PROFILES:
-        raise TargetError(f"profile must be one of {get_args(ProfileName)}; got {name!r}")
+        raise OptionError(f"profile must be one of {get_args(ProfileName)}; got {name!r}")
     return _PROFILES[name]

@@ -9,7 +9,7 @@ from lowrank_opt.parameterizations import Parameterization
 from lowrank_opt.testing.cases.adapter_method import METHOD, AdapterMethod, small_models
 from lowrank_opt.testing.cases.calls import call
 from lowrank_opt.testing.cases.parameters import FreeParameters
-from lowrank_opt.testing.laws import adapter_laws
+from lowrank_opt.testing.laws import adapter_laws, adapter_uses
 from lowrank_opt.testing.laws.adapter_laws import AdapterTrial, Models
 from lowrank_opt.testing.search.check import AnyLaw, CheckOptions, check
 from lowrank_opt.testing.search.law import Law
@@ -35,21 +35,34 @@ _BODIES = (
     ),
     ("frozen", "Training leaves the base weights as they are.", adapter_laws.frozen),
     ("state", "The state dict and a deep copy carry the adapted model.", adapter_laws.state),
+    (
+        "orders",
+        "After any sequence of operations the model is F(x; W0 + dW, heads, buffers).",
+        adapter_laws.orders,
+    ),
 )
 
-ADAPTER_LAWS: tuple[AnyLaw, ...] = tuple(
-    Law(
-        name,
-        statement,
-        body,
-        parameters=(FreeParameters("start"),),
-        sides=(1, 6),
-        max_rank=3,
-        max_examples=4,
-        needs=() if name == "start" else ("start",),
-        entry="check_adapter",
-    )
-    for name, statement, body in _BODIES
+_NEEDS = {
+    "start": (),
+    "orders": ("start", "forward", "merging", "gradients", "disabling", "frozen", "state"),
+}
+
+ADAPTER_LAWS: tuple[AnyLaw, ...] = (
+    *(
+        Law(
+            name,
+            statement,
+            body,
+            parameters=(FreeParameters("start"),),
+            sides=(1, 6),
+            max_rank=3,
+            max_examples=2 if name == "orders" else 4,
+            needs=_NEEDS.get(name, ("start",)),
+            entry="check_adapter",
+        )
+        for name, statement, body in _BODIES
+    ),
+    *adapter_uses.LAWS,
 )
 
 _ORDERS = {1: ("shape",), 2: ("shape", "rank")}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from lowrank_opt.errors import TargetError
+from lowrank_opt.errors import OptionError
 from lowrank_opt.testing.subjects.targets import Target
 
 Known = dict[str, str]
@@ -25,7 +25,7 @@ def with_expectations(targets: Iterable[Target], words: Iterable[str]) -> list[T
 
     Raises
     ------
-    TargetError
+    OptionError
         If a word is neither, a file is not of that form, or a law does not exist.
 
     Examples
@@ -51,7 +51,7 @@ def with_expectations(targets: Iterable[Target], words: Iterable[str]) -> list[T
 def _pair(word: str) -> Known:
     law, equals, reason = word.partition("=")
     if not equals or not reason.strip():
-        raise TargetError(
+        raise OptionError(
             f"an expected failure must be law=reason or a file of such lines; got {word!r}"
         )
     return {law.strip(): reason.strip()}
@@ -61,7 +61,7 @@ def _read(path: Path, general: Known, special: dict[str, Known]) -> None:
     try:
         content: Mapping[str, object] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TargetError(f'{path} must be TOML, as in: rank = "reason"; {error}') from None
+        raise OptionError(f'{path} must be TOML, as in: rank = "reason"; {error}') from None
     for key, value in content.items():
         if isinstance(value, dict):
             special.setdefault(key, {}).update({str(k): str(v) for k, v in value.items()})
@@ -73,4 +73,4 @@ def _check(general: Known, special: Mapping[str, Known], targets: list[Target]) 
     laws = list(dict.fromkeys(law.name for target in targets for law in target.laws))
     used = {*general, *(law for known in special.values() for law in known)}
     if unknown := sorted(used - set(laws)):
-        raise TargetError(f"expected failures must name laws, {laws}; got {unknown}")
+        raise OptionError(f"expected failures must name laws, {laws}; got {unknown}")

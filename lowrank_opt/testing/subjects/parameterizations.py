@@ -12,14 +12,17 @@ import torch
 from lowrank_opt.testing.cases.case import Case, Factory
 from lowrank_opt.testing.laws.maps import (
     agreement,
+    derivatives,
     escape,
     gradients,
     inverse,
     membership,
     precision,
+    promises,
+    slopes,
     zero_start,
 )
-from lowrank_opt.testing.laws.modules import cost, purity
+from lowrank_opt.testing.laws.modules import calls, cost, generators, journey, purity
 from lowrank_opt.testing.laws.sets import nearest
 from lowrank_opt.testing.search.check import AnyLaw, OnFail, check
 from lowrank_opt.testing.search.describe import describe
@@ -32,13 +35,19 @@ BoundCheck: TypeAlias = Callable[[Factory], CheckResult]
 LAWS: tuple[AnyLaw, ...] = (
     *membership.LAWS[:3],
     *purity.LAWS,
+    *generators.LAWS,
     *agreement.LAWS[:1],
     *gradients.LAWS,
+    *calls.LAWS,
+    *slopes.LAWS,
+    *derivatives.LAWS,
     *escape.LAWS,
     *precision.LAWS,
     *zero_start.LAWS,
     *inverse.LAWS,
+    *promises.LAWS,
     *agreement.LAWS[1:],
+    *journey.LAWS,
     *cost.LAWS,
     *membership.LAWS[3:],
     *nearest.DECLARED,

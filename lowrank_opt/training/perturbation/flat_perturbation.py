@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.errors import LowRankError
+from lowrank_opt.nn.adapters.adapted import read_by_forward
 from lowrank_opt.training.perturbation.row_scale import filter_scale
 from lowrank_opt.training.perturbation.seeded_noise import SeededNoise, mix_seed, regenerated
 from lowrank_opt.training.perturbation.targets import Target, Updates, find_targets
@@ -183,7 +184,7 @@ def _wrapped(module: nn.Module, name: str, target: Target, noise: SeededNoise) -
     def forward(*args: object, **kwargs: object) -> object:
         target.reads += 1
         # What stands there now: functional_call may have put another tensor in.
-        weight = getattr(module, name)
+        weight = read_by_forward(module, name)
         perturbed = noise.perturb(weight)
         with _replaced(module, name, perturbed), regenerated(perturbed, weight, noise):
             return inner(*args, **kwargs)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from lowrank_opt.errors import ShapeError
-from lowrank_opt.nn.adapted import AdaptedModule
+from lowrank_opt.nn.adapters.adapted import present_updates
+from lowrank_opt.nn.adapters.store import Store
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
 
@@ -73,7 +74,7 @@ def _all_weights(model: nn.Module, updates: Updates, axes: Mapping[str, int]) ->
     inside = {
         id(part)
         for module in model.modules()
-        if isinstance(module, Parameterization)
+        if isinstance(module, Parameterization | Store)
         for part in module.modules()
     }
     for prefix, module in model.named_modules():
@@ -92,9 +93,9 @@ def _all_weights(model: nn.Module, updates: Updates, axes: Mapping[str, int]) ->
 def _updates(model: nn.Module, prefix: str, name: str, weight: Tensor) -> list[Update]:
     """Return the updates of an adapted layer, or the one parameterization below or beside."""
     module, parent = model.get_submodule(prefix), model.get_submodule(prefix.rpartition(".")[0])
-    if isinstance(parent, AdaptedModule) and parent.base is module:
-        adapted = parent.updates().get(name, [])
-        return [_one_of(parent, name, k) for k in range(len(adapted))]
+    adapted = present_updates(module, name)
+    if adapted:
+        return [_one_of(module, name, k) for k in range(len(adapted))]
     shape = tuple(weight.flatten(1).shape) if weight.ndim >= 2 else ()
     for place in (module.modules(), parent.children() if prefix else ()):
         fitting = [x for x in place if isinstance(x, Parameterization) and x.shape == shape]
@@ -103,5 +104,5 @@ def _updates(model: nn.Module, prefix: str, name: str, weight: Tensor) -> list[U
     return []
 
 
-def _one_of(layer: AdaptedModule, name: str, index: int) -> Update:
-    return lambda: layer.updates()[name][index]
+def _one_of(layer: nn.Module, name: str, index: int) -> Update:
+    return lambda: present_updates(layer, name)[index]

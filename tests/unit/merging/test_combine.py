@@ -19,6 +19,7 @@ from lowrank_opt.merging import add_updates, combine
 from lowrank_opt.nn import adapt
 from lowrank_opt.nn import combine as combine_adapters
 from lowrank_opt.testing import forbid_dense
+from tests import adapted as parts_of
 
 THIN = ["sum", "average", "svd", "knots", "tsv", "drop_components"]
 DENSE = ["ties_dense", "dare_dense", "magnitude_dense"]
@@ -295,14 +296,16 @@ def test_models_are_combined_by_the_names_of_weights() -> None:
     found = combine(models, [0.5, 2.0], "sum")
     assert ["0.weight", "2.weight"] == list(found)
     base = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
-    base.load_state_dict({f"{i}.{x}": getattr(models[0][i].base, x) for i in (0, 2) for x in PARTS})
+    base.load_state_dict(
+        {f"{i}.{x}": dict(models[0][i].named_parameters())[x] for i in (0, 2) for x in PARTS}
+    )
     merged = add_updates(base, {name: x.operator for name, x in found.items()}, name="both")
-    W = models[0][2].base.weight + sum(
-        w * model[2].updates()["weight"][0].to_dense()
+    W = parts_of.base_weight(models[0][2]) + sum(
+        w * parts_of.member(model[2])().to_dense()
         for w, model in zip((0.5, 2.0), models, strict=True)
     )
     h = torch.randn(3, 5).double()
-    torch.testing.assert_close(nn.functional.linear(h, W, merged[2].base.bias), merged[2](h))
+    torch.testing.assert_close(nn.functional.linear(h, W, merged[2].bias), merged[2](h))
     assert lo.SchattenBall(math.inf, 2.5, 3) == found["2.weight"].feasible_set
 
 
@@ -315,10 +318,10 @@ def test_adapters_of_one_model_are_combined_alike(method: str) -> None:
     adapt(model, lambda shape: lo.Factored(shape, 2), targets="all-linear", name="b")
     for parameter in (p for p in model.parameters() if p.requires_grad):
         nn.init.normal_(parameter)
-    ops = [model[0].updates([name])["weight"][0] for name in ("default", "b")]
+    ops = [parts_of.member(model[0], name)() for name in ("default", "b")]
     combine_adapters(model, {"default": 1.0, "b": 0.5}, name="c", method=method, density=0.5)
     ours = combine(ops, [1.0, 0.5], "ties_dense" if method == "ties" else method, density=0.5)
-    expected = model[0].updates(["c"])["weight"][0].to_dense()
+    expected = parts_of.member(model[0], "c")().to_dense()
     torch.testing.assert_close(expected, ours.operator.to_dense())
 
 

@@ -8,9 +8,9 @@ import lowrank_opt as lo
 from lowrank_opt.errors import ShapeError, TargetError
 from lowrank_opt.merging import aggregate, private_merge, start_round
 from lowrank_opt.merging.rules import Method
-from lowrank_opt.nn import AdapterStateError, adapt, merge
-from lowrank_opt.nn.adapted import AdaptedModule
+from lowrank_opt.nn import AdapterStateError, adapt, adapted_weights, merge
 from lowrank_opt.parameterizations import Parameterization
+from tests.adapted import base_weight, member
 
 
 def plain(shape: tuple[int, int]) -> Parameterization:
@@ -33,15 +33,10 @@ def trained(seed: int, make: object = plain) -> nn.Module:
     return model.double()
 
 
-def layers_of(model: nn.Module) -> list[AdaptedModule]:
-    return [module for module in model.modules() if isinstance(module, AdaptedModule)]
-
-
 def weights_of(model: nn.Module) -> list[Tensor]:
     return [
-        layer.effective_weight(name).detach()
-        for layer in layers_of(model)
-        for name in layer.updates()
+        getattr(found.slot.layer.module, found.slot.weight).detach()
+        for found in adapted_weights(model)
     ]
 
 
@@ -66,21 +61,21 @@ def test_exact_methods_start_from_the_average_weight(method: Method) -> None:
 def test_fedit_copies_the_factors_and_leaves_the_base() -> None:
     clients = [trained(seed) for seed in range(2)]
     results = aggregate(clients, "fedit")
-    base = layers_of(clients[0])[0].base.get_parameter("weight").detach().clone()
+    base = base_weight(clients[0][0]).detach().clone()
     start_round(clients[0], results)
     layer = next(m for m in clients[0].modules() if isinstance(m, lo.Factored))
     broadcast = results["0.weight"].broadcast
     assert broadcast is not None
     assert torch.equal(broadcast.left, layer.left)
     assert torch.equal(broadcast.right, layer.right)
-    assert torch.equal(base, layers_of(clients[0])[0].base.get_parameter("weight"))
+    assert torch.equal(base, base_weight(clients[0][0]))
 
 
 def test_bounded_adapters_take_truncated_averages_exactly() -> None:
     clients = [trained(seed, bounded) for seed in range(3)]
     results = aggregate(clients, "flexlora")
     start_round(clients[0], results)
-    update = layers_of(clients[0])[0].updates()["weight"][0]
+    update = member(clients[0][0])()
     broadcast = results["0.weight"].broadcast
     assert broadcast is not None
     assert results["0.weight"].feasible_set.contains(broadcast)
@@ -91,7 +86,7 @@ def test_private_results_start_a_round() -> None:
     clients = [trained(seed, bounded) for seed in range(3)]
     results = private_merge(clients, epsilon=1.0, delta=1e-5)
     start_round(clients[0], results)
-    update = layers_of(clients[0])[0].updates()["weight"][0].to_dense()
+    update = member(clients[0][0])().to_dense()
     # The private mean is in the Frobenius ball, which is larger than the declared spectral one.
     nearest = bounded((6, 5)).feasible_set.project(results["0.weight"].operator)
     assert torch.allclose(nearest.to_dense(), update, rtol=0, atol=1e-12)

@@ -27,6 +27,7 @@ from lowrank_opt.merging import singular_basis as module
 from lowrank_opt.merging.chance import chance_below, chance_quantile
 from lowrank_opt.nn import AdapterStateError, adapt, merge, switch
 from lowrank_opt.testing import forbid_dense
+from tests.adapted import base_weight
 
 
 def orthonormal(m: int, count: int, seed: int) -> Tensor:
@@ -265,7 +266,7 @@ def test_model_report_is_that_of_its_matrices(model: nn.Module) -> None:
     with pytest.warns(SpectralWarning, match="got 4 smaller of 4"):
         report = spectral_report(model, k=3)
     assert isinstance(report, ModelSpectralReport)
-    W0 = model["conv"].base.weight.detach().flatten(1).double()
+    W0 = base_weight(model["conv"]).detach().flatten(1).double()
     W = W0 + updates["conv.weight"].to_dense().double()
     expected = dense_cosines(W0, W, "left", 3)
     np.testing.assert_allclose(expected, report["conv.weight"].cosines, rtol=1e-5)
@@ -291,10 +292,10 @@ def test_changed_updates_go_back_into_the_model(model: nn.Module) -> None:
         report = spectral_report(model, threshold=1.0)
     changed = rescale_intruders(model_updates(model), report, factor=0.0, most=None)
     add_updates(model, changed, name="rescaled")
-    layer = model["fc"].base
-    W = layer.weight + changed["fc.weight"].to_dense()
+    layer = model["fc"]
+    W = base_weight(layer) + changed["fc.weight"].to_dense()
     for name in ("fc", "tied"):
-        expected = nn.functional.linear(x, W, model[name].base.bias)
+        expected = nn.functional.linear(x, W, model[name].bias)
         torch.testing.assert_close(expected, model[name](x))
     switch(model, "a")
     assert 1 == model_updates(model)["fc.weight"].rank
@@ -356,3 +357,12 @@ OP64 = rank_one(64, 64, 1.0, 1)
 def test_refusals(call: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()  # pyright: ignore
+
+
+def test_stable_rank_is_that_of_the_update() -> None:
+    base = torch.diag(torch.linspace(2, 1, 64, dtype=torch.float64))
+    update = torch.diag(torch.tensor([2.0, 1.0, 1.0] + [0.0] * 61, dtype=torch.float64))
+    report = spectral_report(base, lo.LowRankOperator.from_dense(update, 3))
+    assert 1.5 == pytest.approx(report.stable_rank, rel=1e-12)
+    assert "1.50" in str(report)
+    assert 0.0 == spectral_report(base, 0 * update).stable_rank

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import lowrank_opt as lo
-from lowrank_opt.errors import NoRightInverseError, ShapeError, TargetError
+from lowrank_opt.errors import NoRightInverseError, OptionError, ShapeError
 from lowrank_opt.nn import register_dense
 
 
@@ -70,7 +70,7 @@ def test_tied_weight_elsewhere_is_left_alone() -> None:
 @pytest.mark.parametrize(
     ("name", "made", "error", "message"),
     [
-        ("bias", ball(), TargetError, r"two or more axes; got 'bias': Linear has \['weight'\]"),
+        ("bias", ball(), OptionError, r"two or more axes; got 'bias': Linear has \['weight'\]"),
         ("weight", ball((4, 6)), ShapeError, r"must have shape \(6, 4\)"),
         (
             "weight",

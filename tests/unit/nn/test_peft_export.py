@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 import lowrank_opt as lo
-from lowrank_opt.errors import DataError, TargetError
+from lowrank_opt.errors import DataError, OptionError, TargetError
 from lowrank_opt.nn import (
     adapt,
     export_peft,
     import_peft,
     peft_residuals,
 )
+from tests.adapted import member
 from tests.peft_cases import (
     INDICES,
     MAKES,
@@ -32,11 +33,11 @@ def test_exported_update_is_the_models_and_keeps_its_bound(kind, dtype, tmp_path
     sites = export_peft(model, tmp_path, dtype=dtype)
     _, updates = as_peft_reads(tmp_path)
     for site in sites:
-        member = model.get_submodule(site.name).adapter("default").parts[0][0]
-        W, exact = updates[site.name], member().to_dense()
+        part = member(model.get_submodule(site.name))
+        W, exact = updates[site.name], part().to_dense()
         assert (W - exact).norm() <= 64 * torch.finfo(dtype).eps * exact.norm()
         assert torch.linalg.matrix_norm(W, 2) <= site.spectral_bound
-        view = member.feasible_set.as_spectral(lo.LowRankOperator.from_dense(W))
+        view = part.feasible_set.as_spectral(lo.LowRankOperator.from_dense(W))
         assert (kind != "Offset") == site.certified == (view is not None)
         assert view is None or view[1].excess(view[0]) <= 1e-13
     back = import_peft(small(), tmp_path)
@@ -62,7 +63,7 @@ def test_plain_factors_travel_bit_for_bit(tmp_path):
     export_peft(model, tmp_path)
     again = import_peft(small(), tmp_path)
     assert torch.equal(model(INDICES), again(INDICES))
-    assert 3.0 == again.fc.adapter("default").parts[0][0].scaling
+    assert 3.0 == member(again.fc).scaling
 
 
 @pytest.mark.parametrize("kind", ["NBLoRA", "DeLoRA", "AdaLoRA", "Factored"])
@@ -71,7 +72,7 @@ def test_untrained_update_is_exported_as_a_start(kind, tmp_path):
     model = import_peft(small(), tmp_path)
     assert torch.equal(small().requires_grad_(False)(INDICES), model(INDICES))
     model(INDICES).square().sum().backward()
-    assert any(bool(p.grad.any()) for p in model.fc.adapters.parameters())
+    assert any(bool(p.grad.any()) for p in member(model.fc).parameters())
 
 
 def test_trained_modules_travel(tmp_path):
@@ -121,7 +122,7 @@ def test_export_refuses_before_it_writes(layer, tmp_path):
     both = ["tied", "other"]
     sites = export_peft(model, tmp_path / "x", skip=both if layer in both else rf"{layer}(\..*)?")
     assert ["fine"] == [site.name for site in sites]
-    with pytest.raises(TargetError, match="skip must match an adapted layer; got 'nothing'"):
+    with pytest.raises(OptionError, match="skip must match an adapted layer; got 'nothing'"):
         export_peft(model, tmp_path / "y", skip="nothing")
 
 
@@ -141,7 +142,7 @@ def test_export_refuses_what_is_half_trained(tmp_path):
 @pytest.mark.parametrize("value", [math.nan, 1e-30, 1e6])
 def test_export_refuses_numbers_that_are_lost(value, tmp_path):
     model = adapt(small(), MAKES["Factored"], targets="conv")
-    nn.init.constant_(model.conv.adapter("default").parts[0][0].left, value)
+    nn.init.constant_(member(model.conv).left, value)
     if math.isnan(value):
         with pytest.raises(TargetError, match=r"must be finite; conv.weight has NaN"):
             export_peft(model, tmp_path)
@@ -178,7 +179,7 @@ def pinned(parameterization, values):
     model = adapt(nn.Sequential(nn.Linear(n, m)), lambda _: parameterization, targets="0")
     with torch.no_grad():
         for key, value in values.items():
-            dict(model[0].adapter("default").parts[0][0].named_parameters())[key].fill_(value)
+            dict(member(model[0]).named_parameters())[key].fill_(value)
     return model
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import lowrank_opt as lo
-from lowrank_opt.errors import DataError, NotInSetError, ShapeError, TargetError
+from lowrank_opt.errors import DataError, NotInSetError, OptionError, ShapeError, TargetError
 from lowrank_opt.nn import (
     AdapterStateError,
     DecomposedModule,
@@ -18,6 +18,7 @@ from lowrank_opt.nn import (
     merge,
     peft_residuals,
 )
+from tests.adapted import member
 from tests.oracles import normal
 from tests.peft_cases import (
     INDICES,
@@ -75,7 +76,7 @@ def test_import_of_adalora(tmp_path):
     model = import_peft(small(), checkpoint(tmp_path, config, tensors))
     update = 8 / (4 + 1e-5) * B @ (E * A)
     torch.testing.assert_close(with_weights({"fc": update})(INDICES), model(INDICES))
-    assert isinstance(model.fc.adapter("default").parts[0][0], lo.AdaLoRA)
+    assert isinstance(member(model.fc), lo.AdaLoRA)
 
 
 @pytest.mark.parametrize("strength", [3.0, -3.0, 0.0])
@@ -149,7 +150,7 @@ def test_import_into_a_ball_needs_leave_to_project(tmp_path):
     model = import_peft(before, tmp_path, make=ball, project=True)
     U, sigma, Vh = torch.linalg.svd(products["fc"])
     nearest = U[:, :2] @ torch.diag(sigma[:2].clamp(max=1)) @ Vh[:2]
-    torch.testing.assert_close(nearest, model.fc.adapter("default").parts[0][0]().to_dense())
+    torch.testing.assert_close(nearest, member(model.fc)().to_dense())
     (left,) = peft_residuals(model, tmp_path)
     assert float((products["fc"] - nearest).norm()) == pytest.approx(left.residual, rel=1e-9)
     assert float(products["fc"].norm()) == pytest.approx(left.norm, rel=1e-12)
@@ -284,14 +285,14 @@ def test_import_onto_the_meta_device(tmp_path):
     tensors["fc.base_layer.weight"] = small().fc.weight.detach()
     checkpoint(tmp_path, {"peft_type": "LORA", "lora_alpha": 2}, tensors)
     model = import_peft(small().to("meta"), tmp_path)
-    found = model.fc.adapter("default").parts[0][0]().to_dense()
+    found = member(model.fc)().to_dense()
     torch.testing.assert_close(products["fc"], found)
 
 
 def test_import_checks_what_make_returns(tmp_path):
     tensors, _ = lora(["fc"])
     checkpoint(tmp_path, {"peft_type": "LORA", "lora_alpha": 2}, tensors)
-    with pytest.raises(TargetError, match=r"make\(\(5, 6\)\) must return a Parameterization of"):
+    with pytest.raises(OptionError, match=r"make\(\(5, 6\)\) must return a Parameterization of"):
         import_peft(small(), tmp_path, make=lambda s: lo.Factored(s[::-1], 2))
     with pytest.raises(DataError, match="'default' has no fc"):
         peft_residuals(small(), tmp_path)

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 import lowrank_opt as lo
-from lowrank_opt.errors import TargetError
+from lowrank_opt.errors import OptionError
 from lowrank_opt.nn import adapt, adapter_report, merge, monitor, summary
+from tests.adapted import base_weight, member
 
 
 @pytest.fixture
@@ -23,8 +24,8 @@ def model() -> nn.Module:
 def test_report_gives_norms_and_drift_of_the_dense_update(model: nn.Module) -> None:
     site = adapter_report(model, "default")[0]
     W0, W = (
-        model[0].base.weight.detach(),
-        model[0].adapter("default").parts[0][0]().to_dense().detach(),
+        base_weight(model[0]).detach(),
+        member(model[0])().to_dense().detach(),
     )
     expected = [float(torch.linalg.matrix_norm(W, p)) for p in (2, "fro", "nuc")]
     assert expected == pytest.approx([site.spectral, site.frobenius, site.nuclear], rel=1e-5)
@@ -52,14 +53,14 @@ def test_monitor_logs_every_so_often(model: nn.Module) -> None:
     for _ in range(5):
         after_step()
     assert [4, 6] == logged
-    with pytest.raises(TargetError, match="every must be at least 1"):
+    with pytest.raises(OptionError, match="every must be at least 1"):
         monitor(model, lambda step, sites: None, every=0)
 
 
 def test_base_on_the_meta_device_has_no_drift() -> None:
     model = nn.Linear(3, 3, device="meta")
     adapted = adapt(model, lambda s: lo.Factored(s, 1, device="cpu"), targets=".*")
-    adapted.adapters.to_empty(device="cpu")
-    for parameter in adapted.adapters.parameters():
+    member(adapted).to_empty(device="cpu")
+    for parameter in member(adapted).parameters():
         nn.init.zeros_(parameter)
     assert math.isnan(adapter_report(adapted)[0].drift)

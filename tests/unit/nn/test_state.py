@@ -16,6 +16,7 @@ from lowrank_opt.nn import (
     merge,
     save_adapter,
 )
+from tests.adapted import member
 from tests.preloaded import run_script
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
@@ -71,6 +72,7 @@ def test_round_trip_in_another_process(tmp_path: Path) -> None:
 import torch
 from torch import nn
 from lowrank_opt.nn import load_adapter
+from tests.adapted import member
 weights, x = torch.load({str(tmp_path / "base.pt")!r})
 model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)).eval()
 model.load_state_dict(weights)
@@ -98,12 +100,12 @@ def test_tied_adapter_is_saved_once(tmp_path: Path) -> None:
         return model
 
     model = adapt(tied(), MAKES["Factored"], targets="0")
-    nn.init.normal_(model[0].adapter("default").parts[0][0].left)
+    nn.init.normal_(member(model[0]).left)
     save_adapter(model, tmp_path)
     loaded = load_adapter(tied(), tmp_path)
     indices = torch.tensor([1, 8])
     assert torch.equal(model(indices), loaded(indices))
-    assert loaded[0].adapter("default").parts[0][0] is loaded[1].adapter("default").parts[0][0]
+    assert member(loaded[0]) is member(loaded[1])
 
 
 def test_merged_model_is_saved_too(tmp_path: Path) -> None:
@@ -136,7 +138,7 @@ def test_adapter_loads_on_a_meta_model_and_in_half_precision(tmp_path: Path) -> 
     model = trained()
     save_adapter(model, tmp_path)
     empty = load_adapter(plain().to("meta"), tmp_path)
-    assert not any(p.is_meta for p in empty[0].adapters.parameters())
+    assert not any(p.is_meta for p in member(empty[0]).parameters())
     base = {k: v for k, v in model.state_dict().items() if "adapters" not in k}
     empty.load_state_dict(base, strict=False, assign=True)
     assert torch.equal(model(X), empty(X))
@@ -210,11 +212,15 @@ def edit(folder: Path, **changes: object) -> None:
     [
         ({"options": {"radius": 0.01}}, NotInSetError, "norm that was recorded"),
         ({"shape": [6, 6]}, ShapeError, r"must have the shape of the file, \[6, 6\]"),
-        ({"site": "7.weight"}, DataError, r"unexpected in the file: \['7.weight'\]"),
-        ({"version": 2}, DataError, "version 2: use the release"),
+        ({"site": "7.weight"}, DataError, r"tied to one with an update; got \['7.weight'\]"),
+        ({"version": 3}, DataError, "version 3: use the release"),
         ({"format": "x"}, DataError, "another format"),
         ({"sites": 3}, DataError, "is damaged"),
-        ({"trained": ["9.weight"]}, DataError, "trained tensors missing"),
+        (
+            {"trained": [{"places": ["9.weight"], "kind": "parameter"}]},
+            DataError,
+            "trained tensors missing",
+        ),
     ],
 )
 def test_edited_description_is_refused(

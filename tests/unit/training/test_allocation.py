@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import lowrank_opt as lo
-from lowrank_opt.errors import RankError, ShapeError, TargetError
+from lowrank_opt.errors import OptionError, RankError, ShapeError
 from lowrank_opt.nn import adapt, add_shortcut
 from lowrank_opt.training import (
     ChainOfLowRank,
@@ -227,7 +227,7 @@ def test_shortcut_around_a_block_that_returns_a_tuple():
 
 @pytest.mark.parametrize("name", ["b", ""])
 def test_shortcut_around_nothing_is_refused(name):
-    with pytest.raises(TargetError, match="a shortcut goes around a submodule; got"):
+    with pytest.raises(OptionError, match="a shortcut goes around a submodule; got"):
         add_shortcut(nn.ModuleDict({"a": nn.Linear(2, 2)}), name, lo.Factored((2, 2), 1))
 
 

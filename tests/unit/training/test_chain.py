@@ -63,8 +63,9 @@ def test_sum_of_links_is_the_change_of_the_weight():
     for _ in range(3):
         scrambled(model)
         chain.tie()
-    for link, weight in zip(chain.links, before, strict=True):
-        torch.testing.assert_close(weight + link.total().to_dense(), link.weight)
+    for link, weight, layer in zip(chain.links, before, (model[0], model[2]), strict=True):
+        assert torch.equal(weight, link.weight)
+        torch.testing.assert_close(weight + link.total().to_dense(), layer.weight)
         assert 6 < link.total().rank + 1
 
 

@@ -1,5 +1,6 @@
 """Flat-LoRA perturbs the adapted weights and no other, by equation (7) in every kind of layer."""
 
+import copy
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 
 import lowrank_opt as lo
-from lowrank_opt.nn import adapt
+from lowrank_opt.nn import adapt, adapted_weights, unload
 from lowrank_opt.training import FlatPerturbation
 from lowrank_opt.training.perturbation.row_scale import filter_scale
 from lowrank_opt.training.perturbation.seeded_noise import mix_seed
@@ -39,6 +40,10 @@ def adapted(layer, targets=".*"):
     return model
 
 
+def plain(model):
+    return unload(copy.deepcopy(model))
+
+
 def perturbation(model, **options):
     return FlatPerturbation(model, sigma=SIGMA, total_steps=1, schedule=lambda _: 1.0, **options)
 
@@ -46,13 +51,13 @@ def perturbation(model, **options):
 def noisy_weights(model, axis=0):
     """W + dW + noise for each adapted weight, densely, from equation (7)."""
     found = {}
-    for name, ops in model.updates().items():
-        W = model.base.get_parameter(name).detach()
-        merged = W + ops[0].detach().to_dense().reshape(W.shape)
+    for adapted_weight in adapted_weights(model):
+        name, W = adapted_weight.name, adapted_weight.slot.parameter.detach()
+        merged = W + adapted_weight.updates[0]().detach().to_dense().reshape(W.shape)
         rows = merged.movedim(axis, 0).flatten(1)
         shape = [-1 if k == axis else 1 for k in range(W.ndim)]
         std = (SIGMA * rows.norm(dim=1) / math.sqrt(rows.shape[1])).view(shape)
-        g = torch.Generator().manual_seed(mix_seed(0, 0, f"base.{name}"))
+        g = torch.Generator().manual_seed(mix_seed(0, 0, name))
         found[name] = merged + std * torch.randn(W.shape, generator=g, dtype=W.dtype)
     return found
 
@@ -69,9 +74,9 @@ class Model(nn.Module):
 @pytest.mark.parametrize(
     ("targets", "expected"),
     [
-        ("attention", ["attention.base.in_proj_weight", "attention.base.out_proj.base.weight"]),
-        ("memory", ["memory.base.weight_ih_l0", "memory.base.weight_hh_l0"]),
-        ("head", ["head.base.weight"]),
+        ("attention", ["attention.in_proj_weight", "attention.out_proj.weight"]),
+        ("memory", ["memory.weight_ih_l0", "memory.weight_hh_l0"]),
+        ("head", ["head.weight"]),
     ],
 )
 def test_exactly_the_adapted_weights_are_perturbed(targets, expected):
@@ -90,7 +95,7 @@ def test_exactly_the_adapted_weights_are_perturbed(targets, expected):
 def test_noise_is_that_of_the_formula(layer, inputs):
     model = adapted(layer)
     x = torch.randn(inputs, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    expected = functional_call(model.base, noisy_weights(model), (x,))
+    expected = functional_call(plain(model), noisy_weights(model), (x,))
     with perturbation(model).perturbed():
         got = model(x)
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
@@ -99,7 +104,7 @@ def test_noise_is_that_of_the_formula(layer, inputs):
 def test_noise_of_attention_is_that_of_the_formula():
     model = adapted(nn.MultiheadAttention(4, 2, batch_first=True), "in_proj_weight")
     x = torch.randn(2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    expected = functional_call(model.base, noisy_weights(model), (x, x, x))[0]
+    expected = functional_call(plain(model), noisy_weights(model), (x, x, x))[0]
     with perturbation(model).perturbed():
         got = model(x, x, x)[0]
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
@@ -109,7 +114,7 @@ def test_noise_of_attention_is_that_of_the_formula():
 def test_filters_of_a_transposed_linear_layer_are_its_outputs():
     model = adapted(Conv1D(3, 4))
     x = torch.eye(4, dtype=torch.float64)
-    expected = functional_call(model.base, noisy_weights(model, axis=1), (x,))
+    expected = functional_call(plain(model), noisy_weights(model, axis=1), (x,))
     with perturbation(model).perturbed():
         got = model(x)
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)

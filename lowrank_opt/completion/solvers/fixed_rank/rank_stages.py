@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 
+from lowrank_opt.checks import check_rank
 from lowrank_opt.completion.model.checks import check_amounts, check_counts
 from lowrank_opt.completion.model.problem import CompletionProblem
 from lowrank_opt.completion.results.result import CompletionResult
@@ -20,7 +21,7 @@ from lowrank_opt.completion.solvers.fixed_rank.spectral_start import (
 )
 from lowrank_opt.completion.solvers.iterates import Iterate, iterate
 from lowrank_opt.completion.solvers.traits import Traits
-from lowrank_opt.errors import OptionError, RankError
+from lowrank_opt.errors import OptionError
 from lowrank_opt.operator import LowRankOperator
 
 Start: TypeAlias = Literal["stages", "spectral"]
@@ -93,9 +94,7 @@ def complete_at_rank(
     ShapeError, ObservationError
         If entries cannot be held out, or their squares overflow.
     """
-    (m, n), rank = problem.shape, problem.fixed_rank
-    if rank > min(m, n):
-        raise RankError(f"rank must be in 1..{min(m, n)} for a {m} x {n} matrix; got rank={rank}")
+    rank = check_rank(problem.fixed_rank, problem.shape)
     fitted, held_out = run.split(problem.observations)
     fit = ObservedFit.of(fitted, bias=problem.bias, bias_penalty=problem.bias_penalty)
     states = by_stages(fit, rank, descend) if start == "stages" else _direct(fit, rank, descend)

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch.nn.parameter import is_lazy
 
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
+from lowrank_opt.parameterizations.certificate import Certificate
 from lowrank_opt.sets import FeasibleSet
 from lowrank_opt.testing.cases.case import Subject
-from lowrank_opt.testing.cases.charts import Chart
+from lowrank_opt.testing.cases.charts import Chart, value_excess
 from lowrank_opt.testing.cases.oracle import (
     Array,
     ScaledMatrix,
@@ -22,7 +24,7 @@ from lowrank_opt.testing.cases.oracle import (
     singular_values,
     underflow,
 )
-from lowrank_opt.testing.cases.parameters import ADVERSARIAL
+from lowrank_opt.testing.cases.parameters import ADVERSARIAL, HOSTILE
 from lowrank_opt.testing.laws.maps.overflow import excuse_overflow
 from lowrank_opt.testing.search.law import Law
 from lowrank_opt.testing.search.verdict import NotApplicable, expect
@@ -46,9 +48,11 @@ print("excess over", W.feasible_set, "is", W.feasible_set.excess(op))
 
 
 def _contract(subject: Subject) -> None:
-    module, shape = subject.module(), subject.case.shape
+    module, shape = subject.fresh(), subject.case.shape
     kind = type(module).__name__
     expect(isinstance(module, Parameterization), f"make returned {kind}, not a Parameterization")
+    _expect_parameters(module)
+    subject.case.parameters.fill_(module)
     op = module()
     expect(isinstance(op, LowRankOperator), f"a call returned {type(op).__name__}, not an operator")
     expect(tuple(module.shape) == shape, f"shape is {module.shape}, asked for {shape}")
@@ -56,6 +60,21 @@ def _contract(subject: Subject) -> None:
     expect(isinstance(module.feasible_set, FeasibleSet), "feasible_set is not a FeasibleSet")
     trainable = [p for p in module.parameters() if p.requires_grad]
     expect(bool(trainable), "there is no trainable parameter")
+
+
+def _expect_parameters(module: Parameterization) -> None:
+    """Expect all parameters to be there from the start: laws write to them before any call."""
+    lazy = [k for k, p in module.named_parameters() if is_lazy(p)]
+    if not lazy:
+        before = {k for k, _ in module.named_parameters()}
+        module()
+        lazy = [k for k, _ in module.named_parameters() if k not in before]
+    expect(
+        not lazy,
+        f"the parameters {', '.join(lazy)} are created at the first call, after optimizers and "
+        "laws have asked for them: create them in __init__, or verify a function that makes the "
+        "module, calls it once and returns it",
+    )
 
 
 def membership(subject: Subject, where: str = "") -> None:
@@ -75,6 +94,7 @@ def membership(subject: Subject, where: str = "") -> None:
     )
     expect(
         excess > rule / 2
+        or chart.rtol > 0
         or not _well_scaled(chart, exact.dense(), sizes)
         or feasible_set.contains(op),
         f"{_name(feasible_set)} does not contain W, although W leaves it by {excess:.1e} only and "
@@ -149,10 +169,35 @@ def _certificate(subject: Subject) -> None:
         excess <= rule + exact + underflow(op) or not certificate.holds,
         f"certify() holds, although W leaves the set by {excess:.2e}; rounding explains {rule:.1e}",
     )
+    _expect_own_certificate(subject, module, certificate, W)
     expect(
         excess > rule / 2 or certificate.holds,
         f"certify() does not hold by {certificate.excess:.2e}, although W leaves the set by "
         f"{excess:.2e} only and rounding explains {rule:.1e}",
+    )
+
+
+def _expect_own_certificate(
+    subject: Subject, module: Parameterization, certificate: Certificate, W: Array
+) -> None:
+    """Expect the certificate to be about the declared set, with an excess from above."""
+    op, chart = module.factors().detach(), subject.chart(module)
+    if subject.case.parameters.tame:
+        claimed, own = (s.excess(3.0 * op) for s in (certificate.feasible_set, module.feasible_set))
+        near = abs(claimed - own) <= 1e-9 * (abs(own) + chart.size(W))
+        expect(near, f"certify() is about {certificate.feasible_set}, not the declared set")
+    if chart.core is not module.feasible_set or not chart.bounded:
+        return
+    signed = value_excess(chart.core, singular_values(W)[: chart.core.rank])
+    slack = 64 * _EPS64 * (chart.size(W) + float(np.linalg.norm(magnitude(op)))) * len(W.T)
+    expect(
+        certificate.excess >= signed - slack,
+        f"certify() says that W exceeds by {certificate.excess:.6g}; it does by {signed:.6g}",
+    )
+    expect(
+        certificate.tolerance <= 0.05 * chart.size(W),
+        f"certify() allows an excess of {certificate.tolerance:.2e} in a set of size "
+        f"{chart.size(W):.2g}",
     )
 
 
@@ -219,7 +264,7 @@ check_certificate = Law(
     "certificate",
     "certify() bounds the true singular values from above and never claims too much.",
     _certificate,
-    parameters=ADVERSARIAL,
+    parameters=HOSTILE,
     show=_SHOW_CERTIFICATE,
     needs=("contract", "membership", "rank"),
 )

@@ -9,7 +9,7 @@ import torch
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.testing.cases.case import Subject
 from lowrank_opt.testing.cases.oracle import is_finite
-from lowrank_opt.testing.cases.parameters import ADVERSARIAL, TAME
+from lowrank_opt.testing.cases.parameters import HOSTILE, TAME
 from lowrank_opt.testing.laws.maps.gradients import gradient
 from lowrank_opt.testing.laws.maps.membership import membership
 from lowrank_opt.testing.laws.modules.elsewhere import expect_device_independent
@@ -66,7 +66,7 @@ check_precision = Law(
     "precision",
     "W is in the declared set in the other precision too: a bound that rounding breaks is none.",
     _precision,
-    parameters=ADVERSARIAL,
+    parameters=HOSTILE,
     needs=("contract", "membership", "rank"),
 )
 LAWS = (

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from lowrank_opt.errors import ShapeError
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.testing.search.verdict import expect
+
+_TWO_DEVICES = ("at least two devices", "two different devices")
 
 
 def expect_device_independent(module: Parameterization) -> None:
@@ -21,10 +23,10 @@ def expect_device_independent(module: Parameterization) -> None:
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     try:
         devices = _devices(module, state)
-    except (FakeTensorDeviceMismatchError, ShapeError) as error:
-        expect(False, f"with all parameters and buffers on a GPU, factors() fails: {error}")
-    except Exception:
-        return
+    except Exception as error:
+        # Tensors on two devices raise another type in older versions of torch.
+        judged = isinstance(error, ShapeError) or any(words in str(error) for words in _TWO_DEVICES)
+        expect(not judged, f"with all parameters and buffers on a GPU, factors() fails: {error}")
     else:
         there = all(kind == "cuda" for kind in devices)
         expect(there, f"with all parameters and buffers on a GPU, factors() are on {devices}")

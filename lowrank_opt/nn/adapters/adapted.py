@@ -1,0 +1,224 @@
+r"""Layers that compute with :math:`W_0 + \Delta W` and stay what they are.
+
+An adapted module is the author's own object, under its own names: only its class becomes a subclass
+that reads tensors through the record of the model. Its parameters and buffers stay as they are in
+the module; what adapters have stands beside them, in a submodule. So names, ``isinstance``, ties,
+hooks, attributes and sharding plans hold, and nothing is written when adapters change.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import SupportsIndex
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_opt.nn.adapters.checkpointing import present_state
+from lowrank_opt.nn.adapters.kinds import ORIGINAL, LayerKind, kind_of, original_type
+from lowrank_opt.nn.adapters.record import Record, State
+from lowrank_opt.nn.adapters.routing import routed
+from lowrank_opt.nn.adapters.store import STORE, Store
+from lowrank_opt.operator import LowRankOperator
+
+
+class _Adapted(nn.Module):
+    """Reads what adapters change through the store; the first base of every adapted class."""
+
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
+        found = store_of(self)
+        if found is None or name not in found.changed:
+            return super().__getattr__(name)
+        return found.effective(self, name)  # pyright: ignore[reportReturnType]
+
+    def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
+        found = store_of(self)
+        if found is None or name not in found.changed or not found.assign(self, name, value):
+            super().__setattr__(name, value)
+
+    def _load_from_state_dict(self, *args: object) -> None:
+        # A state dict holds what stands in the module itself, whatever is active.
+        found = store_of(self)
+        plain = self if found is None else _view(self, found)
+        original_type(self)._load_from_state_dict(plain, *args)  # pyright: ignore[reportPrivateUsage, reportArgumentType]
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[object, ...]:
+        _, _, *rest = super().__reduce_ex__(protocol)
+        return (_blank, (original_type(self),), *rest)
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__(state)
+        join_record(self)
+
+
+class _Plain(nn.Module):
+    """The same module as an adapted one, read without the updates of its weights."""
+
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
+        found = store_of(self)
+        if found is None or name not in found.changed:
+            return super().__getattr__(name)
+        return found.without_updates(self, name)  # pyright: ignore[reportReturnType]
+
+
+class _Recurrent(nn.Module):
+    """Recurrent layers keep a list of their weights, which is made anew at each call."""
+
+    @property
+    def _flat_weights(self) -> list[Tensor | None]:
+        return [getattr(self, name, None) for name in self._flat_weights_names]
+
+    @_flat_weights.setter
+    def _flat_weights(self, weights: list[Tensor | None]) -> None:
+        self.__dict__.pop("_flat_weights", None)
+
+    def _update_flat_weights(self) -> None:
+        pass
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: the weights are not lasting."""
+
+
+@functools.cache
+def adapted_type(original: type[nn.Module], kind: LayerKind) -> type[nn.Module]:
+    """Return the class that modules of a class become when they are adapted."""
+    bases: tuple[type, ...] = (_Adapted, original)
+    if issubclass(original, nn.RNNBase):
+        bases = (_Adapted, _Recurrent, original)
+    members: dict[str, object] = {
+        "__module__": original.__module__,
+        "__qualname__": f"{original.__qualname__}.<adapted>",
+        "__doc__": original.__doc__,
+        ORIGINAL: original,
+    }
+    if kind.update is not None:
+        members["forward"] = _forward(original, kind)
+    return type(original)(original.__name__, bases, members)
+
+
+@functools.cache
+def plain_type(original: type[nn.Module]) -> type[nn.Module]:
+    """Return the class through which the forward of a class reads weights without updates."""
+    qualname = f"{original.__qualname__}.<plain>"
+    members: dict[str, object] = {"__module__": original.__module__, "__qualname__": qualname}
+    members[ORIGINAL] = original
+    return type(original)(original.__name__, (_Plain, original), members)
+
+
+def _forward(original: type[nn.Module], kind: LayerKind) -> Callable[..., Tensor]:
+    """Return a forward that adds the update, from its factors, to what the class computes."""
+
+    @functools.wraps(original.forward)
+    def forward(self: nn.Module, *args: object, **kwargs: object) -> Tensor:
+        found = store_of(self)
+        assert found is not None, "an adapted module has a store"
+        state = present_state(found.record)
+        if state.merged is not None and not state.disabled:
+            return original.forward(self, *args, **kwargs)
+        layer = _view(self, found)
+        y = original.forward(layer, *args, **kwargs)
+        x = args[0] if args else next(iter(kwargs.values()))
+        if state.routing is not None:
+            return routed(found, kind, layer, state.routing, x, y)
+        op = _operator(found, state)
+        return y if op is None else y + kind.update(layer, op, x, y).to(y.dtype)  # pyright: ignore[reportOptionalCall]
+
+    return forward
+
+
+def _operator(found: Store, state: State) -> LowRankOperator | None:
+    for name in found.changed if state.chosen else ():
+        ops = found.operators(name, state.chosen, state)
+        if ops is not None:
+            return ops[0]
+    return None
+
+
+def _view(module: nn.Module, found: Store) -> nn.Module:
+    """Return the module, read without updates; both are one object but for their class."""
+    if torch.compiler.is_compiling():
+        return found.view
+    view = found.__dict__.get("view")
+    if view is None or view.__dict__ is not module.__dict__:
+        view = _make_view(module, found)
+    return view
+
+
+def _make_view(module: nn.Module, found: Store) -> nn.Module:
+    view = object.__new__(plain_type(original_type(module)))
+    object.__setattr__(view, "__dict__", module.__dict__)
+    found.__dict__["view"] = view
+    return view
+
+
+def _blank(original: type[nn.Module]) -> nn.Module:
+    """Return an adapted module without content, for `copy` and `pickle`."""
+    cls = adapted_type(original, kind_of(original))
+    return cls.__new__(cls)
+
+
+def store_of(module: nn.Module) -> Store | None:
+    """Return what adapters have in a module, or None if it is not adapted."""
+    found = module.__dict__.get("_modules", {}).get(STORE)
+    return found if isinstance(found, Store) else None
+
+
+def present_updates(module: nn.Module, name: str) -> list[LowRankOperator]:
+    """Return what is added to a weight of a module now: an operator for each of its matrices."""
+    found = store_of(module)
+    state = None if found is None else found.record.state
+    if found is None or state is None or state.merged is not None:
+        return []
+    return found.operators(name, state.chosen, state) or []
+
+
+def read_by_forward(module: nn.Module, name: str) -> Tensor | nn.Module:
+    """Return the tensor that the forward of a module's own class reads under a name.
+
+    Of an adapted layer that adds its update to what its class computes, the base weight.
+    """
+    found = store_of(module)
+    if found is None or kind_of(module).update is None or found.record.state.merged is not None:
+        return getattr(module, name)
+    return getattr(_view(module, found), name)
+
+
+def attach(module: nn.Module, record: Record) -> Store:
+    """Return the store of a module, which becomes an adapted one if it was none."""
+    found = store_of(module)
+    if found is None:
+        cls = adapted_type(type(module), kind_of(module))
+        module.__class__ = cls
+        found = Store(record)
+        found.train(module.training)
+        module.add_module(STORE, found)
+        join_record(module)
+    return found
+
+
+def join_record(module: nn.Module) -> None:
+    """Let the record of an adapted module know it."""
+    found = store_of(module)
+    if found is not None:
+        found.record.modules.add(module)
+        _make_view(module, found)
+
+
+def detach(module: nn.Module) -> None:
+    """Give an adapted module its class back, and forget its adapters."""
+    found = store_of(module)
+    assert found is not None, "only adapted modules are detached"
+    found.record.modules.discard(module)
+    del module._modules[STORE]  # pyright: ignore[reportPrivateUsage]
+    module.__class__ = original_type(module)
+    if isinstance(module, nn.RNNBase):
+        module._init_flat_weights()  # pyright: ignore[reportPrivateUsage]
+
+
+def adapted_modules(model: nn.Module) -> Iterator[tuple[nn.Module, Store]]:
+    """Yield every adapted module of a model once, with its store."""
+    for module in model.modules():
+        found = store_of(module)
+        if found is not None:
+            yield module, found

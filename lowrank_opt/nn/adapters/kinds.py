@@ -1,0 +1,190 @@
+"""How each type of layer exposes the weights that an adapter may add to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lowrank_opt.errors import OptionError
+from lowrank_opt.nn import products
+from lowrank_opt.operator import LowRankOperator
+
+# The attribute by which an adapted class tells the class that it stands for.
+ORIGINAL = "__lowrank_original__"
+
+Update = Callable[[nn.Module, LowRankOperator, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    r"""What is known about a type of layer.
+
+    Parameters
+    ----------
+    weights : function of a module
+        Returns the names of its own parameters that an adapter takes by default.
+    update : function of (layer, operator, input, output), optional
+        Returns what :math:`\Delta W` adds to the layer's output, from the factors. Without it the
+        layer is called with the dense :math:`W_0 + \Delta W` in place of its weight.
+    view : {"flatten", "stack"}
+        Whether a weight of more than two axes is one matrix ``weight.flatten(1)``, or a stack of
+        matrices over its leading axes, each with a parameterization of its own.
+    companions : tuple of str
+        Submodules that are adapted with the layer.
+    linear : bool
+        Whether ``targets="all-linear"`` takes it.
+    refuse : function of a module, optional
+        Returns why this one cannot be adapted, or None.
+    """
+
+    weights: Callable[[nn.Module], tuple[str, ...]]
+    update: Update | None = None
+    view: Literal["flatten", "stack"] = "flatten"
+    companions: tuple[str, ...] = ()
+    linear: bool = False
+    refuse: Callable[[nn.Module], str | None] | None = None
+
+
+def _weight(module: nn.Module) -> tuple[str, ...]:
+    return ("weight",)
+
+
+def _attention_weights(module: nn.Module) -> tuple[str, ...]:
+    names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+    own = dict(module.named_parameters(recurse=False))
+    return tuple(name for name in names if name in own)
+
+
+def _recurrent_weights(module: nn.Module) -> tuple[str, ...]:
+    return tuple(n for n, _ in module.named_parameters(recurse=False) if n.startswith("weight_"))
+
+
+def _matrices(module: nn.Module) -> tuple[str, ...]:
+    return tuple(n for n, p in module.named_parameters(recurse=False) if is_lazy(p) or p.ndim > 1)
+
+
+def _linear(layer: nn.Module, op: LowRankOperator, x: Tensor, y: Tensor) -> Tensor:
+    return products.linear(op, x)
+
+
+def _linear_transposed(layer: nn.Module, op: LowRankOperator, x: Tensor, y: Tensor) -> Tensor:
+    return products.linear(op.mT, x)
+
+
+def _embedding(layer: nn.Module, op: LowRankOperator, x: Tensor, y: Tensor) -> Tensor:
+    assert isinstance(layer, nn.Embedding)
+    return products.embedding(op, x, layer.padding_idx)
+
+
+def _conv(layer: nn.Module, op: LowRankOperator, x: Tensor, y: Tensor) -> Tensor:
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    return products.convolution(op, x, products.ConvGeometry.of(layer))
+
+
+def _conv_transposed(layer: nn.Module, op: LowRankOperator, x: Tensor, y: Tensor) -> Tensor:
+    assert isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+    geometry = products.ConvGeometry.of(layer)
+    return products.transposed_convolution(op, x, geometry, tuple(y.shape[-geometry.dimensions :]))
+
+
+def _refuse_embedding(layer: nn.Module) -> str | None:
+    assert isinstance(layer, nn.Embedding)
+    if layer.max_norm is not None:
+        return "max_norm rewrites the weight in its forward"
+    return "scale_grad_by_freq has no factored form" if layer.scale_grad_by_freq else None
+
+
+_DENSE = LayerKind(_matrices, view="stack")
+_RECURRENT = LayerKind(_recurrent_weights)
+_CONVOLUTION = LayerKind(_weight, _conv)
+_TRANSPOSED = LayerKind(_weight, _conv_transposed)
+
+_KINDS: dict[str, LayerKind] = {
+    "torch.nn.modules.linear.Linear": LayerKind(_weight, _linear, linear=True),
+    "transformers.pytorch_utils.Conv1D": LayerKind(_weight, _linear_transposed, linear=True),
+    "torch.nn.modules.sparse.Embedding": LayerKind(_weight, _embedding, refuse=_refuse_embedding),
+    **{f"torch.nn.modules.conv.Conv{d}d": _CONVOLUTION for d in (1, 2, 3)},
+    **{f"torch.nn.modules.conv.ConvTranspose{d}d": _TRANSPOSED for d in (1, 2, 3)},
+    "torch.nn.modules.activation.MultiheadAttention": LayerKind(
+        _attention_weights, companions=("out_proj",), linear=True
+    ),
+    "torch.nn.modules.rnn.RNNBase": _RECURRENT,
+    "torch.nn.modules.rnn.RNNCellBase": _RECURRENT,
+}
+
+
+def type_name(module_type: type) -> str:
+    """Return the name under which a type is registered and recorded in files."""
+    return f"{module_type.__module__}.{module_type.__qualname__}"
+
+
+def register_layer(module_type: type[nn.Module] | str, kind: LayerKind) -> None:
+    """Tell how to adapt a type of layer and its subclasses.
+
+    Parameters
+    ----------
+    module_type : type or str
+        A module class, or its dotted name, so that its package need not be imported.
+    kind : LayerKind
+
+    Raises
+    ------
+    OptionError
+        If the type is registered already.
+
+    Examples
+    --------
+    >>> class Transposed(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.table = nn.Parameter(torch.randn(4, 6))
+    ...
+    ...     def forward(self, x):
+    ...         return x @ self.table
+    >>> import torch
+    >>> kind = LayerKind(lambda layer: ("table",), lambda layer, op, x, y: op.mT.linear(x))
+    >>> register_layer(Transposed, kind)
+    """
+    name = module_type if isinstance(module_type, str) else type_name(module_type)
+    if name in _KINDS:
+        raise OptionError(f"a layer type is registered once; got {name} again: use a subclass")
+    _KINDS[name] = kind
+
+
+def original_type(module: nn.Module | type[nn.Module]) -> type[nn.Module]:
+    """Return the class that a module's author gave it, whether it is adapted or not."""
+    own = module if isinstance(module, type) else type(module)
+    return getattr(own, ORIGINAL, own)
+
+
+def registered_kind(module: nn.Module | type[nn.Module]) -> LayerKind | None:
+    """Return the kind of a module's nearest registered class, or None.
+
+    A subclass with a `forward` of its own may do anything with its weight: it is called with dense
+    weights, unless it is registered itself.
+    """
+    own = original_type(module)
+    for cls in own.__mro__:
+        kind = _KINDS.get(type_name(cls))
+        if kind is not None:
+            overridden = getattr(own, "forward", None) is not getattr(cls, "forward", None)
+            return replace(kind, update=None) if overridden and kind.update else kind
+    return None
+
+
+def kind_of(module: nn.Module | type[nn.Module]) -> LayerKind:
+    """Return the registered kind; any other module is called with dense weights."""
+    return registered_kind(module) or _DENSE
+
+
+def matrix_shapes(weight: Tensor, kind: LayerKind) -> list[tuple[int, int]]:
+    """Return the shapes of the matrices that a weight of this kind of layer consists of."""
+    shape = tuple(weight.shape)
+    if kind.view == "flatten" or len(shape) == 2:
+        return [(shape[0], prod(shape[1:]))]
+    return [(shape[-2], shape[-1])] * prod(shape[:-2])

@@ -1,0 +1,144 @@
+"""Where things are in a model: modules and weights under their authors' names, and one walk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from lowrank_opt.nn.adapters.adapted import store_of
+from lowrank_opt.nn.adapters.kinds import kind_of, matrix_shapes, type_name
+from lowrank_opt.nn.adapters.store import STORE, Store, stored
+from lowrank_opt.parameterizations import Parameterization
+
+# What computes a weight is not itself a layer.
+_OPAQUE = (Parameterization, ParametrizationList)
+
+# Wrappers that add a name of theirs between a model and its modules, which is not the author's.
+_TRANSPARENT = {
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.optim.swa_utils.AveragedModel": "module",
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": (
+        "_fsdp_wrapped_module"
+    ),
+    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.CheckpointWrapper": (
+        "_checkpoint_wrapped_module"
+    ),
+    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.OffloadWrapper": (
+        "_checkpoint_wrapped_module"
+    ),
+}
+
+
+@dataclass
+class LayerSlot:
+    """A module of the model as its author named it.
+
+    Attributes
+    ----------
+    name : str
+        Its first name.
+    module : nn.Module
+    holders : list of (module, key)
+        The modules that it is a part of, and under which key.
+    opaque : bool
+        Whether it is part of what computes a weight: a parametrization or a parameterization.
+    """
+
+    name: str
+    module: nn.Module
+    holders: list[tuple[nn.Module, str]] = field(default_factory=list)
+    opaque: bool = False
+
+    @property
+    def store(self) -> Store | None:
+        """What adapters have in the module, or None."""
+        return store_of(self.module)
+
+
+@dataclass(frozen=True)
+class WeightSlot:
+    """One weight of one layer."""
+
+    layer: LayerSlot
+    weight: str
+
+    @property
+    def name(self) -> str:
+        """The dotted name of the parameter."""
+        return join(self.layer.name, self.weight)
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The base weight."""
+        found = stored(self.layer.module, self.weight)
+        assert isinstance(found, nn.Parameter)
+        return found
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """The shapes of its matrices."""
+        return matrix_shapes(self.parameter, kind_of(self.layer.module))
+
+
+def every_slot(model: nn.Module) -> list[LayerSlot]:
+    """Return every module once, in order, without those of adapters; wrappers are transparent."""
+    found: dict[int, LayerSlot] = {}
+
+    def visit(
+        module: nn.Module, name: str, holder: tuple[nn.Module, str] | None, *, opaque: bool
+    ) -> None:
+        hidden = opaque or isinstance(module, _OPAQUE)
+        known = id(module) in found
+        slot = found.setdefault(id(module), LayerSlot(name, module, opaque=hidden))
+        if holder is not None:
+            slot.holders.append(holder)
+        if known:
+            return
+        inside = _inside(module)
+        for key, part in module._modules.items():  # pyright: ignore[reportPrivateUsage]
+            if part is not None and key != STORE:
+                below = name if key == inside else join(name, key)
+                visit(part, below, (module, key), opaque=hidden)
+
+    visit(model, "", None, opaque=False)
+    # A wrapper has the name of what it wraps, and no tensors.
+    return [slot for slot in found.values() if _inside(slot.module) is None]
+
+
+def layer_slots(model: nn.Module) -> list[LayerSlot]:
+    """Return every module that is not part of what computes a weight."""
+    return [slot for slot in every_slot(model) if not slot.opaque]
+
+
+def _inside(module: nn.Module) -> str | None:
+    for cls in type(module).__mro__:
+        key = _TRANSPARENT.get(type_name(cls))
+        if key is not None:
+            return key
+    return None
+
+
+def join(*parts: str) -> str:
+    """Join the nonempty parts of a dotted name."""
+    return ".".join(part for part in parts if part)
+
+
+def owners(slots: Sequence[LayerSlot]) -> dict[int, list[WeightSlot]]:
+    """Return all places of each parameter, by its identity."""
+    found: dict[int, list[WeightSlot]] = {}
+    for slot in slots:
+        for key, p in slot.module._parameters.items():  # pyright: ignore[reportPrivateUsage]
+            if p is not None:
+                found.setdefault(id(p), []).append(WeightSlot(slot, key))
+    return found
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether a tensor has no NaN or infinite entry; those on the meta device have none."""
+    return x.is_meta or bool(torch.isfinite(x).all())

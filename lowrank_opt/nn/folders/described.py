@@ -1,0 +1,92 @@
+"""Parameterizations as they are written down in adapter files, and made again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from torch import Tensor
+
+from lowrank_opt.errors import DataError, OptionError, ShapeError, TargetError
+from lowrank_opt.nn.surgery.options import Make
+from lowrank_opt.parameterizations import Parameterization
+from lowrank_opt.parameterizations.config import (
+    Json,
+    JsonObject,
+    class_name,
+    describe,
+    load_tensors,
+    rebuild,
+)
+
+
+def described(member: Parameterization) -> JsonObject:
+    """Return the description of a member; without options where its class does not hold them."""
+    try:
+        return describe(member)
+    except OptionError:
+        kind, shape = class_name(type(member)), list[Json](member.shape)
+        return {"class": kind, "shape": shape, "rank": member.rank, "options": None}
+
+
+def rebuilt(recipe: JsonObject) -> Parameterization:
+    """Return a member like the described one; its tensors are still to be loaded.
+
+    Raises
+    ------
+    TargetError
+        If its class is not known to the program, or its options were not written.
+    """
+    try:
+        made = rebuild(recipe)
+    except OptionError as error:
+        raise TargetError(
+            f"an adapter's class must be known to the program and hold its options; {error}, or "
+            "pass make="
+        ) from error
+    if not isinstance(made, Parameterization):
+        raise TargetError(f"an adapter must be a Parameterization; got {recipe['class']}")
+    return made
+
+
+def made_alike(make: Make, recipe: JsonObject) -> Parameterization:
+    """Return what `make` gives, which must be what is described.
+
+    Raises
+    ------
+    TargetError
+        If it is something else.
+    """
+    m, n = cast("tuple[int, int]", tuple(cast("list[int]", recipe["shape"])))
+    made = make((m, n))
+    same = described(made)
+    if any(same[key] != recipe[key] for key in ("class", "rank", "options")):
+        raise TargetError(
+            f"make must return what the file holds, {recipe['class']} of rank {recipe['rank']} "
+            f"with {recipe['options']}; got {made!r}"
+        )
+    return made
+
+
+def load(member: Parameterization, own: Mapping[str, Tensor], prefix: str) -> None:
+    """Load the tensors of a member, each of the right shape, and all of them.
+
+    Raises
+    ------
+    DataError, ShapeError
+        If some are missing or unexpected, or of another shape.
+    """
+    expected = member.state_dict()
+    missing, unexpected = sorted(set(expected) - set(own)), sorted(set(own) - set(expected))
+    if missing or unexpected:
+        raise DataError(
+            f"an adapter must fit exactly; tensors of {prefix} missing in the file: {missing}; "
+            f"unexpected in the file: {unexpected}: save it again"
+        )
+    for key, target in expected.items():
+        if target.shape != own[key].shape:
+            raise ShapeError(
+                f"the tensor {prefix}{key} must have shape {tuple(target.shape)}; got "
+                f"{tuple(own[key].shape)}"
+            )
+    load_tensors(member, own)

@@ -1,0 +1,158 @@
+"""Write an adapter, and all else in which the model differs from its base, into a folder."""
+
+from __future__ import annotations
+
+import math
+from os import PathLike
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_opt.errors import TargetError
+from lowrank_opt.nn.adapters.kinds import original_type, type_name
+from lowrank_opt.nn.adapters.present import (
+    adapter_names,
+    check_known,
+)
+from lowrank_opt.nn.adapters.slots import (
+    LayerSlot,
+    every_slot,
+    join,
+)
+from lowrank_opt.nn.adapters.store import stored
+from lowrank_opt.nn.adapters.weights import (
+    AdaptedWeight,
+    adapted_weights,
+)
+from lowrank_opt.nn.errors import AdapterStateError
+from lowrank_opt.nn.folders import files
+from lowrank_opt.nn.folders.described import described
+from lowrank_opt.nn.folders.stored import SETTLED, own_key
+from lowrank_opt.nn.surgery.own import differs, own_tensors
+from lowrank_opt.parameterizations import Parameterization
+from lowrank_opt.parameterizations.config import Json, JsonObject
+
+
+def save_adapter(model: nn.Module, path: str | PathLike[str], *, name: str | None = None) -> None:
+    """Write one adapter, and all else that is its own, into a folder.
+
+    The folder gets ``adapter.safetensors`` and ``adapter.json``: the updates, the modules that
+    were trained with them, and the buffers that differ from the base model's. Base weights are
+    not written, and it does not matter which parameters are frozen now or which adapter is active.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Adapted; merged or not. Wrappers such as that of ``torch.compile`` or
+        DistributedDataParallel leave the names as they are.
+    path : path
+        A folder; made if it does not exist.
+    name : str, optional
+        Of the adapter; may be left out if there is only one.
+
+    Raises
+    ------
+    AdapterStateError
+        If there is no such adapter, or several and no name.
+    TargetError
+        If a number is NaN or infinite.
+    DataError
+        If the folder cannot be written.
+    """
+    name = only_name(model) if name is None else name
+    check_known(model, [name])
+    entries: list[Json] = []
+    tensors: dict[str, Tensor] = {}
+    seen: dict[int, str] = {}
+    for adapted in adapted_weights(model, {name}):
+        first = seen.setdefault(id(adapted.updates[0]), adapted.name)
+        entries.append(_entry(adapted, first))
+        if first == adapted.name:
+            tensors |= _member_tensors(adapted)
+    trained: list[Json] = []
+    for places, tensor in own_of(model, name):
+        kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
+        trained.append({"places": [*places], "kind": kind})
+        tensors[own_key(places[0])] = _finite(tensor, places[0])
+    files.write(path, {"adapter": name, "sites": entries, "trained": trained}, tensors)
+
+
+def own_of(model: nn.Module, name: str) -> list[tuple[list[str], Tensor]]:
+    """Return what an adapter has of its own, by all names: parameters, and buffers that differ.
+
+    Parameters of the model that are trained now, by the caller's own doing, count too.
+    """
+    found: dict[int, tuple[list[str], Tensor]] = {}
+    for slot in every_slot(model):
+        for key, tensor in own_or_trained(slot, name).items():
+            found.setdefault(id(tensor), ([], tensor))[0].append(join(slot.name, key))
+    return list(found.values())
+
+
+def own_or_trained(slot: LayerSlot, name: str) -> dict[str, Tensor]:
+    """Return the tensors of one module in which an adapter differs from the base model."""
+    part = None if slot.store is None else slot.store.part(name)
+    own = {} if part is None else {key: part.own.get(key) for key in part.own.homes}
+    found = {key: x for key, x in own_tensors(slot).items() if x.requires_grad and key not in own}
+    for key, tensor in own.items():
+        base = stored(slot.module, key)
+        assert tensor is not None, "own tensors exist"
+        if isinstance(tensor, nn.Parameter) or base is None or differs(tensor, base):
+            found[key] = tensor
+    return found
+
+
+def only_name(model: nn.Module) -> str:
+    """Return the name of the model's only adapter, or raise AdapterStateError."""
+    names = adapter_names(model)
+    if len(names) != 1:
+        raise AdapterStateError(f"name must be given for several adapters; the model has {names}")
+    return names[0]
+
+
+def _entry(adapted: AdaptedWeight, tied_to: str) -> JsonObject:
+    recipes: list[Json] = [described(member) for member in adapted.updates]
+    norms: list[Json] = [_frobenius(member, adapted.name) for member in adapted.updates]
+    return {
+        "site": adapted.name,
+        "layer": type_name(original_type(adapted.slot.layer.module)),
+        "shape": [*adapted.slot.parameter.shape],
+        "tied_to": tied_to,
+        "members": recipes,
+        "sets": [type(member.feasible_set).__name__ for member in adapted.updates],
+        "frobenius_norms": norms,
+        "settled": [fixed.rank for fixed in adapted.settled],
+    }
+
+
+def _frobenius(member: Parameterization, name: str) -> float:
+    norm = float(member.factors().detach().schatten_norm(2))
+    if not math.isfinite(norm):
+        raise _not_finite(f"{name}, {member!r}")
+    return norm
+
+
+def _finite(x: Tensor, name: str) -> Tensor:
+    # A mask may hold infinity; a parameter may not.
+    wrong = torch.isnan(x) if not isinstance(x, nn.Parameter) else ~torch.isfinite(x)
+    if not x.is_meta and bool(wrong.any()):
+        raise _not_finite(name)
+    return x
+
+
+def _not_finite(name: str) -> TargetError:
+    return TargetError(
+        f"an adapter to save must be finite; got NaN or infinity in {name}: train it again"
+    )
+
+
+def _member_tensors(adapted: AdaptedWeight) -> dict[str, Tensor]:
+    return {
+        f"{adapted.name}/{i}/{key}": x
+        for i, member in enumerate(adapted.updates)
+        for key, x in member.state_dict().items()
+    } | {
+        f"{adapted.name}/{i}/{SETTLED}{key}": x
+        for i, fixed in enumerate(adapted.settled)
+        for key, x in fixed.state_dict().items()
+    }

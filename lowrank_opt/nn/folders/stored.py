@@ -1,0 +1,312 @@
+"""An adapter folder, read and checked before anything is made from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+from lowrank_opt.errors import DataError, LowRankError, NotInSetError, ShapeError
+from lowrank_opt.nn.folders import files
+from lowrank_opt.nn.folders.described import load, made_alike, rebuilt
+from lowrank_opt.nn.folders.limits import at_most
+from lowrank_opt.nn.surgery.options import Make
+from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations import Parameterization
+from lowrank_opt.parameterizations.config import Json, JsonObject
+from lowrank_opt.sets import relative_tolerance
+
+Shape: TypeAlias = tuple[int, ...]
+
+# Before the names of tensors that are not trained any more.
+SETTLED = "settled/"
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """What a folder says of one weight.
+
+    Attributes
+    ----------
+    name, layer : str
+        The weight, and the type of its layer.
+    shape : tuple of int
+    tied_to : str
+        The weight that shares its update and is listed first; itself if there is none before.
+    recipes : list of dict
+        Of the parameterizations of its matrices.
+    norms : list of float
+        Frobenius norms of the updates.
+    settled : list of int
+        Ranks of what is added to them and not trained any more; empty if nothing is.
+    """
+
+    name: str
+    layer: str
+    shape: Shape
+    tied_to: str
+    recipes: Sequence[JsonObject]
+    norms: Sequence[float]
+    settled: Sequence[int]
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """The shape that each of its matrices must have."""
+        count = len(self.recipes)
+        if count == 1:
+            return self.shape[0], math.prod(self.shape[1:])
+        return self.shape[-2], self.shape[-1]
+
+
+@dataclass(frozen=True)
+class StoredOwn:
+    """A tensor that the adapter has of its own, in all the places that share it."""
+
+    places: Sequence[str]
+    parameter: bool
+    tensor: Tensor
+
+    @property
+    def name(self) -> str:
+        """The first of its names."""
+        return self.places[0]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A whole folder; every tensor of it belongs to a weight or is an own one."""
+
+    name: str
+    weights: Mapping[str, StoredWeight]
+    own: Sequence[StoredOwn]
+    tensors: Mapping[str, Tensor]
+
+
+def read(path: str | PathLike[str]) -> Stored:
+    """Return what is in an adapter folder.
+
+    Raises
+    ------
+    DataError
+        If the folder is missing, damaged or incomplete, or holds NaN.
+    """
+    description, tensors = files.read(path)
+    try:
+        return _parsed(description, tensors)
+    except LowRankError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: str | PathLike[str], error: Exception) -> DataError:
+    """Return the error for a folder whose description has another form than ours."""
+    return DataError(
+        f"an adapter must be as save_adapter wrote it; {str(path)!r} is damaged ({error!r}): "
+        "save it again"
+    )
+
+
+def _parsed(description: JsonObject, tensors: Mapping[str, Tensor]) -> Stored:
+    weights = [_weight(entry) for entry in cast("list[JsonObject]", description["sites"])]
+    named = {weight.name: weight for weight in weights}
+    own = [_own(entry, tensors) for entry in cast("list[JsonObject]", description["trained"])]
+    places = [place for x in own for place in x.places]
+    for what, names in (("weights", [w.name for w in weights]), ("trained tensors", places)):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise DataError(f"an adapter has each of its {what} once; got {twice} twice")
+    loose = [w.name for w in weights if _first_of(w, named).tied_to != w.tied_to]
+    if loose:
+        raise DataError(f"tied weights must be tied to one with an update; got {loose}")
+    for weight in weights:
+        if weight.recipes != named[weight.tied_to].recipes:
+            raise DataError(f"tied weights have one update; {weight.name} is described by another")
+    for key, x in tensors.items():
+        if x.is_floating_point() and bool(torch.isnan(x).any()):
+            raise DataError(f"an adapter must be finite; {key} holds NaN: train it again")
+    if not weights:
+        raise DataError("an adapter must have an update; the folder lists none: save it again")
+    return Stored(_text(description["adapter"]), named, own, tensors)
+
+
+def _first_of(weight: StoredWeight, named: Mapping[str, StoredWeight]) -> StoredWeight:
+    first = named.get(weight.tied_to)
+    if first is None:
+        raise DataError(f"tied weights must be tied to one with an update; got ['{weight.name}']")
+    return first
+
+
+def _weight(entry: JsonObject) -> StoredWeight:
+    recipes = cast("list[JsonObject]", entry["members"])
+    norms = cast("list[float]", entry["frobenius_norms"])
+    shape = tuple(_integer(x) for x in cast("list[Json]", entry["shape"]))
+    if len(recipes) != len(norms) or not recipes or len(shape) < 2:
+        raise ValueError("a weight must have parameterizations, their norms, and two axes")
+    if len(recipes) > 1 and math.prod(shape[:-2]) != len(recipes):
+        raise ValueError("a weight must have one parameterization for each of its matrices")
+    ranks = [_integer(x) for x in cast("list[Json]", entry["settled"])]
+    if ranks and len(ranks) != len(recipes):
+        raise ValueError("a settled part must have a rank for each matrix")
+    name, layer, tied_to = (_text(entry[key]) for key in ("site", "layer", "tied_to"))
+    return StoredWeight(name, layer, shape, tied_to, recipes, [float(x) for x in norms], ranks)
+
+
+def _own(entry: JsonObject, tensors: Mapping[str, Tensor]) -> StoredOwn:
+    places = [_text(x) for x in cast("list[Json]", entry["places"])]
+    if entry["kind"] not in ("parameter", "buffer"):
+        raise ValueError(f"a tensor is a parameter or a buffer, got {entry['kind']!r}")
+    key = own_key(places[0])
+    if key not in tensors:
+        raise DataError(f"an adapter must be whole; trained tensors missing in the file: {places}")
+    return StoredOwn(places, entry["kind"] == "parameter", tensors[key])
+
+
+def own_key(name: str) -> str:
+    """Return under which key the own tensor of that name is in the file."""
+    return f"trained/{name}"
+
+
+def _text(value: Json) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a word expected, got {value!r}")
+    return value
+
+
+def _integer(value: Json) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"a size expected, got {value!r}")
+    return value
+
+
+def build(
+    stored: Stored, make: Make | None, path: str | PathLike[str]
+) -> dict[str, list[Parameterization]]:
+    """Return the loaded parameterizations of each weight that is not tied to another one.
+
+    Raises
+    ------
+    DataError
+        If tensors are missing or unexpected, or the description claims sizes that the file's
+        tensors do not have; before anything of that size is made.
+    NotInSetError
+        If an update is outside its declared set, or has another norm than recorded.
+    """
+    used = {own_key(x.name) for x in stored.own}
+    made: dict[str, list[Parameterization]] = {}
+    for weight in stored.weights.values():
+        if weight.tied_to == weight.name:
+            made[weight.name] = [
+                _member(stored, weight, i, make, used, path) for i in range(len(weight.recipes))
+            ]
+    for weight in stored.weights.values():
+        used |= {key for key in _settled_keys(weight) if weight.tied_to == weight.name}
+    check_keys("tensors", set(stored.tensors), used)
+    return made
+
+
+def settled_of(stored: Stored, weight: StoredWeight) -> list[LowRankOperator]:
+    """Return what is added to the updates of a weight and not trained any more.
+
+    Raises
+    ------
+    DataError, ShapeError
+        If tensors are missing, not finite, or of another shape.
+    """
+    m, n = weight.matrix
+    found: list[LowRankOperator] = []
+    for i, rank in enumerate(weight.settled):
+        own = _under(stored.tensors, f"{weight.tied_to}/{i}/{SETTLED}")
+        check_keys(f"settled tensors of {weight.name}", set(own), {"left", "right"})
+        for key, shape in (("left", (m, rank)), ("right", (n, rank))):
+            check_same_shape(f"{weight.name}/{i}/{SETTLED}{key}", shape, own[key])
+            if not bool(torch.isfinite(own[key]).all()):
+                raise DataError(f"an adapter must be finite; {weight.name} is not: train it again")
+        found.append(LowRankOperator(own["left"], own["left"].new_ones(rank), own["right"]))
+    return found
+
+
+def _settled_keys(weight: StoredWeight) -> list[str]:
+    return [
+        f"{weight.name}/{i}/{SETTLED}{key}"
+        for i in range(len(weight.settled))
+        for key in ("left", "right")
+    ]
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
+
+
+def _member(
+    stored: Stored,
+    weight: StoredWeight,
+    i: int,
+    make: Make | None,
+    used: set[str],
+    path: str | PathLike[str],
+) -> Parameterization:
+    prefix, recipe = f"{weight.name}/{i}/", weight.recipes[i]
+    own = _under(stored.tensors, prefix)
+    own = {key: x for key, x in own.items() if not key.startswith(SETTLED)}
+    used |= {prefix + key for key in own}
+    if recipe.get("shape") != [*weight.matrix]:
+        raise DataError(
+            f"a parameterization must have the shape of its matrix, {weight.matrix}; {prefix} "
+            f"claims {recipe.get('shape')}: save the adapter again"
+        )
+    numbers = sum(x.numel() for x in own.values())
+    try:
+        with at_most(numbers, f"{prefix} in {str(path)!r}"):
+            member = rebuilt(recipe) if make is None else made_alike(make, recipe)
+    except LowRankError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        raise damaged(path, error) from error
+    load(member, own, prefix)
+    _check_norm(member, weight.norms[i], prefix)
+    return member
+
+
+def _check_norm(member: Parameterization, recorded: float, key: str) -> None:
+    op, declared = member.factors().detach(), member.feasible_set
+    norm = float(op.schatten_norm(2))
+    if not math.isfinite(norm):
+        raise DataError(f"an adapter must be finite; {key} is not: train it again")
+    if not declared.contains(op):
+        excess = declared.excess(op)
+        raise NotInSetError(
+            f"an adapter must be inside the set declared for it; {key} exceeds "
+            f"{type(declared).__name__} by {excess:.2e}: it was changed, or its class is wrong",
+            excess=excess,
+        )
+    if not abs(norm - recorded) <= 1e3 * relative_tolerance(op.dtype, op.rank) * recorded:
+        raise NotInSetError(
+            f"an adapter must have the norm that was recorded, {recorded:.6g}; {key} has "
+            f"{norm:.6g}: its bound or its tensors were changed after saving",
+            excess=abs(norm - recorded),
+        )
+
+
+def check_same_shape(key: str, expected: Sequence[int], value: Tensor) -> None:
+    """Raise ShapeError unless a tensor has the expected shape."""
+    if tuple(expected) != tuple(value.shape):
+        raise ShapeError(
+            f"the tensor {key} must have shape {tuple(expected)}; got {tuple(value.shape)}"
+        )
+
+
+def check_keys(what: str, in_file: Collection[str], expected: Collection[str]) -> None:
+    """Raise DataError unless a file has what is expected, and nothing else."""
+    missing = sorted(set(expected) - set(in_file))
+    unexpected = sorted(set(in_file) - set(expected))
+    if missing or unexpected:
+        raise DataError(
+            f"an adapter must fit exactly; {what} missing in the file: {missing}; unexpected in "
+            f"the file: {unexpected}: load it into the model it was saved from"
+        )

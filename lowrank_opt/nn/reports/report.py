@@ -1,0 +1,213 @@
+"""What the adapters of a model are and how far they have moved: tables, reports, a callback."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_opt.errors import OptionError
+from lowrank_opt.nn.adapters.present import (
+    check_known,
+    record_of,
+)
+from lowrank_opt.nn.adapters.weights import (
+    adapted_weights,
+)
+from lowrank_opt.parameterizations import Parameterization
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    r"""One matrix of one adapter.
+
+    Attributes
+    ----------
+    name, adapter, kind : str
+        The parameter, the adapter, and the class of the parameterization.
+    shape : tuple of int
+    rank : int
+    bound : str
+        The declared norm bound, or "none".
+    spectral, frobenius, nuclear : float
+        Norms of the update.
+    stable_rank : float
+        :math:`\|\Delta W\|_F^2 / \|\Delta W\|_2^2`, between 1 and the rank; 0 for no update.
+    drift : float
+        :math:`\|\Delta W\|_F / \|W_0\|_F`; NaN for a base on the meta device.
+    holds : bool
+        Whether the certificate of the update holds.
+    excess : float
+        By how much the update exceeds its set, bounded from above.
+    trainable : int
+        Trainable numbers.
+    """
+
+    name: str
+    adapter: str
+    kind: str
+    shape: tuple[int, int]
+    rank: int
+    bound: str
+    spectral: float
+    frobenius: float
+    nuclear: float
+    stable_rank: float
+    drift: float
+    holds: bool
+    excess: float
+    trainable: int
+
+
+@torch.no_grad()
+def adapter_report(model: nn.Module, *names: str) -> list[SiteReport]:
+    """Return norms, bounds, certificates and drift of every adapted matrix.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Adapted.
+    *names : str
+        Of adapters; all by default.
+
+    Raises
+    ------
+    AdapterStateError
+        If the model has no adapter, or none of that name.
+
+    Examples
+    --------
+    >>> from lowrank_opt import NBLoRA
+    >>> from lowrank_opt.nn import adapt
+    >>> model = adapt(nn.Linear(4, 2), lambda s: NBLoRA(s, 1, radius=0.5), targets=".*")
+    >>> [(site.name, site.bound, site.drift) for site in adapter_report(model)]
+    [('weight', 'spectral <= 0.5', 0.0)]
+    """
+    record_of(model)
+    check_known(model, names)
+    return [
+        report_member(name, found.adapter, member, _norm(matrix))
+        for found in adapted_weights(model, names or None)
+        for name, member, matrix in zip(
+            found.matrix_names, found.totals(), found.base_matrices(), strict=True
+        )
+    ]
+
+
+def summary(model: nn.Module) -> str:
+    """Return a table of adapted matrices, ranks, bounds, norms and the trainable share.
+
+    Examples
+    --------
+    >>> from lowrank_opt import NBLoRA
+    >>> from lowrank_opt.nn import adapt
+    >>> model = adapt(nn.Linear(4, 2), lambda s: NBLoRA(s, 1, radius=0.5), targets=".*")
+    >>> print(summary(model).splitlines()[-1])
+    trainable: 5 of 15 parameters (33.3 %)
+    """
+    lines = table(adapter_report(model))
+    parameters = list(model.parameters())
+    total = sum(p.numel() for p in parameters)
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    share = f"{100 * trained / max(total, 1):.1f} %"
+    return f"{lines}\ntrainable: {trained} of {total} parameters ({share})"
+
+
+def table(sites: Sequence[SiteReport]) -> str:
+    """Return reports as an aligned table, a line for each matrix."""
+    head = ("weight", "adapter", "class", "shape", "rank", "bound", "spectral", "stable rank",
+            "drift", "holds")  # fmt: skip
+    rows = [head, *(_row(site) for site in sites)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def monitor(
+    model: nn.Module, log: Callable[[int, list[SiteReport]], None], *, every: int = 1
+) -> Callable[[], None]:
+    """Return a function to call after each optimizer step; it logs a report every so often.
+
+    Parameters
+    ----------
+    model : nn.Module
+    log : function of (step, reports)
+    every : int
+        Steps between reports.
+
+    Raises
+    ------
+    OptionError
+        If `every` is less than 1.
+
+    Examples
+    --------
+    >>> from lowrank_opt import Factored
+    >>> from lowrank_opt.nn import adapt
+    >>> model = adapt(nn.Linear(4, 2), lambda shape: Factored(shape, 1), targets=".*")
+    >>> after_step = monitor(model, lambda step, sites: print(step, len(sites)), every=2)
+    >>> after_step(), after_step()
+    2 1
+    (None, None)
+    """
+    if every < 1:
+        raise OptionError(f"every must be at least 1 step; got every={every!r}")
+    step = 0
+
+    def after_step() -> None:
+        nonlocal step
+        step += 1
+        if step % every == 0:
+            log(step, adapter_report(model))
+
+    return after_step
+
+
+def _norm(matrix: Tensor) -> float:
+    if matrix.is_meta:
+        return math.nan
+    return float(torch.linalg.vector_norm(matrix.double()))
+
+
+def report_member(
+    name: str, adapter: str, member: Parameterization, base_norm: float
+) -> SiteReport:
+    """Return the report of one matrix whose base weight has the given Frobenius norm."""
+    op, certificate = member.factors().detach(), member.certify()
+    spectral, frobenius, nuclear = (float(op.schatten_norm(p)) for p in (math.inf, 2, 1))
+    return SiteReport(
+        name=name,
+        adapter=adapter,
+        kind=type(member).__name__,
+        shape=member.shape,
+        rank=member.feasible_set.rank,
+        bound=member.feasible_set.bound,
+        spectral=spectral,
+        frobenius=frobenius,
+        nuclear=nuclear,
+        stable_rank=(frobenius / spectral) ** 2 if spectral else 0.0,
+        drift=frobenius / base_norm if base_norm else math.inf if frobenius else 0.0,
+        holds=certificate.holds,
+        excess=certificate.excess,
+        trainable=sum(p.numel() for p in member.parameters() if p.requires_grad),
+    )
+
+
+def _row(site: SiteReport) -> tuple[str, ...]:
+    return (
+        site.name,
+        site.adapter,
+        site.kind,
+        f"{site.shape[0]} x {site.shape[1]}",
+        str(site.rank),
+        site.bound,
+        f"{site.spectral:.3g}",
+        f"{site.stable_rank:.2f}",
+        "-" if math.isnan(site.drift) else f"{site.drift:.2%}",
+        "yes" if site.holds else "NO",
+    )

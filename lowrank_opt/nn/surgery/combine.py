@@ -1,0 +1,186 @@
+"""Weighted combinations of adapters, as a new adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from lowrank_opt.errors import OptionError
+from lowrank_opt.linalg.entrywise import drop_and_rescale, elect_sign_and_average, keep_largest
+from lowrank_opt.nn.adapters.present import (
+    check_known,
+    check_not_merged,
+    record_of,
+)
+from lowrank_opt.nn.adapters.record import as_weights
+from lowrank_opt.nn.adapters.slots import (
+    every_slot,
+)
+from lowrank_opt.nn.adapters.weights import (
+    AdaptedWeight,
+    adapted_weights,
+)
+from lowrank_opt.nn.frozen import Frozen
+from lowrank_opt.nn.surgery.install import Plan, Updates, check_new_name, install
+from lowrank_opt.nn.surgery.options import Make
+from lowrank_opt.nn.surgery.own import Own, trainable_copy
+from lowrank_opt.nn.surgery.switching import check_lead
+from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations import Parameterization
+
+Method = Literal["linear", "svd", "ties", "dare"]
+
+
+def combine(
+    model: nn.Module,
+    weights: Mapping[str, float],
+    *,
+    name: str,
+    method: Method = "linear",
+    rank: int | None = None,
+    density: float = 0.5,
+    make: Make | None = None,
+    generator: torch.Generator | None = None,
+    lead: str | None = None,
+) -> None:
+    r"""Add the adapter :math:`\sum_a w_a \Delta W_a` and make it the active one.
+
+    ``linear``: the sum, exactly, of as many columns as the adapters have together.
+    ``svd``: the sum, truncated to `rank`.
+    ``ties``: of each update only the largest entries are kept, per entry the sign with the larger
+    weighted sum wins, and the values of that sign are averaged with their weights.
+    ``dare``: entries are dropped at random and the others divided by `density`, then summed.
+
+    TIES and DARE work on entries: they form one dense update at a time, and return its truncation
+    to `rank`.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Adapted, and not merged.
+    weights : mapping from adapter names to float
+    name : str
+        Of the new adapter.
+    method : {"linear", "svd", "ties", "dare"}
+    rank : int, optional
+        At most; by default the largest possible one, for all but ``linear`` the largest rank of
+        the adapters that are combined.
+    density : float
+        In (0, 1], the share of entries that TIES and DARE keep.
+    make : function of a shape, optional
+        Returns the parameterization of the result, which is assigned the nearest member of its
+        set; trainable. By default the result is fixed (`Frozen`).
+    generator : torch.Generator, optional
+        Of DARE's choice.
+    lead : str, optional
+        The adapter whose own modules and buffers the new one gets copies of, where several have
+        other ones.
+
+    Raises
+    ------
+    OptionError
+        If there is nothing to combine, the method is unknown, or a number is outside its domain.
+    AdapterStateError
+        If an adapter does not exist, the name is taken, the model is merged, or the adapters'
+        own modules or buffers differ and there is no `lead`.
+
+    References
+    ----------
+    Yadav et al., TIES-Merging (arXiv 2306.01708); Yu et al., DARE (arXiv 2311.03099).
+
+    Examples
+    --------
+    >>> from lowrank_opt import Factored
+    >>> from lowrank_opt.nn import adapt
+    >>> model = adapt(nn.Linear(4, 2), lambda shape: Factored(shape, 1), targets=".*", name="a")
+    >>> model = adapt(model, lambda shape: Factored(shape, 1), targets=".*", name="b")
+    >>> combine(model, {"a": 0.5, "b": 0.5}, name="mean")
+    """
+    record_of(model)
+    check_not_merged(model, "combine")
+    check_new_name(model, name)
+    check_known(model, list(weights))
+    _check_options(weights, method, density)
+    check_lead(model, list(weights), lead)
+    factors = dict(as_weights(weights))
+    terms: dict[int, list[list[LowRankOperator]]] = {}
+    found = adapted_weights(model, set(factors))
+    for adapted in _each_once(found):
+        of_weight = terms.setdefault(id(adapted.slot.parameter), [[] for _ in adapted.updates])
+        for term, update in zip(of_weight, adapted.totals(), strict=True):
+            term.append(factors[adapted.adapter] * update().detach())
+    made = {
+        key: [
+            _parameterized(_combined(t, method, rank, density, generator), make) for t in matrices
+        ]
+        for key, matrices in terms.items()
+    }
+    slots = {adapted.name: adapted.slot for adapted in found}
+    updates: Updates = [(slot, made[id(slot.parameter)]) for slot in slots.values()]
+    install(model, Plan(name, updates, _own_of(model, list(weights), lead)))
+
+
+def _each_once(found: Sequence[AdaptedWeight]) -> list[AdaptedWeight]:
+    """Return the updates without the repetitions for weights that are tied."""
+    return list({(x.adapter, id(x.updates[0])): x for x in found}.values())
+
+
+def _own_of(model: nn.Module, names: Sequence[str], lead: str | None) -> list[Own]:
+    """Return copies of what the adapters have of their own."""
+    copies: dict[int, Own] = {}
+    for slot in every_slot(model):
+        store = slot.store
+        chosen = tuple((name, 1.0) for name in names)
+        for key in () if store is None else sorted(store.changed):
+            own = store.own(key, chosen, lead)  # pyright: ignore[reportOptionalMemberAccess]
+            if own is None:
+                continue
+            if id(own) in copies:
+                copies[id(own)] = Own(
+                    [*copies[id(own)].places, (slot, key)], copies[id(own)].tensor
+                )
+                continue
+            parameter = isinstance(own, nn.Parameter)
+            copied = trainable_copy(own) if parameter else own.detach().clone()
+            copies[id(own)] = Own([(slot, key)], copied)
+    return list(copies.values())
+
+
+def _combined(
+    terms: Sequence[LowRankOperator],
+    method: Method,
+    rank: int | None,
+    density: float,
+    generator: torch.Generator | None,
+) -> LowRankOperator:
+    limit = min(terms[0].shape)
+    largest = min(limit, max(op.rank for op in terms))
+    if method in ("linear", "svd"):
+        total = sum(terms[1:], start=terms[0])
+        keep = (largest if method == "svd" else limit) if rank is None else min(rank, limit)
+        return total.truncate(keep) if total.rank > keep else total
+    keep = largest if rank is None else min(rank, limit)
+    if method == "ties":
+        trimmed = [keep_largest(op.to_dense(), density) for op in terms]
+        return LowRankOperator.from_dense(elect_sign_and_average(trimmed), keep)
+    thinned = (drop_and_rescale(op.to_dense(), density, generator) for op in terms)
+    return LowRankOperator.from_dense(sum(thinned, start=terms[0].left.new_zeros(())), keep)
+
+
+def _parameterized(op: LowRankOperator, make: Make | None) -> Parameterization:
+    if make is None:
+        return Frozen(op)
+    made = make(op.shape).to(device=op.device, dtype=op.dtype)
+    return made.assign(op, project=True)
+
+
+def _check_options(weights: Mapping[str, float], method: str, density: float) -> None:
+    if method not in get_args(Method):
+        raise OptionError(f"method must be one of {get_args(Method)}; got {method!r}")
+    if not weights:
+        raise OptionError("combine needs at least one adapter; got no weights")
+    if not 0 < density <= 1:
+        raise OptionError(f"density must be in (0, 1]; got {density!r}")

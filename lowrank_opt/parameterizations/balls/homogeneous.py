@@ -1,0 +1,141 @@
+"""Schatten balls without solves: a product divided by the size of its factors."""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_opt.checks import check_radius
+from lowrank_opt.errors import RadiusError
+from lowrank_opt.linalg import inverse_power_of_two, lp_norm, scale_to_unit_peak, working_dtype
+from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations.base import Parameterization, lora_start_
+from lowrank_opt.parameterizations.example import Example
+from lowrank_opt.sets import SchattenBall
+
+
+class HomogeneousBall(Parameterization):
+    r""":math:`W = \delta\, B A \,/\, \bigl((\|A\|_{2p}^{2p} + \|B\|_{2p}^{2p})/2\bigr)^{1/p}`.
+
+    For p = 1 this is :math:`2 \delta B A / (\|A\|_F^2 + \|B\|_F^2)`: no solve, and rows coupled
+    only through one scalar. Set: the Schatten-p ball of radius :math:`\delta` among matrices of
+    rank at most r, closed and complete for every r >= 1.
+
+    *Into*: :math:`\|BA\|_p \le \|B\|_{2p} \|A\|_{2p}` and the inequality of arithmetic and
+    geometric means. *Onto*: SVD factors, unbalanced until the quotient is right. The map does not
+    change when (A, B) is multiplied by a number; (A, B) = 0 (below 1e-292 in float64, 1e-31 in
+    float32) gives W = 0.
+
+    In floating point the norm exceeds the radius by a few units of rounding of the parameters'
+    dtype at most, for every finite parameter: the quotient is computed in float64 after an exact
+    scaling by a power of two.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        ``(m, n)``.
+    rank : int
+    radius : float
+        Bound on the Schatten-p norm. Positive.
+    p : float
+        In [1, inf).
+    dtype, device, generator
+        Of the parameters, and of their random start.
+
+    References
+    ----------
+    The factor form of the nuclear norm: Srebro, Rennie and Jaakkola (NIPS 2004), Lemma 1.
+
+    Examples
+    --------
+    >>> ball = HomogeneousBall((4, 3), rank=2, radius=5.0)
+    >>> ball.assign(LowRankOperator.from_dense(torch.eye(4, 3), rank=2))().schatten_norm(1).item()
+    2.0
+    """
+
+    complete: bool = True
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        rank: int,
+        *,
+        radius: float,
+        p: float = 1.0,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(shape, rank)
+        if not 1 <= p < math.inf:
+            raise RadiusError(
+                f"the Schatten order p must be in [1, inf); got p={p!r}: for the spectral norm "
+                "use NBLoRA(..., p=inf)"
+            )
+        m, n = self.shape
+        self.radius, self.p = check_radius(radius), float(p)
+        self.left = nn.Parameter(torch.empty(m, self.rank, dtype=dtype, device=device))
+        self.right = nn.Parameter(torch.empty(n, self.rank, dtype=dtype, device=device))
+        self.check_held()
+        self.zero_(generator=generator)
+
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        lemma = "NIPS 2004, lemma 1"
+        yield Example("HomogeneousBall(radius)", partial(cls, radius=1.0), reference=lemma)
+        make = partial(cls, radius=1.0, p=3.0)
+        yield Example("HomogeneousBall(radius, p)", make, "r x r eigenvalues", lemma)
+
+    @property
+    def feasible_set(self) -> SchattenBall:
+        return SchattenBall(self.p, self.radius, self.rank)
+
+    def factors(self) -> LowRankOperator:
+        B, A = scale_to_unit_peak(self.left, self.right)
+        mean = _mean_power(_power_sum(A, self.p), _power_sum(B, self.p), self.p)
+        # (A, B) = 0 has no direction: W = 0 there.
+        scale = torch.where(mean > 0, self.radius / torch.where(mean > 0, mean, 1.0), 0.0)
+        # The quotient of a large matrix is below the normal numbers of float16: a power of two of
+        # its root belongs into each factor.
+        first, second, _ = inverse_power_of_two(mean.clamp_min(1.0).sqrt())
+        q = first * second
+        scale = (scale / q / q).to(B.dtype).expand(self.rank)
+        return LowRankOperator(B * q.to(B.dtype), scale, A * q.to(B.dtype))
+
+    def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
+        r"""Return SVD factors, unbalanced by :math:`c^{2p} = (1 + \sqrt{1 - \nu^2}) / \nu`.
+
+        Here :math:`\nu = \|W/\delta\|_p^p`. The right factor stays of size one while the left one
+        vanishes with W, so that targets of any size are inverted alike.
+        """
+        U, sigma, V = self.svd_of(target)
+        t = min(float(lp_norm(sigma / self.radius, self.p)), 1.0)
+        uniform = torch.full_like(sigma, self.rank ** (-1 / self.p))
+        shape = sigma / (self.radius * t) if t > 0 else uniform
+        g = (1 + math.sqrt(max(0.0, 1 - t ** (2 * self.p)))) ** (1 / self.p)
+        root = shape.sqrt()
+        return {"left": U * root * (t / math.sqrt(g)), "right": V * root * math.sqrt(g)}
+
+    def zero_(self, *, generator: torch.Generator | None = None) -> Self:
+        """Set left = 0 and right to a random orthonormal frame."""
+        lora_start_(self.left, self.right, generator)
+        return self
+
+
+def _power_sum(x: Tensor, p: float) -> Tensor:
+    """Return the p-norm of the eigenvalues of x^T x, that is the 2p-norm of x, squared."""
+    x = x.to(working_dtype(x))
+    if p == 1:
+        return x.square().sum()
+    gram = x.mT @ x
+    if p == 2:
+        return lp_norm(gram.flatten(), 2)
+    return lp_norm(torch.linalg.eigvalsh(gram).clamp_min(0.0), p)
+
+
+def _mean_power(a: Tensor, b: Tensor, p: float) -> Tensor:
+    """Return ((a^p + b^p) / 2)^(1/p)."""
+    return lp_norm(torch.stack((a, b)), p) / 2 ** (1 / p)

@@ -1,0 +1,47 @@
+"""Rank-one terms in pairs: sums that vanish exactly where two terms cancel.
+
+The last term of an odd number has no partner. Its left vector is capped at norm one instead of
+normalised, so that the term can vanish; normalised, one term would be the sphere of its norm.
+"""
+
+import torch
+from torch import Tensor
+
+from lowrank_opt.linalg import lp_norm, normalize_columns, working_dtype
+from lowrank_opt.operator import LowRankOperator
+
+
+def paired(u: Tensor, v: Tensor, weights: Tensor) -> LowRankOperator:
+    r"""Write :math:`\sum_i w_i u_i v_i^T`, w equal in pairs, with sums and differences of pairs.
+
+    :math:`u_1 v_1^T + u_2 v_2^T = \frac12 (u_1 + u_2)(v_1 + v_2)^T
+    + \frac12 (u_1 - u_2)(v_1 - v_2)^T`: exactly zero for u_2 = -u_1, v_2 = v_1.
+
+    Examples
+    --------
+    >>> u, v = torch.tensor([[1.0, -1.0]]), torch.tensor([[2.0, 2.0]])
+    >>> paired(u, v, torch.ones(2)).to_dense()
+    tensor([[0.]])
+    """
+    h = u.shape[1] // 2 * 2
+    u1, u2, v1, v2 = u[:, 0:h:2], u[:, 1:h:2], v[:, 0:h:2], v[:, 1:h:2]
+    left = torch.cat((u1 + u2, u1 - u2, u[:, h:]), dim=1)
+    right = torch.cat((v1 + v2, v1 - v2, v[:, h:]), dim=1)
+    return LowRankOperator(left, torch.cat((weights[:h] / 2, weights[h:])), right)
+
+
+def units_but_last(x: Tensor) -> Tensor:
+    """Normalise the paired columns; divide an unpaired last one by max(1, norm), in float64."""
+    h, x = x.shape[1] // 2 * 2, x.to(working_dtype(x))
+    last = x[:, h:]
+    long = lp_norm(last.detach().mT, 2) > 1
+    capped = torch.where(long, normalize_columns(last), torch.where(long, 0.0, last))
+    return torch.cat((normalize_columns(x[:, :h]), capped), dim=1)
+
+
+def cancelling(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return columns in which each pair cancels, and the left of one without a partner is zero."""
+    h, u, v = u.shape[1] // 2 * 2, u.clone(), v.clone()
+    u[:, 1:h:2], v[:, 1:h:2] = -u[:, 0:h:2], v[:, 0:h:2]
+    u[:, h:] = 0.0
+    return u, v

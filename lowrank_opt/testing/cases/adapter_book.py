@@ -1,0 +1,124 @@
+"""What an adapted model must compute, kept in a dictionary: ``F(x; W0 + dW, heads, buffers)``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+Inputs = tuple[Tensor, ...]
+
+
+@dataclass
+class Page:
+    """One adapter: dense updates, modules and buffers of its own, by names in the base model."""
+
+    updates: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    heads: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    buffers: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def copied(self) -> Page:
+        """Return a page of the same numbers."""
+        parts = (self.updates, self.heads, self.buffers)
+        return Page(*({key: x.clone() for key, x in part.items()} for part in parts))
+
+
+@dataclass
+class Book:
+    """A base model, pages of adapters, and which of them count.
+
+    Attributes
+    ----------
+    base : nn.Module
+        Plain and never written to.
+    pages : dict of Page
+    active, merged : dict of float
+        Adapters with their weights; merged is None for a model that is not.
+    disabled : int
+        Open blocks in which the base model computes.
+    """
+
+    base: nn.Module
+    pages: dict[str, Page] = field(default_factory=dict[str, Page])
+    active: dict[str, float] = field(default_factory=dict[str, float])
+    merged: dict[str, float] | None = None
+    disabled: int = 0
+
+    @property
+    def chosen(self) -> dict[str, float]:
+        """The adapters that count now."""
+        if self.disabled:
+            return {}
+        return self.active if self.merged is None else self.merged
+
+    def tensors(self, chosen: Mapping[str, float]) -> dict[str, Tensor]:
+        """Return all tensors with which the base model computes, by their names."""
+        found = {**_tensors(self.base)}
+        for name in chosen:
+            found |= self.pages[name].heads | self.pages[name].buffers
+        for name, weight in chosen.items():
+            for key, update in self.pages[name].updates.items():
+                found[key] = found[key] + weight * update
+        return found
+
+    @torch.no_grad()
+    def output(self, inputs: Inputs, chosen: Mapping[str, float] | None = None) -> Tensor:
+        """Return what the model must compute, evaluating."""
+        used = self.chosen if chosen is None else chosen
+        return call(self.base.eval(), self.tensors(used), inputs)
+
+    @torch.no_grad()
+    def move_buffers(self, inputs: Inputs) -> None:
+        """Move the buffers that count as one call in training mode does."""
+        tensors = self.tensors(self.chosen)
+        model, names = copy.deepcopy(self.base).train(), [k for k, _ in self.base.named_buffers()]
+        for key, buffer in model.named_buffers():
+            buffer.copy_(tensors[key])
+        call(model, {key: x for key, x in tensors.items() if key not in names}, inputs)
+        moved = dict(model.named_buffers())
+        lead = next((n for n in reversed(self.chosen) if self.pages[n].buffers), None)
+        kept = dict(self.base.named_buffers()) if lead is None else self.pages[lead].buffers
+        for key, buffer in kept.items():
+            buffer.copy_(moved[key])
+
+    def agree(self, names: Mapping[str, float]) -> bool:
+        """Whether it is clear whose heads and buffers count, if these adapters do."""
+        heads = [key for name in names for key in self.pages[name].heads]
+        buffers = [self.pages[name].buffers for name in names]
+        same = all(
+            torch.equal(x, buffers[0][key]) for other in buffers[1:] for key, x in other.items()
+        )
+        return len(heads) == len(set(heads)) and same
+
+    def converted(self, dtype: torch.dtype) -> Book:
+        """Return the book with all its numbers in another dtype."""
+        pages = {
+            name: Page(*({k: _to(x, dtype) for k, x in part.items()} for part in _parts(page)))
+            for name, page in self.pages.items()
+        }
+        base = copy.deepcopy(self.base).to(dtype)
+        return Book(base, pages, dict(self.active), self.merged, self.disabled)
+
+
+def call(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
+    """Return the output of a model with other tensors; the first one, if there are several."""
+    # Ties are replaced by name, each place with its own value.
+    y = functional_call(model, dict(tensors), inputs, tie_weights=False)
+    return y[0] if isinstance(y, tuple) else y
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    own = dict(model.named_parameters(remove_duplicate=False))
+    return {**{k: p.detach() for k, p in own.items()}, **dict(model.named_buffers())}
+
+
+def _parts(page: Page) -> tuple[dict[str, Tensor], ...]:
+    return page.updates, page.heads, page.buffers
+
+
+def _to(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype) if x.is_floating_point() else x

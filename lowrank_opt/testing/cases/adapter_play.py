@@ -1,0 +1,385 @@
+"""An adapted model and its book, on which every operation is played side by side."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_opt import nn as adapters
+from lowrank_opt.errors import LowRankError, OptionError
+from lowrank_opt.parameterizations import Parameterization
+from lowrank_opt.parameterizations.config import describe
+from lowrank_opt.testing.cases.adapter_book import Book, Inputs, Page
+from lowrank_opt.testing.search.verdict import Violation, expect
+
+Make = Callable[[tuple[int, int]], Parameterization]
+
+
+@dataclass(frozen=True)
+class Operations:
+    """What is done to models; those of `lowrank_opt.nn`, or others to be checked against them."""
+
+    adapt: Callable[..., nn.Module] = adapters.adapt
+    switch: Callable[..., None] = adapters.switch
+    combine: Callable[..., None] = adapters.combine
+    remove: Callable[..., nn.Module] = adapters.remove_adapter
+    merge: Callable[..., None] = adapters.merge
+    unmerge: Callable[..., None] = adapters.unmerge
+    disabled: Callable[..., AbstractContextManager[None]] = adapters.disabled
+    per_sample: Callable[..., AbstractContextManager[None]] = adapters.per_sample
+    save: Callable[..., None] = adapters.save_adapter
+    load: Callable[..., nn.Module] = adapters.load_adapter
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A kind of model that is played with.
+
+    Attributes
+    ----------
+    build : callable
+        Returns a new base model, always the same.
+    inputs : tuple of Tensor
+    targets : str
+        What is adapted.
+    heads : str
+        What an adapter may train as it is; "" for nothing.
+    """
+
+    build: Callable[[], nn.Module]
+    inputs: Inputs
+    targets: str
+    heads: str = ""
+
+
+class Play:
+    """A model and its book; each step is taken by both, and they must stay equal.
+
+    Parameters
+    ----------
+    stage : Stage
+    make : callable
+        From a shape to a parameterization.
+    operations : Operations
+    tolerance : float
+        Of outputs, relative to their size and one more.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        make: Make,
+        operations: Operations | None = None,
+        *,
+        tolerance: float = 1e-9,
+    ) -> None:
+        self.stage, self.make = stage, make
+        self.do = Operations() if operations is None else operations
+        self.model = stage.build()
+        self.book = Book(stage.build().eval())
+        self.blocks: list[ExitStack] = []
+        self.draws = torch.Generator().manual_seed(0)
+        self.tolerance = tolerance
+        self.steps: list[str] = []
+
+    def step(self, name: str, /, **arguments: object) -> None:
+        """Take one step, and note it for the record of what was done."""
+        self.steps.append(f"{name}({', '.join(f'{k}={v!r}' for k, v in arguments.items())})")
+        try:
+            getattr(self, name)(**arguments)
+            self.check()
+        except Violation as error:
+            raise Violation(f"{error}; after {'; '.join(self.steps)}") from error
+
+    # What is played. Each returns whether it must have been possible.
+
+    def adapt(self, name: str, *, head: bool) -> None:
+        """Add an adapter."""
+        allowed = name not in self.book.pages and self.book.merged is None
+        modules = self.stage.heads if head and self.stage.heads else ()
+
+        def act() -> None:
+            self.model = self.do.adapt(
+                self.model,
+                self.make,
+                targets=self.stage.targets,
+                name=name,
+                modules_to_train=modules,
+            )
+
+        if self._try(act, allowed):
+            self.book.pages[name], self.book.active = Page(), {name: 1.0}
+            self._shake()
+            self.read(name)
+
+    def switch(self, weights: Mapping[str, float]) -> None:
+        """Make adapters active."""
+        known = all(name in self.book.pages for name in weights) and bool(self.book.pages)
+        allowed = known and self.book.merged is None and self.book.agree(weights)
+        if self._try(lambda: self.do.switch(self.model, dict(weights)), allowed):
+            self.book.active = dict(weights)
+
+    def combine(self, weights: Mapping[str, float], name: str) -> None:
+        """Add the weighted sum of adapters as a new one."""
+        known = all(key in self.book.pages for key in weights) and bool(weights)
+        free = name not in self.book.pages and self.book.merged is None
+        allowed = known and free and self.book.agree(weights)
+        if self._try(lambda: self.do.combine(self.model, dict(weights), name=name), allowed):
+            page = Page()
+            for key, weight in weights.items():
+                other = self.book.pages[key].copied()
+                for place, update in other.updates.items():
+                    page.updates[place] = page.updates.get(place, 0) + weight * update
+                page.heads |= other.heads
+                page.buffers |= other.buffers
+            self.book.pages[name], self.book.active = page, {name: 1.0}
+
+    def remove(self, name: str) -> None:
+        """Remove an adapter."""
+        allowed = name in self.book.pages and self.book.merged is None
+        if self._try(lambda: self.do.remove(self.model, name), allowed):
+            del self.book.pages[name]
+            self.book.active.pop(name, None)
+            if not self.book.pages:
+                self.leave_all()
+
+    def merge(self) -> None:
+        """Sum the active adapters into the weights."""
+        allowed = bool(self.book.pages) and self.book.merged is None
+        if self._try(lambda: self.do.merge(self.model), allowed):
+            self.book.merged = dict(self.book.active)
+
+    def unmerge(self) -> None:
+        """Take the sums away again."""
+        if self._try(lambda: self.do.unmerge(self.model), self.book.merged is not None):
+            self.book.merged = None
+
+    def enter(self) -> None:
+        """Open a block in which the base model computes."""
+        stack = ExitStack()
+        if self._try(
+            lambda: stack.enter_context(self.do.disabled(self.model)), bool(self.book.pages)
+        ):
+            self.blocks.append(stack)
+            self.book.disabled += 1
+
+    def leave(self) -> None:
+        """Close the innermost block."""
+        if self.blocks:
+            self.blocks.pop().close()
+            self.book.disabled -= 1
+
+    def leave_all(self) -> None:
+        """Close every block."""
+        while self.blocks:
+            self.leave()
+
+    def freeze(self) -> None:
+        """Freeze everything, as for evaluation."""
+        self.model.requires_grad_(False)
+
+    def train(self) -> None:
+        """Take a step of an optimizer on all that is not frozen, in training mode."""
+        if not self.book.pages:
+            return
+        free = [p for p in self.model.parameters() if p.requires_grad]
+        self.book.move_buffers(self.stage.inputs)
+        y = self._call(self.model.train())
+        if free and y.requires_grad:
+            optimizer = torch.optim.SGD(free, lr=0.05, weight_decay=0.1)
+            y.square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        for name in self.book.active:
+            self.read(name, buffers=False)
+        self.model.eval()
+
+    def copy(self, how: str) -> None:
+        """Go on with a copy, and spoil the original."""
+        original = self.model
+        self.leave_all()
+        if how == "pickle" and _can_be_pickled(self.book.base):
+            self.model = pickle.loads(pickle.dumps(original))
+        else:
+            self.model = copy.deepcopy(original)
+        with torch.no_grad():
+            for p in original.parameters():
+                p.zero_()
+
+    def convert(self, dtype: torch.dtype = torch.float32) -> None:
+        """Convert all numbers to a dtype and back."""
+        before = next(self.model.parameters()).dtype
+        self.model = self.model.to(dtype).to(before)
+        self.book = self.book.converted(dtype).converted(before)
+        self.tolerance = max(self.tolerance, 64 * torch.finfo(dtype).eps)
+
+    def reload(self, name: str, new: str, *, fresh: bool) -> None:
+        """Save an adapter, and load it under a name: into a plain model, or into this one."""
+        if self._described(name) is None:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "adapter"
+            known = name in self.book.pages
+            if not self._try(lambda: self.do.save(self.model, path, name=name), known):
+                return
+            if fresh:
+                self.leave_all()
+                model = self.do.load(self._fresh(), path, name=new)
+                self.model = model.eval()
+                pages = {new: self.book.pages[name]}
+                self.book = Book(self.book.base, pages, {new: 1.0})
+                return
+            known = new in self.book.pages
+            same = not known or self._alike(name, new)
+            allowed = same and self.book.merged is None
+            if self._try(lambda: self.do.load(self.model, path, name=new), allowed):
+                self.book.pages[new] = self.book.pages[name].copied()
+                self.book.active = self.book.active if known else {new: 1.0}
+
+    def state(self) -> None:
+        """Write the state dict into a copy whose numbers are all others."""
+        other = copy.deepcopy(self.model)
+        with torch.no_grad():
+            for p in (*other.parameters(), *other.buffers()):
+                p.zero_()
+        self.leave_all()
+        if self.book.merged is not None:
+            return
+        other.load_state_dict(self.model.state_dict())
+        self.model = other
+
+    # What must hold.
+
+    def check(self) -> None:
+        """Expect the model to be equal to its book."""
+        found, truth = self._call(self.model.eval()), self.book.output(self.stage.inputs)
+        error = float((found.detach() - truth).abs().max())
+        size = 1 + float(truth.abs().max())
+        expect(
+            error <= self.tolerance * size,
+            f"the model is off by {error:.2e} from F(x; W0 + dW, heads, buffers) with "
+            f"active={self.book.active}, merged={self.book.merged}, disabled={self.book.disabled}",
+        )
+        own = self.model.state_dict()
+        moved = [
+            key
+            for key, x in self.book.base.state_dict().items()
+            if key not in own or not torch.equal(x, own[key])
+        ]
+        expect(not moved, f"the base model's own {moved[:3]} have changed")
+        idle = {f".{name}." for name in self.book.pages if name not in self.book.active}
+        free = [n for n, p in self.model.named_parameters() if p.requires_grad]
+        awake = [n for n in free if any(part in n for part in idle)]
+        expect(not awake, f"parameters of adapters that are not active are trained: {awake[:3]}")
+
+    def check_samples(self, names: list[str | None]) -> None:
+        """Expect each sample to be computed by its own adapter, if that is possible."""
+        count = self.stage.inputs[0].shape[0]
+        chosen = (names * count)[:count]
+        try:
+            with self.do.per_sample(self.model, chosen, axis=0), torch.no_grad():
+                found = self._call(self.model.eval())
+        except LowRankError:
+            return
+        if self.book.disabled:
+            chosen = [None] * count
+        rows = [
+            self.book.output(self.stage.inputs, {} if name is None else {name: 1.0})[i]
+            for i, name in enumerate(chosen)
+        ]
+        truth = torch.stack(rows)
+        error = float((found - truth).abs().max())
+        expect(
+            error <= self.tolerance * (1 + float(truth.abs().max())),
+            f"per_sample with {chosen} is off by {error:.2e}",
+        )
+
+    @torch.no_grad()
+    def read(self, name: str, *, buffers: bool = True) -> None:
+        """Write the present numbers of an adapter, which has just been made or trained, down."""
+        page = self.book.pages[name]
+        for found in adapters.adapted_weights(self.model, {name}):
+            dense = torch.stack([update().to_dense() for update in found.totals()])
+            page.updates[found.name] = dense.reshape(found.slot.parameter.shape).clone()
+        for key, x in self._own(name).items():
+            if isinstance(x, nn.Parameter):
+                page.heads[key] = x.detach().clone()
+            elif buffers:
+                page.buffers[key] = x.clone()
+
+    def _own(self, name: str) -> dict[str, Tensor]:
+        """Return the tensors that the model reads with that adapter alone, where they differ."""
+        base = dict(self.model.named_parameters(remove_duplicate=False))
+        found: dict[str, Tensor] = {}
+        for key in [*base, *dict(self.book.base.named_buffers())]:
+            if "lowrank_adapters" in key:
+                continue
+            prefix, _, leaf = key.rpartition(".")
+            store = getattr(self.model.get_submodule(prefix), "lowrank_adapters", None)
+            part = None if store is None else store.part(name)
+            own = None if part is None else part.own.get(leaf)
+            if own is not None:
+                found[key] = own
+        return found
+
+    def _try(self, act: Callable[[], object], allowed: bool) -> bool:
+        """Return whether an operation was done; refused, it must have changed nothing."""
+        before = self._call(self.model.eval()).detach().clone()
+        try:
+            act()
+        except LowRankError as error:
+            expect(
+                not allowed, f"an operation must be possible here: {type(error).__name__}: {error}"
+            )
+            same = torch.equal(before, self._call(self.model.eval()).detach())
+            expect(same, f"an operation that was refused has changed the model: {error}")
+            return False
+        expect(allowed, "an operation must be refused here, and was done")
+        return True
+
+    def _fresh(self) -> nn.Module:
+        model = self.stage.build()
+        model.load_state_dict(self.book.base.state_dict())
+        return model
+
+    def _alike(self, name: str, other: str) -> bool:
+        mine, theirs = self.book.pages[name], self.book.pages[other]
+        return mine.heads.keys() == theirs.heads.keys() and self._described(
+            name
+        ) == self._described(other)
+
+    def _described(self, name: str) -> dict[str, list[object]] | None:
+        """Return the methods of an adapter, or None if they cannot be written down."""
+        try:
+            return {
+                found.name: [describe(update) for update in found.updates]
+                for found in adapters.adapted_weights(self.model, {name})
+            }
+        except OptionError:
+            return None
+
+    @torch.no_grad()
+    def _shake(self) -> None:
+        for p in (p for p in self.model.parameters() if p.requires_grad):
+            p.copy_(0.4 * torch.randn(p.shape, generator=self.draws).to(p))
+
+    def _call(self, model: nn.Module) -> Tensor:
+        y = model(*self.stage.inputs)
+        return y[0] if isinstance(y, tuple) else y
+
+
+def _can_be_pickled(model: nn.Module) -> bool:
+    """Whether torch pickles a model of this kind, which it refuses under parametrizations."""
+    try:
+        pickle.dumps(model)
+    except RuntimeError:
+        return False
+    return True
