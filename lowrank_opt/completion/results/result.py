@@ -123,8 +123,14 @@ class CompletionResult:
         scores = self.operator.to_dense() + (bias.mean + bias.rows).unsqueeze(1) + bias.cols
         return self.link.mean(scores)
 
-    def certificate(self) -> OptimalityCertificate:
+    def certificate(self, *, exact: bool = False) -> OptimalityCertificate:
         """Bound how far the objective is from its optimum over the whole convex set.
+
+        Parameters
+        ----------
+        exact : bool
+            Prove it in rational arithmetic: ``certificate(exact=True).save(path)`` writes the
+            ratings, the factors and a witness that anyone can check.
 
         Returns
         -------
@@ -144,7 +150,7 @@ class CompletionResult:
                 "a nuclear penalty; got a result that knows of none: name it with "
                 "certify_completion(ConvexProblem(...), result.operator, result.bias)"
             )
-        return certify_completion(self.problem, self.operator, self.bias)
+        return certify_completion(self.problem, self.operator, self.bias, exact=exact)
 
     def raise_if_failed(self) -> None:
         """Raise unless the iteration ended by one of its own criteria.
