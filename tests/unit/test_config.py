@@ -250,3 +250,16 @@ def test_loaded_weights_carry_their_own_bounds() -> None:
     one, two = (lo.ETHER(w, blocks=2) for w in (torch.eye(4, 4), 3 * torch.eye(4, 4)))
     two.load_state_dict(one.state_dict())
     assert one.feasible_set == two.feasible_set
+
+
+class Liar(Own):
+    """Says another option than it was made with."""
+
+    def options(self):
+        return {**super().options(), "factor": 1.0}
+
+
+def test_options_that_lie_are_noticed() -> None:
+    module = drawn(Liar(SHAPE, 2, factor=0.25))
+    with pytest.raises(AssertionError):
+        assert_same(module, again(module))

@@ -1,21 +1,18 @@
 """AdaLoRA: a product in SVD form whose components are scored and pruned."""
 
 from collections.abc import Iterator
-from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lowrank_opt.checks import check_positive
 from lowrank_opt.errors import ShapeError
 from lowrank_opt.linalg import working_dtype
-from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, random_frame
 from lowrank_opt.parameterizations.example import Example
 from lowrank_opt.parameterizations.free.components import SensitivityAverage
+from lowrank_opt.parameterizations.free.sum_of_components import SumOfComponents
 
 
-class AdaLoRA(Parameterization):
+class AdaLoRA(SumOfComponents):
     r""":math:`W = \text{scaling} \cdot P\, \mathrm{diag}(\lambda)\, Q`.
 
     Set: all matrices of rank at most r, complete; after pruning, of rank at most the number of
@@ -55,8 +52,6 @@ class AdaLoRA(Parameterization):
     2
     """
 
-    complete: bool = True
-
     def __init__(
         self,
         shape: tuple[int, int],
@@ -69,44 +64,13 @@ class AdaLoRA(Parameterization):
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(shape, rank)
-        m, n = self.shape
-        self.scaling = check_positive(scaling, "scaling")
-        empty = torch.empty(0, dtype=dtype, device=device)
-        self.left = nn.Parameter(empty.new_empty(m, self.rank))
-        self.values = nn.Parameter(empty.new_empty(self.rank))
-        self.right = nn.Parameter(empty.new_empty(n, self.rank))
+        super().__init__(shape, rank, scaling, dtype=dtype, device=device, generator=generator)
         self.beta1, self.beta2 = float(beta1), float(beta2)
         self._average = SensitivityAverage(beta1, beta2)
-        self.zero_(generator=generator)
 
     @classmethod
     def examples(cls) -> Iterator[Example]:
         yield Example("AdaLoRA", cls, reference="arXiv 2303.10512")
-
-    @property
-    def active(self) -> int:
-        """Number of components that are not zero: the rank bound of the present W."""
-        return int(self.values.detach().count_nonzero())
-
-    def factors(self) -> LowRankOperator:
-        return LowRankOperator(self.left, self.scaling * self.values, self.right)
-
-    def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
-        """Return the singular value decomposition, for which the penalty is zero."""
-        U, sigma, V = self.svd_of(target)
-        return {"left": U, "values": sigma / self.scaling, "right": V}
-
-    @torch.no_grad()
-    def zero_(self, *, generator: torch.Generator | None = None) -> Self:
-        """Set the values to 0 and P, Q to random orthonormal frames; the first gradient is theirs.
-
-        The paper's code draws P and Q from N(0, 0.02^2), which is not where the penalty is zero.
-        """
-        self.values.zero_()
-        for p in (self.left, self.right):
-            p.copy_(random_frame(*p.shape, like=p, generator=generator))
-        return self
 
     def orthogonality_penalty(self, *, squared: bool = True) -> Tensor:
         r"""Return :math:`\|P^T P - I\|_F^2 + \|Q Q^T - I\|_F^2`, a scalar in the working dtype.
@@ -150,22 +114,6 @@ class AdaLoRA(Parameterization):
         """
         left, values, right = (self._average.importance(n) for n in ("left", "values", "right"))
         return values + left.mean(0) + right.mean(0)
-
-    @torch.no_grad()
-    def prune_(self, keep: Tensor) -> Self:
-        """Set the components to zero where the mask `keep`, shape (r,), is false.
-
-        Raises
-        ------
-        ShapeError
-            If the mask is not of r booleans.
-        """
-        if keep.shape != self.values.shape or keep.dtype != torch.bool:
-            raise ShapeError(
-                f"keep must be {self.rank} booleans; got shape {tuple(keep.shape)}, {keep.dtype}"
-            )
-        self.values.masked_fill_(~keep, 0.0)
-        return self
 
 
 def _gram_defect(x: Tensor) -> Tensor:

@@ -1,21 +1,17 @@
 """Dynamic-rank DoRA: single-rank components with weights, dropped by their share of W."""
 
 from collections.abc import Iterator
-from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lowrank_opt.checks import check_positive
-from lowrank_opt.errors import ShapeError
 from lowrank_opt.linalg import working_dtype
-from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, random_frame
 from lowrank_opt.parameterizations.example import Example
 from lowrank_opt.parameterizations.free.components import component_norms
+from lowrank_opt.parameterizations.free.sum_of_components import SumOfComponents
 
 
-class DynamicRank(Parameterization):
+class DynamicRank(SumOfComponents):
     r""":math:`W = \text{scaling} \sum_i c_i\, b_i a_i^T`, components dropped by their share of W.
 
     Set: all matrices of rank at most r, complete; after pruning, of rank at most the number of
@@ -56,8 +52,6 @@ class DynamicRank(Parameterization):
     [0.8, 0.6]
     """
 
-    complete: bool = True
-
     def __init__(
         self,
         shape: tuple[int, int],
@@ -69,40 +63,13 @@ class DynamicRank(Parameterization):
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(shape, rank)
-        m, n = self.shape
-        self.scaling, self.beta = check_positive(scaling, "scaling"), float(beta)
-        empty = torch.empty(0, dtype=dtype, device=device)
-        self.left = nn.Parameter(empty.new_empty(m, self.rank))
-        self.values = nn.Parameter(empty.new_empty(self.rank))
-        self.right = nn.Parameter(empty.new_empty(n, self.rank))
+        super().__init__(shape, rank, scaling, dtype=dtype, device=device, generator=generator)
+        self.beta = float(beta)
         self._scores: Tensor | None = None
-        self.zero_(generator=generator)
 
     @classmethod
     def examples(cls) -> Iterator[Example]:
         yield Example("DynamicRank", cls, reference="arXiv 2405.17357")
-
-    @property
-    def active(self) -> int:
-        """Number of components that are not zero: the rank bound of the present W."""
-        return int(self.values.detach().count_nonzero())
-
-    def factors(self) -> LowRankOperator:
-        return LowRankOperator(self.left, self.scaling * self.values, self.right)
-
-    def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
-        """Return the singular value decomposition, for which pruning by share is optimal."""
-        U, sigma, V = self.svd_of(target)
-        return {"left": U, "values": sigma / self.scaling, "right": V}
-
-    @torch.no_grad()
-    def zero_(self, *, generator: torch.Generator | None = None) -> Self:
-        """Set the values to 0 and the vectors to random orthonormal frames."""
-        self.values.zero_()
-        for p in (self.left, self.right):
-            p.copy_(random_frame(*p.shape, like=p, generator=generator))
-        return self
 
     @torch.no_grad()
     def shares(self) -> Tensor:
@@ -134,19 +101,3 @@ class DynamicRank(Parameterization):
     def importance(self) -> Tensor:
         """Return the running score of every component, shape (r,); zeros before any update."""
         return torch.zeros_like(self.shares()) if self._scores is None else self._scores
-
-    @torch.no_grad()
-    def prune_(self, keep: Tensor) -> Self:
-        """Set the components to zero where the mask `keep`, shape (r,), is false.
-
-        Raises
-        ------
-        ShapeError
-            If the mask is not of r booleans.
-        """
-        if keep.shape != self.values.shape or keep.dtype != torch.bool:
-            raise ShapeError(
-                f"keep must be {self.rank} booleans; got shape {tuple(keep.shape)}, {keep.dtype}"
-            )
-        self.values.masked_fill_(~keep, 0.0)
-        return self
