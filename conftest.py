@@ -5,6 +5,7 @@ own name only, never on what ran before it. ``LOWRANK_OPT_TEST_SALT`` gives all 
 numbers, and runs them in another order: a test that then fails rests on luck.
 """
 
+import gc
 import os
 import random
 import zlib
@@ -47,6 +48,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the tests in another order if there is a salt."""
     if SALT:
         random.Random(SALT).shuffle(items)
+
+
+def pytest_collection_finish() -> None:
+    """Take what has been imported and collected out of every further garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:

@@ -57,6 +57,7 @@ from lowrank_opt.sets import FeasibleSet as FeasibleSet
 from lowrank_opt.sets import ImageSet as ImageSet
 from lowrank_opt.sets import KyFanBall as KyFanBall
 from lowrank_opt.sets import NestedSet as NestedSet
+from lowrank_opt.sets import NormBall as NormBall
 from lowrank_opt.sets import RankAtMost as RankAtMost
 from lowrank_opt.sets import SchattenBall as SchattenBall
 from lowrank_opt.sets import ShiftedSet as ShiftedSet

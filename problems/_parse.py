@@ -1,4 +1,8 @@
-"""Parse files of ratings: streamed, and every bad line named by its number."""
+"""Parse files of ratings: streamed, and every bad line named by its number.
+
+Not through `lowrank_opt.tables`, which takes ids and values from files of any kind: these have four
+numbers a line, and whatever else is in them is damage of a published file.
+"""
 
 import io
 import re

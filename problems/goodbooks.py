@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lowrank_opt.errors import DataError, ObservationError
+from lowrank_opt.tables.files import open_table
 from problems.ratings import Ratings
 
 _COLUMNS = ("user_id", "book_id", "rating")
@@ -40,14 +41,9 @@ def load(*, path: str | os.PathLike[str] | None = None) -> Ratings:
     >>> load().shape  # doctest: +SKIP
     (53424, 10000)
     """
-    import pandas as pd
-
     file = _file(path)
     try:
-        table = pd.read_csv(
-            file, usecols=list(_COLUMNS), dtype={"user_id": "int64", "book_id": "int64"}
-        ).drop_duplicates(["user_id", "book_id"], keep="last")
-        rating = table["rating"].to_numpy(dtype=np.float64)
+        user, book, rating = _read(file)
     except (OSError, ValueError) as error:
         raise DataError(
             f"Goodbooks needs a CSV file with columns {', '.join(_COLUMNS)}; got {file} ({error}); "
@@ -58,8 +54,21 @@ def load(*, path: str | os.PathLike[str] | None = None) -> Ratings:
         raise ObservationError(
             f"a rating must be one of 1, 2, 3, 4, 5; got {float(rating[wrong][0])!r} in {file}"
         )
-    user, book = (table[name].to_numpy(dtype=np.int64) for name in _COLUMNS[:2])
     return Ratings.from_ids(user, book, rating, np.zeros(len(rating), dtype=np.int64))
+
+
+def _read(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return users, books and ratings, the last of each pair, in the order of the file."""
+    chunks = list(open_table(file, _COLUMNS[:2], _COLUMNS[2], header=True).chunks())
+    user, book = (
+        np.concatenate([np.array(chunk.texts[k], dtype=np.int64) for chunk in chunks])
+        for k in (0, 1)
+    )
+    rating = np.concatenate([np.asarray(chunk.values) for chunk in chunks])
+    pairs = np.stack((user, book), axis=1)[::-1]
+    _, first = np.unique(pairs, axis=0, return_index=True)
+    kept = np.sort(len(pairs) - 1 - first)
+    return user[kept], book[kept], rating[kept]
 
 
 def _file(path: str | os.PathLike[str] | None) -> Path:

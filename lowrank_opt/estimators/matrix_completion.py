@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
 import numpy as np
@@ -12,13 +11,16 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from lowrank_opt.completion import CompletionResult
+from lowrank_opt.completion.solvers.traits import AnyResult
 from lowrank_opt.errors import OptionError
 from lowrank_opt.estimators.choosing import choose_and_fit, clip_range
 from lowrank_opt.estimators.entries import Entries, entries_of
 from lowrank_opt.estimators.known import Known
 from lowrank_opt.estimators.options import check_options, given_settings
-from lowrank_opt.estimators.solvers import AnyResult, CustomSolver, solver_of
+from lowrank_opt.estimators.saved import SavedCompletion
+from lowrank_opt.estimators.search import Search, chosen_solver
 from lowrank_opt.estimators.starts import Bias, spread_or_zero
+from lowrank_opt.solvers import Solver
 from lowrank_opt.tables import Triplets, read_pairs, read_triplets
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ Floats: TypeAlias = NDArray[np.floating]
 _LEVELS = np.array(["mean", "column", "row", "pair"])
 
 
-class MatrixCompletion(RegressorMixin, BaseEstimator):
+class MatrixCompletion(SavedCompletion, RegressorMixin, BaseEstimator):
     """Complete a matrix from observed entries: pairs of ids and a value each.
 
     Without any argument, rank, penalty and the shrinkage of biases are chosen on held-out entries,
@@ -55,10 +57,12 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
     weighted : bool
         For the solver "gradient": scale rows and columns by count^(-1/4) in the norm, the weighted
         trace norm. Without, `radius` bounds the nuclear norm itself.
-    solver : {"auto", "als", "gradient", "variational", "bayesian"} or callable
+    solver : str or Solver
         "auto" is "gradient" if a radius is given, "als" if a penalty or no bias is asked for, and
-        "variational" otherwise. A callable maps `Observations` and a rank to a `CompletionResult`;
-        it is given `generator`, `tolerance` and `max_iterations` if it has such parameters.
+        "variational" otherwise. Other names and objects are those of `lowrank_opt.solvers`, as in
+        ``ALS(exponent=1.0)``; a solver of your own is a frozen dataclass with `traits` and `solve`.
+        Solvers that need a penalty are searched along penalties, those of a norm bound along radii,
+        others along ranks.
     validation : float or None
         Share of the entries that settings are chosen on. None chooses nothing.
     clip : {"auto"}, pair of float or None
@@ -111,7 +115,7 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
         bias: Bias = "additive",
         bias_penalty: float | None = None,
         weighted: bool = True,
-        solver: str | CustomSolver = "auto",
+        solver: str | Solver = "auto",
         validation: float | None = 0.1,
         clip: Literal["auto"] | tuple[float, float] | None = "auto",
         tolerance: float | None = None,
@@ -179,9 +183,7 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
         self._known = Known.of(result, observations, self.bias)
         self._spread = spread_or_zero(observations, self.bias)
         self.result_ = result
-        if isinstance(result, CompletionResult):
-            rows, cols = (x.to_ids() for x in (self.row_labels_, self.col_labels_))
-            self.result_ = dataclasses.replace(result, row_ids=rows, col_ids=cols)
+        self.name_result()
 
     def predict(
         self, X: Interactions, *, return_known: bool = False, return_std: bool = False
@@ -277,22 +279,19 @@ class MatrixCompletion(RegressorMixin, BaseEstimator):
 
     def _fit_entries(self, entries: Entries, seed: int) -> Self:
         observations, given = entries.observations, given_settings(self, entries.shape)
-        solver = solver_of(
+        solver = chosen_solver(
             self.solver,
             given,
             bias=self.bias,
-            weighted=self.weighted,
             tolerance=self.tolerance,
             max_iterations=self.max_iterations,
-            seed=seed,
         )
+        search = Search(solver, self.bias, self.weighted, seed)
         result, setting, self.path_, self._intervals = choose_and_fit(
-            observations, solver, given, bias=self.bias, validation=self.validation, seed=seed
+            observations, search, given, bias=self.bias, validation=self.validation, seed=seed
         )
         self.clip_ = clip_range(observations) if self.clip == "auto" else self.clip
-        self.setting_ = dict(setting)
-        for name, value in setting.items():
-            setattr(self, f"{name}_", int(value) if name == "rank" else value)
+        self.set_setting(setting)
         self.take(entries, result)
         return self
 

@@ -16,8 +16,6 @@ _COUNTS = ("rank", "max_iterations")
 class ImputerOptions(Protocol):
     """What is read of a `LowRankImputer`."""
 
-    missing_values: object
-
     rank: int | None
     penalty: float | None
     tolerance: float

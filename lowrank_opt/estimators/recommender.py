@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -11,18 +11,22 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted
 
 from lowrank_opt.completion import CompletionResult
+from lowrank_opt.completion.after.fold_in import FactorPrior
 from lowrank_opt.errors import ObservationError
+from lowrank_opt.estimators import saving
 from lowrank_opt.estimators.choosing import clip_range, fitted_completion
 from lowrank_opt.estimators.entries import Entries, entries_of, extended
 from lowrank_opt.estimators.matrix_completion import MatrixCompletion
 from lowrank_opt.estimators.options import check_needed_count
 from lowrank_opt.estimators.ranking import Candidates, Recommendations, best_columns, most_similar
 from lowrank_opt.estimators.updates import Updater
+from lowrank_opt.observations import Observations
 from lowrank_opt.tables import Triplets, read_triplets
 from lowrank_opt.tables.ids import UNKNOWN, Labels, as_ids, single_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from os import PathLike
 
     from sklearn.utils import Tags
 
@@ -241,6 +245,60 @@ class Recommender(BaseEstimator):
         positions = _known(self.col_labels_, asked, "items", "recommend from what is rated")
         found, cosines = most_similar(self._candidates(), positions, k)
         return Recommendations.of(asked, self.col_labels_, found, cosines)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write a folder with all ratings, from which `load` makes this recommender again.
+
+        Raises
+        ------
+        DataError
+            If the folder cannot be written, or settings or ids have no form in files.
+        """
+        check_is_fitted(self)
+        facts, tensors = self.model_.parts()
+        seen = self._entries.observations
+        tensors |= {"seen.rows": seen.rows, "seen.cols": seen.cols, "seen.values": seen.values}
+        tensors |= {} if seen.weights is None else {"seen.weights": seen.weights}
+        for name, prior in self._priors().items():
+            exponent = torch.tensor(prior.exponent, dtype=torch.float64)
+            parts = {"precision": prior.precision, "mean": prior.mean, "exponent": exponent}
+            tensors |= saving.under(name, parts)
+        saving.write(path, type(self).__name__, facts, tensors)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Self:
+        """Read a folder that `save` wrote.
+
+        Raises
+        ------
+        DataError
+            If it is missing, damaged, foreign, or of another estimator.
+        """
+        return saving.read(path, cls.__name__, cls._of_parts)
+
+    @classmethod
+    def _of_parts(cls, facts: dict[str, Any], tensors: saving.Tensors) -> Self:
+        inner = MatrixCompletion.of_parts(facts, tensors)
+        model = cls(clone(inner))
+        model.model_ = inner
+        rows, cols = inner.row_labels_, inner.col_labels_
+        x = saving.of("seen", tensors)
+        shape = (len(rows), len(cols))
+        seen = Observations(x["rows"], x["cols"], x["values"], shape, x.get("weights"))
+        names = tuple(facts["names"]) or None
+        priors = (
+            FactorPrior(x["precision"], x["mean"], float(x["exponent"]))
+            for x in (saving.of(name, tensors) for name in ("row_prior", "col_prior"))
+        )
+        model._updater = Updater(*priors)
+        result = inner.result_
+        model._take(Entries(seen, rows, cols, names), fitted_completion(result))
+        # Not chosen anew: folded-in ratings leave it as it is.
+        inner.clip_ = None if facts["clip"] is None else (facts["clip"][0], facts["clip"][1])
+        return model
+
+    def _priors(self) -> dict[str, FactorPrior]:
+        return {"row_prior": self._updater.row_prior, "col_prior": self._updater.col_prior}
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

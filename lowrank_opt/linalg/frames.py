@@ -46,11 +46,9 @@ def nearest_frame(frame: Tensor) -> Tensor:
     """
     Q = frame.detach().to(working_dtype(frame))
     eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
-    for _ in range(8):
-        step = Q @ ((eye - Q.mT @ Q) / 2)
-        Q = Q + step
-        if float(step.abs().amax()) <= torch.finfo(Q.dtype).eps:
-            break
+    # As many as the worst error needs: a number that depends on Q would not be batched by vmap.
+    for _ in range(6):
+        Q = Q + Q @ ((eye - Q.mT @ Q) / 2)
     return Q
 
 

@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.errors import OptionError, RankError, TargetError
+from lowrank_opt.linalg import lp_norm
 from lowrank_opt.merging.chance import chance_below, chance_quantile
 from lowrank_opt.merging.model_updates import base_matrices, model_updates
 from lowrank_opt.merging.singular_basis import Side, SingularBasis
@@ -270,6 +271,7 @@ def _matrix_report(
     if threshold is None:
         q = len(basis.values)
         threshold = min(chance_quantile(0.95, _size(basis, s), q) for s in sides)
+    spectral, frobenius = _norms(update)
     leading = LowRankOperator(tuned.left[:, :k], tuned.scale[:k], tuned.right[:, :k])
     pairs = [_cosines(basis, leading, s, closeness) for s in sides]
     return SpectralReport(
@@ -282,9 +284,8 @@ def _matrix_report(
         span_cosines=torch.stack([s for _, s in pairs]).amax(dim=0),
         gaps=_relative_gaps(tuned.scale)[:k],
         power=min(chance_below(threshold, _size(basis, s), len(basis.values)) for s in sides),
-        relative_size=_spectral_norm(update) / float(basis.values.max())
-        if len(basis.values)
-        else math.inf,
+        relative_size=spectral / float(basis.values.max()) if len(basis.values) else math.inf,
+        stable_rank=(frobenius / spectral) ** 2 if spectral else 0.0,
         closeness=closeness,
     )
 
@@ -315,11 +316,15 @@ def _relative_gaps(sigma: Tensor) -> Tensor:
     return torch.minimum(steps[:-1], steps[1:]) / sigma
 
 
-def _spectral_norm(update: Update) -> float:
+def _norms(update: Update) -> tuple[float, float]:
+    """Return the spectral and the Frobenius norm."""
     update = update.detach()
     if isinstance(update, Tensor):
-        return float(torch.linalg.matrix_norm(update.double(), 2))
-    return float(update.to(dtype=torch.float64).schatten_norm(math.inf))
+        sigma = torch.linalg.svdvals(update.double())
+    else:
+        sigma = update.to(dtype=torch.float64).singular_values()
+    spectral, frobenius = (float(lp_norm(sigma, p)) if len(sigma) else 0.0 for p in (math.inf, 2))
+    return spectral, frobenius
 
 
 def _warn(reports: list[SpectralReport]) -> None:

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from lowrank_opt.operator import LowRankOperator
 
-_HEAD = ("weight", "shape", "intruders", "by span", "positions", "energy", "|dW|/|W0|", "power")
+_HEAD = (
+    *("weight", "shape", "intruders", "by span", "positions", "energy"),
+    *("|dW|/|W0|", "stable rank", "power"),
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,6 +40,8 @@ class SpectralReport:
         The probability that a random direction would count as an intruder.
     relative_size : float
         :math:`\|\Delta W\|_2 / \|W_0\|_2`.
+    stable_rank : float
+        :math:`\|\Delta W\|_F^2 / \|\Delta W\|_2^2`, between 1 and the rank; 0 for no update.
     closeness : float
         Relative distance of singular values that count as near.
     """
@@ -51,6 +56,7 @@ class SpectralReport:
     gaps: Tensor
     power: float
     relative_size: float
+    stable_rank: float
     closeness: float
 
     @property
@@ -113,6 +119,7 @@ class SpectralReport:
             positions,
             f"{self.energy_share:.1%}",
             f"{self.relative_size:.3g}",
+            f"{self.stable_rank:.2f}",
             f"{self.power:.0%}",
         )
 
@@ -176,6 +183,7 @@ class ModelSpectralReport(Mapping[str, SpectralReport]):
             str(self.span_count),
             "",
             f"{self.energy_share:.1%}",
+            "",
             "",
             "",
         )

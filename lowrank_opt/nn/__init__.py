@@ -28,6 +28,9 @@ from lowrank_opt.nn.reports.report import SiteReport as SiteReport
 from lowrank_opt.nn.reports.report import adapter_report as adapter_report
 from lowrank_opt.nn.reports.report import monitor as monitor
 from lowrank_opt.nn.reports.report import summary as summary
+from lowrank_opt.nn.rewind import RewindPoint as RewindPoint
+from lowrank_opt.nn.rewind import RewindReport as RewindReport
+from lowrank_opt.nn.rewind import rewind as rewind
 from lowrank_opt.nn.surgery.adapt import adapt as adapt
 from lowrank_opt.nn.surgery.combine import combine as combine
 from lowrank_opt.nn.surgery.merging import disabled as disabled

@@ -199,6 +199,11 @@ class Observations:
         ([0, 1, 1], [0, 0, 1])
         """
         dense = matrix.detach() if isinstance(matrix, Tensor) else _dense(matrix)
+        if dense.layout is not torch.strided:
+            raise ObservationError(
+                f"a dense matrix must have the layout torch.strided; got {dense.layout}: pass its "
+                "indices and values to Observations, or from_scipy a sparse matrix"
+            )
         if dense.ndim != 2:
             raise ShapeError(f"a dense matrix must have two axes; got {tuple(dense.shape)}")
         i, j = torch.nonzero(~torch.isnan(dense), as_tuple=True)

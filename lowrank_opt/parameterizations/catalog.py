@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from lowrank_opt import parameterizations as maps
-from lowrank_opt.parameterizations import compositions, presets, starts
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.parameterizations.config import Configured
 from lowrank_opt.parameterizations.example import Example
+from lowrank_opt.parameterizations.published import compositions, presets, starts
 
 # Large enough that 4 r is below min(m, n): ranks are told apart.
 _SHAPE, _RANK = (14, 13), 3
@@ -62,7 +62,7 @@ def rows() -> list[Row]:
     >>> {row.method: row.norm for row in rows()}["SpectralLoRA(radius)"]
     'spectral'
     """
-    return sorted(map(row_of, examples()), key=_family)
+    return sorted(map(row_of, filter(lambda x: x.listed, examples())), key=_family)
 
 
 def _family(row: Row) -> tuple[bool, int, str, str]:

@@ -28,6 +28,8 @@ class Example:
     reference : str
     image : str
         What is reached, for maps that do not fill their set.
+    listed : bool
+        Whether the table of methods has a line for it; tests try all of them.
 
     Examples
     --------
@@ -41,6 +43,7 @@ class Example:
     cost: str = NONE
     reference: str = ""
     image: str = ""
+    listed: bool = True
 
 
 def example_tensor(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:

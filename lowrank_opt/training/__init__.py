@@ -1,7 +1,8 @@
 """Training methods for low-rank factors, in four rooms: optimizers, perturbation, ranks, algebra.
 
-Here live `chain` (merge, start anew, go on), `roles` (which tensors are a pair) and `forgetting`.
-Layers and adapters live in `nn`; what is done to finished updates lives in `merging`.
+Here live `chain` (merge, start anew, go on), `roles` (which tensors are a pair), `start` (where
+updates begin) and `forgetting`. Layers and adapters live in `nn`; what is done to finished updates
+lives in `merging`.
 """
 
 from lowrank_opt.training.chain import ChainOfLowRank as ChainOfLowRank
@@ -39,3 +40,4 @@ from lowrank_opt.training.ranks.step_down import step_down_ as step_down_
 from lowrank_opt.training.ranks.synflow import synflow_scores as synflow_scores
 from lowrank_opt.training.roles import FactorPair as FactorPair
 from lowrank_opt.training.roles import factor_pairs as factor_pairs
+from lowrank_opt.training.start import start as start

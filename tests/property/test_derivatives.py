@@ -15,8 +15,8 @@ import lowrank_opt as lo
 from lowrank_opt.errors import DerivativeError
 from lowrank_opt.linalg import frozen_product
 from lowrank_opt.parameterizations.catalog import examples
+from lowrank_opt.parameterizations.composed.weight_decomposed import WeightDecomposed
 from lowrank_opt.parameterizations.example import example_tensor
-from lowrank_opt.parameterizations.weight_decomposed import WeightDecomposed
 
 D = torch.float64
 SHAPE, RANK = (7, 6), 2

@@ -1,31 +1,22 @@
 """Stacked evaluation equals that of the members, in value and gradient."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 import lowrank_opt as lo
 from lowrank_opt.errors import ShapeError
+from lowrank_opt.parameterizations.catalog import examples
 
 SHAPE = (7, 5)
 
 
-def _weights():
-    return torch.linspace(0.5, 2.0, 7)
-
-
 MAKERS = {
-    "Factored": lambda: lo.Factored(SHAPE, 3),
-    "HomogeneousBall": lambda: lo.HomogeneousBall(SHAPE, 3, radius=2.0),
-    "HomogeneousBall p=3": lambda: lo.HomogeneousBall(SHAPE, 3, radius=2.0, p=3),
-    "NBLoRA": lambda: lo.NBLoRA(SHAPE, 3, radius=2.0),
-    "NBLoRA p=1.5": lambda: lo.NBLoRA(SHAPE, 3, radius=2.0, p=1.5),
-    "NBLoRA bounds": lambda: lo.NBLoRA(SHAPE, 3, bounds=[2.0, 1.0, 0.0]),
-    "DeLoRA": lambda: lo.DeLoRA(SHAPE, 3, radius=2.0),
-    "NestedSVD": lambda: lo.NestedSVD(torch.eye(7, 5), lo.NBLoRA((4, 4), 2, radius=1.0)),
-    "Weighted": lambda: lo.Weighted(lo.DeLoRA(SHAPE, 2, radius=2.0), _weights()),
-    "Offset": lambda: lo.Offset(lo.NBLoRA(SHAPE, 3, radius=2.0)),
+    e.name: partial(e.make, SHAPE, 3, dtype=torch.float32)
+    for e in examples()
+    if "WeightDecomposed" not in e.name
 }
 
 
@@ -58,22 +49,22 @@ def test_gradients_batched(make):
 
 
 def test_unstack_gives_one_operator_each():
-    members = _members(MAKERS["NBLoRA"])
+    members = _members(MAKERS["NBLoRA(radius)"])
     ops = lo.BatchedParameterization(members).unstack()
     assert [SHAPE] * 3 == [op.shape for op in ops]
 
 
 def test_optimizer_steps_reach_members():
-    members = _members(MAKERS["NBLoRA"])
+    members = _members(MAKERS["NBLoRA(radius)"])
     batch = lo.BatchedParameterization(members)
     assert {id(p) for m in members for p in m.parameters()} == {id(p) for p in batch.parameters()}
 
 
 def test_singular_values_batched():
-    members = _members(MAKERS["NBLoRA"])
+    members = _members(MAKERS["NBLoRA(radius)"])
     values = lo.BatchedParameterization(members)().singular_values()
     assert (3, 3) == tuple(values.shape)
-    assert float(values.detach().max()) <= 2.0 * (1 + 1e-6)
+    assert float(values.detach().max()) <= 1.0 * (1 + 1e-6)
 
 
 @pytest.mark.parametrize(

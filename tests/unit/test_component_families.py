@@ -9,7 +9,7 @@ import torch
 import lowrank_opt as lo
 from lowrank_opt.errors import OptionError, RankError, ShapeError
 from lowrank_opt.linalg import polar_frame, qr_frame
-from lowrank_opt.parameterizations.components import (
+from lowrank_opt.parameterizations.free.components import (
     SensitivityAverage,
     cubic_budget,
     keep_largest,

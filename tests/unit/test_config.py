@@ -218,7 +218,7 @@ def test_only_known_classes_are_made(tmp_path: Path, monkeypatch) -> None:
     for name in ("mischief.Class", "os.system", "torch.nn.modules.linear.Linear", "builtins.eval"):
         with pytest.raises(OptionError, match=f"must be known to the program; got {name}"):
             rebuild({"class": name, "options": {}})
-    assert lo.NBLoRA is known_class("lowrank_opt.parameterizations.nb_lora.NBLoRA")
+    assert lo.NBLoRA is known_class("lowrank_opt.parameterizations.balls.nb_lora.NBLoRA")
 
 
 def test_edited_options_are_refused() -> None:
@@ -250,3 +250,16 @@ def test_loaded_weights_carry_their_own_bounds() -> None:
     one, two = (lo.ETHER(w, blocks=2) for w in (torch.eye(4, 4), 3 * torch.eye(4, 4)))
     two.load_state_dict(one.state_dict())
     assert one.feasible_set == two.feasible_set
+
+
+class Liar(Own):
+    """Says another option than it was made with."""
+
+    def options(self):
+        return {**super().options(), "factor": 1.0}
+
+
+def test_options_that_lie_are_noticed() -> None:
+    module = drawn(Liar(SHAPE, 2, factor=0.25))
+    with pytest.raises(AssertionError):
+        assert_same(module, again(module))

@@ -14,7 +14,7 @@ from lowrank_opt.errors import (
     RadiusError,
     ShapeError,
 )
-from lowrank_opt.parameterizations.delora import equal_diagonal_rotation
+from lowrank_opt.parameterizations.balls.delora import equal_diagonal_rotation
 from tests.oracles import (
     FRACTIONS,
     PROFILES,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import lowrank_opt as lo
-from lowrank_opt.errors import OptionError, TargetError
+from lowrank_opt.errors import NoRightInverseError, OptionError
 
 W0 = np.random.default_rng(0).standard_normal((9, 7))
 WEIGHT = torch.from_numpy(W0)
@@ -152,7 +152,7 @@ def test_normalized_lora_reaches_one_rank_less(k):
 
 
 def test_normalized_lora_refuses_its_full_rank():
-    with pytest.raises(TargetError, match="must have rank at most 2; got 3"):
+    with pytest.raises(NoRightInverseError, match="must have rank at most 2; got 3"):
         lo.NormalizedLoRA((9, 7), 3, dtype=torch.float64).assign(WEIGHT, project=True)
 
 

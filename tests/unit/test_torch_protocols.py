@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,37 +11,19 @@ import torch
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 import lowrank_opt as lo
+from lowrank_opt.parameterizations.catalog import examples
 from tests.oracles import D, dense, fill, normal
 
 SHAPE = (6, 5)
 MAKERS = {
-    "Factored": lambda **k: lo.Factored(SHAPE, 3, **k),
-    "NBLoRA": lambda **k: lo.NBLoRA(SHAPE, 3, radius=0.7, **k),
-    "NBLoRA skew": lambda **k: lo.NBLoRA(SHAPE, 3, radius=0.7, skew=True, **k),
-    "NBLoRA p": lambda **k: lo.NBLoRA(SHAPE, 3, radius=0.7, p=1.5, **k),
-    "NBLoRA ky fan": lambda **k: lo.NBLoRA(SHAPE, 3, radius=0.7, ky_fan=2, **k),
-    "NBLoRA bounds": lambda **k: lo.NBLoRA(SHAPE, 3, bounds=[1.0, 2.0, 0.5], **k),
-    "HomogeneousBall": lambda **k: lo.HomogeneousBall(SHAPE, 3, radius=0.7, **k),
-    "HomogeneousBall p": lambda **k: lo.HomogeneousBall(SHAPE, 3, radius=0.7, p=1.5, **k),
-    "DeLoRA": lambda **k: lo.DeLoRA(SHAPE, 3, radius=0.7, **k),
-    "DeLoRA paper": lambda **k: lo.DeLoRA(SHAPE, 3, radius=0.7, variant="paper", **k),
-    "DeLoRA peft": lambda **k: lo.DeLoRA(SHAPE, 3, radius=0.7, variant="peft", **k),
-    "DeLoRA author": lambda **k: lo.DeLoRA(
-        SHAPE,
-        3,
-        radius=0.7,
-        variant="author",
-        learn_radius=True,
-        column_norms=torch.linspace(1, 2, 5),
-        **k,
+    **{e.name: partial(e.make, SHAPE, 3) for e in examples() if "WeightDecomposed" not in e.name},
+    "DeLoRA column norms": partial(
+        lo.DeLoRA, SHAPE, 3, radius=0.7, column_norms=torch.linspace(1, 2, 5)
     ),
-    "NestedSVD": lambda **k: lo.NestedSVD(normal(*SHAPE), lo.NBLoRA((4, 4), 2, radius=0.7, **k)),
-    "Weighted": lambda **k: lo.Weighted(lo.DeLoRA(SHAPE, 2, radius=0.7, **k), torch.ones(6) * 2),
-    "Offset": lambda **k: lo.Offset(fill(lo.NBLoRA(SHAPE, 2, radius=0.7, **k))),
-    "DenseCore": lambda dtype=None, device=None, generator=None: lo.DenseCore(
-        SHAPE, dtype=dtype, device=device
-    ),
+    "DenseCore": partial(lo.DenseCore, SHAPE),
 }
+# What is random in the others comes from a fixed seed.
+RANDOM = {k: make for k, make in MAKERS.items() if isinstance(make.func, type) and k != "DenseCore"}
 every = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 
 
@@ -87,7 +70,7 @@ def test_double_stays_in_the_set_of_float64(make):
     assert layer.feasible_set.contains(layer())
 
 
-@every
+@pytest.mark.parametrize("make", RANDOM.values(), ids=RANDOM)
 def test_generator_makes_starts_repeat(make):
     a, b = (make(generator=torch.Generator().manual_seed(3)) for _ in range(2))
     equal = [torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True)]
@@ -134,7 +117,12 @@ def test_gradcheck_of_entries(make):
 
 
 # One for each piece of numerics; a compilation takes seconds.
-COMPILED = ["NBLoRA p", "HomogeneousBall p", "DeLoRA", "Offset"]
+COMPILED = [
+    "NBLoRA(radius, p)",
+    "HomogeneousBall(radius, p)",
+    "DeLoRA(radius)",
+    "Offset(inner)",
+]
 
 
 @pytest.mark.parametrize("name", COMPILED)

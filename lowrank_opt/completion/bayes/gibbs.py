@@ -140,7 +140,7 @@ class _Sampler:
         noise = common(self.count, loss)
         self.noise_precision = float(self.rng.gamma(noise.shape[0]) / noise.rate[0])
         seconds = time.perf_counter() - self.started
-        line = Iteration(loss * self.unit**2, math.nan, math.nan, seconds)
+        line = Iteration(loss * self.unit * self.unit, math.nan, math.nan, seconds)
         self.history.append(line)
         return line
 
@@ -158,7 +158,9 @@ class _Sampler:
         )
         a, c = rows[..., -1] * self.unit, cols[..., -1] * self.unit
         U, V = (x[..., :-1].contiguous().mul_(root) for x in (rows, cols))
-        precision = torch.tensor([draw[4] for draw in kept], dtype=torch.float64) / self.unit**2
+        precision = (
+            torch.tensor([draw[4] for draw in kept], dtype=torch.float64) / self.unit / self.unit
+        )
         finite = all(map(math.isfinite, self.history.objective))
         status = CompletionStatus.CONVERGED if finite else CompletionStatus.NUMERICAL_TROUBLE
         return BayesianResult(U, V, a, c, self.offset, precision, status, self.history, alpha, beta)

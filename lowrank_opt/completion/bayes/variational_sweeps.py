@@ -140,7 +140,7 @@ class VariationalPosterior:
     def in_unit_of_loss(self, energy: float) -> float:
         """Return half the sum of squares of Gaussian noise with the given free energy."""
         exponent = 2 * energy / self.count - math.log(2 * math.pi * math.e)
-        return 0.5 * self.count * self.unit**2 * math.exp(min(exponent, _LARGEST_EXPONENT))
+        return 0.5 * self.count * self.unit * self.unit * math.exp(min(exponent, _LARGEST_EXPONENT))
 
     def _update(self, side: int) -> float:
         """Update one side, its prior and its noise; return the weighted expected loss."""

@@ -34,6 +34,8 @@ class SiteReport:
         The declared norm bound, or "none".
     spectral, frobenius, nuclear : float
         Norms of the update.
+    stable_rank : float
+        :math:`\|\Delta W\|_F^2 / \|\Delta W\|_2^2`, between 1 and the rank; 0 for no update.
     drift : float
         :math:`\|\Delta W\|_F / \|W_0\|_F`; NaN for a base on the meta device.
     holds : bool
@@ -53,6 +55,7 @@ class SiteReport:
     spectral: float
     frobenius: float
     nuclear: float
+    stable_rank: float
     drift: float
     holds: bool
     excess: float
@@ -115,7 +118,8 @@ def summary(model: nn.Module) -> str:
 
 def table(sites: Sequence[SiteReport]) -> str:
     """Return reports as an aligned table, a line for each matrix."""
-    head = ("weight", "adapter", "class", "shape", "rank", "bound", "spectral", "drift", "holds")
+    head = ("weight", "adapter", "class", "shape", "rank", "bound", "spectral", "stable rank",
+            "drift", "holds")  # fmt: skip
     rows = [head, *(_row(site) for site in sites)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     return "\n".join(
@@ -186,6 +190,7 @@ def report_member(
         spectral=spectral,
         frobenius=frobenius,
         nuclear=nuclear,
+        stable_rank=(frobenius / spectral) ** 2 if spectral else 0.0,
         drift=frobenius / base_norm if base_norm else math.inf if frobenius else 0.0,
         holds=certificate.holds,
         excess=certificate.excess,
@@ -202,6 +207,7 @@ def _row(site: SiteReport) -> tuple[str, ...]:
         str(site.rank),
         site.bound,
         f"{site.spectral:.3g}",
+        f"{site.stable_rank:.2f}",
         "-" if math.isnan(site.drift) else f"{site.drift:.2%}",
         "yes" if site.holds else "NO",
     )

@@ -61,7 +61,7 @@ def library() -> list[Target]:
     >>> [target.name for target in library()][:2]
     ['Factored', 'rslora']
     """
-    listed = [m for m in examples() if not m.name.startswith("WeightDecomposed")]
+    listed = [m for m in examples() if m.listed and not m.name.startswith("WeightDecomposed")]
     return [Target(m.name, _factory(m), _KNOWN.get(m.name, {}), True) for m in listed]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.errors import RankError, ShapeError
+from lowrank_opt.parameterizations.free.components import cubic_budget, keep_largest
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,15 @@ class CubicBudget:
 
     def __call__(self, step: int) -> int:
         """Return b(step)."""
-        length = self.total - self.warmup - self.hold
-        done = min(max(step - self.warmup, 0), length)
-        left = length - done
+        finish = self.total - self.hold
         if self.late:
+            done, length = (
+                min(max(step - self.warmup, 0), finish - self.warmup),
+                finish - self.warmup,
+            )
             return self.start - (self.start - self.final) * done**3 // length**3
-        # Integer arithmetic: the end points are exact, and the ceiling is too.
-        return self.final - (-(self.start - self.final) * left**3 // length**3)
+        ends = {"start": self.start, "end": self.final}
+        return cubic_budget(step, **ends, warmup=self.warmup, finish=finish)
 
     def finished(self, step: int) -> bool:
         """Return whether b has reached `final` for good."""
@@ -106,8 +109,7 @@ def top_components(scores: Sequence[Tensor], count: int) -> list[Tensor]:
     [tensor([False,  True]), tensor([ True, False])]
     """
     flat = torch.cat([s.detach().double().cpu() for s in scores])
-    mask = torch.zeros(len(flat), dtype=torch.bool)
-    mask[flat.sort(descending=True, stable=True).indices[: max(count, 0)]] = True
+    mask = keep_largest(flat, min(max(count, 0), len(flat)))
     return list(mask.split([len(s) for s in scores]))
 
 

@@ -8,6 +8,8 @@ from typing import Protocol, final
 import torch
 from torch import Tensor
 
+from lowrank_opt.parameterizations.free import components
+from lowrank_opt.parameterizations.free.components import SensitivityAverage
 from lowrank_opt.training.algebra.pair_view import read_pair
 from lowrank_opt.training.algebra.tangent import Tangent
 from lowrank_opt.training.roles import FactorPair
@@ -51,45 +53,39 @@ class Sensitivity(Importance):
 
     def __init__(self, betas: tuple[float, float] = (0.85, 0.85)) -> None:
         self.betas = betas
-        self._moments: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self._average = SensitivityAverage(*betas)
 
     def update(self, pairs: list[FactorPair]) -> None:
-        b1, b2 = self.betas
         for pair in pairs:
-            products = _sensitivities(pair)
-            zeros = [(torch.zeros_like(x), torch.zeros_like(x)) for x in products]
-            old = self._moments.get(id(pair.left), zeros)
-            new: list[tuple[Tensor, Tensor]] = []
-            for current, (mean, spread) in zip(products, old, strict=True):
-                mean = b1 * mean + (1 - b1) * current
-                new.append((mean, b2 * spread + (1 - b2) * (current - mean).abs()))
-            self._moments[id(pair.left)] = new
+            self._average.update(_with_gradients(pair))
 
     def scores(self, pairs: list[FactorPair]) -> list[Tensor]:
         return [
             sum(
-                ((mean * spread).mean(0) for mean, spread in self._moments[id(pair.left)]),
-                start=pair.left.new_zeros(pair.rank),
+                (self._average.importance(name).mean(0) for name in _with_gradients(pair)),
+                start=pair.left.detach().new_zeros(pair.rank),
             )
             for pair in pairs
         ]
 
     def keep(self, pair: FactorPair, index: Tensor) -> None:
-        moments = self._moments.get(id(pair.left), [])
-        self._moments[id(pair.left)] = [(a[:, index], b[:, index]) for a, b in moments]
+        for name in _with_gradients(pair):
+            self._average.keep(name, index)
 
 
-def _sensitivities(pair: FactorPair) -> list[Tensor]:
-    """Return |w dL/dw| of left, right and a diagonal core, as matrices of r columns."""
+def _with_gradients(pair: FactorPair) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return left, right and a diagonal core with their gradients, as matrices of r columns."""
     core = pair.core if pair.core is not None and pair.core.ndim == 1 else None
-    parts = [(pair.left, False), (pair.right, True), (core, False)]
-    products: list[Tensor] = []
-    for tensor, is_right in parts:
-        if tensor is not None:
-            grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-            product = (tensor.detach() * grad).abs().to(torch.float32)
-            products.append(torch.atleast_2d(pair.columns(product) if is_right else product))
-    return products
+    parts = {"left": pair.left, "right": pair.right, "core": core}
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, x in parts.items():
+        if x is not None:
+            grad = torch.zeros_like(x) if x.grad is None else x.grad
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            both = (x.detach().to(dtype), grad.to(dtype))
+            w, g = (pair.columns(y) if name == "right" else torch.atleast_2d(y) for y in both)
+            found[f"{id(pair.left)} {name}"] = (w, g)
+    return found
 
 
 @final
@@ -132,8 +128,7 @@ class Magnitude(Importance):
 def component_norms(pair: FactorPair) -> Tensor:
     r"""Return :math:`s |c_i| |b_i| |a_i|`, the size of each rank-one term, shape (r,)."""
     left, right = pair.times_core(pair.left.detach()), pair.columns(pair.right.detach())
-    norm = torch.linalg.vector_norm
-    return (norm(left, dim=0) * norm(right, dim=0)).double()
+    return components.component_norms(left, left.new_ones(pair.rank), right)
 
 
 def _frobenius(pair: FactorPair) -> Tensor:
@@ -155,7 +150,8 @@ def tangent_norm(pair: FactorPair) -> float:
 
 def snip_score(pair: FactorPair) -> float:
     r"""Return :math:`\sum |w\, \partial_w L|` over both factors; zero at every zero start."""
-    return float(sum(x.double().sum() for x in _sensitivities(pair)[:2]))
+    factors = list(_with_gradients(pair).values())[:2]
+    return sum(float((w * g).abs().double().sum()) for w, g in factors)
 
 
 def grad_norm(pair: FactorPair) -> float:

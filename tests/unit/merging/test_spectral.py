@@ -357,3 +357,12 @@ OP64 = rank_one(64, 64, 1.0, 1)
 def test_refusals(call: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()  # pyright: ignore
+
+
+def test_stable_rank_is_that_of_the_update() -> None:
+    base = torch.diag(torch.linspace(2, 1, 64, dtype=torch.float64))
+    update = torch.diag(torch.tensor([2.0, 1.0, 1.0] + [0.0] * 61, dtype=torch.float64))
+    report = spectral_report(base, lo.LowRankOperator.from_dense(update, 3))
+    assert 1.5 == pytest.approx(report.stable_rank, rel=1e-12)
+    assert "1.50" in str(report)
+    assert 0.0 == spectral_report(base, 0 * update).stable_rank

@@ -1,0 +1,113 @@
+"""What a fitted `MatrixCompletion` is on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from lowrank_opt.completion import CompletionResult
+from lowrank_opt.estimators import saving
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from os import PathLike
+
+    from lowrank_opt.completion.after.path import RegularizationPath
+    from lowrank_opt.completion.results.posterior import BayesianResult
+    from lowrank_opt.estimators.intervals import Intervals
+    from lowrank_opt.estimators.known import Known
+    from lowrank_opt.tables import Labels
+
+
+class SavedCompletion(BaseEstimator):
+    """Saves and loads what a fit leaves."""
+
+    row_labels_: Labels
+    col_labels_: Labels
+    clip_: tuple[float, float] | None
+    path_: RegularizationPath
+    result_: CompletionResult | BayesianResult
+    _known: Known
+    _intervals: Intervals | None
+    _spread: float
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write a folder from which `load` makes this estimator again; nothing is pickled.
+
+        A generator of random numbers among the settings is left out.
+
+        Raises
+        ------
+        DataError
+            If the folder cannot be written, or settings or ids have no form in files.
+        """
+        check_is_fitted(self)
+        saving.write(path, type(self).__name__, *self.parts())
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Self:
+        """Read a folder that `save` wrote.
+
+        Raises
+        ------
+        DataError
+            If it is missing, damaged, foreign, or of another estimator.
+        """
+        return saving.read(path, cls.__name__, cls.of_parts)
+
+    def parts(self) -> tuple[dict[str, Any], saving.Tensors]:
+        """Return what files hold of the estimator: a description, and tensors."""
+        result = self.result_
+        if isinstance(result, CompletionResult):
+            result = dataclasses.replace(result, row_ids=None, col_ids=None, problem=None)
+        description, tensors = saving.result_to_parts(result)
+        facts = {
+            "settings": saving.settings_to_json(self.get_params(deep=False)),
+            "setting": self.setting_,
+            "path": saving.path_to_json(self.path_),
+            "clip": None if self.clip_ is None else list(self.clip_),
+            "names": [str(x) for x in getattr(self, "feature_names_in_", ())],
+            "spread": self._spread,
+            "result": description,
+        }
+        return facts, {
+            **saving.under("result", tensors),
+            **saving.under("known", saving.known_to_tensors(self._known)),
+            **saving.under("intervals", saving.intervals_to_tensors(self._intervals)),
+            **saving.labels_to_tensors("row_labels", self.row_labels_),
+            **saving.labels_to_tensors("col_labels", self.col_labels_),
+        }
+
+    @classmethod
+    def of_parts(cls, facts: dict[str, Any], tensors: saving.Tensors) -> Self:
+        """Return the estimator with these parts."""
+        model = cls(**saving.settings_from_json(facts["settings"]))
+        model.row_labels_ = saving.labels_from_tensors("row_labels", tensors)
+        model.col_labels_ = saving.labels_from_tensors("col_labels", tensors)
+        model.n_features_in_, model.path_ = 2, saving.path_from_json(facts["path"])
+        if facts["names"]:
+            model.feature_names_in_ = np.array(facts["names"], dtype=object)
+        model.clip_ = None if facts["clip"] is None else (facts["clip"][0], facts["clip"][1])
+        model.set_setting(facts["setting"])
+        model._spread = facts["spread"]
+        model._known = saving.known_from_tensors(saving.of("known", tensors))
+        model._intervals = saving.intervals_from_tensors(saving.of("intervals", tensors))
+        model.result_ = saving.result_from_parts(facts["result"], saving.of("result", tensors))
+        model.name_result()
+        return model
+
+    def set_setting(self, setting: Mapping[str, float]) -> None:
+        """Take note of the settings used, as attributes too."""
+        self.setting_ = dict(setting)
+        for name, value in setting.items():
+            setattr(self, f"{name}_", int(value) if name == "rank" else value)
+
+    def name_result(self) -> None:
+        """Give the result the ids of its rows and columns."""
+        if isinstance(self.result_, CompletionResult):
+            rows, cols = (x.to_ids() for x in (self.row_labels_, self.col_labels_))
+            self.result_ = dataclasses.replace(self.result_, row_ids=rows, col_ids=cols)

@@ -1,0 +1,121 @@
+"""AdaLoRA: a product in SVD form whose components are scored and pruned."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from lowrank_opt.errors import ShapeError
+from lowrank_opt.linalg import working_dtype
+from lowrank_opt.parameterizations.example import Example
+from lowrank_opt.parameterizations.free.components import SensitivityAverage
+from lowrank_opt.parameterizations.free.sum_of_components import SumOfComponents
+
+
+class AdaLoRA(SumOfComponents):
+    r""":math:`W = \text{scaling} \cdot P\, \mathrm{diag}(\lambda)\, Q`.
+
+    Set: all matrices of rank at most r, complete; after pruning, of rank at most the number of
+    nonzero :math:`\lambda_i`. There is no norm bound: P and Q are only drawn towards orthonormal
+    ones by `orthogonality_penalty`, which the caller adds to the loss.
+
+    Hooks for allocating ranks: `update_importance` after a backward pass, `importance` for the
+    scores, `prune_` for the verdict. Pruning sets :math:`\lambda_i = 0` and leaves P and Q, so that
+    a component may return. The scaling stays what it was.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        ``(m, n)``.
+    rank : int
+        Initial rank, usually 1.5 times the budget.
+    scaling : float
+        alpha / r. Positive.
+    beta1, beta2 : float
+        Decays of the running importance.
+    dtype, device, generator
+        Of the parameters, and of their random start.
+
+    Raises
+    ------
+    OptionError
+        If the scaling is not positive and finite.
+
+    References
+    ----------
+    Zhang et al., AdaLoRA (ICLR 2023, arXiv 2303.10512), equations 3, 4 and 7 to 11.
+
+    Examples
+    --------
+    >>> layer = AdaLoRA((5, 4), rank=3).assign(torch.eye(5, 4), project=True)
+    >>> layer.prune_(torch.tensor([True, False, True])).active
+    2
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        rank: int,
+        *,
+        scaling: float = 1.0,
+        beta1: float = 0.85,
+        beta2: float = 0.85,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(shape, rank, scaling, dtype=dtype, device=device, generator=generator)
+        self.beta1, self.beta2 = float(beta1), float(beta2)
+        self._average = SensitivityAverage(beta1, beta2)
+
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        yield Example("AdaLoRA", cls, reference="arXiv 2303.10512")
+
+    def orthogonality_penalty(self, *, squared: bool = True) -> Tensor:
+        r"""Return :math:`\|P^T P - I\|_F^2 + \|Q Q^T - I\|_F^2`, a scalar in the working dtype.
+
+        With ``squared=False`` the mean of the two norms, as in the paper's code; its gradient does
+        not vanish where the penalty does, and is zero at exactly orthonormal factors.
+        """
+        squares = torch.stack([_gram_defect(p) for p in (self.left, self.right)])
+        if squared:
+            return squares.sum()
+        positive = squares > 0
+        return torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0).mean()
+
+    def update_importance(self) -> None:
+        """Take the present parameters and gradients into the running importance.
+
+        Call it between ``backward()`` and the optimizer's step.
+
+        Raises
+        ------
+        ShapeError
+            If a parameter has no gradient.
+        """
+        pairs: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, p in (("left", self.left), ("values", self.values), ("right", self.right)):
+            if p.grad is None:
+                raise ShapeError(
+                    f"importance needs a gradient of every parameter; got none for {name}: call "
+                    "backward() first"
+                )
+            pairs[name] = (p.detach(), p.grad.detach())
+        self._average.update(pairs)
+
+    def importance(self) -> Tensor:
+        """Return the score of every component, shape (r,): its value, and the means over P and Q.
+
+        Raises
+        ------
+        KeyError
+            If `update_importance` was never called.
+        """
+        left, values, right = (self._average.importance(n) for n in ("left", "values", "right"))
+        return values + left.mean(0) + right.mean(0)
+
+
+def _gram_defect(x: Tensor) -> Tensor:
+    x = x.to(working_dtype(x))
+    return (x.mT @ x - torch.eye(x.shape[1], dtype=x.dtype, device=x.device)).square().sum()

@@ -1,0 +1,100 @@
+"""What maps in the form of an SVD share, whose components are scored and pruned."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_opt.checks import check_positive
+from lowrank_opt.errors import ShapeError
+from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations.base import Parameterization, random_frame
+
+
+class SumOfComponents(Parameterization):
+    r""":math:`W = \text{scaling} \sum_i c_i\, l_i r_i^T`: all matrices of rank at most r, complete.
+
+    A subclass scores components: `update_importance` takes in what a step says of them, and
+    `importance` is their running score.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    rank : int
+    scaling : float
+        Positive; stays what it is when components are dropped.
+    dtype, device, generator
+        Of the parameters, and of their random start.
+    """
+
+    complete: bool = True
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        rank: int,
+        scaling: float,
+        *,
+        dtype: torch.dtype | None,
+        device: torch.device | str | None,
+        generator: torch.Generator | None,
+    ) -> None:
+        super().__init__(shape, rank)
+        m, n = self.shape
+        self.scaling = check_positive(scaling, "scaling")
+        empty = torch.empty(0, dtype=dtype, device=device)
+        self.left = nn.Parameter(empty.new_empty(m, self.rank))
+        self.values = nn.Parameter(empty.new_empty(self.rank))
+        self.right = nn.Parameter(empty.new_empty(n, self.rank))
+        self.zero_(generator=generator)
+
+    @property
+    def active(self) -> int:
+        """Number of components that are not zero: the rank bound of the present W."""
+        return int(self.values.detach().count_nonzero())
+
+    def factors(self) -> LowRankOperator:
+        return LowRankOperator(self.left, self.scaling * self.values, self.right)
+
+    def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
+        """Return the singular value decomposition, for which pruning is optimal."""
+        U, sigma, V = self.svd_of(target)
+        return {"left": U, "values": sigma / self.scaling, "right": V}
+
+    @torch.no_grad()
+    def zero_(self, *, generator: torch.Generator | None = None) -> Self:
+        """Set the values to 0 and the vectors to random orthonormal frames.
+
+        The first gradient is that of the values.
+        """
+        self.values.zero_()
+        for p in (self.left, self.right):
+            p.copy_(random_frame(*p.shape, like=p, generator=generator))
+        return self
+
+    @abstractmethod
+    def update_importance(self) -> None:
+        """Take the present parameters, or their gradients, into the running scores."""
+
+    @abstractmethod
+    def importance(self) -> Tensor:
+        """Return the running score of every component, shape (r,)."""
+
+    @torch.no_grad()
+    def prune_(self, keep: Tensor) -> Self:
+        """Set the components to zero where the mask `keep`, shape (r,), is false.
+
+        Raises
+        ------
+        ShapeError
+            If the mask is not of r booleans.
+        """
+        if keep.shape != self.values.shape or keep.dtype != torch.bool:
+            raise ShapeError(
+                f"keep must be {self.rank} booleans; got shape {tuple(keep.shape)}, {keep.dtype}"
+            )
+        self.values.masked_fill_(~keep, 0.0)
+        return self

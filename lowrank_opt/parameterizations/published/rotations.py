@@ -1,0 +1,143 @@
+"""Published orthogonal methods as named constructors of `Orthogonal`.
+
+All turn the input side, ``W0 R``, as OFTv2 and PEFT do; R is orthogonal to rounding where theirs is
+a truncated series, and the update is what R adds to the weight, which is never changed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lowrank_opt.errors import OptionError
+from lowrank_opt.parameterizations.turned.orthogonal import Map, Orthogonal
+
+
+def oft(
+    weight: Tensor, *, blocks: int = 1, radius: float | None = None, map: Map = "cayley"
+) -> Orthogonal:
+    """Return orthogonal fine-tuning: block-diagonal rotations of the inputs.
+
+    Parameters
+    ----------
+    weight : Tensor, shape (m, n)
+    blocks : int
+        Divides n.
+    radius : float, optional
+        Bound on ``|R - I|``; COFT bounds the skew matrix after the step instead.
+    map : {"cayley", "exponential"}
+
+    References
+    ----------
+    Qiu et al., OFT (arXiv 2306.07280); rotated activations: OFTv2 (arXiv 2506.19847).
+
+    Examples
+    --------
+    >>> oft(torch.randn(5, 8), blocks=2).skew.shape
+    torch.Size([1, 2, 6])
+    """
+    return Orthogonal(weight, blocks=blocks, radius=radius, map=map)
+
+
+def boft(
+    weight: Tensor, *, blocks: int, stages: int = 2, radius: float | None = None
+) -> Orthogonal:
+    """Return butterfly orthogonal fine-tuning: a product of `stages` block rotations.
+
+    Its image is not all of the orthogonal matrices unless one block has all coordinates.
+
+    Parameters
+    ----------
+    weight : Tensor, shape (m, n)
+    blocks : int
+        b = n / blocks, and ``b ** stages`` divides n.
+    stages : int
+    radius : float, optional
+        Of each stage: distances add up.
+
+    References
+    ----------
+    Liu et al., BOFT (arXiv 2311.06243).
+
+    Examples
+    --------
+    >>> boft(torch.randn(5, 8), blocks=4, stages=3).distance()
+    0.0
+    """
+    return Orthogonal(weight, blocks=blocks, stages=stages, radius=radius)
+
+
+def goft(weight: Tensor, *, radius: float | None = None) -> Orthogonal:
+    """Return Givens orthogonal fine-tuning: rotations of pairs in as many rounds as n has twos.
+
+    Parameters
+    ----------
+    weight : Tensor, shape (m, n)
+        n even; log2(n) rounds for a power of two, which connect all coordinates.
+    radius : float, optional
+        Of each round.
+
+    Raises
+    ------
+    OptionError
+        If n is odd.
+
+    References
+    ----------
+    Ma et al., GOFT (arXiv 2404.04316).
+
+    Examples
+    --------
+    >>> goft(torch.randn(5, 8)).skew.shape
+    torch.Size([3, 4, 1])
+    """
+    n = weight.shape[1]
+    if n % 2:
+        raise OptionError(f"rotations of pairs need an even number of inputs; got {n}: use oft")
+    rounds = (n & -n).bit_length() - 1
+    return Orthogonal(weight, blocks=n // 2, stages=rounds, radius=radius)
+
+
+def hra(weight: Tensor, rank: int, *, generator: torch.Generator | None = None) -> Orthogonal:
+    """Return Householder reflection adaptation: a product of `rank` reflections of the inputs.
+
+    Parameters
+    ----------
+    weight : Tensor, shape (m, n)
+    rank : int
+        Even: pairs start equal, so that R = I.
+    generator : torch.Generator, optional
+
+    References
+    ----------
+    Yuan et al., HRA (arXiv 2405.17484).
+
+    Examples
+    --------
+    >>> hra(torch.randn(5, 8), 4)().to_dense().abs().max().item()
+    0.0
+    """
+    return Orthogonal(weight, map="householder", rank=rank, generator=generator)
+
+
+def psoft(weight: Tensor, rank: int, *, radius: float | None = None) -> Orthogonal:
+    """Return PSOFT: a rotation between the `rank` leading right singular vectors of the weight.
+
+    Without the two scaling vectors of the published method, which are not orthogonal.
+
+    Parameters
+    ----------
+    weight : Tensor, shape (m, n)
+    rank : int
+    radius : float, optional
+
+    References
+    ----------
+    PSOFT (arXiv 2505.11235).
+
+    Examples
+    --------
+    >>> psoft(torch.randn(5, 8), 3).rank
+    3
+    """
+    return Orthogonal(weight, rank=rank, radius=radius)

@@ -1,0 +1,330 @@
+"""Updates that turn a weight: ``W0 R - W0`` with R orthogonal in the arithmetic used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_opt.checks import check_choice, check_positive_rank, check_rank
+from lowrank_opt.errors import NoRightInverseError, NotInSetError, OptionError, TargetError
+from lowrank_opt.linalg import (
+    RotationMap,
+    frozen_product,
+    leading_svd,
+    nearest_frame,
+    reflections,
+    reflections_of,
+    rotation,
+    skew_entries,
+    skew_matrices,
+    skew_of,
+)
+from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations.base import Parameterization, random_frame
+from lowrank_opt.parameterizations.example import Example, example_tensor
+from lowrank_opt.parameterizations.turned.leading import LeadingValues
+from lowrank_opt.parameterizations.turned.rotated_weight import RotatedWeight, Rotation
+from lowrank_opt.parameterizations.turned.turns import butterfly_order, nearest_rotations
+from lowrank_opt.sets import SingularValueBox, relative_tolerance
+
+Map = Literal["cayley", "exponential", "householder"]
+
+
+class Orthogonal(Parameterization):
+    r""":math:`W = W_0 R - W_0` on the input side, R orthogonal: singular values of the weight stay.
+
+    Three kinds of R, each with :math:`\|R^T R - I\| \le 10^{-14}` in float64 for every finite
+    parameter, and rounded once to the dtype of the weight:
+
+    * by default a product of `stages` block-diagonal rotations of `blocks` blocks each, from free
+      skew matrices by the Cayley map or the exponential; later stages take every b-th, then every
+      :math:`b^2`-th coordinate (a butterfly). The layer rotates its input, n b numbers of work a
+      row and stage; R is not formed, and neither is W.
+    * with a `rank`, :math:`R = I + U (R_r - I) U^T` with an r x r rotation between the leading
+      right singular vectors U of the weight: a thin update of rank r, or r - 1 for an odd r.
+    * ``map="householder"``: a product of `rank` reflections, an even number; thin as well.
+
+    **Distance.** With a `radius`, :math:`\|R_j - I\|_2 \le \text{radius} < 2` for each stage, by
+    construction; a block reaches every such rotation (one stage). **Set**: a box of singular
+    values, :math:`\sigma_i(W) \le \rho\, \sigma_i(W_0)` with :math:`\rho` the radius times the
+    stages, at most 2. Not complete: W is tied to W_0. The start is R = I, W = 0 exactly, and its
+    gradient does not vanish.
+
+    Parameters
+    ----------
+    weight : Tensor, shape (m, n)
+        The base weight; shared, not copied.
+    blocks : int
+        Divides n; blocks of at least two coordinates.
+    map : {"cayley", "exponential", "householder"}
+    radius : float, optional
+        In (0, 2); not for reflections, whose distance is 2.
+    rank : int, optional
+        Of R - I; without blocks and stages.
+    stages : int
+        ``b ** stages`` divides n.
+    generator : torch.Generator, optional
+        Of the random start of reflections.
+
+    Raises
+    ------
+    OptionError
+        If options do not fit each other or the weight.
+    TargetError
+        If the weight is zero or not finite.
+
+    References
+    ----------
+    OFT (arXiv 2306.07280), OFTv2 (2506.19847), BOFT (2311.06243), HRA (2405.17484), GOFT
+    (2404.04316), PSOFT (2505.11235): `oft`, `boft`, `hra`, `goft` and `psoft` build them.
+
+    Examples
+    --------
+    >>> weight = torch.randn(6, 4, dtype=torch.float64)
+    >>> turned = Orthogonal(weight, blocks=2, radius=0.5)
+    >>> _ = torch.nn.init.normal_(turned.skew)
+    >>> sigma = torch.linalg.svdvals(weight + turned().to_dense())
+    >>> bool(torch.allclose(sigma, torch.linalg.svdvals(weight))), turned.distance() <= 0.5
+    (True, True)
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        *,
+        blocks: int = 1,
+        map: Map = "cayley",
+        radius: float | None = None,
+        rank: int | None = None,
+        stages: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        m, n = weight.shape
+        check_choice(map, get_args(Map), "map")
+        _check_weight(weight)
+        thin = _check_rank(rank, blocks, stages, map, (m, n))
+        super().__init__((m, n), min(m, n) if thin is None else thin)
+        self.blocks, self.stages = blocks, stages
+        self.map: Map = map
+        self.radius = _check_distance(radius, map)
+        self.directions = thin
+        self._leading = LeadingValues()
+        self.register_buffer("weight", weight.detach())
+        self.weight: Tensor
+        frame = (
+            None if thin is None or map == "householder" else leading_svd(weight.detach(), thin)[2]
+        )
+        self.register_buffer("frame", None if frame is None else frame.to(weight))
+        self.frame: Tensor | None
+        if map == "householder":
+            self.vectors = nn.Parameter(weight.new_empty(n, self.rank))
+        else:
+            b = self.rank if thin is not None else _block_size(n, blocks, stages)
+            self.skew = nn.Parameter(weight.new_zeros(stages, blocks, b * (b - 1) // 2))
+        self.zero_(generator=generator)
+
+    def options(self) -> dict[str, object]:
+        return {
+            "weight": self.weight,
+            "blocks": self.blocks,
+            "map": self.map,
+            "radius": self.radius,
+            "rank": self.directions,
+            "stages": self.stages,
+        }
+
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        def make(shape: tuple[int, int], rank: int, dtype: torch.dtype = torch.float64) -> Self:
+            return cls(example_tensor(*shape, dtype=dtype), rank=rank, radius=1.0)
+
+        yield Example("Orthogonal(weight, rank)", make, listed=False)
+
+    @property
+    def feasible_set(self) -> SingularValueBox:
+        return SingularValueBox(self.bound * self._leading.of(self.weight, self.rank))
+
+    @property
+    def bound(self) -> float:
+        """What the distance of R from the identity cannot exceed."""
+        return 2.0 if self.radius is None else min(2.0, self.stages * self.radius)
+
+    @property
+    def block_size(self) -> int:
+        """Number of coordinates that one rotation mixes."""
+        return self.rank if self.frame is not None else self.shape[1] // self.blocks
+
+    def factors(self) -> LowRankOperator:
+        if self.map == "householder":
+            X, Y = reflections(self.vectors)
+        elif self.frame is not None:
+            U = nearest_frame(self.frame)
+            X, Y = U @ self._steps()[0, 0], U
+        else:
+            return RotatedWeight(self.weight, self._rotation())
+        left = frozen_product(self.weight, X)
+        return LowRankOperator(left, left.new_ones(self.rank), Y).to(dtype=self.weight.dtype)
+
+    def _steps(self) -> Tensor:
+        """Return all ``R_j - I``, shape (stages, blocks, b, b), in float64."""
+        skew = skew_matrices(self.skew, self.block_size)
+        return rotation(skew, self._kind, self.radius)
+
+    @property
+    def _kind(self) -> RotationMap:
+        return "exponential" if self.map == "exponential" else "cayley"
+
+    def _rotation(self) -> Rotation:
+        n, b = self.shape[1], self.block_size
+        orders = tuple(butterfly_order(n, b, k, self.weight.device) for k in range(self.stages))
+        return Rotation(tuple(self._steps().unbind()), orders)
+
+    def rotation_dense(self) -> Tensor:
+        """Return R, n x n in float64: for tests and for merging elsewhere."""
+        eye = torch.eye(self.shape[1], dtype=torch.float64, device=self.weight.device)
+        if self.map == "householder":
+            X, Y = reflections(self.vectors)
+            return eye + X @ Y.mT
+        if self.frame is not None:
+            U = nearest_frame(self.frame)
+            return eye + U @ self._steps()[0, 0] @ U.mT
+        return eye + self._rotation().moved(eye).mT
+
+    @torch.no_grad()
+    def distance(self) -> float:
+        r"""Return :math:`\|R - I\|_2`; of several stages, the sum of theirs, which bounds it."""
+        if self.map == "householder":
+            X, Y = reflections(self.vectors)
+            return float(LowRankOperator(X, X.new_ones(X.shape[1]), Y).schatten_norm(math.inf))
+        return float(torch.linalg.matrix_norm(self._steps(), 2).amax(1).sum())
+
+    def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
+        """Return the parameters of the nearest rotation, if it gives `target`.
+
+        Block by block the orthogonal Procrustes problem of ``W_0`` and ``W_0 + target``; where the
+        weight leaves R free, the R nearest to the identity.
+
+        Raises
+        ------
+        NoRightInverseError
+            For several stages.
+        TargetError
+            If no rotation of this kind gives the target; says the residual.
+        NotInSetError
+            If the rotation is further from the identity than the radius.
+        """
+        if self.stages > 1:
+            raise NoRightInverseError(
+                f"a right inverse needs one stage; got {self.stages}: optimise the parameters"
+            )
+        op = self.operator_of(target).to(dtype=torch.float64)
+        R = self._nearest(op)
+        self._check_reached(R, op)
+        if self.map == "householder":
+            return {"vectors": reflections_of(R[0], self.rank)}
+        self._check_distance(R)
+        return {"skew": skew_entries(skew_of(R, self._kind, self.radius)).unsqueeze(0)}
+
+    def _nearest(self, op: LowRankOperator) -> Tensor:
+        W0 = self.weight.double()
+        if self.frame is not None:
+            U = nearest_frame(self.frame)
+            return nearest_rotations(W0 @ U, W0 @ U + op @ U).unsqueeze(0)
+        # Column blocks of the base weight and of the target beside each other.
+        parts = zip(W0.split(self.block_size, 1), op.right.split(self.block_size), strict=True)
+        turned = [(A, A + (op.left * op.scale) @ right.mT) for A, right in parts]
+        return torch.stack([nearest_rotations(A, B) for A, B in turned])
+
+    def _check_reached(self, R: Tensor, op: LowRankOperator) -> None:
+        D = R - torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
+        W0 = self.weight.double()
+        if self.frame is not None:
+            U = nearest_frame(self.frame)
+            made = LowRankOperator(W0 @ U @ D[0], W0.new_ones(U.shape[1]), U)
+        else:
+            made = LowRankOperator(W0, W0.new_ones(W0.shape[1]), torch.block_diag(*D).mT)
+        residual = float((made - op).schatten_norm(2))
+        rounding = relative_tolerance(self.weight.dtype, max(self.shape))
+        moves = self.map == "householder" and _turns(D[0]) > self.rank
+        if residual > 16 * rounding * float(torch.linalg.matrix_norm(W0)) or moves:
+            raise TargetError(
+                f"the target must be W0 R - W0 with R of this kind; the nearest misses it by "
+                f"{residual:.2e}: allow larger blocks or a larger rank, or use an additive map"
+            )
+
+    def _check_distance(self, R: Tensor) -> None:
+        eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
+        distance = float(torch.linalg.matrix_norm(R - eye, 2).amax())
+        excess = distance - self.bound
+        if excess > 64 * torch.finfo(self.weight.dtype).eps:
+            raise NotInSetError(
+                f"the rotation must be within {self.bound:g} of the identity; got {distance:g}: "
+                "allow a larger radius",
+                excess=excess,
+            )
+
+    @torch.no_grad()
+    def zero_(self, *, generator: torch.Generator | None = None) -> Self:
+        """Set R = I: skew matrices to zero, reflections to random pairs that undo each other."""
+        if self.map != "householder":
+            self.skew.zero_()
+            return self
+        n, pairs = self.shape[1], self.rank // 2
+        half = random_frame(n, pairs, like=self.vectors, generator=generator)
+        self.vectors.copy_(half.repeat_interleave(2, dim=1))
+        return self
+
+
+def _turns(D: Tensor) -> int:
+    """Return the rank of R - I."""
+    return int((torch.linalg.svdvals(D) > 1e-7).sum())
+
+
+def _check_weight(weight: Tensor) -> None:
+    if not bool(torch.isfinite(weight).all()) or not bool(weight.any()):
+        raise TargetError("the base weight must be finite and not zero: nothing to turn; got it")
+
+
+def _check_rank(
+    rank: int | None, blocks: int, stages: int, map: Map, shape: tuple[int, int]
+) -> int | None:
+    check_positive_rank(blocks, "blocks")
+    check_positive_rank(stages, "stages")
+    if rank is None and map != "householder":
+        _ = _block_size(shape[1], blocks, stages)
+        return None
+    if (blocks, stages) != (1, 1):
+        raise OptionError(
+            f"a rank or reflections go without blocks and stages; got blocks={blocks}, "
+            f"stages={stages}: leave one of them out"
+        )
+    rank = 2 if rank is None else check_rank(rank, shape)
+    if rank % 2 and map == "householder":
+        raise OptionError(f"reflections come in pairs, to start at R = I; got rank={rank}")
+    if rank == 1:
+        raise OptionError("a single direction cannot be rotated; got rank=1: use 2 or more")
+    return check_rank(rank, shape)
+
+
+def _block_size(n: int, blocks: int, stages: int) -> int:
+    b = n // blocks
+    if n % blocks or b < 2 or n % b**stages:
+        raise OptionError(
+            f"blocks must divide the {n} inputs into blocks of b >= 2, and b ** stages divide "
+            f"them; got blocks={blocks}, stages={stages}"
+        )
+    return b
+
+
+def _check_distance(radius: float | None, map: Map) -> float | None:
+    if radius is None:
+        return None
+    if map == "householder":
+        raise OptionError(f"reflections are at distance 2; got radius={radius!r}: leave it out")
+    if not 0 < radius < 2:
+        raise OptionError(f"a radius of rotations must be in (0, 2); got radius={radius!r}")
+    return float(radius)
