@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ except ImportError:  # Windows
 _LOCKS: dict[str, threading.RLock] = {}
 _LOCKS_LOCK = threading.Lock()
 _HELD: set[str] = set()
+
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 JsonObject: TypeAlias = dict[str, Json]
@@ -226,10 +229,12 @@ def _read_description(layout: Layout, folder: Path) -> JsonObject:
         description = _decoded((folder / layout.description).read_bytes())
     except OSError as error:
         raise _unreadable(layout, folder, error) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise damaged(layout, folder, f"{layout.description} is no JSON") from error
     if description.get("format") != layout.format:
         raise damaged(layout, folder, f"{layout.description} is of another format")
+    if _DIGEST.fullmatch(str(description.get("sha256"))) is None:
+        raise damaged(layout, folder, f"{layout.description} has no digest of its tensors")
     version = description.get("version")
     if not isinstance(version, int) or version > layout.version:
         raise DataError(
@@ -267,7 +272,7 @@ def _unreadable(layout: Layout, folder: Path, error: OSError) -> DataError:
 def _is_ours(layout: Layout, folder: Path) -> bool:
     try:
         return _decoded((folder / layout.description).read_bytes()).get("format") == layout.format
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
 
 
@@ -292,15 +297,18 @@ def _remove_leftovers(layout: Layout, folder: Path) -> None:
     if exists(layout, folder):
         digest = _decoded((folder / layout.description).read_bytes()).get("sha256")
         pending = _pending(layout, folder, str(digest))
-        if pending.exists():
+        if pending.is_file() and not pending.is_symlink():
             pending.replace(folder / layout.tensors)
     for name in (layout.tensors, layout.description):
         for leftover in folder.glob(f".{name}.*"):
-            leftover.unlink(missing_ok=True)
+            if not leftover.is_dir():
+                leftover.unlink(missing_ok=True)
 
 
 def _pending(layout: Layout, folder: Path, digest: str) -> Path:
-    return folder / f".{layout.tensors}.{digest[:16]}"
+    # What a file says is no part of a path unless it is a digest.
+    plain = _DIGEST.fullmatch(digest) is not None
+    return folder / f".{layout.tensors}.{digest[:16] if plain else 'none'}"
 
 
 def _part(target: Path) -> Path:

@@ -149,9 +149,21 @@ class Parameterization(Configured, ABC):
             f"{type(self).__name__} has no exact zero start; wrap it in Offset(...) to get one"
         )
 
-    def certify(self) -> Certificate:
-        """Return what the stored factors satisfy, with rounding errors bounded from above."""
-        return certify(self.factors().detach(), self.feasible_set)
+    def certify(self, *, exact: bool = False) -> Certificate:
+        """Return what the stored factors satisfy, with rounding errors bounded from above.
+
+        Parameters
+        ----------
+        exact : bool
+            Prove it in rational arithmetic, with no margin: ``certify(exact=True).save(path)``
+            writes what anyone can check.
+
+        Raises
+        ------
+        CertificateError
+            If `exact` and the set is not one of singular values, see `prove_membership`.
+        """
+        return certify(self.factors().detach(), self.feasible_set, exact=exact)
 
     def export(self, dtype: torch.dtype) -> LowRankOperator:
         """Return factors rounded to `dtype` whose product, in exact arithmetic, is in the set."""

@@ -1,7 +1,9 @@
 """What stored factors satisfy: rigorous bounds on their singular values, and safe export."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
 
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch import Tensor
 from lowrank_opt.errors import NotInSetError, TargetError
 from lowrank_opt.linalg import product_svd
 from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.proofs import prove_membership, save_document
 from lowrank_opt.sets import FeasibleSet, SpectralSet, relative_tolerance
 
 
@@ -30,6 +33,9 @@ class Certificate:
     tolerance : float
         What rounding explains: of the factors to their dtype, and the margin by which the bounds
         on the singular values exceed the computed values.
+    document : mapping, optional
+        The proof in exact arithmetic, with factors, claim and witness; None if only margins for
+        rounding were added.
     """
 
     feasible_set: FeasibleSet
@@ -37,6 +43,7 @@ class Certificate:
     singular_values: tuple[float, ...]
     excess: float
     tolerance: float
+    document: Mapping[str, object] | None = field(default=None, repr=False)
 
     @property
     def holds(self) -> bool:
@@ -47,6 +54,18 @@ class Certificate:
     def exact(self) -> bool:
         """Whether membership holds in exact arithmetic, with no tolerance."""
         return self.excess <= 0.0
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the proof as JSON: ``python -m lowrank_opt.check_certificate FILE`` replays it.
+
+        The checker is one file that needs Python's standard library only, and runs alone.
+
+        Raises
+        ------
+        CertificateError
+            If the certificate has no proof in exact arithmetic.
+        """
+        save_document(self.document, path, "certify(exact=True)")
 
 
 def proved_values(op: LowRankOperator) -> Tensor:
@@ -86,13 +105,28 @@ def _term_sizes(left: Tensor, scale: Tensor, right: Tensor) -> Tensor:
     return torch.where((peaks > 0).all(dim=0), torch.maximum(sizes, exact), 0.0)
 
 
-def certify(op: LowRankOperator, feasible_set: FeasibleSet) -> Certificate:
+def certify(op: LowRankOperator, feasible_set: FeasibleSet, *, exact: bool = False) -> Certificate:
     """Return the certificate of `op` for `feasible_set`.
 
     The excess is an upper bound for every set with a spectral form (weighted ones too; for nested
     sets it covers norm and rank). For others, shifted sets and images under ill-conditioned
     features, it is the computed excess and a margin for its rounding, so that nothing is `exact`.
+
+    Parameters
+    ----------
+    op : LowRankOperator
+    feasible_set : FeasibleSet
+    exact : bool
+        Prove the bounds in rational arithmetic, without any margin; see `prove_membership` for the
+        sets it can be done for.
+
+    Raises
+    ------
+    CertificateError
+        If `exact` and there is no such proof.
     """
+    if exact:
+        return _proved(op, feasible_set)
     view, unit = feasible_set.as_spectral(op), feasible_set.unit(op)
     values = proved_values(op if view is None else view[0])
     tolerance = relative_tolerance(op.dtype, feasible_set.rank) * unit
@@ -118,6 +152,14 @@ def _check_scale(size: float, dtype: torch.dtype) -> None:
             f"export keeps the scale in {dtype}, which holds {info.tiny:.1e}..{info.max:.1e}; got "
             f"a largest singular value of {size:.1e}: export in a wider dtype"
         )
+
+
+def _proved(op: LowRankOperator, feasible_set: FeasibleSet) -> Certificate:
+    proof = prove_membership(op, feasible_set)
+    tolerance = relative_tolerance(op.dtype, feasible_set.rank) * feasible_set.unit(op)
+    return Certificate(
+        feasible_set, op.rank, proof.values, proof.excess, tolerance, document=proof.document
+    )
 
 
 def _value_excess(values: Tensor, spectral: SpectralSet) -> float:

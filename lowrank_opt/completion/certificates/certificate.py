@@ -14,17 +14,21 @@ whatever is stored, only the evaluation of the bound needs an error analysis, no
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
 
 import torch
 
 from lowrank_opt.completion.certificates.convex_problem import ConvexProblem
 from lowrank_opt.completion.certificates.dual_bound import DualBound, nuclear_norm_above
 from lowrank_opt.completion.certificates.eigenvalue_bounds import U, gamma
+from lowrank_opt.completion.certificates.exact import prove_optimality
 from lowrank_opt.completion.certificates.support import largest_singular_value, support_function
 from lowrank_opt.completion.model.bias import AdditiveBias, no_bias
 from lowrank_opt.errors import ShapeError
 from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.proofs import save_document
 from lowrank_opt.sets import FeasibleSet
 
 
@@ -41,6 +45,8 @@ class OptimalityCertificate:
     failure_probability : float
         0 for a proof. For matrices with more than 8192 rows and columns a random start is
         involved, and this is the probability that it was a bad one.
+    document : mapping, optional
+        The proof in exact arithmetic, with ratings, factors, multipliers and witness.
 
     Examples
     --------
@@ -52,6 +58,7 @@ class OptimalityCertificate:
     objective: float
     lower_bound: float
     failure_probability: float = 0.0
+    document: Mapping[str, object] | None = field(default=None, repr=False)
 
     @property
     def gap(self) -> float:
@@ -65,6 +72,16 @@ class OptimalityCertificate:
         """The gap as a share of the lower bound; infinite where that is zero."""
         return self.gap / self.lower_bound if self.lower_bound > 0 else math.inf
 
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the proof as JSON: ``python -m lowrank_opt.check_certificate FILE`` replays it.
+
+        Raises
+        ------
+        CertificateError
+            If the certificate has no proof in exact arithmetic.
+        """
+        save_document(self.document, path, "certificate(exact=True)")
+
     @property
     def _is_close(self) -> bool:
         return self.objective <= 2 * self.lower_bound
@@ -76,6 +93,7 @@ def certify_completion(
     bias: AdditiveBias | None = None,
     *,
     generator: torch.Generator | None = None,
+    exact: bool = False,
 ) -> OptimalityCertificate:
     r"""Bound how far a completion is from the optimum of a convex problem.
 
@@ -88,6 +106,9 @@ def certify_completion(
         Zero by default.
     generator : torch.Generator, optional
         For the random start with more than 8192 rows and columns.
+    exact : bool
+        Prove both bounds in rational arithmetic, for others to check: for nuclear and Frobenius
+        balls, also weighted, and nuclear penalties, up to min(m, n) = 1500.
 
     Returns
     -------
@@ -98,6 +119,8 @@ def certify_completion(
     ------
     ShapeError
         If the operator or the biases are of another shape than the observations.
+    CertificateError
+        If `exact` and there is no such proof.
 
     Notes
     -----
@@ -132,6 +155,9 @@ def certify_completion(
     operator = LowRankOperator(operator.left, operator.scale.double(), operator.right)
     bias = bias.to(dtype=torch.float64, device="cpu")
     terms = DualBound(observations, operator, bias, problem.bias_penalty)
+    if exact:
+        document, objective, lower = prove_optimality(terms, problem.constraint)
+        return OptimalityCertificate(objective, lower, document=document)
     objective = terms.objective()
     if not isinstance(problem.constraint, FeasibleSet):
         objective += problem.constraint * nuclear_norm_above(operator) * (1 + 4 * U)

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lowrank_opt.errors import ObservationError, ShapeError
+from lowrank_opt.errors import ObservationError
+from lowrank_opt.tables.features import as_features
 
 if TYPE_CHECKING:
     from scipy.sparse import sparray, spmatrix
@@ -66,8 +67,8 @@ class FeatureLink:
 
         Parameters
         ----------
-        features : Tensor, array or scipy sparse matrix, shape (m, f)
-            Finite, not all zero.
+        features : Tensor, array, frame or sparse matrix, shape (m, f)
+            Finite, not all zero; see `lowrank_opt.tables.features.as_features` for frames.
 
         Raises
         ------
@@ -80,7 +81,7 @@ class FeatureLink:
         ----------
         Halko, Martinsson and Tropp (2011), Finding structure with randomness, algorithm 4.4.
         """
-        X = _as_array(features)
+        X = as_features(features)
         total = _sum_of_squares(X)
         if not (np.isfinite(total) and total > 0):
             raise ObservationError(
@@ -131,13 +132,6 @@ class FeatureLink:
     def apply(self, coefficients: Floats) -> Floats:
         """Return the rows ``Q sqrt(D) c``, shape (m, K)."""
         return self.basis @ (self.spread[:, None] * coefficients)
-
-
-def _as_array(features: Features) -> Floats | spmatrix | sparray:
-    data = features.detach().cpu().numpy() if isinstance(features, Tensor) else features
-    if data.ndim != 2:
-        raise ShapeError(f"features must be a matrix, a line for each row; got ndim={data.ndim}")
-    return data.astype(np.float64)
 
 
 def _sum_of_squares(X: Floats | spmatrix | sparray) -> float:

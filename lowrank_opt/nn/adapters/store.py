@@ -16,6 +16,7 @@ from lowrank_opt.nn.adapters.checkpointing import (
     present_state,
 )
 from lowrank_opt.nn.adapters.gradients import awake, delivering
+from lowrank_opt.nn.adapters.reading import is_of, standing_for, without_numbers
 from lowrank_opt.nn.adapters.record import Record, State, Weights
 from lowrank_opt.nn.errors import AdapterStateError
 from lowrank_opt.nn.frozen import Frozen
@@ -224,12 +225,15 @@ class Store(nn.Module):
         if state.disabled or value is None:
             return value
         if state.routing is not None:
-            self._check_unread(name, state)
-            return value
+            return without_numbers(value) if self._is_routed(name, state) else value
         if state.merged is not None:
             return self.sums._buffers.get(sum_key(name), value)  # pyright: ignore[reportPrivateUsage]
         ops = self.operators(name, state.active, state)
-        return value if ops is None else add_dense(value, ops)
+        if ops is None:
+            return value
+        total = add_dense(value, ops)
+        plain = torch.compiler.is_compiling() or in_transform()
+        return total if plain else standing_for(total, base_of(module, name))
 
     def _check_routed(self, module: nn.Module, name: str) -> None:
         moving = module.training and name in module._buffers  # pyright: ignore[reportPrivateUsage]
@@ -239,15 +243,11 @@ class Store(nn.Module):
                 "training mode, of which each adapter has its own: call model.eval() first"
             )
 
-    def _check_unread(self, name: str, state: State) -> None:
+    def _is_routed(self, name: str, state: State) -> bool:
+        """Whether a weight is another one for each sample."""
         routing = state.routing
         used = {n for n in routing.names if n is not None} if routing is not None else set()
-        if any(name in part.updates for key, part in self.parts().items() if key in used):
-            raise AdapterStateError(
-                f"per_sample needs layers that are called; got a module that reads {name!r} of "
-                "an adapted layer, where each sample has another: run the model once for each "
-                "adapter"
-            )
+        return any(name in part.updates for key, part in self.parts().items() if key in used)
 
     def assign(self, module: nn.Module, name: str, value: object) -> bool:
         """Set an own tensor of the adapters that count; whether there was one.
@@ -260,6 +260,8 @@ class Store(nn.Module):
         state = self.record.state
         if state.disabled:
             return False
+        if is_of(value, stored(module, name)):
+            return True
         if any(name in part.updates for part in self.parts().values()):
             raise AdapterStateError(
                 f"an adapted weight cannot be replaced; got a new {name!r}: assign it before "
@@ -305,6 +307,13 @@ def stored(module: nn.Module, name: str) -> Tensor | None:
         if name in kept:
             return kept[name]
     return None
+
+
+def base_of(module: nn.Module, name: str) -> Tensor:
+    """Return a tensor of a module, which exists."""
+    found = stored(module, name)
+    assert found is not None, "only weights that exist are adapted"
+    return found
 
 
 def add_dense(weight: Tensor, ops: Sequence[LowRankOperator]) -> Tensor:

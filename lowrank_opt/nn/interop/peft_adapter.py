@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 
 import torch
@@ -16,10 +16,13 @@ from lowrank_opt.parameterizations.config import JsonObject
 
 PREFIX = "base_model.model."
 _BASE = ".base_layer.weight"
+_BASE_BIAS = ".base_layer.bias"
+_TOKENS = ".token_adapter.trainable_tokens_delta"
 
 # The tensors that PEFT keeps of one layer, by method, embedding or not: A, B, and what else.
 _PARTS = re.compile(
     r"(?P<site>.+)\.(?:(?P<lora>lora_(?P<lora_part>[ABE]))(?:\.weight)?"
+    r"|(?P<lora_bias>lora_B\.bias)"
     r"|lora_embedding_(?P<embedding_part>[AB])"
     r"|(?P<magnitude>lora_magnitude_vector)(?:\.weight)?"
     r"|delora_(?P<delora_part>A|B|lambda|w_norm))"
@@ -42,7 +45,7 @@ class PeftSite:
     scaling : float
         The factor before ``B A``; 1 for DeLoRA.
     tensors : dict of Tensor
-        By their role: A, B; E of AdaLoRA; lambda, w_norm of DeLoRA; magnitude of DoRA.
+        By their role: A, B; E of AdaLoRA; lambda, w_norm of DeLoRA; magnitude of DoRA; bias of B.
     """
 
     name: str
@@ -88,7 +91,10 @@ class PeftAdapter:
     sites : dict of PeftSite
         By the names of layers.
     trained : dict of Tensor
-        All that is left, by their names: the tensors of modules that were trained whole.
+        All that is left, by their names: the tensors of modules that were trained whole, and
+        biases.
+    tokens : dict of Tensor
+        Rows of embeddings that were trained by themselves, by the names of their layers.
     bases : dict of Tensor
         Copies of base weights, by the names of their layers: PEFT adds them where it adapts
         embeddings.
@@ -98,6 +104,7 @@ class PeftAdapter:
     sites: dict[str, PeftSite]
     trained: dict[str, Tensor]
     bases: dict[str, Tensor]
+    tokens: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 def read_adapter(path: str | PathLike[str]) -> PeftAdapter:
@@ -115,23 +122,42 @@ def read_adapter(path: str | PathLike[str]) -> PeftAdapter:
     embeddings: set[str] = set()
     trained: dict[str, Tensor] = {}
     bases: dict[str, Tensor] = {}
+    tokens: dict[str, Tensor] = {}
     for key, x in tensors.items():
         name = key.removeprefix(PREFIX)
         match = _PARTS.fullmatch(name)
         if match is None:
-            base = name.endswith(_BASE)
-            (bases if base else trained)[name.removesuffix(_BASE)] = x
+            _sort(name, x, trained, bases, tokens)
             continue
         groups = match.groupdict()
         role = groups["lora_part"] or groups["embedding_part"] or groups["delora_part"]
-        found.setdefault(groups["site"], {})[role or "magnitude"] = x
+        other = "bias" if groups["lora_bias"] else "magnitude"
+        found.setdefault(groups["site"], {})[role or other] = x
         if groups["embedding_part"]:
             embeddings.add(groups["site"])
     sites = {
         name: _site(name, method, name in embeddings, parts, config, path)
         for name, parts in found.items()
     }
-    return PeftAdapter(config, sites, trained, bases)
+    return PeftAdapter(config, sites, trained, bases, tokens)
+
+
+def _sort(
+    name: str,
+    x: Tensor,
+    trained: dict[str, Tensor],
+    bases: dict[str, Tensor],
+    tokens: dict[str, Tensor],
+) -> None:
+    """Put a tensor that is no factor where it belongs."""
+    if name.endswith(_BASE):
+        bases[name.removesuffix(_BASE)] = x
+    elif name.endswith(_TOKENS):
+        tokens[name.removesuffix(_TOKENS)] = x
+    elif name.endswith(_BASE_BIAS):
+        trained[f"{name.removesuffix(_BASE_BIAS)}.bias"] = x
+    else:
+        trained[name] = x
 
 
 def _site(
@@ -143,6 +169,7 @@ def _site(
     path: str | PathLike[str],
 ) -> PeftSite:
     needed = _NEEDED[method] | ({"magnitude"} if config.get("use_dora") else set())
+    needed = needed | ({"bias"} if config.get("lora_bias") and not embedding else set())
     if set(parts) != needed:
         raise DataError(
             f"a {method} checkpoint has {' and '.join(sorted(needed))} for each weight; "

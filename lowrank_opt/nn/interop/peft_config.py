@@ -15,6 +15,7 @@ METHODS = ("LORA", "ADALORA", "DELORA")
 _READ = {
     "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
     "modules_to_save", "init_r", "init_lora_weights", "bias", "delora_lambda", "lambda_pattern",
+    "lora_bias", "trainable_token_indices", "ensure_weight_tying",
 }  # fmt: skip
 
 # They say how the adapter was trained or which modules it has. The first changes nothing in a
@@ -29,12 +30,9 @@ _WITHOUT_EFFECT = {
 }  # fmt: skip
 
 _MEANING = {
-    "lora_bias": "its update of the bias is no low-rank weight",
-    "trainable_token_indices": "rows of an embedding were trained by themselves",
     "target_parameters": "it adapts parameters that are no layer's weight",
     "layer_replication": "it changes the model's layers",
     "alora_invocation_tokens": "it acts on some tokens only",
-    "ensure_weight_tying": "its layers share their adapters",
     "kasa_config": "it changes the base weights",
 }
 
@@ -63,11 +61,13 @@ def check(config: JsonObject) -> None:
                 f"a PEFT configuration must be understood whole; got {name}={value!r}: {meaning}; "
                 "merge the adapter with PEFT, or train it without"
             )
-    if config.get("bias", "none") != "none":
+    if config.get("bias", "none") not in ("none", "all", "lora_only"):
         raise DataError(
-            f"an adapter is imported without biases; got bias={config['bias']!r}: PEFT's "
-            "merge_and_unload puts them into the base model"
+            f"bias must be one of 'none', 'all', 'lora_only'; got bias={config['bias']!r}: merge "
+            "the adapter with PEFT"
         )
+    if config.get("use_dora") and (config.get("lora_bias") or config.get("bias", "none") != "none"):
+        raise DataError("DoRA is imported without biases; got both: merge the adapter with PEFT")
     start = config.get("init_lora_weights", True)
     if method == "LORA" and start not in _HARMLESS_STARTS:
         raise DataError(
@@ -95,6 +95,18 @@ def modules_to_save(config: JsonObject) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"modules_to_save must be a list of names; got {names!r}")
     return [str(name) for name in names]
+
+
+def token_rows(config: JsonObject, layer: str) -> list[int]:
+    """Return the rows of an embedding that were trained by themselves, in order."""
+    given = config.get("trainable_token_indices")
+    if isinstance(given, dict):
+        given = next((v for k, v in given.items() if f".{layer}".endswith(f".{k}")), None)
+    if not isinstance(given, list) or not all(isinstance(i, int) and i >= 0 for i in given):
+        raise DataError(
+            f"trainable_token_indices must name the rows of {layer}; got {given!r}: fetch it again"
+        )
+    return [i for i in given if isinstance(i, int)]
 
 
 def _pattern(patterns: Json, name: str, default: Json) -> Json:

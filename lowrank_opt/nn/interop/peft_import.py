@@ -14,18 +14,19 @@ from lowrank_opt.nn.adapters.slots import (
     LayerSlot,
     WeightSlot,
     every_slot,
-    join,
 )
 from lowrank_opt.nn.adapters.store import stored
 from lowrank_opt.nn.interop import peft_config
 from lowrank_opt.nn.interop.peft_adapter import PeftAdapter, PeftSite, read_adapter
 from lowrank_opt.nn.interop.peft_layers import Sharing, in_model, is_embedding, obstacle
 from lowrank_opt.nn.interop.peft_members import imported
+from lowrank_opt.nn.interop.peft_own import imported_own
 from lowrank_opt.nn.low_rank.decomposed import DecomposedModule
 from lowrank_opt.nn.surgery.install import Plan, Updates, check_new_name, install
 from lowrank_opt.nn.surgery.options import Make
-from lowrank_opt.nn.surgery.own import Own, own_buffers, own_tensors, trainable_copy
+from lowrank_opt.nn.surgery.own import Own
 from lowrank_opt.nn.surgery.targets import candidates, describe
+from lowrank_opt.parameterizations import Parameterization
 
 
 def import_peft(
@@ -38,7 +39,9 @@ def import_peft(
 ) -> nn.Module:
     r"""Add the adapter of a PEFT checkpoint to a model, in place.
 
-    Reads LoRA, rsLoRA, DoRA, AdaLoRA and DeLoRA from safetensors; nothing is unpickled. The
+    Reads LoRA, rsLoRA, DoRA, AdaLoRA and DeLoRA from safetensors; nothing is unpickled. Biases,
+    single rows of embeddings and whole modules that were trained beside them become the adapter's
+    own, apart from what they are tied to if PEFT keeps them apart. The
     imported update is the one that PEFT computes, to one rounding of the factors' dtype (the base
     weight's, at least float32). LoRA becomes `Factored` with the factors and the scaling of the
     file, AdaLoRA `AdaLoRA`, DeLoRA ``DeLoRA(variant="peft")`` with its strength as a fixed radius,
@@ -69,7 +72,7 @@ def import_peft(
     ------
     DataError
         If a file is missing, damaged or pickled; if the checkpoint has a field that is not
-        understood, biases, or base weights of its own; if it does not fit the model.
+        understood, or base weights of its own; if it does not fit the model.
     ShapeError, TargetError
         If a weight has another shape, or PEFT's layer computes something else with it.
     NotInSetError
@@ -99,12 +102,15 @@ def import_peft(
     check_new_name(model, name)
     everywhere = every_slot(model)
     slots = _slots(adapter, everywhere)
-    own = _own(adapter, everywhere)
+    own = imported_own(adapter, everywhere)
     if adapter.config.get("use_dora"):
         return _install_decomposed(model, adapter, slots, own, make)
-    updates: Updates = [
-        (slot, [imported(adapter.sites[slot.layer.name], slot, make, project)]) for slot in slots
-    ]
+    made: dict[int, list[Parameterization]] = {}
+    for slot in slots:
+        if id(slot.parameter) not in made:
+            held = adapter.sites[slot.layer.name]
+            made[id(slot.parameter)] = [imported(held, slot, make, project)]
+    updates: Updates = [(slot, made[id(slot.parameter)]) for slot in slots]
     return install(model, Plan(name, updates, own))
 
 
@@ -127,7 +133,7 @@ def _slots(adapter: PeftAdapter, everywhere: list[LayerSlot]) -> list[WeightSlot
     for slot in slots:
         _check_slot(slot, adapter.sites[slot.layer.name])
         twice = [other for other in sharing.others(slot) if other in names]
-        if twice:
+        if twice and not _same_update(adapter, slot, twice, known):
             raise TargetError(
                 f"a weight has one update; {slot.name} is {twice[0]} too, and PEFT adapts them "
                 "apart: untie them first"
@@ -135,6 +141,22 @@ def _slots(adapter: PeftAdapter, everywhere: list[LayerSlot]) -> list[WeightSlot
     for key, weight in adapter.bases.items():
         _check_base(key, weight, known)
     return slots
+
+
+def _same_update(
+    adapter: PeftAdapter, slot: WeightSlot, others: Sequence[str], known: dict[str, LayerSlot]
+) -> bool:
+    """Whether tied weights have one update in the checkpoint, as ``ensure_weight_tying`` makes."""
+    if not adapter.config.get("ensure_weight_tying"):
+        return False
+    mine = in_model(slot.layer.module, adapter.sites[slot.layer.name].operator())
+    for other in others:
+        layer = other.rpartition(".")[0]
+        theirs = in_model(known[layer].module, adapter.sites[layer].operator())
+        difference = (mine - theirs).schatten_norm(2)
+        if not float(difference) <= 1e-6 * float(mine.schatten_norm(2)):
+            return False
+    return True
 
 
 def _check_slot(slot: WeightSlot, held: PeftSite) -> None:
@@ -220,40 +242,3 @@ def _decomposed(held: PeftSite, slot: WeightSlot) -> DecomposedModule:
     layer.train(slot.layer.module.training)
     layer.decomposed.magnitude.copy_(held.tensors["magnitude"].flatten())
     return layer
-
-
-def _own(adapter: PeftAdapter, everywhere: list[LayerSlot]) -> list[Own]:
-    """Return the modules that were trained whole, apart from what they are tied to, as in PEFT."""
-    places = {join(slot.name, key): (slot, key) for slot in everywhere for key in own_tensors(slot)}
-    own = {name: own_tensors(slot)[key] for name, (slot, key) in places.items()}
-    saved = peft_config.modules_to_save(adapter.config)
-    strange = [key for key in adapter.trained if not any(_is_part(key, m) for m in saved)]
-    if strange:
-        raise DataError(
-            f"every tensor must belong to the adapter or to modules_to_save={saved}; got "
-            f"{strange[:5]}: save it without (save_embedding_layers=False, bias='none')"
-        )
-    expected = {key for key in own if any(_is_part(key, module) for module in saved)}
-    wrong = sorted(expected ^ set(adapter.trained))
-    if wrong:
-        raise DataError(
-            f"modules_to_save={saved} must have the same tensors in the checkpoint and in the "
-            f"model; got {wrong[:5]} in one of them: load the base model that PEFT had"
-        )
-    for key, x in adapter.trained.items():
-        if x.shape != own[key].shape or own[key].is_meta:
-            raise ShapeError(f"{key} must have shape {tuple(own[key].shape)}; got {tuple(x.shape)}")
-    buffers = {k: x for k, x in adapter.trained.items() if not isinstance(own[k], nn.Parameter)}
-    return [
-        *own_buffers(everywhere, buffers),
-        *(
-            Own([places[key]], trainable_copy(own[key], x))
-            for key, x in adapter.trained.items()
-            if key not in buffers
-        ),
-    ]
-
-
-def _is_part(key: str, module: str) -> bool:
-    """Whether a tensor's name is one in a module, given by name or the end of it after a dot."""
-    return f".{module}." in f".{key}"

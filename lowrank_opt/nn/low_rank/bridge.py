@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lowrank_opt.errors import OptionError, ShapeError
+from lowrank_opt.errors import OptionError, ShapeError, TargetError
+from lowrank_opt.nn.adapters.adapted import store_of
+from lowrank_opt.nn.adapters.slots import join
 from lowrank_opt.parameterizations import Parameterization
 
 
@@ -20,18 +25,21 @@ class DenseWeight(nn.Module):
     ----------
     parameterization : Parameterization
     like : Tensor
-        The weight, for its shape and dtype.
+        The weight, for its shape.
     """
 
     def __init__(self, parameterization: Parameterization, like: Tensor) -> None:
         super().__init__()
         self.parameterization = parameterization
-        self.weight_shape, self.weight_dtype = like.shape, like.dtype
+        self.weight_shape = like.shape
+        # Converted with the module, so that it tells which dtype the weight has by now.
+        self.register_buffer("like", like.detach().new_empty(0), persistent=False)
+        self.like: Tensor
 
     def forward(self) -> Tensor:
         """Return the dense weight."""
         op = self.parameterization()
-        return op.to_dense().to(self.weight_dtype).reshape(self.weight_shape)
+        return op.to_dense().to(self.like.dtype).reshape(self.weight_shape)
 
     def right_inverse(self, weight: Tensor) -> tuple[()]:
         """Set the parameterization to the member nearest to `weight`; there are no originals."""
@@ -47,12 +55,13 @@ def register_dense(
     ``module.name`` becomes the dense matrix of the parameterization, formed at each access (once
     within ``torch.nn.utils.parametrize.cached()``). The start is the member of the feasible set
     nearest to the present weight; assigning to the weight later takes the nearest member too.
+    Weights that are tied stay tied, everywhere within `module`.
 
     Parameters
     ----------
     module : nn.Module
     name : str
-        Of a parameter of two or more axes, taken as ``flatten(1)``.
+        Of a parameter of two or more axes, taken as ``flatten(1)``; dotted for one of a submodule.
     parameterization : Parameterization
         Of that shape, with a right inverse. Converted to the device and dtype of the weight.
 
@@ -66,7 +75,7 @@ def register_dense(
     OptionError
         If there is no such parameter, or it has one axis only.
     TargetError
-        If it is not finite.
+        If it is not finite, is adapted, or is tied to one outside of `module`.
     ShapeError
         If the shapes differ.
     NoRightInverseError
@@ -81,9 +90,9 @@ def register_dense(
     >>> bool(torch.linalg.matrix_norm(layer.weight, 2) <= 0.5 + 1e-6)
     True
     """
-    weight = dict(module.named_parameters(recurse=False)).get(name)
+    weight = _parameters(module).get(name)
     if weight is None or weight.ndim < 2:
-        own = [key for key, p in module.named_parameters(recurse=False) if p.ndim > 1]
+        own = [key for key, p in module.named_parameters() if p.ndim > 1]
         raise OptionError(
             f"register_dense needs a parameter with two or more axes; got {name!r}: "
             f"{type(module).__name__} has {own}"
@@ -93,12 +102,62 @@ def register_dense(
             f"the parameterization must have shape {tuple(_matrix(weight).shape)}, that of "
             f"{name!r}; got {parameterization.shape}"
         )
+    places = _places(module, weight)
+    _check_places(name, weight, places)
     parameterization.to(device=weight.device, dtype=weight.dtype)
     # Before the module is touched: this is the step that may fail.
     parameterization.assign(_matrix(weight.detach()), project=True)
     dense = DenseWeight(parameterization, weight)
-    parametrize.register_parametrization(module, name, dense, unsafe=True)
+    for holder, key in places:
+        parametrize.register_parametrization(holder, key, dense, unsafe=True)
     return parameterization
+
+
+def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return all parameters by all of their names."""
+    return {
+        join(prefix, key): p
+        for prefix, part in module.named_modules(remove_duplicate=False)
+        for key, p in part.named_parameters(recurse=False)
+    }
+
+
+def _places(module: nn.Module, weight: nn.Parameter) -> list[tuple[nn.Module, str]]:
+    return [
+        (part, key)
+        for part in module.modules()
+        for key, p in part.named_parameters(recurse=False)
+        if p is weight
+    ]
+
+
+def _check_places(name: str, weight: nn.Parameter, places: list[tuple[nn.Module, str]]) -> None:
+    if any(store_of(holder) is not None for holder, _ in places):
+        raise TargetError(
+            f"a weight is adapted or parameterized, not both; {name!r} has adapters: "
+            "unload(model) first"
+        )
+    inside = {id(holder._parameters) for holder, _ in places}  # pyright: ignore[reportPrivateUsage]
+    if any(id(d) not in inside and _is_of_a_module(d) for d in _dicts_with(weight)):
+        raise TargetError(
+            f"weights that are tied must stay tied; {name!r} is the weight of a module outside "
+            "too: call register_dense(model, 'dotted.name', ...) with the whole model"
+        )
+
+
+def _dicts_with(weight: nn.Parameter) -> list[dict[object, object]]:
+    """Return the dictionaries that hold a parameter, wherever they are."""
+    return [d for d in gc.get_referrers(weight) if isinstance(d, dict)]
+
+
+def _is_of_a_module(d: dict[object, object]) -> bool:
+    """Whether a dictionary is that of a module's parameters."""
+    if not all(x is None or isinstance(x, torch.nn.Parameter) for x in d.values()):
+        return False
+    return any(
+        isinstance(r, nn.Module) or (isinstance(r, dict) and r.get("_parameters") is d)
+        for r in gc.get_referrers(d)
+    )
 
 
 def _matrix(weight: Tensor) -> Tensor:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.errors import ShapeError
+from lowrank_opt.errors import OptionError, ShapeError
+from lowrank_opt.nn.low_rank.starts import start_at_random_
 from lowrank_opt.nn.products import ConvGeometry, convolution, embedding, linear
 from lowrank_opt.parameterizations import Parameterization
+
+Start: TypeAlias = Literal["random", "given"]
 
 
 class LowRankLinear(nn.Module):
@@ -20,9 +23,15 @@ class LowRankLinear(nn.Module):
     Parameters
     ----------
     weight : Parameterization
-        Of shape ``(out_features, in_features)``; starts wherever it is (for most: at W = 0).
+        Of shape ``(out_features, in_features)``.
     bias : bool
         Whether to add a trained bias, zero at the start.
+    start : {"random", "given"}
+        What a parameterization that is at zero becomes: the member of its set nearest to a random
+        matrix of its rank, whose entries have the variance ``1 / (3 in_features)`` of torch's own
+        layers, or zero still. At zero, a stack of such layers has no gradient and never learns.
+    generator : torch.Generator, optional
+        Of the random start.
 
     Examples
     --------
@@ -32,10 +41,17 @@ class LowRankLinear(nn.Module):
     torch.Size([3, 6])
     """
 
-    def __init__(self, weight: Parameterization, *, bias: bool = True) -> None:
+    def __init__(
+        self,
+        weight: Parameterization,
+        *,
+        bias: bool = True,
+        start: Start = "random",
+        generator: torch.Generator | None = None,
+    ) -> None:
         super().__init__()
-        self.weight = weight
         self.out_features, self.in_features = weight.shape
+        self.weight = _started(weight, 1 / (3 * self.in_features), start, generator)
         self.bias = _zero_bias(weight) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,6 +69,8 @@ class LowRankEmbedding(nn.Module):
         Of shape ``(num_embeddings, embedding_dim)``.
     padding_idx : int, optional
         Its row passes no gradient; negative indices count from the end.
+    start, generator
+        As for `LowRankLinear`; the variance is 1.
 
     Raises
     ------
@@ -66,9 +84,16 @@ class LowRankEmbedding(nn.Module):
     torch.Size([1, 2, 4])
     """
 
-    def __init__(self, weight: Parameterization, *, padding_idx: int | None = None) -> None:
+    def __init__(
+        self,
+        weight: Parameterization,
+        *,
+        padding_idx: int | None = None,
+        start: Start = "random",
+        generator: torch.Generator | None = None,
+    ) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight = _started(weight, 1.0, start, generator)
         self.num_embeddings, self.embedding_dim = rows, _ = weight.shape
         if padding_idx is not None and not -rows <= padding_idx < rows:
             raise ShapeError(f"padding_idx must be in -{rows}..{rows - 1}; got {padding_idx}")
@@ -94,6 +119,8 @@ class _LowRankConv(nn.Module):
     padding_mode : str
         As in torch: "zeros", "reflect", "replicate" or "circular".
     bias : bool
+    start, generator
+        As for `LowRankLinear`; the variance is ``1 / (3 n)`` for n columns.
 
     Raises
     ------
@@ -114,9 +141,10 @@ class _LowRankConv(nn.Module):
         groups: int = 1,
         padding_mode: str = "zeros",
         bias: bool = True,
+        start: Start = "random",
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.weight = weight
         self.geometry = ConvGeometry(
             self._sizes(kernel_size),
             self._sizes(stride),
@@ -133,6 +161,7 @@ class _LowRankConv(nn.Module):
                 f"{(m, n)} for a kernel of {area} points and groups={groups}"
             )
         self.out_channels, self.in_channels = m, n // area * groups
+        self.weight = _started(weight, 1 / (3 * n), start, generator)
         self.bias = _zero_bias(weight) if bias else None
 
     def _sizes(self, value: int | Sequence[int]) -> tuple[int, ...]:
@@ -186,6 +215,14 @@ class LowRankConv3d(_LowRankConv):
     """
 
     dimensions = 3
+
+
+def _started(
+    weight: Parameterization, variance: float, start: Start, generator: torch.Generator | None
+) -> Parameterization:
+    if start not in get_args(Start):
+        raise OptionError(f"start must be one of {get_args(Start)}; got {start!r}")
+    return start_at_random_(weight, variance, generator) if start == "random" else weight
 
 
 def _zero_bias(weight: Parameterization) -> nn.Parameter:

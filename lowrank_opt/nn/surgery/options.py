@@ -82,10 +82,11 @@ class Options:
                     f"a rank or radius pattern must match something; got {pattern!r}: "
                     f"{describe(options, pattern)}"
                 )
-        given = {"rank": 1} if self.rank_pattern else {}
+        given: dict[str, object] = {"rank": 1} if self.rank_pattern else {}
         given |= {"radius": 1.0} if self.radius_pattern or self.radius is not None else {}
         try:
-            inspect.signature(make).bind((1, 1), **given)
+            asked = dict.fromkeys(_asked(make))
+            inspect.signature(make).bind((1, 1), **{**asked, **given})
         except TypeError as error:
             raise OptionError(
                 f"make must take a shape and {sorted(given)}; {error}: "

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import lowrank_opt as lo
-from lowrank_opt.errors import NoRightInverseError, OptionError, ShapeError
-from lowrank_opt.nn import register_dense
+from lowrank_opt.errors import NoRightInverseError, OptionError, ShapeError, TargetError
+from lowrank_opt.nn import adapt, register_dense
 
 
 def ball(shape: tuple[int, int] = (6, 4)) -> lo.NBLoRA:
@@ -59,12 +59,28 @@ def test_weight_is_evaluated_once_within_cached() -> None:
         assert layer.weight is layer.weight
 
 
-def test_tied_weight_elsewhere_is_left_alone() -> None:
-    a, b = nn.Linear(4, 6), nn.Linear(4, 6)
-    b.weight = a.weight
-    kept = b.weight.detach().clone()
-    register_dense(a, "weight", ball())
-    assert torch.equal(kept, b.weight)
+def test_tied_weights_stay_tied_or_are_refused() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(4, 6), "b": nn.Linear(4, 6)})
+    model["b"].weight = model["a"].weight
+    kept = model["b"].weight
+    with pytest.raises(TargetError, match="must stay tied; 'weight' is the weight of a module out"):
+        register_dense(model["a"], "weight", ball())
+    assert kept is model["a"].weight is model["b"].weight
+    register_dense(model, "a.weight", ball())
+    assert torch.equal(model["a"].weight, model["b"].weight)
+    assert not torch.equal(kept, model["b"].weight)
+
+
+def test_dense_weight_follows_conversions() -> None:
+    layer = nn.Linear(4, 6)
+    register_dense(layer, "weight", ball())
+    assert torch.bfloat16 == layer.bfloat16()(torch.ones(2, 4).bfloat16()).dtype
+
+
+def test_adapted_weight_is_refused() -> None:
+    model = adapt(nn.Sequential(nn.Linear(4, 6)), lambda s: lo.Factored(s, 1), targets="0")
+    with pytest.raises(TargetError, match="adapted or parameterized, not both"):
+        register_dense(model, "0.weight", ball())
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from lowrank_opt.errors import DataError, NotInSetError, OptionError, ShapeError
 from lowrank_opt.nn import (
     AdapterStateError,
     DecomposedModule,
+    disabled,
     export_peft,
     import_peft,
     merge,
@@ -157,10 +158,9 @@ def test_import_into_a_ball_needs_leave_to_project(tmp_path):
 
 
 REFUSED = [
-    ({"bias": "all"}, "without biases; got bias='all'"),
+    ({"bias": "some"}, "bias must be one of 'none', 'all', 'lora_only'; got bias='some'"),
     ({"init_lora_weights": "pissa"}, "unchanged base weights; init_lora_weights='pissa'"),
-    ({"lora_bias": True}, "lora_bias=True: its update of the bias"),
-    ({"trainable_token_indices": [1]}, "rows of an embedding"),
+    ({"lora_bias": True}, r"A and B and bias for each weight; fc has \['A', 'B'\]"),
     ({"layer_replication": [[0, 1]]}, "it changes the model's layers"),
     ({"a_field_of_tomorrow": 1}, "a_field_of_tomorrow=1: its meaning is not known"),
     ({"peft_type": "IA3"}, "got 'IA3'"),
@@ -296,3 +296,69 @@ def test_import_checks_what_make_returns(tmp_path):
         import_peft(small(), tmp_path, make=lambda s: lo.Factored(s[::-1], 2))
     with pytest.raises(DataError, match="'default' has no fc"):
         peft_residuals(small(), tmp_path)
+
+
+def test_import_of_biases(tmp_path):
+    tensors, products = lora(["fc"])
+    tensors |= {"fc.base_layer.bias": normal(5, seed=3), "head.bias": normal(2, seed=4)}
+    config = {"peft_type": "LORA", "lora_alpha": 2, "bias": "all"}
+    model, oracle = import_peft(small(), checkpoint(tmp_path, config, tensors)), small()
+    oracle.fc.weight.data += products["fc"]
+    oracle.fc.bias.data, oracle.head.bias.data = normal(5, seed=3), normal(2, seed=4)
+    torch.testing.assert_close(oracle(INDICES), model(INDICES))
+    with disabled(model):
+        torch.testing.assert_close(small()(INDICES), model(INDICES))
+
+
+def test_import_of_a_bias_of_the_update(tmp_path):
+    tensors, products = lora(["fc"])
+    tensors["fc.lora_B.bias"] = normal(5, seed=3)
+    config = {"peft_type": "LORA", "lora_alpha": 6, "lora_bias": True}
+    model, oracle = import_peft(small(), checkpoint(tmp_path, config, tensors)), small()
+    oracle.fc.weight.data += 3 * products["fc"]
+    oracle.fc.bias.data += 3 * normal(5, seed=3)
+    torch.testing.assert_close(oracle(INDICES), model(INDICES))
+
+
+@pytest.mark.parametrize("rows", [[1, 3], {"table": [1, 3]}])
+def test_import_of_rows_of_an_embedding(rows, tmp_path):
+    tensors, products = lora(["fc"])
+    tensors["table.token_adapter.trainable_tokens_delta"] = normal(2, 4, seed=3)
+    config = {"peft_type": "LORA", "lora_alpha": 2, "trainable_token_indices": rows}
+    model, oracle = import_peft(small(), checkpoint(tmp_path, config, tensors)), small()
+    oracle.fc.weight.data += products["fc"]
+    oracle.table.weight.data[[1, 3]] = normal(2, 4, seed=3)
+    torch.testing.assert_close(oracle(INDICES), model(INDICES))
+    checkpoint(tmp_path, {**config, "trainable_token_indices": [1, 30]}, tensors)
+    with pytest.raises(ShapeError, match=r"rows \[1, 30\] of table, \(9, 4\)"):
+        import_peft(small(), tmp_path)
+
+
+def tied():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"fc": nn.Linear(4, 4), "emb": nn.Embedding(9, 4)}).double()
+    model["head"] = nn.Linear(4, 9, bias=False).double()
+    model["head"].weight = model["emb"].weight
+    return model
+
+
+@pytest.mark.parametrize("tying", [True, False])
+def test_import_of_a_tied_module_is_apart_unless_the_checkpoint_says(tying, tmp_path):
+    A, B, W = normal(2, 4), normal(4, 2, seed=1), normal(9, 4, seed=2)
+    tensors = {"fc.lora_A.weight": A, "fc.lora_B.weight": B, "head.weight": W}
+    config = {"peft_type": "LORA", "lora_alpha": 2, "modules_to_save": ["head"]}
+    config["ensure_weight_tying"] = tying
+    model = import_peft(tied(), checkpoint(tmp_path, config, tensors))
+    assert torch.equal(W, model["head"].weight)
+    assert tying == torch.equal(W, model["emb"].weight)
+
+
+def test_import_of_an_update_that_tied_layers_share(tmp_path):
+    A, B = normal(2, 4), normal(9, 2, seed=1)
+    tensors = {"head.lora_A.weight": A, "head.lora_B.weight": B}
+    tensors |= {"emb.lora_embedding_A": B.mT, "emb.lora_embedding_B": A.mT}
+    config = {"peft_type": "LORA", "lora_alpha": 2, "ensure_weight_tying": True}
+    model = import_peft(tied(), checkpoint(tmp_path, config, tensors))
+    expected = tied()["emb"].weight + B @ A
+    torch.testing.assert_close(expected, model["emb"].weight)
+    torch.testing.assert_close(expected, model["head"].weight)

@@ -1,0 +1,297 @@
+r"""Proofs of norm bounds in exact arithmetic, written down for others to check.
+
+A proof is a document for `lowrank_opt.check_certificate`, whose docstring has the theorem. Here are
+the guesses: values a little above the computed singular values, raised until they are proved.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import lowrank_opt.check_certificate as checker
+from lowrank_opt.errors import CertificateError
+from lowrank_opt.linalg import product_svd
+from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.sets import (
+    FeasibleSet,
+    KyFanBall,
+    SchattenBall,
+    SingularValueBox,
+    SpectralSet,
+    WeightedSet,
+)
+
+# Eliminations of r x r matrices of long integers: what a minute allows.
+_MOST_COLUMNS, _MOST_WORK = 96, 1_200_000
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was proved of a factor triple.
+
+    Attributes
+    ----------
+    document : dict
+        For the checker, which has accepted it.
+    values : tuple of float
+        Upper bounds on the singular values.
+    excess : float
+        Upper bound on the excess over the set; at most 0 if membership is proved.
+    """
+
+    document: dict[str, object]
+    values: tuple[float, ...]
+    excess: float
+
+
+def prove_membership(op: LowRankOperator, feasible_set: FeasibleSet) -> Proof:
+    """Return the proof of the smallest norm bound that float64 can write down.
+
+    Parameters
+    ----------
+    op : LowRankOperator
+    feasible_set : FeasibleSet
+        A Schatten ball, a Ky Fan ball or a box; one between orthonormal frames; or weighted.
+
+    Raises
+    ------
+    CertificateError
+        If the set is of another kind, the factors are not finite, or have too many columns.
+    """
+    spectral, weights = _spectral_form(op, feasible_set)
+    if not all(bool(torch.isfinite(x).all()) for x in op):
+        raise CertificateError("a proof is about finite factors; got NaN or infinity: none exists")
+    document = _stored(op) | {name: hexes(w) for name, w in weights.items() if w is not None}
+    found = _Search(document, _estimate(op, weights))
+    claim, values, excess = _claim(found, spectral)
+    document |= {"claim": claim, "values": hexes(values), "kind": "norm"}
+    count = min(*op.shape, op.rank)
+    return Proof(seal(document), _every(values, claim, count), excess)
+
+
+def seal(document: dict[str, object]) -> dict[str, object]:
+    """Return a document with format and digest, after the checker has accepted it."""
+    document = stamped(document)
+    checker.check(document)
+    return document
+
+
+def stamped(document: dict[str, object]) -> dict[str, object]:
+    """Return a document with format and digest."""
+    document = document | {"format": checker.FORMAT}
+    return document | {"digest": checker.digest(document)}
+
+
+def save_document(
+    document: Mapping[str, object] | None, path: str | PathLike[str], origin: str
+) -> None:
+    """Write a proof as JSON, whole or not at all."""
+    if document is None:
+        raise CertificateError(
+            f"a certificate to save needs a proof in exact arithmetic; got none: take it from "
+            f"{origin}"
+        )
+    target = Path(path)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(document), encoding="utf-8")
+    part.replace(target)
+
+
+def hexes(x: object) -> object:
+    """Return numbers as hexadecimal text, which is exact; tensors, arrays, sequences as lists."""
+    if isinstance(x, Tensor):
+        return hexes(x.detach().double().cpu().tolist())
+    if isinstance(x, np.ndarray):
+        return hexes(x.tolist())
+    if isinstance(x, list | tuple):
+        return [hexes(y) for y in x]  # pyright: ignore[reportUnknownVariableType]
+    return float(x).hex()  # pyright: ignore[reportArgumentType]
+
+
+def above(x: Fraction) -> float:
+    """Return the smallest float that is no smaller than a fraction."""
+    nearest = float(x)
+    return nearest if Fraction(nearest) >= x else math.nextafter(nearest, math.inf)
+
+
+def proved_values(op: LowRankOperator) -> tuple[float, ...]:
+    """Return proved upper bounds on all singular values, which add up to the nuclear norm."""
+    return tuple(_Search(_stored(op), _estimate(op, {})).values(min(op.shape)))
+
+
+def _stored(op: LowRankOperator) -> dict[str, object]:
+    return {"left": hexes(op.left), "scale": hexes(op.scale), "right": hexes(op.right)}
+
+
+def _spectral_form(
+    op: LowRankOperator, feasible_set: FeasibleSet
+) -> tuple[SpectralSet, dict[str, Tensor | None]]:
+    weights: dict[str, Tensor | None] = {}
+    inner = feasible_set
+    if isinstance(feasible_set, WeightedSet):
+        inner = feasible_set.inner
+        weights = {
+            "row_weights": feasible_set.row_weights,
+            "col_weights": feasible_set.col_weights,
+        }
+    view = inner.as_spectral(op)
+    if view is not None and view[0] is op and isinstance(view[1], _PROVED):
+        return view[1], weights
+    raise CertificateError(
+        "exact proofs are for Schatten and Ky Fan balls and boxes of singular values, also between "
+        f"orthonormal frames or under weights; got {feasible_set}: use certify() without exact"
+    )
+
+
+_PROVED = (SchattenBall, KyFanBall, SingularValueBox)
+
+
+def _estimate(op: LowRankOperator, weights: dict[str, Tensor | None]) -> list[float]:
+    left, scale, right = op.detach().to(dtype=torch.float64)
+    rows, cols = weights.get("row_weights"), weights.get("col_weights")
+    left = left if rows is None else left / rows.double().unsqueeze(1)
+    right = right if cols is None else right / cols.double().unsqueeze(1)
+    return product_svd(left, scale, right)[1].tolist()
+
+
+class _Search:
+    """Values above the singular values, each raised until the checker's elimination proves it."""
+
+    def __init__(self, document: dict[str, object], estimate: list[float]) -> None:
+        self.A, self.AHA, self.trace, self.count = checker.terms(document)
+        self.estimate = estimate
+        if len(self.A) > _MOST_COLUMNS:
+            raise CertificateError(
+                f"exact proofs are for at most {_MOST_COLUMNS} columns; got {len(self.A)}: use "
+                "certify() without exact"
+            )
+
+    @property
+    def rank(self) -> int:
+        return checker.exceeding(self.A, self.AHA, 0)
+
+    def is_above(self, value: float, index: int) -> bool:
+        """Whether at most `index` singular values exceed a value."""
+        return checker.exceeding(self.A, self.AHA, Fraction(value)) <= index
+
+    def values(self, needed: int) -> list[float]:
+        """Return proved bounds on the largest `needed` singular values, in decreasing order."""
+        needed = min(needed, self.count)
+        if needed * len(self.A) ** 3 > _MOST_WORK:
+            raise CertificateError(
+                f"an exact proof of this norm needs {needed} eliminations of size {len(self.A)}, "
+                "more than a minute's work: use certify() without exact, or the Frobenius norm"
+            )
+        found: list[float] = []
+        for index in range(needed):
+            value = self.value(index)
+            found.append(min(value, found[-1]) if found else value)
+        return found
+
+    def value(self, index: int) -> float:
+        """Return a proved bound on one singular value, near the computed one."""
+        slack = max(self.estimate[0], 2.0**-1022) * 2.0**-52
+        for _ in range(60):
+            value = self.estimate[index] + slack
+            if self.is_above(value, index):
+                return value
+            slack *= 4
+        raise CertificateError(
+            "an exact proof needs computed singular values near the true ones; got factors whose "
+            "terms cancel beyond float64: export them, or recompute them from thin_svd()"
+        )
+
+
+def _claim(found: _Search, spectral: SpectralSet) -> tuple[dict[str, object], list[float], float]:
+    """Return the claim, its values, and the excess over the set."""
+    rank = spectral.rank
+    over = len(found.A) > rank and found.rank > rank
+    claim: dict[str, object] = {"rank": found.rank if over else rank}
+    if isinstance(spectral, SingularValueBox):
+        bounds, excess = _boxed(found, spectral)
+        claim |= {"norm": "each", "bound": hexes(bounds)}
+        values = bounds
+    else:
+        assert isinstance(spectral, SchattenBall | KyFanBall), "of the kinds that are proved"
+        values, bound, name = _normed(found, spectral)
+        claim |= name | {"bound": hexes(bound)}
+        excess = _difference(bound, spectral.radius)
+    if over:
+        excess = max(excess, found.value(rank))
+    return claim, values, excess
+
+
+def _boxed(found: _Search, box: SingularValueBox) -> tuple[list[float], float]:
+    """Return the bounds themselves where they are proved, the nearest values where not."""
+    values = [
+        bound if found.is_above(bound, index) else found.value(index)
+        for index, bound in enumerate(box.bounds[: found.count])
+    ]
+    excess = max((_difference(v, b) for v, b in zip(values, box.bounds, strict=False)), default=0.0)
+    ordered = [max(values[index:]) for index in range(len(values))]
+    return ordered + list(box.bounds[found.count :]), excess
+
+
+def _normed(
+    found: _Search, ball: SchattenBall | KyFanBall
+) -> tuple[list[float], float, dict[str, object]]:
+    if isinstance(ball, KyFanBall):
+        values = found.values(ball.k)
+        total = sum((Fraction(x) for x in values), Fraction(0))
+        return values, above(total), {"norm": "ky_fan", "k": ball.k}
+    name: dict[str, object] = {"norm": str(order(ball.p))}
+    if ball.p == 2:
+        return [], above(checker.root(Fraction(found.trace), 2, up=True)), name
+    values = found.values(1 if math.isinf(ball.p) else found.count)
+    if math.isinf(ball.p):
+        top = values[0] if values else 0.0
+        top = ball.radius if top > ball.radius and found.is_above(ball.radius, 0) else top
+        return [top], top, name
+    return values, _power_norm(values, Fraction(ball.p)), name
+
+
+def order(p: float) -> Fraction | str:
+    """Return the order of a Schatten norm as a fraction, where a proof knows it."""
+    if math.isinf(p):
+        return "inf"
+    exact = Fraction(p)
+    if exact.denominator > 16 or exact.numerator > 512:
+        raise CertificateError(
+            "exact proofs know orders p that are fractions with a denominator up to 16; got "
+            f"p={p}: use certify() without exact"
+        )
+    return exact
+
+
+def _power_norm(values: list[float], p: Fraction) -> float:
+    """Return a float whose p-th power the checker finds above the sum of those of the values."""
+    powers = [Fraction(x) ** p.numerator for x in values]
+    total = sum((checker.root(x, p.denominator, up=True) for x in powers), Fraction(0))
+    bound = above(checker.root(total**p.denominator, p.numerator, up=True))
+    while total > checker.root(Fraction(bound) ** p.numerator, p.denominator, up=False):
+        bound = math.nextafter(bound, math.inf)
+    return bound
+
+
+def _difference(a: float, b: float) -> float:
+    return above(Fraction(a) - Fraction(b))
+
+
+def _every(values: list[float], claim: dict[str, object], count: int) -> tuple[float, ...]:
+    """Return bounds on all singular values: past the last proved one, that one again."""
+    if claim["norm"] == "2":
+        norm = float.fromhex(str(claim["bound"]))
+        return tuple(math.nextafter(norm / math.sqrt(i + 1), math.inf) for i in range(count))
+    known = values[:count]
+    return tuple(known + [known[-1] if known else 0.0] * (count - len(known)))
