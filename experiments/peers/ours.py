@@ -2,56 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
+import lowrank_opt as lo
 from experiments.peers.fits import Settings, Timer
 from experiments.peers.split import Reals, Split
-from lowrank_opt.completion import BayesianResult, CompletionResult, bayesian, sgd, variational
+from lowrank_opt.completion.solvers.traits import AnyResult
 from lowrank_opt.observations import Observations
 from lowrank_opt.sets import FeasibleSet, WeightedSchattenBall
+from lowrank_opt.solvers import SGD, Gibbs, Solver, Variational
 
 
 def lowrank_variational(split: Split, settings: Settings, seed: int, timer: Timer) -> Reals:
-    """Run `variational`; with a radius, in a ball of the weighted nuclear norm."""
-    observed, generator = _prepare(split, seed)
-    variational(observed.take(torch.arange(50)), 2, max_iterations=1)  # compiles the loops
-    chosen: int | FeasibleSet | None = int(str(settings["rank"])) if settings else None
+    """Run `Variational`; with a radius, in a ball of the weighted nuclear norm."""
+    observed = _observed(split)
+    model: int | FeasibleSet | None = int(str(settings["rank"])) if settings else None
     if "radius" in settings:
-        assert isinstance(chosen, int), "a ball has a rank"
-        chosen = weighted_ball(observed, chosen, float(str(settings["radius"])))
-    with timer:
-        result = variational(observed, chosen, generator=generator)
-    assert not isinstance(chosen, FeasibleSet) or chosen.contains(result.operator)
+        assert isinstance(model, int), "a ball has a rank"
+        model = weighted_ball(observed, model, float(str(settings["radius"])))
+    result = _timed(lo.CompletionProblem(observed, model), Variational(), seed, timer)
+    assert isinstance(result, lo.CompletionResult), "a point estimate"
+    assert not isinstance(model, FeasibleSet) or model.contains(result.operator)
     return _predictions(result, split)
 
 
 def lowrank_sgd(split: Split, settings: Settings, seed: int, timer: Timer) -> Reals:
-    """Run `sgd` with its defaults."""
-    observed, generator = _prepare(split, seed)
-    sgd(observed.take(torch.arange(50)), 2, max_iterations=1)
-    with timer:
-        result = sgd(observed, generator=generator)
-    return _predictions(result, split)
+    """Run `SGD` with its defaults."""
+    problem = lo.CompletionProblem(_observed(split))
+    return _predictions(_timed(problem, SGD(), seed, timer), split)
 
 
 def lowrank_bayesian(split: Split, settings: Settings, seed: int, timer: Timer) -> Reals:
-    """Run `bayesian`, with implicit and side features on request."""
-    observed, generator = _prepare(split, seed)
-    rank = int(str(settings["rank"]))
-    bayesian(observed.take(torch.arange(50)), rank, burn_in=0, samples=1)
+    """Run `Gibbs`, with implicit and side features on request."""
     side = bool(settings.get("side", False))
     rows, cols = ([x] if side else [] for x in (split.row_features, split.col_features))
-    implicit = bool(settings.get("implicit", False))
-    with timer:
-        result = bayesian(
-            observed,
-            rank,
-            implicit=implicit,
-            row_features=rows,
-            col_features=cols,
-            generator=generator,
-        )
-    return _predictions(result, split)
+    problem = lo.CompletionProblem(
+        _observed(split),
+        int(str(settings["rank"])),
+        implicit=bool(settings.get("implicit", False)),
+        row_features=rows,
+        col_features=cols,
+    )
+    return _predictions(_timed(problem, Gibbs(), seed, timer), split)
 
 
 def weighted_ball(observed: Observations, rank: int, radius: float) -> FeasibleSet:
@@ -65,13 +59,30 @@ def weighted_ball(observed: Observations, rank: int, radius: float) -> FeasibleS
     )
 
 
-def _prepare(split: Split, seed: int) -> tuple[Observations, torch.Generator]:
+def _timed(problem: lo.CompletionProblem, solver: Solver, seed: int, timer: Timer) -> AnyResult:
+    # A small fit compiles the loops.
+    small: dict[type, Solver] = {
+        Variational: Variational(max_iterations=1),
+        SGD: SGD(max_iterations=1),
+        Gibbs: Gibbs(burn_in=0, samples=1),
+    }
+    warm_up = small[type(solver)]
+    few = problem.observations.take(torch.arange(50))
+    rank = problem.rank if isinstance(solver, Gibbs) else 2
+    first = replace(problem, observations=few, model=rank, row_features=(), col_features=())
+    lo.complete(replace(first, implicit=False), solver=warm_up)
+    generator = torch.Generator().manual_seed(seed)
+    with timer:
+        return lo.complete(problem, solver=solver, generator=generator)
+
+
+def _observed(split: Split) -> Observations:
     values = torch.from_numpy(split.values).float()
     observed = Observations(split.rows, split.cols, values, split.shape)
     # The views by rows and columns are made on first use: loading, not fitting.
     assert len(observed.csr.order) == len(observed.csc.order)
-    return observed, torch.Generator().manual_seed(seed)
+    return observed
 
 
-def _predictions(result: CompletionResult | BayesianResult, split: Split) -> Reals:
+def _predictions(result: AnyResult, split: Split) -> Reals:
     return result.predict(split.test_rows, split.test_cols).double().numpy()

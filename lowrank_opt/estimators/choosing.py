@@ -9,10 +9,11 @@ import torch
 
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.completion.after.path import RegularizationPath, Setting, follow_path
+from lowrank_opt.completion.solvers.traits import AnyResult
 from lowrank_opt.errors import OptionError
 from lowrank_opt.estimators.intervals import Intervals
 from lowrank_opt.estimators.known import calibrated
-from lowrank_opt.estimators.solvers import AnyResult, Solver
+from lowrank_opt.estimators.search import Search
 from lowrank_opt.estimators.starts import Bias, constant, spread_or_zero
 from lowrank_opt.observations import Observations
 
@@ -44,7 +45,7 @@ class Choice(NamedTuple):
 
 def choose_and_fit(
     observations: Observations,
-    solver: Solver,
+    search: Search,
     given: Mapping[str, float],
     *,
     bias: Bias,
@@ -56,7 +57,8 @@ def choose_and_fit(
     Parameters
     ----------
     observations : Observations
-    solver : Solver
+    search : Search
+        The solver, and what is chosen for it.
     given : mapping of str to float
         Settings that stay as they are.
     bias : {"additive"} or None
@@ -69,20 +71,20 @@ def choose_and_fit(
     OptionError
         If a given setting is none of the solver's.
     """
-    setting = _merged(solver.first(observations), given)
+    setting = _merged(search.first(observations), given)
     intervals = None
     if spread_or_zero(observations, bias) == 0:
         return Choice(constant(observations), setting, RegularizationPath(()), intervals)
-    walks = [walk for walk in solver.walks(observations) if walk.name not in given]
+    walks = [walk for walk in search.walks(observations) if walk.name not in given]
     path, start = RegularizationPath(()), None
     if walks and validation is not None and len(observations) >= _FEWEST:
         generator = torch.Generator().manual_seed(seed)
         kept, held_out = observations.split(validation, generator=generator)
         exact = _EXACT * spread_or_zero(observations, bias)
-        path, start = follow_path(solver.fit, kept, held_out, setting, walks, exact=exact)
+        path, start = follow_path(search.fit, kept, held_out, setting, walks, exact=exact)
         setting = path.best.setting
         intervals = calibrated(start, kept, held_out, bias=bias, clip=clip_range(observations))
-    return Choice(solver.refit(observations, setting, start), setting, path, intervals)
+    return Choice(search.refit(observations, setting, start), setting, path, intervals)
 
 
 def clip_range(observations: Observations) -> tuple[float, float] | None:

@@ -19,9 +19,10 @@ from lowrank_opt.completion.after.path import RegularizationPath
 from lowrank_opt.estimators.choosing import choose_and_fit
 from lowrank_opt.estimators.columns import ColumnScales, column_bounds, is_nan, without_masks
 from lowrank_opt.estimators.options import check_imputer_options
-from lowrank_opt.estimators.solvers import Als
+from lowrank_opt.estimators.search import Search
 from lowrank_opt.estimators.starts import EXPONENT
 from lowrank_opt.observations import Observations
+from lowrank_opt.solvers import ALS
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -220,10 +221,13 @@ class LowRankImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         given = {"bias_penalty": 1.0}
         given |= {} if self.rank is None else {"rank": float(self.rank_)}
         given |= {} if self.penalty is None else {"penalty": float(self.penalty)}
-        solver = Als(None, self.tolerance, self.max_iterations, seed)
+        solver = ALS(
+            exponent=EXPONENT, tolerance=self.tolerance, max_iterations=self.max_iterations
+        )
+        search = Search(solver, None, weighted=True, seed=seed)
         observations = Observations.from_dense(torch.from_numpy(scaled))
         choice = choose_and_fit(
-            observations, solver, given, bias=None, validation=self.validation, seed=seed
+            observations, search, given, bias=None, validation=self.validation, seed=seed
         )
         assert isinstance(choice.result, CompletionResult), "als gives no draws"
         self.result_, self.path_ = choice.result, choice.path

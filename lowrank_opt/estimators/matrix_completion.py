@@ -11,14 +11,16 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from lowrank_opt.completion import CompletionResult
+from lowrank_opt.completion.solvers.traits import AnyResult
 from lowrank_opt.errors import OptionError
 from lowrank_opt.estimators.choosing import choose_and_fit, clip_range
 from lowrank_opt.estimators.entries import Entries, entries_of
 from lowrank_opt.estimators.known import Known
 from lowrank_opt.estimators.options import check_options, given_settings
 from lowrank_opt.estimators.saved import SavedCompletion
-from lowrank_opt.estimators.solvers import AnyResult, CustomSolver, solver_of
+from lowrank_opt.estimators.search import Search, chosen_solver
 from lowrank_opt.estimators.starts import Bias, spread_or_zero
+from lowrank_opt.solvers import Solver
 from lowrank_opt.tables import Triplets, read_pairs, read_triplets
 
 if TYPE_CHECKING:
@@ -55,10 +57,12 @@ class MatrixCompletion(SavedCompletion, RegressorMixin, BaseEstimator):
     weighted : bool
         For the solver "gradient": scale rows and columns by count^(-1/4) in the norm, the weighted
         trace norm. Without, `radius` bounds the nuclear norm itself.
-    solver : {"auto", "als", "gradient", "variational", "bayesian"} or callable
+    solver : str or Solver
         "auto" is "gradient" if a radius is given, "als" if a penalty or no bias is asked for, and
-        "variational" otherwise. A callable maps `Observations` and a rank to a `CompletionResult`;
-        it is given `generator`, `tolerance` and `max_iterations` if it has such parameters.
+        "variational" otherwise. Other names and objects are those of `lowrank_opt.solvers`, as in
+        ``ALS(exponent=1.0)``; a solver of your own is a frozen dataclass with `traits` and `solve`.
+        Solvers that need a penalty are searched along penalties, those of a norm bound along radii,
+        others along ranks.
     validation : float or None
         Share of the entries that settings are chosen on. None chooses nothing.
     clip : {"auto"}, pair of float or None
@@ -111,7 +115,7 @@ class MatrixCompletion(SavedCompletion, RegressorMixin, BaseEstimator):
         bias: Bias = "additive",
         bias_penalty: float | None = None,
         weighted: bool = True,
-        solver: str | CustomSolver = "auto",
+        solver: str | Solver = "auto",
         validation: float | None = 0.1,
         clip: Literal["auto"] | tuple[float, float] | None = "auto",
         tolerance: float | None = None,
@@ -275,17 +279,16 @@ class MatrixCompletion(SavedCompletion, RegressorMixin, BaseEstimator):
 
     def _fit_entries(self, entries: Entries, seed: int) -> Self:
         observations, given = entries.observations, given_settings(self, entries.shape)
-        solver = solver_of(
+        solver = chosen_solver(
             self.solver,
             given,
             bias=self.bias,
-            weighted=self.weighted,
             tolerance=self.tolerance,
             max_iterations=self.max_iterations,
-            seed=seed,
         )
+        search = Search(solver, self.bias, self.weighted, seed)
         result, setting, self.path_, self._intervals = choose_and_fit(
-            observations, solver, given, bias=self.bias, validation=self.validation, seed=seed
+            observations, search, given, bias=self.bias, validation=self.validation, seed=seed
         )
         self.clip_ = clip_range(observations) if self.clip == "auto" else self.clip
         self.set_setting(setting)

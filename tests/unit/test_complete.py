@@ -140,7 +140,8 @@ def test_first_order_reaches_the_same_objective(solver: object):
         complete(observations, ball((20, 15), 15, 10.0), solver=s, max_iterations=2000)
         for s in ("lbfgs", solver)
     ]
-    objectives = [fit.history.objective[-1] for fit in fits]
+    # Adam ends near its best iterate, which is the one returned.
+    objectives = [min(fit.history.objective) for fit in fits]
     assert objectives[0] == pytest.approx(objectives[1], rel=1e-3)
 
 

@@ -8,6 +8,7 @@ from lowrank_opt.completion.loop.checkpoint import State
 from lowrank_opt.completion.loop.status import CompletionStatus
 
 _WINDOW = 10
+_LEAST = 1e-14
 
 
 class Stopping:
@@ -34,6 +35,7 @@ class Stopping:
     def __init__(self, dtype: torch.dtype, *, tolerance: float, patience: int) -> None:
         self.tolerance, self.patience = tolerance, patience
         self.lowest: list[float] = []
+        self.since = 0
         self.best_score, self.best_index, self.improved = math.inf, -1, False
         # Residuals relative to the spread of the values, squared as the objective is.
         self.exact = max(16 * torch.finfo(dtype).eps, 1e-4 * tolerance) ** 2
@@ -58,23 +60,34 @@ class Stopping:
             return CompletionStatus.STOPPED_BY_VALIDATION
         if value <= self.exact:
             return CompletionStatus.EXACT_FIT
-        if index >= _WINDOW and self._has_settled(index):
+        if index >= self.since + _WINDOW and self._has_settled(index):
             return CompletionStatus.CONVERGED
         return None
+
+    def tighten(self) -> bool:
+        """Settle only at a tenth of the tolerance; return whether that is above rounding."""
+        self.tolerance /= 10
+        self.look_again()
+        return self.tolerance > _LEAST
+
+    def look_again(self) -> None:
+        """Settle only after as many more iterations as settling takes."""
+        self.since = max(0, len(self.lowest) - 1)
 
     def begin_anew(self) -> None:
         """Forget the iterates so far: the next ones have another objective."""
         self.lowest.clear()
+        self.since = 0
         self.best_score, self.best_index, self.improved = math.inf, -1, False
 
     def state(self) -> State:
         """Return what was seen so far, for a `Checkpoint`."""
-        return [self.lowest, self.best_score, self.best_index]
+        return [self.lowest, self.best_score, self.best_index, self.since, self.tolerance]
 
     def resume(self, state: State) -> None:
         """Go on from a state."""
         assert isinstance(state, list), "as `state` returned it"
-        self.lowest, self.best_score, self.best_index = state
+        self.lowest, self.best_score, self.best_index, self.since, self.tolerance = state
 
     def _has_settled(self, index: int) -> bool:
         old, new = self.lowest[index - _WINDOW], self.lowest[index]

@@ -52,6 +52,8 @@ class CompletionResult:
         with their types.
     link : Link
         From the sum above to predictions; the identity, except after losses with another scale.
+    proved : OptimalityCertificate, optional
+        The one by which the iteration was stopped, or was not; not saved.
 
     Examples
     --------
@@ -70,6 +72,7 @@ class CompletionResult:
     row_ids: Ids | None = None
     col_ids: Ids | None = None
     link: Link = IDENTITY
+    proved: OptimalityCertificate | None = None
 
     def __post_init__(self) -> None:
         names = ("row_ids", "col_ids")
@@ -218,6 +221,9 @@ class CompletionResult:
             first, last = history.objective[0], history.objective[-1]
             seconds, steps = history.seconds[-1], len(history) - 1
             lines.append(f"objective {first:.6g} -> {last:.6g}, {steps} steps in {seconds:.2f} s")
+        if self.proved is not None:
+            share = self.proved.gap / (self.proved.objective or 1.0)
+            lines.append(f"at most {self.proved.gap:.3g} above the optimum ({share:.1e} of it)")
         errors = [x for x in history.validation_rmse if not math.isnan(x)]
         return "\n".join(lines + ([f"validation RMSE {min(errors):.4f}"] if errors else []))
 

@@ -20,6 +20,7 @@ from lowrank_opt.completion.model.problem import CompletionProblem
 from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.completion.solvers.context import Run
 from lowrank_opt.completion.solvers.held_out import root_mean_square_error
+from lowrank_opt.completion.solvers.proof import Proof
 from lowrank_opt.completion.solvers.traits import Traits
 from lowrank_opt.errors import OptionError
 from lowrank_opt.kernels.row_solves import RowProblems
@@ -28,6 +29,7 @@ from lowrank_opt.operator import LowRankOperator
 
 _CG_STEPS = 3
 _PATIENCE = 2
+_LEAST = 1e-14
 _NEGLIGIBLE = 1e-6
 
 
@@ -53,6 +55,8 @@ class ALS:
         Stop when the objective falls by less than this share in a sweep.
     max_iterations : int
         Largest number of sweeps, passes over rows and columns.
+    gap : float, optional
+        As in `LBFGS`, with the exponent zero: CONVERGED means that it is proved.
 
     Raises
     ------
@@ -74,7 +78,7 @@ class ALS:
     Examples
     --------
     >>> ALS(max_iterations=50)
-    ALS(exponent=0.0, method='exact', tolerance=1e-05, max_iterations=50)
+    ALS(exponent=0.0, method='exact', tolerance=1e-05, max_iterations=50, gap=0.0001)
     """
 
     traits: ClassVar[Traits] = Traits(
@@ -84,10 +88,11 @@ class ALS:
     method: Literal["exact", "cg"] = "exact"
     tolerance: float = 1e-5
     max_iterations: int = 1000
+    gap: float | None = 1e-4
 
     def __post_init__(self) -> None:
         check_counts(max_iterations=self.max_iterations)
-        check_amounts(exponent=self.exponent, tolerance=self.tolerance)
+        check_amounts(exponent=self.exponent, tolerance=self.tolerance, gap=self.gap or 0.0)
         if self.exponent > 1:
             raise OptionError(f"exponent must be in [0, 1]; got exponent={self.exponent!r}")
         if self.method not in ("exact", "cg"):
@@ -99,10 +104,11 @@ class ALS:
         model = _Model(fitted, problem, self, run.generator)
         if run.start is not None:
             model.start_from(run.start)
-        with run.reporting(self.max_iterations) as report:
-            result = _iterate(model, self, held_out, run.patience_or(_PATIENCE), report)
         convex = None if self.exponent else convex_problem_of(problem, fitted)
-        return replace(result, problem=convex)
+        proof = Proof.of(convex, None if held_out is not None else self.gap)
+        with run.reporting(self.max_iterations) as report:
+            result = _iterate(model, self, held_out, run.patience_or(_PATIENCE), proof, report)
+        return replace(result, problem=convex, proved=None if proof is None else proof.last)
 
 
 class _Model:
@@ -195,8 +201,10 @@ def _iterate(
     solver: ALS,
     validation: Observations | None,
     patience: int,
+    proof: Proof | None,
     report: Callable[[Iteration], None],
 ) -> CompletionResult:
+    tolerance = solver.tolerance
     history, started, status = History(), time.perf_counter(), CompletionStatus.MAX_ITERATIONS
     best, best_rmse, best_sweep = None, math.inf, 0
     for sweep in range(solver.max_iterations):
@@ -211,7 +219,12 @@ def _iterate(
         history.append(line)
         report(line)
         stale = validation is not None and sweep - best_sweep >= patience
-        ended = _judge(history.objective, stale, solver.tolerance)
+        ended = _judge(history.objective, stale, tolerance)
+        if ended is CompletionStatus.CONVERGED and proof is not None:
+            now, tolerance = model.result(status, history), tolerance / 10
+            if not proof.reached(now.operator, now.bias):
+                going_on = proof.worthwhile() and tolerance > _LEAST
+                ended = None if going_on else CompletionStatus.GAP_OPEN
         if ended is not None:
             status = ended
             break

@@ -20,6 +20,7 @@ from lowrank_opt.completion.solvers.context import Run
 from lowrank_opt.completion.solvers.iterates import Iterate, iterate
 from lowrank_opt.completion.solvers.subspace_fit import SubspaceFit, SubspacePoint
 from lowrank_opt.completion.solvers.traits import Traits
+from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.sets import FeasibleSet, SpectralSet, WeightedSet
 
@@ -61,7 +62,7 @@ class FrankWolfe:
     Computed in float64. Every iterate is in the set. CONVERGED means that the gap is reached, and
     that `CompletionResult.certificate` proves it, with a positive bias penalty over the biases too.
     Where the best matrix of the convex hull has a larger rank than the set allows, the projections
-    truncate to that rank: the result is then a local minimum, with a gap that stays: STALLED, when
+    truncate to that rank: the result is then a local minimum, with a gap that stays: GAP_OPEN, when
     an iteration lowers the objective by less than 3 % of `gap`. A nuclear ball with
     ``rank=min(m, n)`` never truncates.
 
@@ -96,30 +97,30 @@ class FrankWolfe:
         feasible_set, rate = problem.feasible_set, problem.bias_rate
         assert feasible_set is not None, "the traits let no other model pass"
         fitted, held_out = run.split(problem.observations)
-        inner, row_weights, col_weights = _taken_apart(feasible_set)
-        fit = SubspaceFit(
-            fitted.to(dtype=torch.float64),
-            0.0 if rate is None else weighted_mean(fitted),
-            inner,
-            row_weights,
-            col_weights,
-            bias_penalty=rate,
-        )
+        mean = 0.0 if rate is None else weighted_mean(fitted)
+        fit = subspace_fit(fitted, feasible_set, mean, rate)
         return iterate(
-            _iterates(fit, feasible_set, self.gap, fitted.dtype),
+            corrective_steps(fit, feasible_set, self.gap, fitted.dtype),
             fitted,
             held_out,
             run,
             tolerance=0.0,
             max_iterations=self.max_iterations,
             problem=ConvexProblem(fitted, feasible_set, rate or None),
+            gap=self.gap,
         )
 
 
-def _iterates(
-    fit: SubspaceFit, feasible_set: FeasibleSet, tolerance: float, dtype: torch.dtype
+def corrective_steps(
+    fit: SubspaceFit,
+    feasible_set: FeasibleSet,
+    tolerance: float,
+    dtype: torch.dtype,
+    start: SubspacePoint | None = None,
+    most_steps: int = _MOST_STEPS,
 ) -> Iterator[Iterate]:
-    point, steps = fit.start(), _FEWEST_STEPS
+    """Yield a start, zero by default, and the matrices that corrective steps lead to."""
+    point, steps = start or fit.start(), _FEWEST_STEPS
     objective, lowest_gap = fit.objective(point), math.inf
     while True:
         G = sparse_matrix(fit.residual_gradient(point))
@@ -130,7 +131,7 @@ def _iterates(
         yield Iterate(operator, bias, objective, gap, settled=gap <= tolerance * objective)
         # Subspaces that no longer bring much deserve a more exact solution.
         if gap > _LITTLE * lowest_gap and not _is_truncated(point, fit):
-            steps = min(2 * steps, _MOST_STEPS)
+            steps = min(2 * steps, most_steps)
         elif gap < _MUCH * lowest_gap:
             steps = max(steps // 2, _FEWEST_STEPS)
         lowest_gap = min(gap, lowest_gap)
@@ -140,9 +141,9 @@ def _iterates(
             objective = fit.objective(new)
             if objective < before:
                 point = new
-            elif steps == _MOST_STEPS:
+            elif steps == most_steps:
                 return
-            steps = min(2 * steps, _MOST_STEPS) if not objective < before else steps
+            steps = min(2 * steps, most_steps) if not objective < before else steps
         if _is_truncated(point, fit) and before - objective < _SMALL * tolerance * before:
             return
 
@@ -182,10 +183,19 @@ def _inner_product(G: sp.csr_array, op: LowRankOperator) -> float:
     return float((left * torch.from_numpy(G @ op.right.double().numpy())).sum())
 
 
-def _taken_apart(feasible_set: FeasibleSet) -> tuple[SpectralSet, Tensor | None, Tensor | None]:
+def is_spectral(feasible_set: FeasibleSet) -> bool:
+    """Return whether a set is one of singular values, or a weighted one."""
+    weighted = isinstance(feasible_set, WeightedSet)
+    return isinstance(feasible_set.inner if weighted else feasible_set, SpectralSet)
+
+
+def subspace_fit(
+    fitted: Observations, feasible_set: FeasibleSet, mean: float, bias_penalty: float | None
+) -> SubspaceFit:
+    """Return the problem within subspaces, for a set that `is_spectral`."""
+    inner, a, b = feasible_set, None, None
     if isinstance(feasible_set, WeightedSet):
-        inner = feasible_set.inner
-        assert isinstance(inner, SpectralSet), "the traits let no other set pass"
-        return inner, feasible_set.row_weights, feasible_set.col_weights
-    assert isinstance(feasible_set, SpectralSet), "the traits let no other set pass"
-    return feasible_set, None, None
+        inner, a, b = feasible_set.inner, feasible_set.row_weights, feasible_set.col_weights
+    assert isinstance(inner, SpectralSet), "the traits let no other set pass"
+    exact = fitted.to(dtype=torch.float64, device="cpu")
+    return SubspaceFit(exact, mean, inner, a, b, bias_penalty=bias_penalty)

@@ -22,12 +22,14 @@ from lowrank_opt.completion.model.objective import Objective
 from lowrank_opt.completion.model.problem import CompletionProblem
 from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.completion.solvers.context import Run
+from lowrank_opt.completion.solvers.escape import escape, polish
 from lowrank_opt.completion.solvers.minimizers import (
     MakeOptimizer,
     Minimizer,
     OptimizerSteps,
     QuasiNewtonSteps,
 )
+from lowrank_opt.completion.solvers.proof import Proof
 from lowrank_opt.completion.solvers.traits import Traits
 from lowrank_opt.errors import OptionError
 from lowrank_opt.observations import Observations
@@ -59,6 +61,13 @@ class LBFGS:
         Stop when the objective fell by less than this share over the last 10 iterations, or when
         residuals are 1e-4 times that, or 16 units of rounding, relative to the spread of values.
     max_iterations : int
+    gap : float, optional
+        Over a convex set, and with a penalty on two free factors, under the squared loss: once the
+        iteration has settled, the certificate is asked for. A larger gap than this, relative to the
+        objective, and the iteration goes on, out of where it is along the direction of the
+        certificate (`escape`), or with a smaller tolerance. CONVERGED then means that the gap is
+        proved; GAP_OPEN, that it is not: by `CompletionResult.proved`, the gap that is, at most,
+        the rank binds. None for the tolerance alone. With validation entries those decide.
 
     Raises
     ------
@@ -72,20 +81,21 @@ class LBFGS:
     Examples
     --------
     >>> LBFGS(max_iterations=100)
-    LBFGS(tolerance=1e-05, max_iterations=100)
+    LBFGS(tolerance=1e-05, max_iterations=100, gap=0.0001)
     """
 
     traits: ClassVar[Traits] = _TRAITS
     tolerance: float = 1e-5
     max_iterations: int = 1000
+    gap: float | None = 1e-4
 
     def __post_init__(self) -> None:
-        check_amounts(tolerance=self.tolerance)
+        check_amounts(tolerance=self.tolerance, gap=self.gap or 0.0)
         check_counts(max_iterations=self.max_iterations)
 
     def solve(self, problem: CompletionProblem, run: Run) -> CompletionResult:
         """Return the best iterate, detached; see `complete`."""
-        return _train(problem, run, QuasiNewtonSteps, self.tolerance, self.max_iterations)
+        return _train(problem, run, QuasiNewtonSteps, self)
 
 
 @dataclass(frozen=True)
@@ -99,9 +109,8 @@ class FirstOrder:
     optimizer : callable
         From a list of tensors to a `torch.optim.Optimizer`. It sees the objective in a unit in
         which predicting the mean costs one for each entry.
-    tolerance : float
+    tolerance, max_iterations, gap
         As in `LBFGS`.
-    max_iterations : int
 
     Raises
     ------
@@ -119,6 +128,7 @@ class FirstOrder:
     optimizer: MakeOptimizer = adam
     tolerance: float = 1e-5
     max_iterations: int = 1000
+    gap: float | None = 1e-4
 
     def __post_init__(self) -> None:
         if not callable(self.optimizer):
@@ -126,7 +136,7 @@ class FirstOrder:
                 "optimizer must map a list of tensors to a torch.optim.Optimizer; got "
                 f"{self.optimizer!r}: leave it out for Adam"
             )
-        check_amounts(tolerance=self.tolerance)
+        check_amounts(tolerance=self.tolerance, gap=self.gap or 0.0)
         check_counts(max_iterations=self.max_iterations)
 
     def solve(self, problem: CompletionProblem, run: Run) -> CompletionResult:
@@ -135,29 +145,32 @@ class FirstOrder:
         def steps(objective: Objective) -> Minimizer:
             return OptimizerSteps(objective, self.optimizer)
 
-        return _train(problem, run, steps, self.tolerance, self.max_iterations)
+        return _train(problem, run, steps, self)
 
 
 def _train(
     problem: CompletionProblem,
     run: Run,
     make: Callable[[Objective], Minimizer],
-    tolerance: float,
-    max_iterations: int,
+    solver: LBFGS | FirstOrder,
 ) -> CompletionResult:
     fitted, held_out = run.split(problem.observations)
     objective = Objective(problem, fitted)
-    stopping = Stopping(fitted.dtype, tolerance=tolerance, patience=run.patience_or())
-    fit = _Fit(objective, make(objective), stopping, held_out, run.checkpoint)
-    with run.reporting(max_iterations) as report:
-        status = fit.run(max_iterations, report)
+    patience, most = run.patience_or(), solver.max_iterations
+    stopping = Stopping(fitted.dtype, tolerance=solver.tolerance, patience=patience)
+    convex = convex_problem_of(problem, fitted)
+    proof = None if convex is None or held_out is not None else Proof.of(convex, solver.gap)
+    fit = _Fit(objective, make(objective), stopping, held_out, run.checkpoint, proof)
+    with run.reporting(most) as report:
+        status = fit.run(most, report)
     return CompletionResult(
         objective.operator(),
         objective.bias(),
         status,
         fit.history,
-        problem=convex_problem_of(problem, fitted),
+        problem=convex,
         link=objective.link(),
+        proved=None if proof is None else proof.last,
     )
 
 
@@ -171,9 +184,10 @@ class _Fit:
         stopping: Stopping,
         held_out: Observations | None,
         checkpoint: Checkpoint | None,
+        proof: Proof | None,
     ) -> None:
         self.objective, self.minimizer, self.stopping = objective, minimizer, stopping
-        self.held_out, self.checkpoint = held_out, checkpoint
+        self.held_out, self.checkpoint, self.proof = held_out, checkpoint, proof
         self.history, self.best = History(), self._copy()
         self.start = time.perf_counter()
         state = None if checkpoint is None else checkpoint.restored()
@@ -211,7 +225,29 @@ class _Fit:
         status = self.stopping.judge(value, rmse)
         if self.stopping.improved:
             self.best = self._copy()
-        return status
+        return self._proved() if status is CompletionStatus.CONVERGED else status
+
+    def _proved(self) -> CompletionStatus | None:
+        """Return whether the settled iterate is the optimum, or None to go on from elsewhere."""
+        proof, objective = self.proof, self.objective
+        self._restore_best()
+        if proof is None or proof.reached(objective.operator(), objective.bias()):
+            return CompletionStatus.CONVERGED
+        if proof.may_escape and self._escapes(proof):
+            proof.escapes += 1
+            self.stopping.look_again()
+        elif not (proof.worthwhile() and self.stopping.tighten()):
+            return CompletionStatus.GAP_OPEN
+        self.minimizer.restart()
+        return None
+
+    def _escapes(self, proof: Proof) -> bool:
+        if escape(self.objective, proof.problem, proof.enough):
+            return True
+        if not proof.may_polish:
+            return False
+        proof.polishes += 1
+        return polish(self.objective, proof.problem, proof.gap, effort=proof.polishes)
 
     def _advance(self) -> CompletionStatus | None:
         if self.minimizer.advance():
@@ -220,8 +256,9 @@ class _Fit:
         self.minimizer.restart()
         if self.minimizer.advance():
             return None
-        trouble = self.minimizer.met_not_finite
-        return CompletionStatus.NUMERICAL_TROUBLE if trouble else CompletionStatus.STALLED
+        if self.minimizer.met_not_finite:
+            return CompletionStatus.NUMERICAL_TROUBLE
+        return CompletionStatus.STALLED if self.proof is None else self._proved()
 
     def _leave_checkpoint(self) -> None:
         iteration = len(self.history)
@@ -235,6 +272,7 @@ class _Fit:
             "stopping": self.stopping.state(),
             "history": self.history.columns(),
             "best": self.best,
+            "proof": None if self.proof is None else self.proof.state(),
         }
 
     @torch.no_grad()
@@ -245,6 +283,8 @@ class _Fit:
         self.minimizer.resume(state["minimizer"])
         self.stopping.resume(state["stopping"])
         self.history, self.best = History(**state["history"]), state["best"]
+        if self.proof is not None:
+            self.proof.resume(state["proof"])
         self.start -= self.history.seconds[-1]
 
     def _copy(self) -> list[Tensor]:

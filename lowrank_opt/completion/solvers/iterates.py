@@ -17,6 +17,7 @@ from lowrank_opt.completion.model.bias import AdditiveBias, weighted_mean
 from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.completion.solvers.context import Run
 from lowrank_opt.completion.solvers.held_out import root_mean_square_error
+from lowrank_opt.completion.solvers.proof import Proof
 from lowrank_opt.errors import OptionError
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
@@ -71,6 +72,7 @@ def iterate(
     max_iterations: int,
     patience: int = 20,
     problem: ConvexProblem | None = None,
+    gap: float | None = None,
 ) -> CompletionResult:
     """Take iterates from a solver until one of the criteria of `Stopping` is met.
 
@@ -89,23 +91,38 @@ def iterate(
         The solver's own.
     problem : ConvexProblem, optional
         What the solver minimises, for `CompletionResult.certificate`.
+    gap : float, optional
+        Converged only if the certificate proves this gap, relative to the objective; else the
+        tolerance is lowered. For iterates that are not `settled` by themselves, without entries
+        held out.
     """
     patience = run.patience_or(patience)
-    loop = _Loop(fitted, held_out, Stopping(fitted.dtype, tolerance=tolerance, patience=patience))
+    stopping = Stopping(fitted.dtype, tolerance=tolerance, patience=patience)
+    proof = Proof.of(problem, None if held_out is not None else gap)
+    loop = _Loop(fitted, held_out, stopping, proof)
     with run.reporting(max_iterations) as report:
         first = 0 if run.checkpoint is None else loop.resume(iterates, run.checkpoint)
         status = loop.run(iterates, first, max_iterations, report, run.checkpoint)
     assert loop.best is not None, "a solver yields its start before anything can go wrong"
     return CompletionResult(
-        loop.best.operator, loop.best.bias, status, loop.history, problem=problem
+        loop.best.operator,
+        loop.best.bias,
+        status,
+        loop.history,
+        problem=problem,
+        proved=None if proof is None else proof.last,
     )
 
 
 class _Loop:
     def __init__(
-        self, observations: Observations, held_out: Observations | None, stopping: Stopping
+        self,
+        observations: Observations,
+        held_out: Observations | None,
+        stopping: Stopping,
+        proof: Proof | None,
     ) -> None:
-        self.held_out, self.stopping = held_out, stopping
+        self.held_out, self.stopping, self.proof = held_out, stopping, proof
         self.unit = loss_of_the_mean(observations) or 1.0
         self.history = History()
         self.best: Iterate | None = None
@@ -133,7 +150,15 @@ class _Loop:
                     checkpoint.offer(step + 1, partial(self._state, iterates))
         except KeyboardInterrupt:
             return CompletionStatus.INTERRUPTED
-        return CompletionStatus.STALLED
+        return self._at_the_end()
+
+    def _at_the_end(self) -> CompletionStatus:
+        """Return how it is with an iterate from which no step descends."""
+        proof, best = self.proof, self.best
+        if proof is None or best is None:
+            return CompletionStatus.STALLED
+        proved = proof.reached(best.operator, best.bias)
+        return CompletionStatus.CONVERGED if proved else CompletionStatus.GAP_OPEN
 
     def resume(self, iterates: Iterator[Iterate], checkpoint: Checkpoint) -> int:
         """Go on from a checkpoint, if there is one; return the number of iterates so far."""
@@ -181,7 +206,17 @@ class _Loop:
         status = self.stopping.judge(iterate.objective / self.unit, line.validation_rmse)
         if self.stopping.improved:
             self.best = iterate
-        return CompletionStatus.CONVERGED if iterate.settled else status
+        if iterate.settled:
+            return CompletionStatus.CONVERGED
+        return self._proved(iterate) if status is CompletionStatus.CONVERGED else status
+
+    def _proved(self, iterate: Iterate) -> CompletionStatus | None:
+        """Return whether an iterate that settled is the optimum, or None to go on."""
+        proof = self.proof
+        if proof is None or proof.reached(iterate.operator, iterate.bias):
+            return CompletionStatus.CONVERGED
+        going_on = proof.worthwhile() and self.stopping.tighten()
+        return None if going_on else CompletionStatus.GAP_OPEN
 
     def _rmse(self, iterate: Iterate) -> float:
         if self.held_out is None:

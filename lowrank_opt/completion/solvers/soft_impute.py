@@ -42,6 +42,8 @@ class SoftImpute:
     tolerance : float
         As in `LBFGS`.
     max_iterations : int
+    gap : float, optional
+        As in `LBFGS`: CONVERGED means that it is proved.
 
     Raises
     ------
@@ -65,7 +67,7 @@ class SoftImpute:
     Examples
     --------
     >>> SoftImpute(tolerance=1e-8)
-    SoftImpute(tolerance=1e-08, max_iterations=1000)
+    SoftImpute(tolerance=1e-08, max_iterations=1000, gap=0.0001)
     """
 
     traits: ClassVar[Traits] = Traits(
@@ -73,9 +75,10 @@ class SoftImpute:
     )
     tolerance: float = 1e-5
     max_iterations: int = 1000
+    gap: float | None = 1e-4
 
     def __post_init__(self) -> None:
-        check_amounts(tolerance=self.tolerance)
+        check_amounts(tolerance=self.tolerance, gap=self.gap or 0.0)
         check_counts(max_iterations=self.max_iterations)
 
     def solve(self, problem: CompletionProblem, run: Run) -> CompletionResult:
@@ -98,6 +101,7 @@ class SoftImpute:
             tolerance=self.tolerance,
             max_iterations=self.max_iterations,
             problem=convex_problem_of(problem, fitted),
+            gap=self.gap,
         )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from lowrank_opt.completion.model.bias import AdditiveBias
 from lowrank_opt.kernels.dispatch import backend_of
 from lowrank_opt.kernels.functions import Model, Needed
+from lowrank_opt.linalg import product_svd
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.sets import SpectralSet
@@ -117,6 +118,12 @@ class SubspaceFit:
         m, n = self.centred.shape
         U, V = (torch.eye(size, 1, dtype=torch.float64) for size in (m, n))
         return SubspacePoint(U, U.new_zeros(1, 1), V, U.new_zeros(m), U.new_zeros(n))
+
+    def point(self, W: LowRankOperator, bias: AdditiveBias) -> SubspacePoint:
+        """Return a matrix and biases as a point."""
+        left, right = W.left.double() / self.a.unsqueeze(1), W.right.double() / self.b.unsqueeze(1)
+        U, sigma, V = product_svd(left, W.scale.double(), right)
+        return SubspacePoint(U, torch.diag(sigma), V, bias.rows.double(), bias.cols.double())
 
     def objective(self, point: SubspacePoint) -> float:
         """Return the objective, without a gradient."""

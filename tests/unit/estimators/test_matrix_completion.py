@@ -1,6 +1,8 @@
 """MatrixCompletion as a demanding user would use it."""
 
 import pickle
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 import lowrank_opt as lo
-from lowrank_opt.completion import sgd
 from lowrank_opt.errors import OptionError
 from lowrank_opt.estimators import Labels, MatrixCompletion
 from tests.unit.estimators.cases import SHAPE, quick, ratings
@@ -273,22 +274,57 @@ def test_ratings_are_clipped_to_their_scale():
     assert quick(clip=(2, 3)).fit(pairs, stars).predict(pairs).max() <= 3.0
 
 
-def test_custom_solver():
+@dataclass(frozen=True)
+class InABall:
+    """A user's solver."""
+
+    traits: ClassVar[lo.solvers.Traits] = lo.solvers.Traits(sets=("rank",))
+    max_iterations: int = 12
+
+    def solve(self, problem: lo.CompletionProblem, run: lo.solvers.Run) -> lo.CompletionResult:
+        ball = lo.HomogeneousBall(
+            problem.shape,
+            problem.fixed_rank,
+            radius=200.0,
+            dtype=problem.observations.dtype,
+            generator=run.generator,
+        )
+        return lo.complete(problem.observations, ball, max_iterations=self.max_iterations)
+
+
+def test_a_solver_of_ones_own():
     pairs, y = ratings()
-
-    def solve(observations: lo.Observations, rank: int) -> lo.CompletionResult:
-        ball = lo.HomogeneousBall(observations.shape, rank, radius=200.0, dtype=observations.dtype)
-        return lo.complete(observations, ball, max_iterations=30)
-
-    model = MatrixCompletion(solver=solve, random_state=0).fit(pairs, y)
+    model = MatrixCompletion(solver=InABall(), random_state=0).fit(pairs, y)
     assert model.score(pairs, y) > 0.9
     assert len(model.path_) > 1
+    assert clone(model).solver == InABall()
+
+
+def test_a_function_is_no_solver():
+    pairs, y = ratings()
+    with pytest.raises(OptionError, match=r"wrap a function .* in lowrank_opt\.solvers\.Custom"):
+        MatrixCompletion(solver=len).fit(pairs, y)
+
+
+@pytest.mark.parametrize(
+    ("solver", "setting"),
+    [
+        (lo.solvers.FrankWolfe(gap=1e-1, max_iterations=4), "radius"),
+        ("soft_impute", "penalty"),
+        (lo.solvers.GaussNewton(max_iterations=5), "rank"),
+    ],
+)
+def test_any_solver_is_searched_along_what_regularises_it(solver: object, setting: str):
+    pairs, y = ratings()
+    model = MatrixCompletion(solver=solver, random_state=0).fit(pairs, y)
+    assert len({point.setting[setting] for point in model.path_.points}) > 1
+    assert model.score(pairs, y) > 0.5
 
 
 def test_solvers_of_the_library_follow_the_seed():
     pairs, y = ratings()
     models = [
-        MatrixCompletion(solver=sgd, rank=5, max_iterations=50, random_state=k).fit(pairs, y)
+        MatrixCompletion(solver="sgd", rank=5, max_iterations=50, random_state=k).fit(pairs, y)
         for k in (0, 0, 1)
     ]
     same, again, other = (model.predict(pairs) for model in models)

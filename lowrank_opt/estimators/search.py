@@ -1,0 +1,215 @@
+"""What an estimator chooses for a solver on held-out entries, told by the solver's traits.
+
+A solver that needs a penalty is searched along penalties, one that takes a norm bound along radii,
+any other along ranks; one that holds nothing out, as draws from a posterior, not at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from lowrank_opt.completion import CompletionProblem, CompletionResult, complete
+from lowrank_opt.completion.after.path import Setting, Walk
+from lowrank_opt.completion.catalog import option_names, solver_of, with_options
+from lowrank_opt.completion.results.posterior import BayesianResult
+from lowrank_opt.completion.solvers.traits import AnyResult
+from lowrank_opt.estimators.starts import EXPONENT, Bias, largest_penalty, random_start, spread
+from lowrank_opt.observations import Observations
+from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations import HomogeneousBall, Weighted
+from lowrank_opt.solvers import ALS, LBFGS, Gibbs, SoftImpute, Solver, Variational
+
+_SMALL_RANK, _RANK, _RANK_OF_DRAWS, _LARGEST_RANK = 8, 12, 16, 32
+
+_BY_NAME: dict[str, Solver] = {
+    "als": ALS(exponent=EXPONENT, tolerance=1e-4, max_iterations=50),
+    "gradient": LBFGS(tolerance=1e-4, max_iterations=500, gap=None),
+    "variational": Variational(max_iterations=40),
+    "bayesian": Gibbs(samples=160),
+}
+
+
+@dataclass(frozen=True)
+class Search:
+    """The settings that are chosen for a solver, and the problems they make.
+
+    Parameters
+    ----------
+    solver : Solver
+    bias : {"additive"} or None
+    weighted : bool
+        Whether a norm bound weighs rows and columns by their counts.
+    seed : int
+    """
+
+    solver: Solver
+    bias: Bias
+    weighted: bool
+    seed: int
+
+    @property
+    def by_penalty(self) -> bool:
+        """Whether the penalty is what regularises."""
+        return self.solver.traits.penalty == "needed"
+
+    @property
+    def by_radius(self) -> bool:
+        """Whether a norm bound is what regularises."""
+        return not {"rank", "nothing"} & set(self.solver.traits.sets)
+
+    def first(self, observations: Observations) -> dict[str, float]:
+        """Return the setting that a path starts from, heavily regularised."""
+        (m, n), bias = observations.shape, self.bias
+        rank = float(min(_RANK, m, n))
+        if self.by_penalty:
+            penalty = 0.7 * largest_penalty(observations, bias)
+            return {"penalty": penalty, "bias_penalty": 1.0, "rank": rank}
+        if self.by_radius:
+            radius = 0.15 * spread(observations, bias) * math.sqrt(m * n)
+            return {"radius": radius, "bias_penalty": 2.0, "rank": rank}
+        small = _SMALL_RANK if self.solver.traits.validation else _RANK_OF_DRAWS
+        return {"rank": float(min(small, m, n))}
+
+    def walks(self, observations: Observations) -> list[Walk]:
+        """Return how a path goes on; walks along given settings are left out by the caller."""
+        most = float(min(*observations.shape, _LARGEST_RANK))
+        doubled = Walk("rank", 2.0, steps=2, gain=1e-3, bounds=(1.0, most), whole=True)
+        if self.by_penalty:
+            return [
+                Walk("penalty", 0.7, steps=3, patience=2),
+                Walk("penalty", 0.5, steps=25),
+                Walk("bias_penalty", 2.0, steps=3),
+                Walk("bias_penalty", 0.5, steps=3),
+                doubled,
+                Walk("penalty", 1.2, steps=2),
+                Walk("penalty", 1 / 1.2, steps=2),
+            ]
+        if self.by_radius:
+            return [Walk("radius", 1.4, steps=15), doubled]
+        if not self.solver.traits.validation:
+            return []
+        if isinstance(self.solver, Variational):
+            return [Walk("rank", 1.5, steps=5, gain=1e-3, bounds=(1.0, most), whole=True)]
+        return [doubled]
+
+    def fit(
+        self, observations: Observations, setting: Setting, start: CompletionResult | None
+    ) -> CompletionResult:
+        """Fit roughly, for a point of the path."""
+        result = self._solve(rough(self.solver), observations, setting, start)
+        return result.to_completion() if isinstance(result, BayesianResult) else result
+
+    def refit(
+        self, observations: Observations, setting: Setting, start: CompletionResult | None
+    ) -> AnyResult:
+        """Fit in earnest."""
+        return self._solve(self.solver, observations, setting, start)
+
+    def _solve(
+        self,
+        solver: Solver,
+        observations: Observations,
+        setting: Setting,
+        start: CompletionResult | None,
+    ) -> AnyResult:
+        generator = torch.Generator().manual_seed(self.seed)
+        problem = self._problem(observations, setting, start)
+        if isinstance(solver, ALS) and start is None:
+            start = random_start(observations, int(setting["rank"]), generator)
+        begin = start if solver.traits.start else None
+        return complete(problem, solver=solver, generator=generator, start=begin)
+
+    def _problem(
+        self, observations: Observations, setting: Setting, start: CompletionResult | None
+    ) -> CompletionProblem:
+        model = self._ball(observations, setting, start) if self.by_radius else int(setting["rank"])
+        return CompletionProblem(
+            observations,
+            model,
+            bias=self.bias,
+            penalty=setting.get("penalty", 0.0),
+            bias_penalty=setting.get("bias_penalty", 1.0),
+        )
+
+    def _ball(
+        self, observations: Observations, setting: Setting, start: CompletionResult | None
+    ) -> HomogeneousBall | Weighted:
+        """Return a ball of the nuclear norm, at the start where there is one."""
+        ball = HomogeneousBall(
+            observations.shape,
+            int(setting["rank"]),
+            radius=setting["radius"],
+            dtype=observations.dtype,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+        chart = Weighted(ball, *_weights(observations)) if self.weighted else ball
+        if start is not None:
+            _ = chart.assign(_stretched(start, setting), project=True)
+        return chart
+
+
+def rough(solver: Solver) -> Solver:
+    """Return a copy of a solver that gets near its end soon, for the points of a path."""
+    match solver:
+        case ALS():
+            most = min(solver.max_iterations, 6)
+            tolerance = max(solver.tolerance, 2e-3)
+            return replace(solver, tolerance=tolerance, max_iterations=most, gap=None)
+        case LBFGS():
+            most = min(solver.max_iterations, 60)
+            tolerance = max(solver.tolerance, 1e-3)
+            return replace(solver, tolerance=tolerance, max_iterations=most, gap=None)
+        case SoftImpute():
+            return replace(solver, tolerance=max(solver.tolerance, 1e-3), gap=None)
+        case Variational():
+            return replace(solver, max_iterations=min(solver.max_iterations, 10))
+        case _:
+            return solver
+
+
+def chosen_solver(
+    solver: str | Solver,
+    given: Mapping[str, float],
+    *,
+    bias: Bias,
+    tolerance: float | None,
+    max_iterations: int | None,
+) -> Solver:
+    """Return the solver of an estimator; "auto" looks at the settings that are given.
+
+    Raises
+    ------
+    OptionError
+        If it is none, or has no such option.
+    """
+    if solver == "auto":
+        solver = _best_for(given, bias)
+    made = _BY_NAME[solver] if isinstance(solver, str) and solver in _BY_NAME else solver_of(solver)
+    draws = "samples" in option_names(made)
+    counts = {"samples" if draws else "max_iterations": max_iterations}
+    return with_options(made, tolerance=tolerance, **counts)
+
+
+def _best_for(given: Mapping[str, float], bias: Bias) -> str:
+    if "radius" in given:
+        return "gradient"
+    # A variational posterior has biases, and finds its penalties itself.
+    return "als" if bias is None or given.keys() & {"penalty", "bias_penalty"} else "variational"
+
+
+def _weights(observations: Observations) -> list[torch.Tensor]:
+    counts, total = (observations.row_counts, observations.col_counts), len(observations)
+    return [
+        (x.clamp_min(1).double() * (len(x) / total)).pow(-EXPONENT / 2).to(observations.dtype)
+        for x in counts
+    ]
+
+
+def _stretched(start: CompletionResult, setting: Setting) -> LowRankOperator:
+    """Return the start, of at most the rank asked for."""
+    rank = int(setting["rank"])
+    return start.operator if start.operator.rank <= rank else start.operator.truncate(rank)
