@@ -19,7 +19,7 @@ MAX_LINES = 400
 
 BASEMENT = {"errors", "checks", "extras", "files"}
 FOUNDATION = BASEMENT | {"linalg", "operator", "sets", "tables", "observations", "proofs"}
-CORE = FOUNDATION | {"parameterizations", "kernels", "completion", "solvers", "nn"}
+CORE = FOUNDATION | {"combination", "parameterizations", "kernels", "completion", "solvers", "nn"}
 CONSUMERS = {"estimators", "training", "merging", "distributed", "plots"}
 
 # The key may import the values; "" is lowrank_opt/__init__.py. A component that is not in the
@@ -30,13 +30,13 @@ ALLOWED: dict[str, set[str]] = {
     "tables": {"errors", "extras"},
     "observations": {"errors", "checks", "tables"},
     "operator": {"errors", "checks", "linalg"},
-    "sets": {"errors", "checks", "linalg", "operator"},
+    **{key: {"errors", "checks", "linalg", "operator"} for key in ("sets", "combination")},
     "proofs": {"errors", "check_certificate", "linalg", "operator", "sets"},
     "parameterizations": {"errors", "checks", "extras", "linalg", "operator", "sets", "proofs"},
     "kernels": {"errors", "checks", "linalg", "operator", "observations"},
     "completion": FOUNDATION | {"check_certificate", "parameterizations", "kernels"},
     "solvers": {"completion"},
-    "nn": {"errors", "checks", "files", "linalg", "operator", "sets", "parameterizations"},
+    "nn": BASEMENT | {"linalg", "operator", "combination", "sets", "parameterizations"},
     **{consumer: CORE for consumer in CONSUMERS},
     "_names": CORE,
     "": CORE | {"_names"},
