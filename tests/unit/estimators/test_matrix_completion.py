@@ -348,9 +348,8 @@ def test_values_of_any_size(scale: float, options: dict[str, object]):
     near = MatrixCompletion(random_state=0, clip=None, **options).fit(pairs, y)
     far = MatrixCompletion(random_state=0, clip=None, **given).fit(pairs, y * scale)
     assert near.rank_ == far.rank_
-    np.testing.assert_allclose(
-        near.predict(pairs), far.predict(pairs) / scale, rtol=1e-3, atol=1e-3
-    )
+    close = {"rtol": 1e-3, "atol": 1e-3}
+    np.testing.assert_allclose(near.predict(pairs), far.predict(pairs) / scale, **close)
     if len(near.path_) > 0:
         for a, b in zip(near.predict_interval(pairs), far.predict_interval(pairs), strict=True):
             np.testing.assert_allclose(a, b / scale, **close)
