@@ -7,6 +7,7 @@ anything of `lowrank_opt` takes torch with it. All else is imported when the opt
 
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +22,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="one test for each law, on package.module:Class, file.py:Class or "
         "'package.module:Class(radius=3.0)'; may be given several times",
     )  # fmt: skip
+    group.addoption(
+        "--lowrank-library", action="store_true", help="verify every parameterization of lowrank_opt"
+    )
+    group.addoption(
+        "--lowrank-kind",
+        choices=("parameterization", "set", "operator", "adapter", "solver", "module"),
+        help="what the targets are (default: what they look like)",
+    )
+    group.addoption(
+        "--lowrank-weight", metavar="NAME",
+        help="of a module of another package: the weight that is in the set",
+    )  # fmt: skip
+    group.addoption(
+        "--lowrank-feasible-set", metavar="TARGET",
+        help="the set of a module's weight or of a solver's results",
+    )  # fmt: skip
+    group.addoption("--lowrank-verdicts", action="store_true", help=argparse.SUPPRESS)
     group.addoption(
         "--lowrank-profile", choices=("quick", "standard", "thorough"), default="standard",
         help="how hard to try (default: standard)",
@@ -41,7 +59,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Collect laws as tests if that is asked for."""
-    if config.getoption("lowrank_verify"):
+    if config.getoption("lowrank_verify") or config.getoption("lowrank_library"):
         from lowrank_opt.testing.reports.pytest_plugin import register
 
         register(config)

@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.rooms import ROOMS
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("lowrank_opt", "problems", "experiments")
 MAX_LINES = 400
 
 BASEMENT = {"errors", "checks", "extras", "files"}
 FOUNDATION = BASEMENT | {"linalg", "operator", "sets", "tables", "observations", "proofs"}
-CORE = FOUNDATION | {"parameterizations", "kernels", "completion", "solvers", "nn"}
+CORE = FOUNDATION | {"combination", "parameterizations", "kernels", "completion", "solvers", "nn"}
 CONSUMERS = {"estimators", "training", "merging", "distributed", "plots"}
 
 # The key may import the values; "" is lowrank_opt/__init__.py. A component that is not in the
@@ -30,13 +32,13 @@ ALLOWED: dict[str, set[str]] = {
     "tables": {"errors", "extras"},
     "observations": {"errors", "checks", "tables"},
     "operator": {"errors", "checks", "linalg"},
-    "sets": {"errors", "checks", "linalg", "operator"},
+    **{key: {"errors", "checks", "linalg", "operator"} for key in ("sets", "combination")},
     "proofs": {"errors", "check_certificate", "linalg", "operator", "sets"},
     "parameterizations": {"errors", "checks", "extras", "linalg", "operator", "sets", "proofs"},
     "kernels": {"errors", "checks", "linalg", "operator", "observations"},
     "completion": FOUNDATION | {"check_certificate", "parameterizations", "kernels"},
     "solvers": {"completion"},
-    "nn": {"errors", "checks", "files", "linalg", "operator", "sets", "parameterizations"},
+    "nn": BASEMENT | {"linalg", "operator", "combination", "sets", "parameterizations"},
     **{consumer: CORE for consumer in CONSUMERS},
     "_names": CORE,
     "": CORE | {"_names"},
@@ -48,20 +50,6 @@ ALLOWED: dict[str, set[str]] = {
     "experiments": CORE | CONSUMERS | {"", "testing", "problems"},
 }
 
-# Rooms inside a package, from the ground floor up: the key may import the values, which stand above
-# it in the table. Files beside the rooms are the door, "".
-ROOMS: dict[str, dict[str, set[str]]] = {
-    "lowrank_opt.completion": {
-        "model": set(),
-        "loop": set(),
-        "certificates": {"model"},
-        "results": {"model", "loop", "certificates"},
-        "solvers": {"model", "loop", "certificates", "results"},
-        "bayes": {"model", "loop", "results", "solvers"},
-        "after": {"model", "loop", "results", "solvers", "bayes"},
-        "": {"model", "loop", "certificates", "results", "solvers", "bayes", "after"},
-    },
-}
 MOST_FILES = 15
 
 # fmt: off

@@ -11,20 +11,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowrank_opt.errors import OptionError
+from lowrank_opt.extras import extra
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
     from lowrank_opt.cli.parsers import Commands
-    from lowrank_opt.testing.reports.session import Session, Settings
+    from lowrank_opt.testing.reports.pytest_plugin import Settings
+    from lowrank_opt.testing.reports.session import Session
     from lowrank_opt.testing.subjects.targets import Target
 
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
+_KINDS = ("parameterization", "set", "operator", "adapter", "solver", "module")
 _INTERRUPTED = 130
 _DESCRIPTION = """\
 Try every law and look for counter-examples. TARGET is a parameterization, a feasible set, a class
-of operators or a function make(shape, rank): package.module:Class, file.py:Class, or with arguments
-by name, as in "package.module:Class(radius=3.0)". Without a target, every parameterization of this
+of operators, a solver, or a function make(shape, rank): package.module:Class, file.py:Class, or
+with arguments by name, as in "package.module:Class(radius=3.0)". With --as adapter it is put into
+small models; with --weight NAME it is any module. Without a target, every parameterization of this
 package."""
 _STATUS = (
     "Exit status: 0 if all laws hold, 1 if one is broken, 2 for a wrong call, 130 after Ctrl-C."
@@ -46,6 +50,15 @@ def add_to(commands: Commands) -> None:
 
 def _add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
+    add(
+        "--as",
+        dest="kind",
+        choices=_KINDS,
+        help="what the targets are (default: what they look like)",
+    )
+    add("--weight", metavar="NAME", help="of a module: the weight that is in the set")
+    add("--feasible-set", metavar="TARGET",
+        help="the set of a module's weight, or of a solver's results")  # fmt: skip
     add("--profile", choices=("quick", "standard", "thorough"), default="standard",
         help="how hard to try (default: %(default)s)")  # fmt: skip
     add("--dtype", choices=_DTYPES, default="float64", help="default: %(default)s")
@@ -59,6 +72,9 @@ def _add_options(parser: ArgumentParser) -> None:
 
 
 def _run(options: Namespace) -> int:
+    with extra("testing"):
+        import hypothesis  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        import xdist  # noqa: F401  # pyright: ignore[reportUnusedImport, reportMissingTypeStubs]
     from lowrank_opt.cli.verify_console import Console
     from lowrank_opt.testing.reports.session import run
 
@@ -69,9 +85,10 @@ def _run(options: Namespace) -> int:
     _check_folders(options)
     console = Console(sys.stdout, targets, settings)
     with _quietly(), console:
-        session = run(targets, settings, console)
+        words = _words(options)
+        session = run(targets, settings, console, words=words, junit=options.junit)
     console.summary(session)
-    _write_reports(session, options)
+    _write_report(session, options)
     return _INTERRUPTED if session.interrupted else int(not session.holds)
 
 
@@ -95,7 +112,7 @@ def _quietly() -> Generator[None]:
 def _settings(options: Namespace) -> Settings:
     import torch
 
-    from lowrank_opt.testing.reports.session import Settings
+    from lowrank_opt.testing.reports.pytest_plugin import Settings
 
     if options.jobs < 1:
         raise OptionError(f"--jobs must be at least 1; got {options.jobs}")
@@ -115,7 +132,12 @@ def _targets(options: Namespace) -> list[Target]:
     from lowrank_opt.testing.subjects.library import library
     from lowrank_opt.testing.subjects.targets import load_target
 
-    targets = [load_target(text) for text in options.targets] or library()
+    asked = {
+        "kind": options.kind,
+        "weight": options.weight,
+        "feasible_set": options.feasible_set,
+    }
+    targets = [load_target(text, **asked) for text in options.targets] or library()
     return with_expectations(targets, options.expected_failures)
 
 
@@ -126,11 +148,28 @@ def _check_folders(options: Namespace) -> None:
             raise OptionError(f"a report must be a file in an existing folder; got {str(path)!r}")
 
 
-def _write_reports(session: Session, options: Namespace) -> None:
-    from lowrank_opt.testing.reports.html import html_report
-    from lowrank_opt.testing.reports.junit import junit_report
+def _words(options: Namespace) -> list[str]:
+    """Return the options of the pytest plug-in that mean the same, for other processes."""
+    pairs = {
+        "kind": options.kind,
+        "weight": options.weight,
+        "feasible-set": options.feasible_set,
+        "profile": options.profile,
+        "dtype": options.dtype,
+        "device": options.device,
+        "seed": options.seed,
+    }
+    words = [f"--lowrank-{name}={value}" for name, value in pairs.items() if value is not None]
+    words += [f"--lowrank-verify={text}" for text in options.targets]
+    words += [] if options.targets else ["--lowrank-library"]
+    return words + [f"--lowrank-expected-failures={word}" for word in options.expected_failures]
 
-    for path, render in ((options.report, html_report), (options.junit, junit_report)):
+
+def _write_report(session: Session, options: Namespace) -> None:
+    from lowrank_opt.testing.reports.html import html_report
+
+    if options.report is not None:
+        options.report.write_text(html_report(session), encoding="utf-8")
+    for path in (options.report, options.junit):
         if path is not None:
-            path.write_text(render(session), encoding="utf-8")
             print(f"report: {path}")

@@ -1,19 +1,17 @@
-"""What `lowrank-opt verify` prints: a line for each law as it goes, then the broken ones."""
+"""What `lowrank-opt verify` prints: a line for each law when it is done, then the broken ones."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import textwrap
-import threading
-import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
 if TYPE_CHECKING:
-    from lowrank_opt.testing.reports.session import Session, Settings, Verdicts
-    from lowrank_opt.testing.search.law import Law
+    from lowrank_opt.testing.reports.pytest_plugin import Settings
+    from lowrank_opt.testing.reports.session import Session, Verdicts
     from lowrank_opt.testing.search.verdict import CheckResult
     from lowrank_opt.testing.subjects.targets import Target
 
@@ -24,13 +22,10 @@ _WORDS = {
     "expected_failure": "known",
 }
 _COLOURS = {"passed": "32", "failed": "1;31", "skipped": "2", "expected_failure": "33"}
-_SPINNER = "|/-\\"
-_TICK = 0.1
-_CLEAR = "\r\x1b[K"
 
 
 class Console:
-    """The lines of a run, with a clock beside the present law on a terminal.
+    """The lines of a run, in colours on a terminal.
 
     One target gets a line for each law; several get a line each, and one for each broken law.
 
@@ -43,13 +38,10 @@ class Console:
 
     def __init__(self, stream: TextIO, targets: Sequence[Target], settings: Settings) -> None:
         self._stream, self._settings, self._targets = stream, settings, targets
-        self._live = stream.isatty() and os.environ.get("TERM") != "dumb"
-        self._colours = self._live and "NO_COLOR" not in os.environ
+        terminal = stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._colours = terminal and "NO_COLOR" not in os.environ
         self._width = max((len(t.name) for t in targets), default=0)
         self._tallies: dict[int, list[CheckResult]] = {id(t): [] for t in targets}
-        self._present, self._since = "", 0.0
-        self._lock, self._done = threading.Lock(), threading.Event()
-        self._clock = threading.Thread(target=self._tick, daemon=True)
 
     def __enter__(self) -> Self:
         dtype = str(self._settings.dtype).removeprefix("torch.")
@@ -57,8 +49,6 @@ class Console:
         s = self._settings
         self._line(f"{count}: profile {s.profile}, {dtype} on {s.device}, seed {s.seed}")
         self._line(self._row("law", "examples", "time", "result") if self._single else "")
-        if self._live:
-            self._clock.start()
         return self
 
     def __exit__(
@@ -67,16 +57,7 @@ class Console:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._done.set()
-        if self._clock.is_alive():
-            self._clock.join()
-        self._show("")
-
-    def started(self, target: Target, law: Law) -> None:
-        """Show what is being tried now."""
-        with self._lock:
-            self._present = law.name if self._single else f"{target.name}: {law.name}"
-            self._since = time.perf_counter()
+        self._stream.flush()
 
     def finished(self, target: Target, result: CheckResult) -> None:
         """Print the verdict of a law, or of a target after its last law."""
@@ -107,9 +88,11 @@ class Console:
         return len(self._targets) == 1
 
     def _of_law(self, result: CheckResult) -> str:
-        word = self._paint(_WORDS[result.status], result.status)
+        # A law that says nothing while another is broken says so itself.
+        silent = result.message.startswith("not judged")
+        word = "" if silent else self._paint(_WORDS[result.status], result.status)
         note = textwrap.shorten(result.message, 100, placeholder=" ...")
-        said = f"{word}: {note}" if note else word
+        said = f"{word}: {note}" if note and word else word or note
         return self._row(result.check, str(result.examples), f"{result.seconds:.2f} s", said)
 
     def _row(self, law: str, examples: str, seconds: str, result: str) -> str:
@@ -151,19 +134,5 @@ class Console:
         return f"\x1b[{_COLOURS[status]}m{text}\x1b[0m" if self._colours else text
 
     def _line(self, text: str) -> None:
-        with self._lock:
-            self._stream.write((_CLEAR if self._live else "") + text + "\n")
-            self._stream.flush()
-
-    def _tick(self) -> None:
-        while not self._done.wait(_TICK):
-            with self._lock:
-                passed = time.perf_counter() - self._since
-                sign = _SPINNER[int(passed / _TICK) % len(_SPINNER)]
-                self._stream.write(f"{_CLEAR}  {sign} {self._present}  {passed:.1f} s")
-                self._stream.flush()
-
-    def _show(self, text: str) -> None:
-        if self._live:
-            self._stream.write(_CLEAR + text)
-            self._stream.flush()
+        self._stream.write(text + "\n")
+        self._stream.flush()

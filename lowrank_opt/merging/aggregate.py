@@ -10,6 +10,7 @@ from typing import get_args, overload
 import torch
 from torch import Tensor
 
+from lowrank_opt.combination import stacked
 from lowrank_opt.errors import OptionError, TargetError
 from lowrank_opt.merging.clients import (
     Client,
@@ -22,7 +23,7 @@ from lowrank_opt.merging.clients import (
     read_weights,
     working,
 )
-from lowrank_opt.merging.factors import aligned, stacked
+from lowrank_opt.merging.factors import aligned
 from lowrank_opt.merging.fair import Objective
 from lowrank_opt.merging.rules import Method, Sent, Settings, apply_rule, check_settings_rank
 from lowrank_opt.operator import LowRankOperator

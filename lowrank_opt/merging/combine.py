@@ -11,6 +11,13 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.checks import check_rank
+from lowrank_opt.combination import (
+    RANDOM,
+    TRUNCATED,
+    CombineMethod,
+    CombineSettings,
+    combined,
+)
 from lowrank_opt.errors import OptionError
 from lowrank_opt.linalg import lp_norm
 from lowrank_opt.merging.clients import (
@@ -21,13 +28,6 @@ from lowrank_opt.merging.clients import (
     of_matrix,
     read_updates,
     working,
-)
-from lowrank_opt.merging.combine_rules import (
-    RANDOM,
-    TRUNCATED,
-    CombineMethod,
-    CombineSettings,
-    combined,
 )
 from lowrank_opt.merging.combined_sets import combined_set
 from lowrank_opt.merging.interference import Interference, measure_interference

@@ -94,17 +94,6 @@ class ClientFactors:
         )
 
 
-def stacked(ops: Sequence[LowRankOperator], weights: Tensor, dtype: torch.dtype) -> LowRankOperator:
-    """Return ``sum_k p_k W_k`` as one operator: factors side by side, weights in the scale.
-
-    Exact for factors of `dtype` or less: only the scale, of higher precision, is rounded.
-    """
-    scales = [p * working(op).scale for op, p in zip(ops, weights.tolist(), strict=True)]
-    left = torch.cat([op.left.to(dtype) for op in ops], dim=1)
-    right = torch.cat([op.right.to(dtype) for op in ops], dim=1)
-    return LowRankOperator(left, torch.cat(scales), right)
-
-
 def aligned(op: LowRankOperator, reference: LowRankOperator) -> LowRankOperator:
     r"""Return the same matrix with factors turned towards those of a reference.
 

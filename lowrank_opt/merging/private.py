@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias, get_args, overload
 import torch
 
 from lowrank_opt.checks import check_radius, check_rank
+from lowrank_opt.combination import stacked
 from lowrank_opt.errors import NotInSetError, OptionError, RadiusError, RankError
 from lowrank_opt.merging.clients import (
     Client,
@@ -19,7 +20,7 @@ from lowrank_opt.merging.clients import (
     read_updates,
     working,
 )
-from lowrank_opt.merging.factors import ClientFactors, stacked
+from lowrank_opt.merging.factors import ClientFactors
 from lowrank_opt.merging.noise import (
     best_of_rank_dense,
     near_best_of_rank,

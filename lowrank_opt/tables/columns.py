@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from lowrank_opt.errors import ShapeError
 
 _ROWS = (
-    "user users userid uid userno usernumber customer customerid reader readerid member row rows "
-    "rowid account"
+    "user users userid uid userno usernumber username customer customerid reader readerid "
+    "reviewer reviewerid member memberid row rows rowid account"
 )
 _COLS = (
     "item items itemid iid itemno itemnumber movie movies movieid film filmid product productid "
@@ -23,8 +23,8 @@ _COLS = (
     "asin parentasin anime animeid col cols colid column"
 )
 _VALUES = (
-    "rating ratings value values stars star score scores bookrating overall plays playcount y "
-    "weight count"
+    "rating ratings starrating bookrating overall value values stars star score scores y "
+    "preference plays playcount listens clicks quantity weight count"
 )
 _TIMES = "timestamp timestamps time date datetime ts unixtime unixreviewtime reviewtime ratedat"
 _INDEX = ("", "unnamed0", "indexlevel0")

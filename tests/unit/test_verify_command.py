@@ -11,16 +11,21 @@ import torch
 from lowrank_opt.cli import main
 from lowrank_opt.cli.verify_console import Console
 from lowrank_opt.errors import TargetError
-from lowrank_opt.testing import LAWS
-from lowrank_opt.testing.reports.session import Settings, run
+from lowrank_opt.testing import ADAPTER_LAWS, LAWS, MODULE_LAWS, SOLVER_LAWS
+from lowrank_opt.testing.reports.pytest_plugin import Settings
+from lowrank_opt.testing.reports.session import run
 from lowrank_opt.testing.subjects.library import library, library_target
 from lowrank_opt.testing.subjects.operators import OPERATOR_LAWS
+from lowrank_opt.testing.subjects.references import parse_reference
 from lowrank_opt.testing.subjects.sets import SET_LAWS
-from lowrank_opt.testing.subjects.targets import load_target, parse_reference
+from lowrank_opt.testing.subjects.targets import load_target
 from tests.preloaded import run_script
 
 SOURCE = """
+from torch import nn
+
 import lowrank_opt as lo
+from lowrank_opt.completion import als
 
 class Right(lo.HomogeneousBall):
     def __init__(self, shape, rank, *, radius=1.0, dtype=None):
@@ -44,6 +49,19 @@ class NeedsWeight(Right):
 
 def make_right(shape, rank):
     return Right(shape, rank, radius=2.0)
+
+class Passing(Right):
+    def __init__(self, shape, rank, **options):
+        super().__init__(shape, rank, **options)
+
+def make_layer(shape, rank):
+    return nn.Linear(shape[1], shape[0], bias=False)
+
+def make_any(shape):
+    return make_layer(shape, None)
+
+def solve(observations, rank, generator):
+    return als(observations, rank, penalty=1e-3, bias=None, generator=generator)
 
 def make_list(shape, rank):
     return [shape, rank]
@@ -189,6 +207,12 @@ def test_jobs_change_nothing(capsys) -> None:
         (["verified.shapes:Other"], "must be a Parameterization, a FeasibleSet.*it has Right"),
         (["verified.shapes:value"], "got value, an instance of int"),
         (["verified.shapes:make_list"], "must return a Parameterization; .* returned list"),
+        (["verified.shapes:make_layer"], "returned Linear: name its weight, as in --weight weight"),
+        (["torch.nn:Linear"], "Linear is a module and no Parameterization: name its weight"),
+        (["verified.shapes:Right(radus=1.0)"], "got TypeError: .*'radus': give the arguments"),
+        (["verified.shapes:Passing(radus=1.0)"], "got TypeError: .*'radus': give the arguments"),
+        (["verified.shapes:make_layer", "--weight", "wieght"], "weight must name a tensor"),
+        (["verified.shapes:Right", "--as", "set"], "must be enough to build the set"),
         (["verified.shapes:NeedsWeight"], "missing a required argument: 'weight': give the arg"),
         (["verified.shapes:Right(radius=-1.0)"], "cannot be built: radius must be positive"),
         (["verified.shapes:in_the_distance"], "must accept some of the shapes"),
@@ -274,6 +298,29 @@ def test_sets_that_cannot_be_built_are_wrong_calls(name, message, capsys) -> Non
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "laws"),
+    [
+        (["verified.shapes:Right", "--as", "adapter"], ADAPTER_LAWS),
+        (["verified.shapes:solve"], SOLVER_LAWS),
+        (["verified.shapes:make_any", "--weight", "weight"], MODULE_LAWS),
+        (["torch.nn:Bilinear(in1_features=2, in2_features=3, out_features=4)"], ()),
+    ],
+)
+def test_adapters_solvers_and_modules_are_targets(words, laws, capsys) -> None:
+    status = verify(*words)
+    out = capsys.readouterr().out
+    assert (0 if laws else 2) == status
+    assert all(re.search(rf"  {law.name} +\d+ +\d", out) for law in laws)
+
+
+def test_a_module_has_the_set_that_is_named(capsys) -> None:
+    words = ["verified.shapes:make_layer", "--weight", "weight"]
+    ball = "lowrank_opt:SchattenBall(p=inf, radius=1.0)"
+    assert 1 == verify(*words, "--feasible-set", ball)
+    assert "W leaves SchattenBall(p=inf, radius=1.0" in capsys.readouterr().out
+
+
 # The library
 
 
@@ -317,22 +364,18 @@ class Terminal(io.StringIO):
 
 
 def on_terminal(target: str) -> str:
-    """Return what a terminal is sent, with a moment for the clock in each law."""
+    """Return what a terminal is sent."""
     targets, settings = [load_target(target)], Settings("quick")
     console = Console(stream := Terminal(), targets, settings)
     with console:
-        console.started(targets[0], FEW[0])
-        while "contract  0." not in stream.getvalue():
-            pass
         console.summary(run(targets, settings, console))
     return stream.getvalue()
 
 
-def test_terminal_gets_a_clock_and_colours(monkeypatch) -> None:
+def test_terminal_gets_colours(monkeypatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     sent = on_terminal("verified.shapes:Wrong")
-    assert re.search(r"\r\x1b\[K  [|/\\-] contract  0\.\d s", sent)
     assert "\x1b[32mholds\x1b[0m" in sent
     assert "\x1b[1;31mBROKEN\x1b[0m: W leaves" in sent
 

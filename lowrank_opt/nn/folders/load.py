@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from lowrank_opt.errors import DataError, ShapeError, TargetError
 from lowrank_opt.nn.adapters.adapted import adapted_modules
-from lowrank_opt.nn.adapters.kinds import kind_of, matrix_shapes
 from lowrank_opt.nn.adapters.present import (
     check_not_merged,
     check_not_routed,
@@ -29,6 +28,7 @@ from lowrank_opt.nn.adapters.weights import (
     settle,
     unsettle,
 )
+from lowrank_opt.nn.basis.kinds import kind_of, matrix_shapes
 from lowrank_opt.nn.folders.described import described
 from lowrank_opt.nn.folders.stored import (
     Stored,

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.errors import TargetError
-from lowrank_opt.nn.adapters.kinds import original_type, type_name
 from lowrank_opt.nn.adapters.present import (
     adapter_names,
     check_known,
@@ -24,7 +23,8 @@ from lowrank_opt.nn.adapters.weights import (
     AdaptedWeight,
     adapted_weights,
 )
-from lowrank_opt.nn.errors import AdapterStateError
+from lowrank_opt.nn.basis.errors import AdapterStateError
+from lowrank_opt.nn.basis.kinds import original_type, type_name
 from lowrank_opt.nn.folders import files
 from lowrank_opt.nn.folders.described import described
 from lowrank_opt.nn.folders.stored import SETTLED, own_key

@@ -77,6 +77,7 @@ def _peft_site(site: PeftSite) -> SiteReport:
         spectral=spectral,
         frobenius=frobenius,
         nuclear=nuclear,
+        stable_rank=(frobenius / spectral) ** 2 if spectral else 0.0,
         drift=math.nan,
         holds=True,
         excess=0.0,

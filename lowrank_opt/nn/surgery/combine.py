@@ -8,8 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
+from lowrank_opt.combination import TRUNCATED, CombineMethod, CombineSettings, combined
 from lowrank_opt.errors import OptionError
-from lowrank_opt.linalg.entrywise import drop_and_rescale, elect_sign_and_average, keep_largest
 from lowrank_opt.nn.adapters.present import (
     check_known,
     check_not_merged,
@@ -23,7 +23,7 @@ from lowrank_opt.nn.adapters.weights import (
     AdaptedWeight,
     adapted_weights,
 )
-from lowrank_opt.nn.frozen import Frozen
+from lowrank_opt.nn.basis.frozen import Frozen
 from lowrank_opt.nn.surgery.install import Plan, Updates, check_new_name, install
 from lowrank_opt.nn.surgery.options import Make
 from lowrank_opt.nn.surgery.own import Own, trainable_copy
@@ -31,7 +31,14 @@ from lowrank_opt.nn.surgery.switching import check_lead
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import Parameterization
 
-Method = Literal["linear", "svd", "ties", "dare"]
+Method = CombineMethod | Literal["linear", "ties", "dare"]
+
+# Short names of three of the rules.
+_SHORT: dict[str, CombineMethod] = {
+    "linear": "sum",
+    "ties": "ties_dense",
+    "dare": "dare_dense",
+}
 
 
 def combine(
@@ -55,7 +62,7 @@ def combine(
     ``dare``: entries are dropped at random and the others divided by `density`, then summed.
 
     TIES and DARE work on entries: they form one dense update at a time, and return its truncation
-    to `rank`.
+    to `rank`. The other rules of `lowrank_opt.merging.combine` may be named too.
 
     Parameters
     ----------
@@ -64,7 +71,7 @@ def combine(
     weights : mapping from adapter names to float
     name : str
         Of the new adapter.
-    method : {"linear", "svd", "ties", "dare"}
+    method : {"linear", "svd", "ties", "dare"}, or a method of `lowrank_opt.merging.combine`
     rank : int, optional
         At most; by default the largest possible one, for all but ``linear`` the largest rank of
         the adapters that are combined.
@@ -106,16 +113,15 @@ def combine(
     _check_options(weights, method, density)
     check_lead(model, list(weights), lead)
     factors = dict(as_weights(weights))
-    terms: dict[int, list[list[LowRankOperator]]] = {}
+    rule, settings = _SHORT.get(method, method), CombineSettings(rank, density, generator)
+    terms: dict[int, list[list[tuple[LowRankOperator, float]]]] = {}
     found = adapted_weights(model, set(factors))
     for adapted in _each_once(found):
         of_weight = terms.setdefault(id(adapted.slot.parameter), [[] for _ in adapted.updates])
         for term, update in zip(of_weight, adapted.totals(), strict=True):
-            term.append(factors[adapted.adapter] * update().detach())
+            term.append((update().detach(), factors[adapted.adapter]))
     made = {
-        key: [
-            _parameterized(_combined(t, method, rank, density, generator), make) for t in matrices
-        ]
+        key: [_parameterized(_combined(t, rule, settings), make) for t in matrices]
         for key, matrices in terms.items()
     }
     slots = {adapted.name: adapted.slot for adapted in found}
@@ -150,24 +156,23 @@ def _own_of(model: nn.Module, names: Sequence[str], lead: str | None) -> list[Ow
 
 
 def _combined(
-    terms: Sequence[LowRankOperator],
-    method: Method,
-    rank: int | None,
-    density: float,
-    generator: torch.Generator | None,
+    weighted: Sequence[tuple[LowRankOperator, float]],
+    method: CombineMethod,
+    settings: CombineSettings,
 ) -> LowRankOperator:
-    limit = min(terms[0].shape)
-    largest = min(limit, max(op.rank for op in terms))
-    if method in ("linear", "svd"):
-        total = sum(terms[1:], start=terms[0])
-        keep = (largest if method == "svd" else limit) if rank is None else min(rank, limit)
-        return total.truncate(keep) if total.rank > keep else total
-    keep = largest if rank is None else min(rank, limit)
-    if method == "ties":
-        trimmed = [keep_largest(op.to_dense(), density) for op in terms]
-        return LowRankOperator.from_dense(elect_sign_and_average(trimmed), keep)
-    thinned = (drop_and_rescale(op.to_dense(), density, generator) for op in terms)
-    return LowRankOperator.from_dense(sum(thinned, start=terms[0].left.new_zeros(())), keep)
+    """Return one update of several, of the rank that is asked for, in their dtype."""
+    ops = [op for op, _ in weighted]
+    limit = min(ops[0].shape)
+    weights = torch.tensor([factor for _, factor in weighted], dtype=torch.float64)
+    if method == "average":
+        weights = weights / weights.sum()
+    exact, dtype = method == "sum", ops[0].dtype
+    terms = ops if exact else [op.to(dtype=torch.float64) for op in ops]
+    total = combined(method, terms, weights, settings)
+    keep = limit if settings.rank is None else min(settings.rank, limit)
+    if settings.rank is None and method in TRUNCATED:
+        keep = min(limit, max(op.rank for op in ops))
+    return (total.truncate(keep) if total.rank > keep else total).to(dtype=dtype)
 
 
 def _parameterized(op: LowRankOperator, make: Make | None) -> Parameterization:
@@ -178,8 +183,9 @@ def _parameterized(op: LowRankOperator, make: Make | None) -> Parameterization:
 
 
 def _check_options(weights: Mapping[str, float], method: str, density: float) -> None:
-    if method not in get_args(Method):
-        raise OptionError(f"method must be one of {get_args(Method)}; got {method!r}")
+    known = (*_SHORT, *get_args(CombineMethod))
+    if method not in known:
+        raise OptionError(f"method must be one of {known}; got {method!r}")
     if not weights:
         raise OptionError("combine needs at least one adapter; got no weights")
     if not 0 < density <= 1:

@@ -16,7 +16,7 @@ from lowrank_opt.errors import LowRankError, ShapeError, TargetError
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.sets import FeasibleSet, RankAtMost
-from lowrank_opt.testing.cases.calls import call
+from lowrank_opt.testing.cases.calls import call, taken
 from lowrank_opt.testing.cases.case import Case, Subject
 
 Weight: TypeAlias = str | Callable[[nn.Module], Tensor]
@@ -138,7 +138,9 @@ class ForeignTrial:
     ) -> Foreign:
         given = {"shape": shape, "rank": rank, "dtype": dtype, "device": device}
         module = self.made(given).to(dtype=dtype, device=device)
-        return Foreign(shape, rank, module, self.weight, self._declared(given), self.rtol)
+        return Foreign(
+            shape, rank, module, self.weight, self._declared(shape, rank, given), self.rtol
+        )
 
     def made(self, given: Mapping[str, object] | None = None) -> nn.Module:
         """Return a module; ValueErrors of other packages are refusals of a shape."""
@@ -157,10 +159,15 @@ class ForeignTrial:
             raise TargetError(f"make must return an nn.Module; got {type(made).__name__}")
         return made
 
-    def _declared(self, given: Mapping[str, object]) -> FeasibleSet:
+    def _declared(
+        self, shape: tuple[int, int], rank: int, given: Mapping[str, object]
+    ) -> FeasibleSet:
         named = self.feasible_set
         if named is None:
-            return RankAtMost(int(str(given["rank"])))
+            made = self.written
+            asked = () if isinstance(made, nn.Module) else taken(made, _ORDERS, given)
+            # Who is not told a rank claims none.
+            return RankAtMost(rank if "rank" in asked else min(shape))
         return named if isinstance(named, FeasibleSet) else call(named, _SET_ORDERS, given)
 
     def own_shape(self) -> tuple[int, int]:

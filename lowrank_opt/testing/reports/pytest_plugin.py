@@ -6,26 +6,54 @@ The options are in a module of their own, which imports nothing: see `pytest_add
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import textwrap
 import warnings
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from lowrank_opt.errors import LowRankError
-from lowrank_opt.testing.reports.session import Settings, judge_target
-from lowrank_opt.testing.search.check import AnyLaw
-from lowrank_opt.testing.search.verdict import BrokenLawError
+from lowrank_opt.testing.search.check import AnyLaw, judged, without_cause
+from lowrank_opt.testing.search.profiles import ProfileName
+from lowrank_opt.testing.search.verdict import BrokenLawError, CheckResult
 from lowrank_opt.testing.subjects.expectations import with_expectations
+from lowrank_opt.testing.subjects.library import library
 from lowrank_opt.testing.subjects.targets import Target, load_target
+
+# The property of a test's report in which `lowrank-opt verify` finds the verdict.
+_VERDICT = "lowrank-verdict"
 
 if TYPE_CHECKING:
     from _pytest._code.code import ExceptionInfo, TerminalRepr, TracebackStyle
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run tries.
+
+    Parameters
+    ----------
+    profile : {"quick", "standard", "thorough"}
+    dtype : torch.dtype
+    device : str
+    seed : int
+    jobs : int
+        Number of processes.
+    """
+
+    profile: ProfileName = "standard"
+    dtype: torch.dtype = torch.float64
+    device: str = "cpu"
+    seed: int = 0
+    jobs: int = 1
 
 
 def register(config: pytest.Config) -> None:
@@ -41,10 +69,23 @@ def register(config: pytest.Config) -> None:
     """
     chosen, folder = config.option, config.invocation_params.dir
     try:
-        targets = [load_target(text, directory=folder) for text in chosen.lowrank_verify]
+        targets = library() if chosen.lowrank_library else []
+        targets += [
+            load_target(
+                text,
+                directory=folder,
+                kind=chosen.lowrank_kind,
+                weight=chosen.lowrank_weight,
+                feasible_set=chosen.lowrank_feasible_set,
+            )
+            for text in chosen.lowrank_verify
+        ]
         targets = with_expectations(targets, chosen.lowrank_expected_failures)
     except LowRankError as error:
         raise pytest.UsageError(str(error)) from None
+    if hasattr(config, "workerinput"):
+        # One of several processes: more threads than cores cost time, and change digits.
+        torch.set_num_threads(1)
     settings = Settings(
         chosen.lowrank_profile,
         getattr(torch, chosen.lowrank_dtype),
@@ -52,7 +93,8 @@ def register(config: pytest.Config) -> None:
         chosen.lowrank_seed,
     )
     config.pluginmanager.register(LawsAsTests(targets, settings), "lowrank-verify-laws")
-    asked = any(str(a).startswith("--lowrank-verify") for a in config.invocation_params.args)
+    words = ("--lowrank-verify", "--lowrank-library")
+    asked = any(str(a).startswith(words) for a in config.invocation_params.args)
     if asked and config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args = []
 
@@ -75,13 +117,14 @@ class LawsAsTests:
         self, session: pytest.Session, items: list[pytest.Item]
     ) -> None:
         """Put one test for each law of each target before the others."""
-        collectors = [self._collector(session, target) for target in self._targets]
+        collectors = [self._collector(session, k, x) for k, x in enumerate(self._targets)]
         # Through pytest's own collection, which counts and reports.
         items[:0] = [item for collector in collectors for item in session.genitems(collector)]
 
-    def _collector(self, session: pytest.Session, target: Target) -> TargetCollector:
+    def _collector(self, session: pytest.Session, index: int, target: Target) -> TargetCollector:
         collector = TargetCollector.from_parent(session, name=target.name, nodeid=target.name)
-        collector.target, collector.settings = target, self._settings
+        collector.target, collector.settings, collector.index = target, self._settings, index
+        collector.results = []
         return collector
 
 
@@ -92,15 +135,22 @@ class TargetCollector(pytest.Collector):
     ----------
     target : Target
     settings : Settings
+    index : int
+        Position among the targets.
+    results : list of CheckResult
+        The verdicts so far, in this process.
     """
 
     target: Target
     settings: Settings
+    index: int
+    results: list[CheckResult]
 
     def collect(self) -> Iterator[pytest.Item]:
         for law in self.target.laws:
             item = LawItem.from_parent(self, name=law.name)
             item.target, item.law, item.settings = self.target, law, self.settings
+            item.collector = self
             yield item
 
 
@@ -117,13 +167,17 @@ class LawItem(pytest.Item):
     target: Target
     law: AnyLaw
     settings: Settings
+    collector: TargetCollector
 
     def runtest(self) -> None:
         """Judge the target by the law."""
         # Overflow at hostile parameters warns; under -W error that would break laws.
         with warnings.catch_warnings(action="ignore"):
-            result = judge_target(self.target, self.law, self.settings)
+            result = self._judged()
+        self.collector.results.append(result)
         self.user_properties += [("seed", result.seed), ("examples", result.examples)]
+        if self.config.option.lowrank_verdicts:
+            self.user_properties += [(_VERDICT, _packed(self.collector.index, result))]
         if result.status == "skipped":
             pytest.skip(result.message)
         if result.status == "expected_failure":
@@ -131,11 +185,25 @@ class LawItem(pytest.Item):
         if result.status == "failed":
             raise BrokenLawError(result.check, result.message, result.case, result.code)
 
+    def _judged(self) -> CheckResult:
+        settings = self.settings
+        result = self.law.verdict(
+            self.target.make,
+            profile=settings.profile,
+            dtype=settings.dtype,
+            device=settings.device,
+            seed=settings.seed,
+        )
+        needs = {law.name: law.needs for law in self.target.laws}
+        return without_cause(judged(result, self.target.known), self.collector.results, needs)
+
     def repr_failure(
         self, excinfo: ExceptionInfo[BaseException], style: TracebackStyle | None = None
     ) -> str | TerminalRepr:
         """Return the report of a broken law instead of a traceback."""
         error = excinfo.value
+        if isinstance(error, LowRankError):
+            return str(error)
         if not isinstance(error, BrokenLawError):
             return super().repr_failure(excinfo, style)
         lines = [
@@ -156,8 +224,24 @@ class LawItem(pytest.Item):
 def _place(target: Target) -> tuple[Path | None, int | None]:
     """Return the file and the line, from 0, at which a target is defined."""
     made = target.make.func if isinstance(target.make, partial) else target.make
+    if not isinstance(made, type | FunctionType):
+        return None, None
     try:
         file, (_, line) = inspect.getsourcefile(made), inspect.getsourcelines(made)
     except (OSError, TypeError):
         return None, None
     return (Path(file) if file else None), max(line - 1, 0)
+
+
+def _packed(index: int, result: CheckResult) -> str:
+    """Return a verdict as text that travels between processes; the case is in its program."""
+    return json.dumps({"index": index, **asdict(replace(result, case=None))})
+
+
+def result_of(report: pytest.TestReport) -> tuple[int, CheckResult | None]:
+    """Return the position of a target and the verdict that a test's report carries, if any."""
+    for name, value in report.user_properties:
+        if name == _VERDICT:
+            fields: dict[str, Any] = json.loads(str(value))
+            return int(fields.pop("index")), CheckResult(**fields)
+    return 0, None

@@ -1,46 +1,37 @@
-"""One run of the laws over targets: settings in, verdicts out, interruptible, on several cores."""
+"""One run of the laws over targets, by pytest: settings in, verdicts out, on several cores."""
 
 from __future__ import annotations
 
-import multiprocessing
+import importlib.metadata
+import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import hypothesis
 import numpy as np
+import pytest
 import torch
 
-from lowrank_opt import __version__
-from lowrank_opt.testing.search.check import AnyLaw, judged, without_cause
-from lowrank_opt.testing.search.profiles import ProfileName
+from lowrank_opt.errors import ShapeError
+from lowrank_opt.testing.reports.pytest_plugin import LawsAsTests, Settings, result_of
 from lowrank_opt.testing.search.verdict import CheckResult, Status
-from lowrank_opt.testing.subjects.library import library_target
-from lowrank_opt.testing.subjects.targets import Target, load_target
+from lowrank_opt.testing.subjects.targets import Target
 
-
-@dataclass(frozen=True)
-class Settings:
-    """How a run tries.
-
-    Parameters
-    ----------
-    profile : {"quick", "standard", "thorough"}
-    dtype : torch.dtype
-    device : str
-    seed : int
-    jobs : int
-        Number of processes.
-    """
-
-    profile: ProfileName = "standard"
-    dtype: torch.dtype = torch.float64
-    device: str = "cpu"
-    seed: int = 0
-    jobs: int = 1
+# Pytest is a machine here: no files of the user's are read, and nothing is printed or remembered.
+_MACHINE = (
+    "--noconftest",
+    "--capture=no",
+    "--override-ini=addopts=",
+    "--override-ini=junit_suite_name=lowrank-opt verify",
+    *("-c", os.devnull),
+    *("-p", "no:terminal", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-p", "no:logging"),
+    *("-p", "no:warnings", "-p", "no:hypothesispytest", "-p", "no:randomly"),
+)
 
 
 @dataclass
@@ -107,15 +98,55 @@ class Session:
 class Progress(Protocol):
     """Who is told how a run goes."""
 
-    def started(self, target: Target, law: AnyLaw) -> None:
-        """Hear that a law is about to be tried."""
-
     def finished(self, target: Target, result: CheckResult) -> None:
         """Hear the verdict of a law."""
 
 
-def run(targets: Sequence[Target], settings: Settings, progress: Progress) -> Session:
+class _Listener:
+    """The plug-in that collects verdicts, from this process and from others."""
+
+    def __init__(self, session: Session, progress: Progress) -> None:
+        self._session, self._progress = session, progress
+        self.refusal = ""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_configure(self, config: pytest.Config) -> None:
+        """Have nothing collected but the laws."""
+        config.args = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take the verdict that a test carries."""
+        if report.when != "call":
+            return
+        index, result = result_of(report)
+        if result is None:
+            self.refusal = self.refusal or str(report.longrepr)
+            return
+        verdicts = self._session.verdicts[index]
+        verdicts.results.append(result)
+        self._progress.finished(verdicts.target, result)
+
+
+def run(
+    targets: Sequence[Target],
+    settings: Settings,
+    progress: Progress,
+    *,
+    words: Sequence[str] = (),
+    junit: Path | None = None,
+) -> Session:
     """Try every law on every target and return the verdicts; Ctrl-C returns those so far.
+
+    Parameters
+    ----------
+    targets : sequence of Target
+    settings : Settings
+    progress : Progress
+    words : sequence of str
+        Options of the pytest plug-in by which other processes load the same targets; they are
+        needed for more than one job.
+    junit : Path, optional
+        Where pytest writes its report for machines.
 
     Raises
     ------
@@ -123,18 +154,43 @@ def run(targets: Sequence[Target], settings: Settings, progress: Progress) -> Se
         If a factory refuses every shape that is tried.
     """
     session = Session(settings, [Verdicts(target) for target in targets], time.time())
-    start = time.perf_counter()
-    try:
-        for index, result in _results(targets, settings, progress):
-            before = session.verdicts[index].results
-            needs = {law.name: law.needs for law in targets[index].laws}
-            result = without_cause(result, before, needs)
-            before.append(result)
-            progress.finished(targets[index], result)
-    except KeyboardInterrupt:
-        session.interrupted = True
+    listener, start = _Listener(session, progress), time.perf_counter()
+    plugins: list[object] = [listener]
+    asked = [
+        *_plug_in(),
+        *_MACHINE,
+        "--lowrank-verdicts",
+        *(["--junitxml", str(junit)] if junit else []),
+    ]
+    if settings.jobs > 1:
+        # All laws of a target in one process: a law says nothing while one it needs is broken.
+        asked += [*words, "-n", str(settings.jobs), "--dist", "loadscope"]
+    else:
+        plugins.append(LawsAsTests(list(targets), settings))
+    with _own_environment():
+        code = pytest.main(asked, plugins=plugins)
+    session.interrupted = code == pytest.ExitCode.INTERRUPTED
     session.seconds = time.perf_counter() - start
+    if listener.refusal:
+        raise ShapeError(listener.refusal)
     return session
+
+
+def _plug_in() -> list[str]:
+    """Return the words that load our options where the package is not installed."""
+    found = importlib.metadata.entry_points(group="pytest11", name="lowrank_opt")
+    return [] if found else ["-p", "_lowrank_opt_pytestplugin"]
+
+
+@contextmanager
+def _own_environment() -> Generator[None]:
+    """Keep options of the user's own tests away from this run."""
+    names = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS")
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -142,7 +198,7 @@ def environment(settings: Settings) -> dict[str, str]:
     device = torch.device(settings.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
-        "lowrank_opt": __version__,
+        "lowrank_opt": importlib.metadata.version("lowrank_opt"),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "hypothesis": hypothesis.__version__,
@@ -150,63 +206,3 @@ def environment(settings: Settings) -> dict[str, str]:
         "platform": platform.platform(terse=True),
         "device": f"{settings.device} ({name})",
     }
-
-
-def _results(
-    targets: Sequence[Target], settings: Settings, progress: Progress
-) -> Iterator[tuple[int, CheckResult]]:
-    if settings.jobs > 1:
-        yield from _in_processes(targets, settings, progress)
-        return
-    for index, target in enumerate(targets):
-        for law in target.laws:
-            progress.started(target, law)
-            yield index, judge_target(target, law, settings)
-
-
-def judge_target(target: Target, law: AnyLaw, settings: Settings) -> CheckResult:
-    """Return the verdict of one law on one target."""
-    result = law.verdict(
-        target.make,
-        profile=settings.profile,
-        dtype=settings.dtype,
-        device=settings.device,
-        seed=settings.seed,
-    )
-    return judged(result, target.known)
-
-
-# A factory need not be picklable: processes are told its name and import it themselves.
-_Task = tuple[str, bool, dict[str, str], str, Settings]
-
-
-def _in_processes(
-    targets: Sequence[Target], settings: Settings, progress: Progress
-) -> Iterator[tuple[int, CheckResult]]:
-    folder = str(Path.cwd())
-    tasks = [(i, target, law) for i, target in enumerate(targets) for law in target.laws]
-    jobs = [(t.name, t.listed, dict(t.known), law.name, settings) for _, t, law in tasks]
-    # The spawned interpreters share nothing with this one: a seed means the same in each.
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(min(settings.jobs, len(jobs)), _enter, (folder,)) as pool:
-        outcomes = pool.imap(_work, jobs)
-        for index, target, law in tasks:
-            progress.started(target, law)
-            yield index, next(outcomes)
-
-
-def _enter(folder: str) -> None:
-    import os
-    import signal
-
-    # The parent hears Ctrl-C and ends the pool.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.chdir(folder)
-    torch.set_num_threads(1)
-
-
-def _work(task: _Task) -> CheckResult:
-    name, listed, known, law, settings = task
-    found = library_target(name) if listed else load_target(name)
-    chosen = next(x for x in found.laws if x.name == law)
-    return judge_target(replace(found, known=known), chosen, settings)

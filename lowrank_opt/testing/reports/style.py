@@ -1,4 +1,4 @@
-"""Style and script of the HTML report, which go into the page itself."""
+"""The page of the HTML report, with the style and the script that go into it."""
 
 STYLE = """
 :root {
@@ -95,4 +95,86 @@ for (const button of document.querySelectorAll("button[data-copy]")) {
     setTimeout(() => { button.textContent = "copy"; }, 2000);
   });
 }
+"""
+
+PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ name }}: {{ outcome }}</title>
+<style>{{ style | safe }}</style>
+</head>
+<body>
+<main>
+<header>
+<h1>{{ name }}</h1>
+<p class="outcome {{ mark }}">{{ outcome }}</p>
+<ul class="counts">
+{% for status, word in words.items() %}
+<li class="{{ status }}"><strong>{{ session.count(status) }}</strong>
+{{ "hold" if status == "passed" else word }}</li>
+{% endfor %}
+</ul>
+<p>Profile {{ session.settings.profile }}, {{ dtype }} on {{ session.settings.device }}, seed
+<code>{{ session.settings.seed }}</code>, {{ "%.1f" | format(session.seconds) }} s.
+The same seed repeats the same examples.</p>
+{% if session.interrupted %}
+<p>Interrupted after {{ session.verdicts | map(attribute="results") | map("length") | sum }} laws;
+the others were not tried.</p>
+{% endif %}
+{% if session.verdicts | length > 1 %}
+<div class="wide"><table>
+<thead><tr><th>target</th><th>hold</th><th>broken</th></tr></thead>
+<tbody>
+{% for v in session.verdicts %}
+{% set index = loop.index0 %}
+<tr><td><a href="#target-{{ index }}">{{ v.target.name }}</a></td><td>{{ v.count("passed") }}</td>
+<td>{% for r in v.broken %}<a class="failed" href="#law-{{ index }}-{{ r.check }}">{{ r.check }}</a>
+{% else %}none{% endfor %}</td></tr>
+{% endfor %}
+</tbody></table></div>
+{% endif %}
+</header>
+{% for v in session.verdicts %}
+{% set index = loop.index0 %}
+<section>
+<h2 id="target-{{ index }}"><code>{{ v.target.name }}</code></h2>
+<div class="wide"><table>
+<thead><tr><th>law</th><th>verdict</th><th>examples</th><th>time</th></tr></thead>
+<tbody>
+{% for r in v.results %}
+<tr><td><strong>{% if r.status == "failed" %}
+<a href="#law-{{ index }}-{{ r.check }}">{{ r.check }}</a>
+{% else %}{{ r.check }}{% endif %}</strong><div class="note">{{ r.statement }}</div></td>
+<td><span class="badge {{ r.status }}">{% if r.message.startswith("not judged") %}
+not judged{% else %}{{ words[r.status] }}{% endif %}</span>
+{% if r.message %}<div class="note">{{ r.message }}</div>{% endif %}</td>
+<td class="number">{{ r.examples }}</td>
+<td class="number">{{ "%.2f" | format(r.seconds) }} s</td></tr>
+{% endfor %}
+</tbody></table></div>
+{% for r in v.broken %}
+{% set place = "law-%d-%s" | format(index, r.check) %}
+<article class="failure" id="{{ place }}">
+<h3><span class="badge failed">broken</span> {{ r.check }}</h3>
+<p>{{ r.statement }}</p>
+<p class="found">{{ r.message }}</p>
+<div class="bar"><span>smallest counter-example, seed {{ r.seed }}</span>
+<button type="button" data-copy="{{ place }}-code">copy</button></div>
+<pre id="{{ place }}-code"><code>{{ r.code }}</code></pre>
+</article>
+{% endfor %}
+</section>
+{% endfor %}
+<footer><h2>Environment</h2><dl>
+{% for name, value in environment.items() %}
+<dt>{{ name }}</dt><dd>{{ value }}</dd>
+{% endfor %}
+</dl></footer>
+</main>
+<script>{{ script | safe }}</script>
+</body>
+</html>
 """

@@ -1,4 +1,4 @@
-"""Text of strangers, made fit for reports."""
+"""Names and messages of the classes under test, made fit for reports."""
 
 from __future__ import annotations
 

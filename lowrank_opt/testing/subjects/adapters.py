@@ -108,11 +108,19 @@ def check_adapter(
     >>> {v.status for v in verdicts}
     {'passed'}
     """
+    return check(ADAPTER_LAWS, adapter_trial(make, method, models), **options)
+
+
+def adapter_trial(
+    make: Callable[..., Parameterization],
+    method: AdapterMethod = METHOD,
+    models: Models = small_models,
+) -> AdapterTrial:
+    """Return what the laws of adapters are tried on."""
 
     def made(shape: tuple[int, int], rank: int) -> Parameterization:
         return call(make, _ORDERS, {"shape": shape, "rank": rank})
 
     given = {"method": (method, METHOD), "models": (models, small_models)}
     changed = {k: v for k, (v, default) in given.items() if v is not default}
-    trial = AdapterTrial(made, method, models, written=make, options=changed)
-    return check(ADAPTER_LAWS, trial, **options)
+    return AdapterTrial(made, method, models, written=make, options=changed)

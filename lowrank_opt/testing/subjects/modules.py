@@ -81,7 +81,7 @@ def check_module(
         to rows by all others.
     feasible_set : FeasibleSet or callable, optional
         The set that the weight is said to be in, or a function of the rank, or of shape and rank;
-        by default the matrices of rank at most `rank`.
+        by default the matrices of rank at most `rank`, or all if `make` takes no rank.
     largest : float
         Parameters are at most of this size, and at least of its inverse: matrix exponentials and
         inverses have no better range. ``math.inf`` asks for every finite parameter.

@@ -7,6 +7,7 @@ from typing import Unpack
 
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.sets import FeasibleSet, RankAtMost
+from lowrank_opt.testing.cases.calls import call
 from lowrank_opt.testing.cases.planted import SolverTrial
 from lowrank_opt.testing.laws.solvers import optimality, results
 from lowrank_opt.testing.search.check import AnyLaw, CheckOptions, check
@@ -19,6 +20,7 @@ def _rank_at_most(_shape: tuple[int, int], rank: int) -> FeasibleSet:
     return RankAtMost(rank)
 
 
+_ORDERS = {1: ("rank",), 2: ("shape", "rank")}
 _DEFAULTS: dict[str, object] = {"feasible_set": _rank_at_most, "rtol": 0.05}
 
 
@@ -68,6 +70,22 @@ def check_solver(
     >>> [v.check for v in verdicts if v.status == "skipped"]
     ['certificate']
     """
-    given = {"feasible_set": feasible_set, "rtol": rtol}
+    return check(SOLVER_LAWS, solver_trial(solve, feasible_set, rtol), **options)
+
+
+def solver_trial(
+    solve: Callable[..., CompletionResult],
+    feasible_set: FeasibleSet | Callable[..., FeasibleSet] | None = None,
+    rtol: float = 0.05,
+) -> SolverTrial:
+    """Return what the laws of solvers are tried on."""
+    declared = _rank_at_most if feasible_set is None else feasible_set
+    given = {"feasible_set": declared, "rtol": rtol}
     changed = {k: v for k, v in given.items() if v != _DEFAULTS[k]}
-    return check(SOLVER_LAWS, SolverTrial(solve, feasible_set, rtol, changed), **options)
+
+    def set_of(shape: tuple[int, int], rank: int) -> FeasibleSet:
+        if isinstance(declared, FeasibleSet):
+            return declared
+        return call(declared, _ORDERS, {"shape": shape, "rank": rank})
+
+    return SolverTrial(solve, set_of, rtol, changed)

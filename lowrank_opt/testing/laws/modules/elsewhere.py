@@ -1,4 +1,4 @@
-"""A device that is not there: tensors without values tell whether a map stays on one device."""
+"""Whether a map stays on the device of its parameters, found out without a second device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The methods that make one low-rank update of several, from thin factors where they can."""
+"""One update of one matrix made of several: the rules, from thin factors where they can.
+
+What is around them - models, adapters, declared sets, interference - is in `nn` and `merging`.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.errors import RankError
+from lowrank_opt.linalg import working_dtype
 from lowrank_opt.linalg.entrywise import drop_and_rescale, elect_sign_and_average, keep_largest
-from lowrank_opt.merging.factors import stacked
 from lowrank_opt.operator import LowRankOperator
 
 CombineMethod: TypeAlias = Literal[
@@ -77,6 +80,20 @@ def combined(
 
 def _terms(ops: Sequence[LowRankOperator], weights: Tensor) -> list[LowRankOperator]:
     return [w * op for op, w in zip(ops, weights.tolist(), strict=True)]
+
+
+def stacked(ops: Sequence[LowRankOperator], weights: Tensor, dtype: torch.dtype) -> LowRankOperator:
+    """Return ``sum_k p_k W_k`` as one operator: factors side by side, weights in the scale.
+
+    Exact for factors of `dtype` or less: only the scale, of higher precision, is rounded.
+    """
+    scales = [
+        p * op.scale.to(working_dtype(op.scale))
+        for op, p in zip(ops, weights.tolist(), strict=True)
+    ]
+    left = torch.cat([op.left.to(dtype) for op in ops], dim=1)
+    right = torch.cat([op.right.to(dtype) for op in ops], dim=1)
+    return LowRankOperator(left, torch.cat(scales), right)
 
 
 def _aligned_ties(terms: Sequence[LowRankOperator], density: float) -> LowRankOperator:
