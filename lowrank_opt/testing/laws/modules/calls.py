@@ -123,7 +123,7 @@ def _ways_of_writing(
 
     def together(shifts: list[Tensor]) -> None:
         with torch.no_grad():
-            torch._foreach_add_([*own], shifts)  # pyright: ignore[reportPrivateUsage]
+            torch._foreach_add_([*own], shifts)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
     def as_state(shifts: list[Tensor]) -> None:
         state = copy.deepcopy(module.state_dict())
