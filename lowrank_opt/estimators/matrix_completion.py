@@ -18,7 +18,8 @@ from lowrank_opt.estimators.entries import Entries, entries_of
 from lowrank_opt.estimators.known import Known
 from lowrank_opt.estimators.options import check_options, given_settings
 from lowrank_opt.estimators.saved import SavedCompletion
-from lowrank_opt.estimators.search import Search, chosen_solver
+from lowrank_opt.estimators.search import Search, Sides, chosen_solver
+from lowrank_opt.estimators.side import with_side
 from lowrank_opt.estimators.starts import Bias, spread_or_zero
 from lowrank_opt.solvers import Solver
 from lowrank_opt.tables import Triplets, read_pairs, read_triplets
@@ -137,7 +138,13 @@ class MatrixCompletion(SavedCompletion, RegressorMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(
-        self, X: Interactions, y: Reals | None = None, sample_weight: Reals | None = None
+        self,
+        X: Interactions,
+        y: Reals | None = None,
+        sample_weight: Reals | None = None,
+        *,
+        row_features: object = None,
+        col_features: object = None,
     ) -> Self:
         """Fit the matrix to entries.
 
@@ -151,6 +158,11 @@ class MatrixCompletion(SavedCompletion, RegressorMixin, BaseEstimator):
             Finite. A pair that comes again counts again.
         sample_weight : array, shape (nnz,), optional
             Nonnegative; zero leaves an entry out.
+        row_features, col_features : frame, array or sparse matrix, optional
+            Side information: a frame of pandas with ids as its index, another frame with ids in
+            its first column, or an array with a line for each position. Text and categories become
+            indicators. Ids that have features and no entry are predicted too. For a solver that
+            takes side information, such as "bayesian", which "auto" is then.
 
         Returns
         -------
@@ -163,13 +175,18 @@ class MatrixCompletion(SavedCompletion, RegressorMixin, BaseEstimator):
         OptionError
             If a parameter is outside its domain.
         """
-        return self.fit_triplets(read_triplets(X, y, sample_weight))
+        found = read_triplets(X, y, sample_weight)
+        return self.fit_triplets(found, row_features=row_features, col_features=col_features)
 
-    def fit_triplets(self, found: Triplets) -> Self:
+    def fit_triplets(
+        self, found: Triplets, *, row_features: object = None, col_features: object = None
+    ) -> Self:
         """Fit what `read_triplets` returned."""
         check_options(self)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        return self._fit_entries(entries_of(found, self.shape), seed)
+        entries, side = with_side(entries_of(found, self.shape), row_features, col_features)
+        self._sides = (bool(side[0]), bool(side[1]))
+        return self._fit_entries(entries, seed, side)
 
     def take(self, entries: Entries, result: AnyResult) -> None:
         """Take over a result that was computed elsewhere, from these entries."""
@@ -180,7 +197,7 @@ class MatrixCompletion(SavedCompletion, RegressorMixin, BaseEstimator):
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
         observations = entries.observations
-        self._known = Known.of(result, observations, self.bias)
+        self._known = Known.of(result, observations, self.bias, self._sides)
         self._spread = spread_or_zero(observations, self.bias)
         self.result_ = result
         self.name_result()
@@ -277,16 +294,16 @@ class MatrixCompletion(SavedCompletion, RegressorMixin, BaseEstimator):
         tags.target_tags.required = False
         return tags
 
-    def _fit_entries(self, entries: Entries, seed: int) -> Self:
+    def _fit_entries(self, entries: Entries, seed: int, side: Sides) -> Self:
         observations, given = entries.observations, given_settings(self, entries.shape)
         solver = chosen_solver(
-            self.solver,
+            "bayesian" if self.solver == "auto" and any(side) else self.solver,
             given,
             bias=self.bias,
             tolerance=self.tolerance,
             max_iterations=self.max_iterations,
         )
-        search = Search(solver, self.bias, self.weighted, seed)
+        search = Search(solver, self.bias, self.weighted, seed, side)
         result, setting, self.path_, self._intervals = choose_and_fit(
             observations, search, given, bias=self.bias, validation=self.validation, seed=seed
         )
