@@ -7,14 +7,11 @@ from torch.utils._pytree import tree_leaves
 
 import lowrank_opt as lo
 from lowrank_opt.observations import Observations
+from tests.builders import normal as normal
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
 
 
 def observe(matrix: Tensor, share: float, *, weights: bool = False, seed: int = 1) -> Observations:

@@ -25,7 +25,7 @@ RUNS = (
         "lowrank_opt:Factored",
         "--lowrank-profile",
         "quick",
-        "tests/unit/test_lanes.py",
+        "tests/unit/linalg/test_lanes.py",
     ),
 )
 WHERE = "import lowrank_opt; print(lowrank_opt.__file__)"

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.rooms import ROOMS
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("lowrank_opt", "problems", "experiments")
 MAX_LINES = 400
@@ -48,20 +50,6 @@ ALLOWED: dict[str, set[str]] = {
     "experiments": CORE | CONSUMERS | {"", "testing", "problems"},
 }
 
-# Rooms inside a package, from the ground floor up: the key may import the values, which stand above
-# it in the table. Files beside the rooms are the door, "".
-ROOMS: dict[str, dict[str, set[str]]] = {
-    "lowrank_opt.completion": {
-        "model": set(),
-        "loop": set(),
-        "certificates": {"model"},
-        "results": {"model", "loop", "certificates"},
-        "solvers": {"model", "loop", "certificates", "results"},
-        "bayes": {"model", "loop", "results", "solvers"},
-        "after": {"model", "loop", "results", "solvers", "bayes"},
-        "": {"model", "loop", "certificates", "results", "solvers", "bayes", "after"},
-    },
-}
 MOST_FILES = 15
 
 # fmt: off

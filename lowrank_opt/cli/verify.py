@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowrank_opt.errors import OptionError
+from lowrank_opt.extras import extra
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -71,6 +72,9 @@ def _add_options(parser: ArgumentParser) -> None:
 
 
 def _run(options: Namespace) -> int:
+    with extra("testing"):
+        import hypothesis  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        import xdist  # noqa: F401  # pyright: ignore[reportUnusedImport, reportMissingTypeStubs]
     from lowrank_opt.cli.verify_console import Console
     from lowrank_opt.testing.reports.session import run
 

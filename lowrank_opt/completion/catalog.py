@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 from lowrank_opt.completion.bayes.gibbs import Gibbs
 from lowrank_opt.completion.bayes.variational import Variational
@@ -27,24 +27,8 @@ from lowrank_opt.errors import OptionError
 
 S = TypeVar("S")
 
-_Named: TypeAlias = (
-    LBFGS
-    | FrankWolfe
-    | ALS
-    | Variational
-    | Gibbs
-    | GaussNewton
-    | SoftImpute
-    | SGD
-    | Riemannian
-    | ScaledGD
-    | SingularValueProjection
-    | MaxNorm
-    | FirstOrder
-)
-
 # In the order in which `complete` tries them where no solver is named.
-SOLVERS: dict[str, type[_Named]] = {
+SOLVERS: dict[str, type[Solver]] = {
     "lbfgs": LBFGS,
     "frank_wolfe": FrankWolfe,
     "als": ALS,
@@ -97,7 +81,7 @@ def _made(name: str) -> Solver:
             f"solver {name!r} needs {', '.join(missing)}; got a name: pass "
             f"lowrank_opt.solvers.{kind.__name__}({missing[0]}=...)"
         )
-    return kind()  # pyright: ignore[reportCallIssue]
+    return kind()
 
 
 def with_options(solver: S, **given: object) -> S:
@@ -189,7 +173,7 @@ def markdown() -> str:
     return head + "".join(_line(name, kind) for name, kind in SOLVERS.items())
 
 
-def _line(name: str, kind: type[_Named]) -> str:
+def _line(name: str, kind: type[Solver]) -> str:
     traits: Traits = kind.traits
     able = {"a start": traits.start, "a checkpoint": traits.checkpoint}
     cells = (

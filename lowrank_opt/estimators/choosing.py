@@ -15,6 +15,14 @@ from lowrank_opt.estimators.intervals import Intervals
 from lowrank_opt.estimators.known import calibrated
 from lowrank_opt.estimators.search import Search
 from lowrank_opt.estimators.starts import Bias, constant, spread_or_zero
+from lowrank_opt.estimators.units import (
+    intervals_out_of,
+    path_out_of,
+    result_out_of,
+    settings_in,
+    settings_out_of,
+    unit_of,
+)
 from lowrank_opt.observations import Observations
 
 # With fewer entries there is nothing to choose by.
@@ -71,6 +79,22 @@ def choose_and_fit(
     OptionError
         If a given setting is none of the solver's.
     """
+    unit = unit_of(observations)
+    if unit != 1:
+        inner = choose_and_fit(
+            observations.with_values(observations.values / unit),
+            search,
+            settings_in(unit, given),
+            bias=bias,
+            validation=validation,
+            seed=seed,
+        )
+        return Choice(
+            result_out_of(unit, inner.result),
+            settings_out_of(unit, inner.setting),
+            path_out_of(unit, inner.path),
+            intervals_out_of(unit, inner.intervals),
+        )
     setting = _merged(search.first(observations), given)
     intervals = None
     if spread_or_zero(observations, bias) == 0:

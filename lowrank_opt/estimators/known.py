@@ -37,9 +37,19 @@ class Known:
     fallback: AdditiveBias
 
     @classmethod
-    def of(cls, result: AnyResult, observations: Observations, bias: Bias) -> Known:
-        """Return what a result knows that was fitted to these entries."""
-        rows, cols = (x.numpy() for x in (observations.row_counts, observations.col_counts))
+    def of(
+        cls,
+        result: AnyResult,
+        observations: Observations,
+        bias: Bias,
+        sides: tuple[bool, bool] = (False, False),
+    ) -> Known:
+        """Return what a result knows that was fitted to these entries.
+
+        Rows and columns with side information, as `sides` says of each, are known without entries.
+        """
+        counts = (observations.row_counts.numpy(), observations.col_counts.numpy())
+        rows, cols = (np.maximum(n, int(side)) for n, side in zip(counts, sides, strict=True))
         return cls(rows, cols, _fallback(result, observations, bias))
 
     def counts(self, side: Literal["row", "col"], positions: Positions) -> NDArray[np.int64]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import check_random_state
@@ -18,8 +19,9 @@ from lowrank_opt.estimators.entries import Entries, entries_of
 from lowrank_opt.estimators.known import Known
 from lowrank_opt.estimators.options import check_options, given_settings
 from lowrank_opt.estimators.saved import SavedCompletion
-from lowrank_opt.estimators.search import Search, chosen_solver
-from lowrank_opt.estimators.starts import Bias, spread_or_zero
+from lowrank_opt.estimators.search import Search, Sides, chosen_solver
+from lowrank_opt.estimators.side import with_side
+from lowrank_opt.estimators.starts import Bias, moved, spread_or_zero
 from lowrank_opt.solvers import Solver
 from lowrank_opt.tables import Triplets, read_pairs, read_triplets
 
@@ -73,6 +75,9 @@ class MatrixCompletion(SavedCompletion, RegressorMixin, BaseEstimator):
     max_iterations : int, optional
         Of the solver: iterations, sweeps, or draws kept of the posterior.
     random_state : int, RandomState or None
+    warm_start : bool
+        Fit again with the settings of the last fit, and from its result where the solver can: rows
+        and columns are matched by their ids. Nothing is chosen anew, and intervals stay.
 
     Attributes
     ----------
@@ -121,6 +126,7 @@ class MatrixCompletion(SavedCompletion, RegressorMixin, BaseEstimator):
         tolerance: float | None = None,
         max_iterations: int | None = None,
         random_state: int | np.random.RandomState | None = None,
+        warm_start: bool = False,
     ) -> None:
         self.shape = shape
         self.rank = rank
@@ -135,9 +141,16 @@ class MatrixCompletion(SavedCompletion, RegressorMixin, BaseEstimator):
         self.tolerance = tolerance
         self.max_iterations = max_iterations
         self.random_state = random_state
+        self.warm_start = warm_start
 
     def fit(
-        self, X: Interactions, y: Reals | None = None, sample_weight: Reals | None = None
+        self,
+        X: Interactions,
+        y: Reals | None = None,
+        sample_weight: Reals | None = None,
+        *,
+        row_features: object = None,
+        col_features: object = None,
     ) -> Self:
         """Fit the matrix to entries.
 
@@ -151,6 +164,11 @@ class MatrixCompletion(SavedCompletion, RegressorMixin, BaseEstimator):
             Finite. A pair that comes again counts again.
         sample_weight : array, shape (nnz,), optional
             Nonnegative; zero leaves an entry out.
+        row_features, col_features : frame, array or sparse matrix, optional
+            Side information: a frame of pandas with ids as its index, another frame with ids in
+            its first column, or an array with a line for each position. Text and categories become
+            indicators. Ids that have features and no entry are predicted too. For a solver that
+            takes side information, such as "bayesian", which "auto" is then.
 
         Returns
         -------
@@ -163,13 +181,18 @@ class MatrixCompletion(SavedCompletion, RegressorMixin, BaseEstimator):
         OptionError
             If a parameter is outside its domain.
         """
-        return self.fit_triplets(read_triplets(X, y, sample_weight))
+        found = read_triplets(X, y, sample_weight)
+        return self.fit_triplets(found, row_features=row_features, col_features=col_features)
 
-    def fit_triplets(self, found: Triplets) -> Self:
+    def fit_triplets(
+        self, found: Triplets, *, row_features: object = None, col_features: object = None
+    ) -> Self:
         """Fit what `read_triplets` returned."""
         check_options(self)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        return self._fit_entries(entries_of(found, self.shape), seed)
+        entries, side = with_side(entries_of(found, self.shape), row_features, col_features)
+        self._sides = (bool(side[0]), bool(side[1]))
+        return self._fit_entries(entries, seed, side)
 
     def take(self, entries: Entries, result: AnyResult) -> None:
         """Take over a result that was computed elsewhere, from these entries."""
@@ -180,7 +203,7 @@ class MatrixCompletion(SavedCompletion, RegressorMixin, BaseEstimator):
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
         observations = entries.observations
-        self._known = Known.of(result, observations, self.bias)
+        self._known = Known.of(result, observations, self.bias, self._sides)
         self._spread = spread_or_zero(observations, self.bias)
         self.result_ = result
         self.name_result()
@@ -277,23 +300,38 @@ class MatrixCompletion(SavedCompletion, RegressorMixin, BaseEstimator):
         tags.target_tags.required = False
         return tags
 
-    def _fit_entries(self, entries: Entries, seed: int) -> Self:
+    def _fit_entries(self, entries: Entries, seed: int, side: Sides) -> Self:
         observations, given = entries.observations, given_settings(self, entries.shape)
         solver = chosen_solver(
-            self.solver,
+            "bayesian" if self.solver == "auto" and any(side) else self.solver,
             given,
             bias=self.bias,
             tolerance=self.tolerance,
             max_iterations=self.max_iterations,
         )
-        search = Search(solver, self.bias, self.weighted, seed)
-        result, setting, self.path_, self._intervals = choose_and_fit(
-            observations, search, given, bias=self.bias, validation=self.validation, seed=seed
-        )
+        search = Search(solver, self.bias, self.weighted, seed, side)
+        if self.warm_start and hasattr(self, "result_"):
+            setting = {**self.setting_, **given}
+            setting["rank"] = min(setting["rank"], float(min(entries.shape)))
+            result = search.refit(observations, setting, self._start(entries))
+        else:
+            result, setting, self.path_, self._intervals = choose_and_fit(
+                observations, search, given, bias=self.bias, validation=self.validation, seed=seed
+            )
         self.clip_ = clip_range(observations) if self.clip == "auto" else self.clip
         self.set_setting(setting)
         self.take(entries, result)
         return self
+
+    def _start(self, entries: Entries) -> CompletionResult | None:
+        """Return the last result, with its rows and columns where the entries have them."""
+        if not isinstance(self.result_, CompletionResult):
+            return None
+        places = (
+            self.row_labels_.positions(entries.row_labels.ids),
+            self.col_labels_.positions(entries.col_labels.ids),
+        )
+        return moved(self.result_, *map(torch.from_numpy, places))
 
     def _positions(self, X: Interactions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the positions of pairs of ids, -1 for unknown ones."""

@@ -34,6 +34,7 @@ class SavedCompletion(BaseEstimator):
     _known: Known
     _intervals: Intervals | None
     _spread: float
+    _sides: tuple[bool, bool]
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a folder from which `load` makes this estimator again; nothing is pickled.
@@ -93,7 +94,7 @@ class SavedCompletion(BaseEstimator):
             model.feature_names_in_ = np.array(facts["names"], dtype=object)
         model.clip_ = None if facts["clip"] is None else (facts["clip"][0], facts["clip"][1])
         model.set_setting(facts["setting"])
-        model._spread = facts["spread"]
+        model._spread, model._sides = facts["spread"], (False, False)
         model._known = saving.known_from_tensors(saving.of("known", tensors))
         model._intervals = saving.intervals_from_tensors(saving.of("intervals", tensors))
         model.result_ = saving.result_from_parts(facts["result"], saving.of("result", tensors))

@@ -7,8 +7,9 @@ any other along ranks; one that holds nothing out, as draws from a posterior, no
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
@@ -22,6 +23,11 @@ from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import HomogeneousBall, Weighted
 from lowrank_opt.solvers import ALS, LBFGS, Gibbs, SoftImpute, Solver, Variational
+
+if TYPE_CHECKING:
+    from lowrank_opt.tables.features import Matrix
+
+Sides: TypeAlias = "tuple[Sequence[Matrix], Sequence[Matrix]]"
 
 _SMALL_RANK, _RANK, _RANK_OF_DRAWS, _LARGEST_RANK = 8, 12, 16, 32
 
@@ -44,12 +50,15 @@ class Search:
     weighted : bool
         Whether a norm bound weighs rows and columns by their counts.
     seed : int
+    side : pair of sequence of matrix
+        Features of rows and of columns.
     """
 
     solver: Solver
     bias: Bias
     weighted: bool
     seed: int
+    side: Sides = ((), ())
 
     @property
     def by_penalty(self) -> bool:
@@ -133,6 +142,8 @@ class Search:
             bias=self.bias,
             penalty=setting.get("penalty", 0.0),
             bias_penalty=setting.get("bias_penalty", 1.0),
+            row_features=self.side[0],
+            col_features=self.side[1],
         )
 
     def _ball(

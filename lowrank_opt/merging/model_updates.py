@@ -22,7 +22,7 @@ from lowrank_opt.nn.adapters.weights import (
     AdaptedWeight,
     adapted_weights,
 )
-from lowrank_opt.nn.frozen import Frozen
+from lowrank_opt.nn.basis.frozen import Frozen
 from lowrank_opt.nn.surgery.install import Plan, Updates, check_new_name, install
 from lowrank_opt.nn.surgery.own import own_buffers
 from lowrank_opt.nn.surgery.targets import candidates

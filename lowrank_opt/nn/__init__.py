@@ -1,14 +1,14 @@
 """Low-rank layers, and adapters that put any parameterization into any torch model."""
 
-from lowrank_opt.nn.adapters.kinds import LayerKind as LayerKind
-from lowrank_opt.nn.adapters.kinds import register_layer as register_layer
 from lowrank_opt.nn.adapters.present import active_adapters as active_adapters
 from lowrank_opt.nn.adapters.weights import AdaptedWeight as AdaptedWeight
 from lowrank_opt.nn.adapters.weights import adapted_weights as adapted_weights
-from lowrank_opt.nn.errors import AdapterStateError as AdapterStateError
+from lowrank_opt.nn.basis.errors import AdapterStateError as AdapterStateError
+from lowrank_opt.nn.basis.frozen import Frozen as Frozen
+from lowrank_opt.nn.basis.kinds import LayerKind as LayerKind
+from lowrank_opt.nn.basis.kinds import register_layer as register_layer
 from lowrank_opt.nn.folders.load import load_adapter as load_adapter
 from lowrank_opt.nn.folders.save import save_adapter as save_adapter
-from lowrank_opt.nn.frozen import Frozen as Frozen
 from lowrank_opt.nn.interop import ExportedSite as ExportedSite
 from lowrank_opt.nn.interop import PeftResidual as PeftResidual
 from lowrank_opt.nn.interop import export_peft as export_peft
@@ -28,9 +28,6 @@ from lowrank_opt.nn.reports.report import SiteReport as SiteReport
 from lowrank_opt.nn.reports.report import adapter_report as adapter_report
 from lowrank_opt.nn.reports.report import monitor as monitor
 from lowrank_opt.nn.reports.report import summary as summary
-from lowrank_opt.nn.rewind import RewindPoint as RewindPoint
-from lowrank_opt.nn.rewind import RewindReport as RewindReport
-from lowrank_opt.nn.rewind import rewind as rewind
 from lowrank_opt.nn.surgery.adapt import adapt as adapt
 from lowrank_opt.nn.surgery.combine import combine as combine
 from lowrank_opt.nn.surgery.merging import disabled as disabled
@@ -40,5 +37,8 @@ from lowrank_opt.nn.surgery.merging import unmerge as unmerge
 from lowrank_opt.nn.surgery.options import RelativeRadius as RelativeRadius
 from lowrank_opt.nn.surgery.removal import remove_adapter as remove_adapter
 from lowrank_opt.nn.surgery.removal import unload as unload
+from lowrank_opt.nn.surgery.rewind import RewindPoint as RewindPoint
+from lowrank_opt.nn.surgery.rewind import RewindReport as RewindReport
+from lowrank_opt.nn.surgery.rewind import rewind as rewind
 from lowrank_opt.nn.surgery.switching import per_sample as per_sample
 from lowrank_opt.nn.surgery.switching import switch as switch

@@ -16,6 +16,7 @@ from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.parameterizations.config import Configured
 from lowrank_opt.parameterizations.example import Example
 from lowrank_opt.parameterizations.published import compositions, presets, starts
+from lowrank_opt.parameterizations.published.agreement import agreement
 
 # Large enough that 4 r is below min(m, n): ranks are told apart.
 _SHAPE, _RANK = (14, 13), 3
@@ -27,7 +28,7 @@ class Row:
 
     Attributes
     ----------
-    method, rank, norm, onto, zero_start, cost, export_rank, reference : str
+    method, rank, norm, onto, zero_start, cost, export_rank, agrees, reference : str
     """
 
     method: str
@@ -37,6 +38,7 @@ class Row:
     zero_start: str
     cost: str
     export_rank: str
+    agrees: str
     reference: str
 
 
@@ -84,7 +86,10 @@ def row_of(method: Example) -> Row:
 
 def _row(method: Example, rank: str, norm: str, *, onto: bool, zero: str, export: str) -> Row:
     reached = "yes" if onto else f"no; {method.image}"
-    return Row(method.name, rank, norm, reached, zero, method.cost, export, method.reference)
+    agrees = agreement(method.name)
+    return Row(
+        method.name, rank, norm, reached, zero, method.cost, export, agrees, method.reference
+    )
 
 
 def in_units(rank: int) -> str:
@@ -118,11 +123,12 @@ def markdown() -> str:
     True
     """
     head = ("method", "rank at most", "norm bounded", "onto its set", "zero start",
-            "extra cost", "LoRA rank for export", "reference")  # fmt: skip
+            "extra cost", "LoRA rank for export", "agrees with", "reference")  # fmt: skip
     lines = [head, tuple(":--" for _ in head)]
     lines += [(f"`{row.method}`", *_cells(row)) for row in rows()]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    return (row.rank, row.norm, row.onto, row.zero_start, row.cost, row.export_rank, row.reference)
+    said = (row.rank, row.norm, row.onto, row.zero_start, row.cost, row.export_rank)
+    return (*said, row.agrees, row.reference)

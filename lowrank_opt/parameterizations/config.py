@@ -282,6 +282,18 @@ def _called(kind: type[T], options: Mapping[str, object]) -> T:
         ) from error
 
 
+def unplain(data: Json, classes: Iterable[type] = ()) -> object:
+    """Return the option that `plain` wrote as `data`; tensors hold no meaningful numbers.
+
+    Examples
+    --------
+    >>> from lowrank_opt import SchattenBall
+    >>> unplain(plain(SchattenBall(1, 2.0, 3)))
+    SchattenBall(p=1, radius=2.0, rank=3)
+    """
+    return _value(data, tuple(classes))
+
+
 def _value(data: Json, classes: tuple[type, ...]) -> object:
     """Return the option that `plain` wrote as `data`; tensors hold no meaningful numbers."""
     match data:

@@ -8,8 +8,8 @@ one; it needs the extra ``testing`` (hypothesis, pytest).
 from lowrank_opt.extras import extra
 
 with extra("testing"):
-    import hypothesis  # noqa: F401
-    import pytest  # noqa: F401
+    import hypothesis  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    import pytest  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 from lowrank_opt.testing.cases.adapter_method import AdapterMethod as AdapterMethod
 from lowrank_opt.testing.cases.case import Case as Case

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lowrank_opt.errors import RankError, ShapeError
+from lowrank_opt.errors import OptionError, RankError, ShapeError
 from lowrank_opt.nn.adapters.present import (
     active_adapters,
 )
@@ -21,6 +22,7 @@ from lowrank_opt.nn.adapters.weights import (
 )
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
+from lowrank_opt.parameterizations.config import plain, unplain
 from lowrank_opt.sets import FeasibleSet
 from lowrank_opt.training.forgetting import Reset, check_reset, forget
 from lowrank_opt.training.ranks.step_down import step_down_
@@ -103,6 +105,28 @@ class Link:
         for previous in reversed(self.merged):
             op = previous + op
         return op
+
+    def state(self) -> dict[str, Any]:
+        """Return what was tied so far, as plain data and tensors."""
+        return {
+            "shape": [*self.parameterization.shape],
+            "merged": [tuple(op) for op in self.merged],
+            "sets": [_written(declared) for declared in self.sets],
+            "sum": self._sum,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take over what was tied so far."""
+        like = self.parameterization.factors().left.device
+        merged = [LowRankOperator(*parts) for parts in state["merged"]]
+        self.merged = [op.to(device=like) for op in merged]
+        own = self.parameterization.feasible_set
+        self.sets = [
+            own if declared is None else cast("FeasibleSet", unplain(json.loads(declared)))
+            for declared in state["sets"]
+        ]
+        if self._sum is not None and state["sum"] is not None:
+            self._sum = state["sum"].to(self._sum)
 
     def norm_bound(self, p: float) -> float:
         """Return the sum of the links' Schatten-p norms, which bounds the norm of their sum."""
@@ -207,9 +231,50 @@ class ChainOfLowRank:
                     forget(self.optimizer, parameter, self.reset)
         self.last_knot = self.steps
 
+    def state_dict(self) -> dict[str, object]:
+        """Return counts, what was tied, and the generator's state, for `torch.save`.
+
+        Parameters and weights are the model's, moments the optimizer's: save those with it.
+        """
+        return {
+            "steps": self.steps,
+            "last_knot": self.last_knot,
+            "ties": self.ties,
+            "generator": None if self.generator is None else self.generator.get_state(),
+            "links": [link.state() for link in self.links],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state, on a model that has the weights and parameters of that moment.
+
+        Raises
+        ------
+        ShapeError
+            If the state is of other links. Nothing is changed.
+        """
+        shapes = [tuple(held["shape"]) for held in state["links"]]
+        own = [link.parameterization.shape for link in self.links]
+        if shapes != own:
+            raise ShapeError(f"a chain's state must be of its links, {own}; got {shapes}")
+        self.steps, self.last_knot = int(state["steps"]), int(state["last_knot"])
+        self.ties = int(state["ties"])
+        if self.generator is not None and state["generator"] is not None:
+            self.generator.set_state(state["generator"])
+        for link, held in zip(self.links, state["links"], strict=True):
+            link.load(held)
+
     def warmup(self, steps: int) -> float:
         """Return a factor for the learning rate: up to 1 over `steps` steps from the last knot."""
         return min(1.0, (self.steps - self.last_knot + 1) / max(steps, 1))
+
+
+def _written(declared: FeasibleSet) -> str | None:
+    """Return a set as text, or None if it has tensors, which are those of the parameterization."""
+    try:
+        text = json.dumps(plain(declared))
+    except OptionError:
+        return None
+    return None if '"tensor"' in text or '"operator"' in text else text
 
 
 def _checked_ranks(ranks: list[int], links: list[Link], reset: Reset) -> list[int]:

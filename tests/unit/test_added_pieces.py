@@ -12,8 +12,15 @@ from tests.preloaded import ROOT, run_script
 PAGE = (ROOT / "docs/how-to/add-to-the-package.md").read_text(encoding="utf-8")
 CHANGES = re.findall(r"^```diff\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 PROGRAMS = re.findall(r"^```\{code-block\} python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-# Lines and files that a parameterization and a set may cost.
-MOST = {"parameterization": (60, 2), "set": (30, 2)}
+# Lines and files that a piece may cost.
+MOST = {
+    "parameterization": (60, 2),
+    "set": (30, 2),
+    "solver": (60, 3),
+    "loss": (30, 1),
+    "law": (25, 2),
+    "reader": (30, 1),
+}
 PIECES = list(zip(MOST, CHANGES, PROGRAMS, strict=True))
 
 

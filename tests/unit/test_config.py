@@ -12,7 +12,7 @@ from torch import nn
 
 import lowrank_opt as lo
 from lowrank_opt.errors import OptionError
-from lowrank_opt.nn.frozen import Frozen
+from lowrank_opt.nn.basis.frozen import Frozen
 from lowrank_opt.parameterizations.catalog import examples
 from lowrank_opt.parameterizations.config import describe, known_class, rebuild
 from lowrank_opt.parameterizations.example import example_tensor

@@ -8,15 +8,11 @@ import lowrank_opt as lo
 from lowrank_opt.linalg import frozen, frozen_product, frozen_row_norms
 from lowrank_opt.nn import DecomposedModule
 from lowrank_opt.testing import forbid_dense
+from tests.builders import normal
 
 FACTOR = torch.tensor(0.25, dtype=torch.float64)
 # More numbers than one block holds.
 SHAPE = (500, 300)
-
-
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, dtype=torch.float64, generator=generator).to(dtype)
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from sklearn.linear_model import LogisticRegression, PoissonRegressor
 
 import lowrank_opt as lo
 from lowrank_opt.completion.model.box import InRange
-from lowrank_opt.completion.model.links import Link
-from lowrank_opt.completion.model.losses import entry_loss
+from lowrank_opt.completion.model.links import link_of
+from lowrank_opt.completion.model.losses import Squared, entry_loss
 from lowrank_opt.completion.model.ordinal import (
     free_of,
     log_interval_probability,
@@ -21,7 +21,7 @@ from lowrank_opt.completion.model.ordinal import (
     thresholds_of,
 )
 from lowrank_opt.errors import ObservationError, OptionError
-from tests.completion_cases import factored, normal, observe, seeded
+from tests.completion_cases import ball, factored, normal, observe, seeded
 
 D = torch.float64
 NONE = torch.empty(0, dtype=D)
@@ -344,4 +344,31 @@ def test_refuses_unknown_losses(loss) -> None:
 )
 def test_refuses_unknown_links(name, numbers) -> None:
     with pytest.raises(ObservationError, match="a link is one of"):
-        Link(name, numbers)
+        link_of(name, numbers)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    ["squared", "absolute", "huber", "logistic", "ordered_probit", "poisson", InRange(0.0, 2.0)],
+)
+def test_convex_losses_lie_below_their_chords(loss) -> None:
+    values = torch.tensor([0.0, 1.0] if loss == "logistic" else [0.0, 1.0, 2.0]).repeat(200)
+    seen = lo.Observations(range(len(values)), [0] * len(values), values.double(), (len(values), 1))
+    found = entry_loss(loss)
+    free = found.start(seen, intercept=True)
+    low, high = (4 * normal(len(values), seed=k) for k in (0, 1))
+    ends = [found.losses(x, seen.values, free) for x in (low, high)]
+    middle = found.losses((low + high) / 2, seen.values, free)
+    assert found.convex
+    assert bool((middle <= (ends[0] + ends[1]) / 2 + 1e-9).all())
+
+
+def test_of_a_function_nothing_is_known() -> None:
+    assert not entry_loss(torch.tanh).convex
+    assert not InRange(0.0, 1.0, torch.tanh).convex
+
+
+def test_an_equal_object_is_not_denied_a_certificate() -> None:
+    seen = observe(normal(6, 5), 0.8)
+    result = lo.complete(seen, ball((6, 5), 5, 2.0), loss=Squared())
+    assert result.certificate().gap <= 1e-4 * result.certificate().objective

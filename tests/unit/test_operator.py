@@ -12,13 +12,10 @@ from torch.func import vmap
 
 from lowrank_opt import LowRankOperator
 from lowrank_opt.errors import RankError, ShapeError
+from tests.builders import normal
 
 D = torch.float64
 SHAPES = [(1, 1, 1), (1, 6, 1), (7, 1, 1), (5, 4, 2), (4, 4, 4), (300, 7, 7), (3, 4, 6)]
-
-
-def normal(*size, seed=0, dtype=D):
-    return torch.randn(*size, dtype=D, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def operator(m, n, r, dtype=D):

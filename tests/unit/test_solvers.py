@@ -14,6 +14,7 @@ from lowrank_opt.completion.loop.checkpoint import Checkpoint
 from lowrank_opt.errors import OptionError, ShapeError
 from lowrank_opt.solvers import SOLVERS, Run, Solver, Traits, solver_of, solvers_for
 from tests.completion_cases import normal, observe, seeded
+from tests.preloaded import ROOT
 
 FREE = ("gauss_newton", "riemannian", "scaled_gd", "singular_value_projection")
 BALL = lo.SchattenBall(1, 30.0, 10)
@@ -239,3 +240,12 @@ def test_table_has_a_line_for_each_solver():
     lines = markdown().splitlines()
     assert len(SOLVERS) == len(lines) - 2
     assert all(f'`"{name}"`' in line for name, line in zip(SOLVERS, lines[2:], strict=True))
+
+
+def test_pages_show_the_table():
+    for page in ("README.md", "docs/how-to/choose-a-solver.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        between = text.partition("<!-- solver-table -->\n")[2].partition("<!-- /solver-table -->")[
+            0
+        ]
+        assert markdown() == between, "run python docs/solver_table.py"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowrank_opt.completion.model.links import Link
+from lowrank_opt.completion.model.links import Clip, Link
 from lowrank_opt.completion.model.losses import EntryLoss, Loss, Residual, Squared, entry_loss
 from lowrank_opt.errors import ObservationError, OptionError
 from lowrank_opt.observations import Observations
@@ -65,6 +65,11 @@ class InRange(EntryLoss):
                 "are means of the values already"
             )
 
+    @property
+    def convex(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Where its loss is: it costs that on one side of an end, and nothing on the other."""
+        return entry_loss(self.loss).convex
+
     def check(self, observations: Observations) -> None:
         values = observations.values
         outside = values[(values < self.low) | (values > self.high)]
@@ -81,4 +86,4 @@ class InRange(EntryLoss):
         return entry_loss(self.loss).losses(e, torch.zeros_like(e), free)
 
     def link(self, free: Tensor, observations: Observations) -> Link:
-        return Link("clip", (self.low, self.high))
+        return Clip(self.low, self.high)

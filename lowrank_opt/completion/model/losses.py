@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lowrank_opt.completion.model.links import IDENTITY, Link
+from lowrank_opt.completion.model.links import (
+    IDENTITY,
+    Exponential,
+    Link,
+    LogisticMean,
+    OrderedMean,
+)
 from lowrank_opt.completion.model.ordinal import (
     free_of,
     negative_log_likelihood,
@@ -39,9 +45,12 @@ class EntryLoss(ABC):
     on_value_scale : bool
         Whether a score is a prediction: then fits start from an additive model of the values, in
         units of their spread.
+    convex : bool
+        Whether the loss is a convex function of the score, free parameters held fixed.
     """
 
     on_value_scale: ClassVar[bool]
+    convex: bool = False
 
     def check(self, observations: Observations) -> None:
         """Raise ObservationError unless the loss is defined at these values."""
@@ -75,10 +84,13 @@ class Residual(EntryLoss):
     ----------
     function : callable
         Maps a tensor of residuals to losses.
+    convex : bool
+        Whether it is; of a function nothing is known.
     """
 
     on_value_scale = True
     function: Callable[[Tensor], Tensor]
+    convex: bool = False
 
     def losses(self, scores: Tensor, values: Tensor, free: Tensor) -> Tensor:
         return self.function(scores - values)
@@ -89,6 +101,7 @@ class Squared(EntryLoss):
     """Half the squared residual: the one for which a fused kernel exists."""
 
     on_value_scale = True
+    convex = True
 
     def losses(self, scores: Tensor, values: Tensor, free: Tensor) -> Tensor:
         return (scores - values).square() / 2
@@ -103,6 +116,7 @@ class Logistic(EntryLoss):
     """
 
     on_value_scale = False
+    convex = True
 
     def check(self, observations: Observations) -> None:
         values = observations.values
@@ -128,7 +142,7 @@ class Logistic(EntryLoss):
         return float(free.detach().sum())
 
     def link(self, free: Tensor, observations: Observations) -> Link:
-        return Link("logistic", (-1.0 if bool((observations.values < 0).any()) else 0.0, 1.0))
+        return LogisticMean(-1.0 if bool((observations.values < 0).any()) else 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -140,6 +154,7 @@ class Poisson(EntryLoss):
     """
 
     on_value_scale = False
+    convex = True
 
     def check(self, observations: Observations) -> None:
         values = observations.values
@@ -163,7 +178,7 @@ class Poisson(EntryLoss):
         return float(free.detach().sum())
 
     def link(self, free: Tensor, observations: Observations) -> Link:
-        return Link("exponential")
+        return Exponential()
 
 
 @dataclass(frozen=True)
@@ -176,6 +191,7 @@ class OrderedProbit(EntryLoss):
     """
 
     on_value_scale = False
+    convex = True
 
     def check(self, observations: Observations) -> None:
         count = len(observations.values.unique())
@@ -199,15 +215,17 @@ class OrderedProbit(EntryLoss):
 
     def link(self, free: Tensor, observations: Observations) -> Link:
         levels = observations.values.double().unique().tolist()
-        return Link("ordered_probit", (*levels, *thresholds_of(free.detach()).tolist()))
+        return OrderedMean(tuple(levels), tuple(thresholds_of(free.detach()).tolist()))
 
 
 _MOST_LEVELS = 100
 
 _NAMED: dict[str, EntryLoss] = {
     "squared": Squared(),
-    "absolute": Residual(torch.abs),
-    "huber": Residual(lambda e: F.huber_loss(e, torch.zeros_like(e), reduction="none")),
+    "absolute": Residual(torch.abs, convex=True),
+    "huber": Residual(
+        lambda e: F.huber_loss(e, torch.zeros_like(e), reduction="none"), convex=True
+    ),
     "logistic": Logistic(),
     "ordered_probit": OrderedProbit(),
     "poisson": Poisson(),

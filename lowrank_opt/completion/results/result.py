@@ -15,7 +15,7 @@ from lowrank_opt.completion.loop.history import History
 from lowrank_opt.completion.loop.status import CompletionStatus
 from lowrank_opt.completion.model.bias import AdditiveBias
 from lowrank_opt.completion.model.ids import Ids, check_ids, from_tensors, to_tensors
-from lowrank_opt.completion.model.links import IDENTITY, Link
+from lowrank_opt.completion.model.links import IDENTITY, Link, link_of
 from lowrank_opt.completion.results import storage
 from lowrank_opt.completion.results.html import to_html
 from lowrank_opt.errors import CertificateError, ConvergenceError, ObservationError, ShapeError
@@ -205,7 +205,7 @@ class CompletionResult:
             status = CompletionStatus[str(header["status"])]
             row_ids, col_ids = (from_tensors(tensors, name) for name in ("row_ids", "col_ids"))
             numbers = tensors["link"].tolist() if "link" in tensors else ()
-            link = Link(str(header.get("link", "identity")), tuple(numbers))
+            link = link_of(str(header.get("link", "identity")), tuple(numbers))
             return cls(operator, bias, status, history, row_ids=row_ids, col_ids=col_ids, link=link)
 
     def summary(self) -> str:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.nn.adapters.checkpointing import present_state
-from lowrank_opt.nn.adapters.kinds import ORIGINAL, LayerKind, kind_of, original_type
 from lowrank_opt.nn.adapters.record import Record, State
 from lowrank_opt.nn.adapters.routing import routed
 from lowrank_opt.nn.adapters.store import STORE, Store
+from lowrank_opt.nn.basis.kinds import ORIGINAL, LayerKind, kind_of, original_type
 from lowrank_opt.operator import LowRankOperator
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from lowrank_opt.nn.adapters.record import Record, State
-from lowrank_opt.nn.errors import AdapterStateError
+from lowrank_opt.nn.basis.errors import AdapterStateError
 from lowrank_opt.operator import LowRankOperator
 
 _LOGS = "lowrank_states"

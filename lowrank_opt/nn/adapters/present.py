@@ -9,7 +9,7 @@ from torch import nn
 
 from lowrank_opt.nn.adapters.adapted import adapted_modules
 from lowrank_opt.nn.adapters.record import Record
-from lowrank_opt.nn.errors import AdapterStateError
+from lowrank_opt.nn.basis.errors import AdapterStateError
 
 
 def record_of(model: nn.Module) -> Record:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lowrank_opt.nn.errors import AdapterStateError
+from lowrank_opt.nn.basis.errors import AdapterStateError
 
 _FACTS = (
     "dtype", "device", "shape", "ndim", "layout", "is_cuda", "requires_grad", "is_meta",

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.errors import ShapeError
-from lowrank_opt.nn.adapters.kinds import LayerKind
 from lowrank_opt.nn.adapters.record import Routing
 from lowrank_opt.nn.adapters.store import Store
+from lowrank_opt.nn.basis.kinds import LayerKind
 
 
 def routed(

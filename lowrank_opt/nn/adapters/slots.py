@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from lowrank_opt.nn.adapters.adapted import store_of
-from lowrank_opt.nn.adapters.kinds import kind_of, matrix_shapes, type_name
 from lowrank_opt.nn.adapters.store import STORE, Store, stored
+from lowrank_opt.nn.basis.kinds import kind_of, matrix_shapes, type_name
 from lowrank_opt.parameterizations import Parameterization
 
 # What computes a weight is not itself a layer.

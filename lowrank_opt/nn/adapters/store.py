@@ -18,8 +18,8 @@ from lowrank_opt.nn.adapters.checkpointing import (
 from lowrank_opt.nn.adapters.gradients import awake, delivering
 from lowrank_opt.nn.adapters.reading import is_of, standing_for, without_numbers
 from lowrank_opt.nn.adapters.record import Record, State, Weights
-from lowrank_opt.nn.errors import AdapterStateError
-from lowrank_opt.nn.frozen import Frozen
+from lowrank_opt.nn.basis.errors import AdapterStateError
+from lowrank_opt.nn.basis.frozen import Frozen
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import Parameterization
 

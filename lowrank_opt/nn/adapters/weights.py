@@ -13,7 +13,7 @@ from lowrank_opt.nn.adapters.slots import (
     every_slot,
 )
 from lowrank_opt.nn.adapters.store import Part
-from lowrank_opt.nn.frozen import Frozen
+from lowrank_opt.nn.basis.frozen import Frozen
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import Offset, Parameterization
 

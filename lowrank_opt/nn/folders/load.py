@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from lowrank_opt.errors import DataError, ShapeError, TargetError
 from lowrank_opt.nn.adapters.adapted import adapted_modules
-from lowrank_opt.nn.adapters.kinds import kind_of, matrix_shapes
 from lowrank_opt.nn.adapters.present import (
     check_not_merged,
     check_not_routed,
@@ -29,6 +28,7 @@ from lowrank_opt.nn.adapters.weights import (
     settle,
     unsettle,
 )
+from lowrank_opt.nn.basis.kinds import kind_of, matrix_shapes
 from lowrank_opt.nn.folders.described import described
 from lowrank_opt.nn.folders.stored import (
     Stored,
@@ -36,6 +36,7 @@ from lowrank_opt.nn.folders.stored import (
     StoredWeight,
     build,
     check_keys,
+    check_same_kind,
     check_same_shape,
     read,
     settled_of,
@@ -165,6 +166,7 @@ def _own_targets(
             # A layer without a bias may get one.
             if target is not None:
                 check_same_shape(place, target.shape, x.tensor)
+                check_same_kind(place, target, x.tensor)
                 _check_alike(place, target, x.parameter)
     return {name: places[name] for name in wanted}
 

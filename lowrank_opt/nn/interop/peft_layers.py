@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lowrank_opt.nn.adapters.kinds import kind_of, original_type, type_name
 from lowrank_opt.nn.adapters.slots import (
     LayerSlot,
     WeightSlot,
     owners,
 )
+from lowrank_opt.nn.basis.kinds import kind_of, original_type, type_name
 from lowrank_opt.operator import LowRankOperator
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

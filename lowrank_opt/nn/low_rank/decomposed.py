@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.errors import TargetError
-from lowrank_opt.nn.adapters.kinds import kind_of
+from lowrank_opt.nn.basis.kinds import kind_of
 from lowrank_opt.parameterizations import Parameterization, WeightDecomposed
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.errors import OptionError, ShapeError
+from lowrank_opt.nn.basis.products import ConvGeometry, convolution, embedding, linear
 from lowrank_opt.nn.low_rank.starts import start_at_random_
-from lowrank_opt.nn.products import ConvGeometry, convolution, embedding, linear
 from lowrank_opt.parameterizations import Parameterization
 
 Start: TypeAlias = Literal["random", "given"]

@@ -23,7 +23,7 @@ from lowrank_opt.nn.adapters.weights import (
     AdaptedWeight,
     adapted_weights,
 )
-from lowrank_opt.nn.frozen import Frozen
+from lowrank_opt.nn.basis.frozen import Frozen
 from lowrank_opt.nn.surgery.install import Plan, Updates, check_new_name, install
 from lowrank_opt.nn.surgery.options import Make
 from lowrank_opt.nn.surgery.own import Own, trainable_copy

@@ -20,7 +20,7 @@ from lowrank_opt.nn.adapters.slots import (
     every_slot,
 )
 from lowrank_opt.nn.adapters.store import Part, stored
-from lowrank_opt.nn.errors import AdapterStateError
+from lowrank_opt.nn.basis.errors import AdapterStateError
 from lowrank_opt.nn.surgery.own import Own
 from lowrank_opt.parameterizations import Parameterization
 

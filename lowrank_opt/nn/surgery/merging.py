@@ -22,7 +22,7 @@ from lowrank_opt.nn.adapters.slots import (
     is_finite,
 )
 from lowrank_opt.nn.adapters.store import Store, add_dense, stored, sum_key
-from lowrank_opt.nn.errors import AdapterStateError
+from lowrank_opt.nn.basis.errors import AdapterStateError
 from lowrank_opt.nn.surgery.removal import detach_all
 from lowrank_opt.nn.surgery.switching import check_lead
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from lowrank_opt.errors import OptionError, TargetError
 from lowrank_opt.nn.adapters.adapted import adapted_modules
-from lowrank_opt.nn.adapters.kinds import kind_of, original_type, type_name
 from lowrank_opt.nn.adapters.present import (
     check_known,
     check_not_merged,
@@ -24,7 +23,8 @@ from lowrank_opt.nn.adapters.store import Part, stored
 from lowrank_opt.nn.adapters.weights import (
     adapted_weights,
 )
-from lowrank_opt.nn.errors import AdapterStateError
+from lowrank_opt.nn.basis.errors import AdapterStateError
+from lowrank_opt.nn.basis.kinds import kind_of, original_type, type_name
 from lowrank_opt.nn.surgery.install import follow
 from lowrank_opt.nn.surgery.own import differs
 

@@ -9,6 +9,7 @@ from lowrank_opt.errors import NoRightInverseError, ShapeError
 from lowrank_opt.linalg import (
     frozen_product,
     frozen_row_norms,
+    inverse_power_of_two,
     lp_norm,
     rows_at_once,
     working_dtype,
@@ -188,5 +189,5 @@ def _power_of_two(weight: Tensor, op: LowRankOperator) -> Tensor:
         peak = torch.maximum(-low, high).to(dtype)
         update = op.left.abs().amax().to(dtype) * op.scale.abs().amax() * op.right.abs().amax()
         peak = torch.maximum(peak, update)
-        _, exponent = torch.frexp(torch.where(peak > 0, peak, 1.0))
+        exponent = inverse_power_of_two(torch.where(peak > 0, peak, 1.0))[2]
         return torch.ldexp(torch.ones_like(peak), exponent.clamp(-1000, 1000))

@@ -137,6 +137,23 @@ class SensitivityAverage:
             if name in kept:
                 kept[name] = kept[name][..., index]
 
+    def state(self, prefix: str = "") -> dict[str, Tensor]:
+        """Return the averages of all names that begin so, by the rest of the names."""
+        kept = {"mean": self._mean, "spread": self._spread}
+        return {
+            f"{what}/{name.removeprefix(prefix)}": x.clone()
+            for what, averages in kept.items()
+            for name, x in averages.items()
+            if name.startswith(prefix)
+        }
+
+    def load(self, prefix: str, state: dict[str, Tensor]) -> None:
+        """Take over averages from `state`."""
+        for key, x in state.items():
+            what, _, name = key.partition("/")
+            averages = self._mean if what == "mean" else self._spread
+            averages[f"{prefix}{name}"] = x.clone()
+
     def importance(self, name: str) -> Tensor:
         """Return the importance of every entry of a parameter that has been updated."""
         return self._mean[name] * self._spread[name]

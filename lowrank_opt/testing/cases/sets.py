@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 import torch
@@ -97,4 +98,8 @@ def _made(trial: SetTrial) -> object:
 
 def _declared(trial: SetTrial) -> object:
     assert callable(trial.make), "a factory of parameterizations"
-    return Subject(trial.make, trial.case, trial.dtype, trial.device).fresh().feasible_set
+    return (
+        Subject(cast("Factory", trial.make), trial.case, trial.dtype, trial.device)
+        .fresh()
+        .feasible_set
+    )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lowrank_opt.errors import LowRankError
+from lowrank_opt.parameterizations import Parameterization
 from lowrank_opt.testing.cases.case import Subject
 from lowrank_opt.testing.cases.parameters import FreeParameters
 from lowrank_opt.testing.laws.adapter_laws import Pair, pairs
@@ -162,7 +163,7 @@ def _modes(subject: Subject) -> None:
             expect(not wrong, f"{pair.name}: train({mode}) does not reach {wrong[:2]}")
 
 
-def _maker(subject: Subject) -> Callable[[tuple[int, int]], nn.Module]:
+def _maker(subject: Subject) -> Callable[[tuple[int, int]], Parameterization]:
     return lambda shape: subject.make(shape, min(subject.case.rank, *shape))
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -223,6 +224,8 @@ class LawItem(pytest.Item):
 def _place(target: Target) -> tuple[Path | None, int | None]:
     """Return the file and the line, from 0, at which a target is defined."""
     made = target.make.func if isinstance(target.make, partial) else target.make
+    if not isinstance(made, type | FunctionType):
+        return None, None
     try:
         file, (_, line) = inspect.getsourcefile(made), inspect.getsourcelines(made)
     except (OSError, TypeError):

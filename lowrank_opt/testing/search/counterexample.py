@@ -99,7 +99,7 @@ def _shown(trial: Trial[Any], show: str) -> list[str]:
         return []
     subject = trial if isinstance(trial, Subject) else None
     m, n = trial.case.shape
-    values = {"m": m, "n": n, "dtype": trial.dtype, "seed": trial.seed}
+    values: dict[str, object] = {"m": m, "n": n, "dtype": trial.dtype, "seed": trial.seed}
     if subject is not None:
         values["fresh"] = _construction(subject)
     body = [

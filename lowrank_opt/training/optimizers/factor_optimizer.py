@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args, overload
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -118,13 +117,16 @@ class FactorOptimizer(Optimizer, ABC):
         Raises
         ------
         ConvergenceError
-            If factors or gradients are not finite, so that they have no bases.
+            If factors or gradients are not finite, so that they have no bases. A gradient that is
+            not finite is found before anything moves.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         with torch.no_grad():
+            for pair in self.pairs:
+                _check_gradients(pair)
             for group in self.param_groups:
                 _ = self._step_pairs(group) if group["role"] == "pairs" else self._adamw(group)
         return loss
@@ -143,15 +145,9 @@ class FactorOptimizer(Optimizer, ABC):
     def _step_pair(self, pair: FactorPair, state: State, group: Group) -> None:
         try:
             view = read_pair(pair)
-            if not all(map(_is_finite, view.gradients)):
-                raise np.linalg.LinAlgError("a gradient is not finite")
             directions = self.directions(view, state, group)
         except LinAlgErrors as error:
-            raise ConvergenceError(
-                "an optimizer over factors needs finite factors and gradients; got NaN or "
-                f"infinity in a pair of shape {pair.shape}, which was not changed: lower lr, clip "
-                "the gradients, or skip the step"
-            ) from error
+            raise _not_finite(pair) from error
         _apply(view, directions, group)
 
     def _adamw(self, group: Group) -> None:
@@ -168,6 +164,23 @@ class FactorOptimizer(Optimizer, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "pairs": self.pairs}
+
+
+def _check_gradients(pair: FactorPair) -> None:
+    """Raise ConvergenceError if a gradient of a pair that will move is not finite."""
+    both = pair.left.grad, pair.right.grad
+    if any(g is None for g in both):
+        return
+    if not all(_is_finite(g) for g in both if g is not None):
+        raise _not_finite(pair)
+
+
+def _not_finite(pair: FactorPair) -> ConvergenceError:
+    return ConvergenceError(
+        "an optimizer over factors needs finite factors and gradients; got NaN or "
+        f"infinity in a pair of shape {pair.shape}, which was not changed: lower lr, clip "
+        "the gradients, or skip the step"
+    )
 
 
 def _is_finite(x: Tensor) -> bool:

@@ -30,6 +30,14 @@ class Importance(Protocol):
         """Forget the components of a pair that are not in `index`."""
         ...
 
+    def state(self, pairs: list[FactorPair]) -> list[dict[str, Tensor]]:
+        """Return what was collected of each pair."""
+        ...
+
+    def load(self, pairs: list[FactorPair], state: list[dict[str, Tensor]]) -> None:
+        """Take over what was collected of each pair."""
+        ...
+
 
 @final
 class Sensitivity(Importance):
@@ -71,6 +79,13 @@ class Sensitivity(Importance):
     def keep(self, pair: FactorPair, index: Tensor) -> None:
         for name in _with_gradients(pair):
             self._average.keep(name, index)
+
+    def state(self, pairs: list[FactorPair]) -> list[dict[str, Tensor]]:
+        return [self._average.state(f"{id(pair.left)} ") for pair in pairs]
+
+    def load(self, pairs: list[FactorPair], state: list[dict[str, Tensor]]) -> None:
+        for pair, held in zip(pairs, state, strict=True):
+            self._average.load(f"{id(pair.left)} ", held)
 
 
 def _with_gradients(pair: FactorPair) -> dict[str, tuple[Tensor, Tensor]]:
@@ -123,6 +138,17 @@ class Magnitude(Importance):
     def keep(self, pair: FactorPair, index: Tensor) -> None:
         if id(pair.left) in self._mean:
             self._mean[id(pair.left)] = self._mean[id(pair.left)][index]
+
+    def state(self, pairs: list[FactorPair]) -> list[dict[str, Tensor]]:
+        known = (self._mean.get(id(pair.left)) for pair in pairs)
+        return [{} if mean is None else {"mean": mean} for mean in known]
+
+    def load(self, pairs: list[FactorPair], state: list[dict[str, Tensor]]) -> None:
+        self._mean = {
+            id(pair.left): held["mean"].clone()
+            for pair, held in zip(pairs, state, strict=True)
+            if held
+        }
 
 
 def component_norms(pair: FactorPair) -> Tensor:

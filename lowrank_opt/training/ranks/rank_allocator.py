@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import final
+from collections.abc import Iterable, Mapping
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -147,6 +147,32 @@ class RankAllocator:
             if owner is not None:
                 owner.rank = len(index)
         return self.ranks
+
+    def state_dict(self) -> dict[str, object]:
+        """Return counts, masks and importance, for `torch.save`; the factors are the model's."""
+        return {
+            "steps": self.steps,
+            "masks": [mask.clone() for mask in self.masks],
+            "importance": self.importance.state(self.pairs),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state, on factors of the ranks of that moment.
+
+        Raises
+        ------
+        ShapeError
+            If the masks do not fit the factors. Nothing is changed.
+        """
+        ranks, own = [len(mask) for mask in state["masks"]], [pair.rank for pair in self.pairs]
+        if ranks != own:
+            raise ShapeError(
+                f"an allocator's state must fit the factors' ranks, {own}; got masks for {ranks}: "
+                "load the model of that moment first"
+            )
+        self.steps = int(state["steps"])
+        self.masks = [mask.clone() for mask in state["masks"]]
+        self.importance.load(self.pairs, state["importance"])
 
     def _eligible(self) -> list[Tensor]:
         """Return scores in which, unless revivable, dropped components come last."""

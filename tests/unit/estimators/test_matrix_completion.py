@@ -331,3 +331,25 @@ def test_solvers_of_the_library_follow_the_seed():
     np.testing.assert_array_equal(same, again)
     assert not np.array_equal(same, other)
     assert models[0].score(pairs, y) > 0.8
+
+
+@pytest.mark.parametrize("scale", [1e160, 1e-300])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"solver": "als"}, {"radius": 100.0}, {"solver": "bayesian", "max_iterations": 5}],
+    ids=str,
+)
+def test_values_of_any_size(scale: float, options: dict[str, object]):
+    """A fit in another unit is the same fit."""
+    pairs, y = ratings()
+    # A power of two: the values are the same numbers in another unit.
+    scale = 2.0 ** round(np.log2(scale))
+    given = {k: x * scale if k == "radius" else x for k, x in options.items()}
+    near = MatrixCompletion(random_state=0, clip=None, **options).fit(pairs, y)
+    far = MatrixCompletion(random_state=0, clip=None, **given).fit(pairs, y * scale)
+    assert near.rank_ == far.rank_
+    close = {"rtol": 1e-3, "atol": 1e-3}
+    np.testing.assert_allclose(near.predict(pairs), far.predict(pairs) / scale, **close)
+    if len(near.path_) > 0:
+        for a, b in zip(near.predict_interval(pairs), far.predict_interval(pairs), strict=True):
+            np.testing.assert_allclose(a, b / scale, **close)

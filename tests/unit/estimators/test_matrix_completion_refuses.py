@@ -21,7 +21,7 @@ from tests.unit.estimators.cases import quick, ratings
         ({"validation": 1.0}, r"validation must be a share in \(0, 1\)"),
         ({"shape": (3,)}, "shape must be two positive integers"),
         ({"clip": (2, 1)}, r"clip must be 'auto', None or \(smallest, largest\)"),
-        ({"solver": "magic"}, "solver must be one of"),
+        ({"solver": "magic"}, "solver must be 'lbfgs', .*; got solver='magic'"),
         ({"solver": "variational", "penalty": 2.0}, r"got \['penalty'\] too"),
     ],
 )

@@ -11,11 +11,7 @@ import lowrank_opt as lo
 from lowrank_opt.errors import NoRightInverseError, OptionError
 from lowrank_opt.nn import adapt, adapted_weights, rewind
 from lowrank_opt.training import start
-
-
-def normal(*shape, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=g, dtype=torch.float64)
+from tests.builders import normal
 
 
 def trained(make):

@@ -22,10 +22,7 @@ from lowrank_opt.training import (
     orthogonality_penalty,
     step_down_,
 )
-
-
-def normal(*shape, seed):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tests.builders import normal
 
 
 def network(make=lambda s: lo.Factored(s, 2, dtype=torch.float64)):

@@ -9,13 +9,10 @@ import pytest
 import torch
 
 from lowrank_opt.training import FactorPair, LoRAProAdamW, LoRAProFull, LoRARite, ScaledGD
+from tests.builders import normal
 
 M, N, R, S = 9, 7, 3, 1.7
 STEPS = 40
-
-
-def normal(*shape, seed):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def start(gauge=None):

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, jvp, vjp
 
 from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.testing.cases.case import Subject
 from lowrank_opt.testing.cases.parameters import FreeParameters
 from lowrank_opt.testing.laws.modules.generators import trainable
@@ -56,7 +57,7 @@ def _derivatives(subject: Subject) -> None:
         raise NotApplicable("torch.func cannot follow this map")
 
 
-def _function(subject: Subject) -> tuple[torch.nn.Module, Scalar]:
+def _function(subject: Subject) -> tuple[Parameterization, Scalar]:
     """Return the module in float64, and ``<C, W>`` for a C of rank one as its function."""
     module = subject.fresh(dtype=torch.float64)
     subject.case.parameters.fill_(module)
@@ -64,7 +65,7 @@ def _function(subject: Subject) -> tuple[torch.nn.Module, Scalar]:
     x, y = (subject.normal(k, salt=80 + k).double() for k in (n, m))
 
     def f(parameters: Parameters) -> Tensor:
-        op: LowRankOperator = functional_call(module, parameters)
+        op: LowRankOperator = functional_call(module, parameters, ())
         return (y * op.linear(x)).sum()
 
     return module, f
@@ -117,7 +118,7 @@ values = tuple(W.get_parameter(name).detach() for name in names)
 
 
 def total(*parameters):
-    op = torch.func.functional_call(W, dict(zip(names, parameters)))
+    op = torch.func.functional_call(W, dict(zip(names, parameters)), ())
     return op.linear(torch.ones($n, dtype=torch.float64)).square().sum()
 
 

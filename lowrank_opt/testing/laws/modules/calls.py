@@ -123,7 +123,7 @@ def _ways_of_writing(
 
     def together(shifts: list[Tensor]) -> None:
         with torch.no_grad():
-            torch._foreach_add_([*own], shifts)  # pyright: ignore[reportPrivateUsage]
+            torch._foreach_add_([*own], shifts)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
     def as_state(shifts: list[Tensor]) -> None:
         state = copy.deepcopy(module.state_dict())
@@ -150,7 +150,7 @@ def _expect_borrowed(subject: Subject, module: Parameterization) -> None:
     """Expect functional_call to use what it is given, and the module its own afterwards."""
     own = module().detach().clone()
     moved = {k: p.detach() + 0.1 * torch.ones_like(p) for k, p in trainable(module).items()}
-    found: LowRankOperator = functional_call(module, moved)
+    found: LowRankOperator = functional_call(module, moved, ())
     fresh = subject.fresh()
     fresh.load_state_dict(module.state_dict())
     with torch.no_grad():

@@ -102,8 +102,10 @@ def _global_generators_kept(what: str) -> Generator[None]:
     own = _states()
     try:
         # Elsewhere than any seed leads to: what has been seeded before would not be seen.
-        torch.manual_seed(_ELSEWHERE), np.random.seed(_ELSEWHERE), random.seed(_ELSEWHERE)  # noqa: NPY002
-        torch.rand(3), np.random.rand(3), random.random()  # noqa: NPY002
+        torch.manual_seed(_ELSEWHERE)
+        np.random.seed(_ELSEWHERE)  # noqa: NPY002
+        random.seed(_ELSEWHERE)
+        _ = torch.rand(3), np.random.rand(3), random.random()  # noqa: NPY002
         before = _states()
         yield
         for name, x, y in zip(("torch", "NumPy", "Python"), before, _states(), strict=True):

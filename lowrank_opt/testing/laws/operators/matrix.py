@@ -177,7 +177,7 @@ def _never_dense(trial: OperatorTrial) -> None:
             op.entries(rows, rows)
             _ = op.mT @ y
             op.singular_values()
-            op.schatten_norm(1), op.ky_fan_norm(2), op.to_scipy()
+            _ = op.schatten_norm(1), op.ky_fan_norm(2), op.to_scipy()
             op.truncate(1)
             _ = op + op, -op, 2.0 * op, op.clone()
     except DenseMaterializationError as error:

@@ -85,7 +85,8 @@ def _expect_gradient(
     expect(value.requires_grad, f"{name} is cut off from autograd")
     found = torch.autograd.grad(value, parts, allow_unused=True)
     # The truth in float64: singular vectors of a dense matrix lose digits where values are near.
-    wide = tuple(p.detach().double().requires_grad_() for p in parts)
+    left, scale, right = (p.detach().double().requires_grad_() for p in parts)
+    wide = left, scale, right
     truth = torch.autograd.grad(_in_double(trial, formula, wide), wide)
     gap = _least_gap(dense_of(wide).detach())
     for part, g, t in zip(("left", "scale", "right"), found, truth, strict=True):
@@ -94,11 +95,8 @@ def _expect_gradient(
         expect(error <= allowed, f"the gradient of {name} in {part} is off by {error:.2e}")
 
 
-def _in_double(
-    trial: OperatorTrial, formula: Callable[[Tensor], Tensor], parts: tuple[Tensor, ...]
-) -> Tensor:
-    left, scale, right = parts
-    W = dense_of((left, scale, right))
+def _in_double(trial: OperatorTrial, formula: Callable[[Tensor], Tensor], parts: Triple) -> Tensor:
+    W = dense_of(parts)
     return formula(W if trial.dtype == torch.float64 else W.to(trial.dtype)).double()
 
 

@@ -57,7 +57,8 @@ def _kinds(trial: SetTrial) -> None:
     expect(min(ranks) < rank, f"of {_MANY} samples none has a rank below {rank}")
     full = [W for W, r in zip(found, ranks, strict=True) if r == rank]
     spread = [np.linalg.svd(W)[0][:, 0] for W in full[:2]]
-    turned = len(spread) < 2 or len(spread[0]) < 2 or abs(spread[0] @ spread[1]) < 1 - _NEXT
+    few = len(spread) < 2 or len(spread[0]) < 2
+    turned = few or abs(float(spread[0] @ spread[1])) < 1 - _NEXT
     expect(turned, "two samples have the same singular vectors")
     if not chart.bounded:
         return

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 import torch
 from numpy.testing import assert_allclose
 
-from lowrank_opt.completion import spectral_bounds
+from lowrank_opt.completion.certificates import spectral_bounds
 from lowrank_opt.completion.certificates.eigenvalue_bounds import eigenvalue_bounds
 from lowrank_opt.completion.certificates.random_start import random_start_bound
 from lowrank_opt.completion.certificates.spectral_bounds import singular_value_bounds

@@ -12,13 +12,10 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.errors import OptionError, RadiusError, RankError
+from tests.builders import normal
 
 D = torch.float64
 M, N = 6, 5
-
-
-def normal(*size, seed=0):
-    return torch.randn(*size, dtype=D, generator=torch.Generator().manual_seed(seed))
 
 
 def dense(op):

@@ -238,7 +238,7 @@ def test_wrong_calls_exit_with_two_and_one_line(words, message, capsys) -> None:
 def test_without_hypothesis_the_extra_is_named(monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "hypothesis", None)
     assert 2 == verify("verified.shapes:Right")
-    assert "pip install 'lowrank_opt[testing]'" in capsys.readouterr().err
+    assert "hypothesis is needed here and is in the extra 'testing'" in capsys.readouterr().err
 
 
 # Targets

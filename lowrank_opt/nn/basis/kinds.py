@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lowrank_opt.errors import OptionError
-from lowrank_opt.nn import products
+from lowrank_opt.nn.basis import products
 from lowrank_opt.operator import LowRankOperator
 
 # The attribute by which an adapted class tells the class that it stands for.

@@ -1,0 +1,97 @@
+"""Side information by ids: a line of features for each row or column, entries or not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from lowrank_opt.errors import ObservationError, ShapeError
+from lowrank_opt.estimators.entries import Entries
+from lowrank_opt.observations import Observations
+from lowrank_opt.tables.features import as_features
+from lowrank_opt.tables.frames import is_frame
+from lowrank_opt.tables.ids import UNKNOWN, Labels
+
+if TYPE_CHECKING:
+    from lowrank_opt.tables.features import Matrix
+
+
+def with_side(
+    entries: Entries, row_features: object, col_features: object
+) -> tuple[Entries, tuple[list[Matrix], list[Matrix]]]:
+    """Return entries with room for all ids that have features, and these in their order.
+
+    Parameters
+    ----------
+    entries : Entries
+    row_features, col_features : frame, array, sparse matrix or None
+        A frame of pandas has ids as its index, other frames in their first column: one for each id
+        with an entry, and any others, which are predicted by their features. Arrays have a line
+        for each position; ids are positions then.
+
+    Raises
+    ------
+    ObservationError
+        If an id with entries has no features, one comes twice, or a feature is missing.
+    ShapeError
+        If an array has another number of lines than there are positions.
+    """
+    rows, left = _aligned(row_features, entries.row_labels, "row_features")
+    cols, right = _aligned(col_features, entries.col_labels, "col_features")
+    seen = entries.observations
+    shape = (len(rows), len(cols))
+    if shape != seen.shape:
+        seen = Observations(seen.rows, seen.cols, seen.values, shape, seen.weights)
+    enlarged = replace(entries, observations=seen, row_labels=rows, col_labels=cols)
+    return enlarged, (left, right)
+
+
+def _aligned(features: object, labels: Labels, name: str) -> tuple[Labels, list[Matrix]]:
+    if features is None:
+        return labels, []
+    ids, data = _ids_of(features)
+    if ids is None:
+        return labels, [_by_position(as_features(data, name), labels, name)]
+    described, positions = Labels.of(ids, name)
+    if len(described) < len(positions):
+        raise ObservationError(
+            f"{name} must have each id once; got {len(positions) - len(described)} again"
+        )
+    at = described.find(labels.ids, name)
+    if (at == UNKNOWN).any():
+        first = labels.to_ids()[int((at == UNKNOWN).argmax())]
+        raise ObservationError(
+            f"{name} must have a line for each id; got none for {int((at == UNKNOWN).sum())} of "
+            f"{len(at)}, the first {first!r}: add them, or leave their entries out"
+        )
+    extended = labels.extended(ids, name)
+    order = np.empty(len(described), dtype=np.int64)
+    order[positions] = np.arange(len(positions))
+    return extended, [as_features(data, name)[order[described.positions(extended.ids)]]]
+
+
+def _ids_of(features: object) -> tuple[Any, object]:
+    """Return the ids of a frame and the rest of it; None for what has lines by position."""
+    data = cast("Any", features)
+    if hasattr(data, "iloc"):
+        return data.index.to_numpy(), data
+    if not is_frame(data):
+        return None, data
+    import narwhals as nw
+
+    frame: Any = nw.from_native(data)
+    frame = frame.collect() if isinstance(frame, nw.LazyFrame) else frame
+    first, *rest = frame.columns
+    return frame[first].to_list(), frame.select(rest)
+
+
+def _by_position(matrix: Matrix, labels: Labels, name: str) -> Matrix:
+    if labels.to_ids() != list(range(len(labels))) or matrix.shape[0] != len(labels):
+        raise ShapeError(
+            f"{name} in an array must have a line for each position 0..{len(labels) - 1}; got "
+            f"{matrix.shape[0]} lines for ids such as {labels.to_ids()[:1]!r}: pass a frame with "
+            "the ids as its index, or give the estimator a shape"
+        )
+    return matrix

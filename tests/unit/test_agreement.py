@@ -1,0 +1,169 @@
+"""The column "agrees with" of the table of methods: every map against its published formula."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+import lowrank_opt as lo
+from lowrank_opt.parameterizations.catalog import examples
+from lowrank_opt.parameterizations.example import example_tensor
+from lowrank_opt.parameterizations.published.agreement import AGREEMENT
+
+SHAPE, RANK = (14, 13), 3
+W0 = example_tensor(*SHAPE).numpy()
+
+
+def array(x):
+    return x.detach().double().numpy()
+
+
+def filled(name):
+    (example,) = (e for e in examples() if e.name == name)
+    module = example.make(SHAPE, RANK, dtype=torch.float64)
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(3 * torch.randn(p.shape, generator=g, dtype=torch.float64))
+    return module
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=0)
+
+
+def orthonormal(x):
+    U, _, Vt = np.linalg.svd(x, full_matrices=False)
+    return U @ Vt
+
+
+def svd_form(m):
+    return orthonormal(array(m.left)), array(m.values), orthonormal(array(m.right))
+
+
+def product(m):
+    return m.scaling * array(m.left) @ array(m.right).T
+
+
+def components(m):
+    return m.scaling * (array(m.left) * array(m.values)) @ array(m.right).T
+
+
+def core_of(m):
+    while hasattr(m, "inner"):
+        m = m.inner
+    return m
+
+
+def lora_xs(m):
+    U, V = array(m.outer_left), array(m.outer_right)
+    return U @ array(core_of(m).matrix) @ np.diag(np.linalg.svd(W0)[1][:RANK]) @ V.T
+
+
+def nora(m):
+    U, V = array(m.outer_left), array(m.outer_right)
+    sigma = np.diag(np.linalg.svd(W0)[1][: U.shape[1]])
+    return U @ sigma @ product(core_of(m)) @ V.T
+
+
+def started(m, first):
+    return product(m.inner) - first
+
+
+def leading():
+    U, s, Vt = np.linalg.svd(W0)
+    return (U[:, :RANK] * s[:RANK]) @ Vt[:RANK]
+
+
+def thin_qr():
+    Q, T = np.linalg.qr(W0)
+    return Q[:, :RANK] @ T[:RANK]
+
+
+def capped(m):
+    U, Z, V = svd_form(m)
+    return U @ (2 * m.radius * Z @ np.linalg.inv(np.eye(RANK) + Z.T @ Z)) @ V.T
+
+
+def in_blocks(vectors, single):
+    edges = [len(vectors) * k // RANK for k in range(RANK + 1)]
+    H = np.eye(len(vectors))
+    for a, b in pairwise(edges):
+        H[a:b, a:b] = single(unit(vectors[a:b].reshape(b - a, -1)))
+    return H
+
+
+def reflection(u):
+    return np.eye(len(u)) - 2 * u @ u.T
+
+
+def relaxed(uv):
+    u, v = uv[:, :1], uv[:, 1:]
+    return np.eye(len(u)) - u @ u.T + v @ v.T
+
+
+def ether_plus(m):
+    left, right = (in_blocks(array(x), relaxed) for x in (m.left_vectors, m.right_vectors))
+    return left @ W0 @ right - W0
+
+
+def homogeneous(m):
+    B, A = array(m.left), array(m.right).T
+    return 2 * m.radius * B @ A / (np.sum(B**2) + np.sum(A**2))
+
+
+def dora(m):
+    V = W0 + product(m.inner)
+    return array(m.magnitude)[:, None] * V / np.linalg.norm(V, axis=1, keepdims=True)
+
+
+FORMULAS = {
+    "AdaLoRA": components,
+    "DeLoRA(radius)": lambda m: m.radius / RANK * unit(array(m.left)) @ unit(array(m.right)).T,
+    "DynamicRank": components,
+    "ETHER(weight, blocks=r)": lambda m: W0 @ in_blocks(array(m.vector), reflection) - W0,
+    "ETHERPlus(weight, blocks=r)": ether_plus,
+    "Factored": product,
+    "HomogeneousBall(radius)": homogeneous,
+    "NormalizedLoRA": lambda m: m.scaling * array(m.left) @ unit(array(m.right).T),
+    "SVDFrames": lambda m: (svd_form(m)[0] * svd_form(m)[1]) @ svd_form(m)[2].T,
+    "VeRA": lambda m: (
+        np.diag(array(m.rows)) @ array(m.frozen_left) @ np.diag(array(m.inner))
+        @ array(m.frozen_right)
+    ),
+    "WeightDecomposed(inner, weight)": dora,
+    "lora_xs": lora_xs,
+    "nora": nora,
+    "olora": lambda m: started(m, thin_qr()),
+    "pissa": lambda m: started(m, leading()),
+    "polar(radius)": capped,
+    "rslora": lambda m: RANK**-0.5 * array(m.left) @ array(m.right).T,
+    "stella": lambda m: svd_form(m)[0] @ svd_form(m)[1] @ svd_form(m)[2].T,
+}  # fmt: skip
+
+
+def test_every_number_of_the_column_is_measured():
+    assert set(AGREEMENT) == set(FORMULAS)
+    assert set(AGREEMENT) <= {example.name for example in examples()}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_map_agrees_with_its_published_formula(name):
+    module, expected = filled(name), None
+    expected = FORMULAS[name](module)
+    if isinstance(module, lo.Parameterization):
+        got = array(module().to_dense())
+    else:
+        got = array(module.merged_dense(torch.from_numpy(W0)))
+    difference = np.abs(got - expected).max() / np.abs(expected).max()
+    assert difference <= AGREEMENT[name]
+
+
+def test_planted_defect_is_far_from_the_formula():
+    module = filled("AdaLoRA")
+    module.scaling *= 1 + 1e-9
+    wrong = array(module().to_dense())
+    module.scaling /= 1 + 1e-9
+    right = FORMULAS["AdaLoRA"](module)
+    assert np.abs(wrong - right).max() > 100 * AGREEMENT["AdaLoRA"] * np.abs(right).max()
