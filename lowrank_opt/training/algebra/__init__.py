@@ -6,8 +6,8 @@ Everything is r x r or n x r and knows nothing of optimizers, schedules or model
 1. `small` - r x r matrices in float64. A `Small` is an array of NumPy or a tensor of torch,
    whichever is faster for its size and device; formulas are written once, for both.
 2. `tall` - the two sides of :math:`W = L R^T` at once. A `TallPair` stands for
-   ``span @ coordinates`` on each side, *not multiplied out*: a chain of r x r matrices is collected in the coordinates,
-   and one tall product is made in the end (`TallPair.dense`, `evaluate`, `add_to`).
+   ``span @ coordinates`` on each side, *not multiplied out*: a chain of r x r
+   matrices is collected in the coordinates, and one tall product is made in the end (`evaluate`).
 3. `thin_basis` - a factor as ``F = U K``: U an orthonormal frame, K r x r. With it inverses of Gram
    matrices are never needed: ``(F^T F)^-1 = K^-1 K^-T``.
 4. `pair_view` - what one step may read: factors, gradients, and the bases of both factors.
