@@ -89,4 +89,10 @@ def load(member: Parameterization, own: Mapping[str, Tensor], prefix: str) -> No
                 f"the tensor {prefix}{key} must have shape {tuple(target.shape)}; got "
                 f"{tuple(own[key].shape)}"
             )
+        narrow = target.is_floating_point() and own[key].is_floating_point()
+        if target.dtype != own[key].dtype and not narrow:
+            raise DataError(
+                f"the tensor {prefix}{key} must hold {target.dtype}; got {own[key].dtype}: it is "
+                "damaged, save the adapter again"
+            )
     load_tensors(member, own)

@@ -36,6 +36,7 @@ from lowrank_opt.nn.folders.stored import (
     StoredWeight,
     build,
     check_keys,
+    check_same_kind,
     check_same_shape,
     read,
     settled_of,
@@ -165,6 +166,7 @@ def _own_targets(
             # A layer without a bias may get one.
             if target is not None:
                 check_same_shape(place, target.shape, x.tensor)
+                check_same_kind(place, target, x.tensor)
                 _check_alike(place, target, x.parameter)
     return {name: places[name] for name in wanted}
 

@@ -27,7 +27,7 @@ from lowrank_opt.nn.basis.errors import AdapterStateError
 from lowrank_opt.nn.basis.kinds import original_type, type_name
 from lowrank_opt.nn.folders import files
 from lowrank_opt.nn.folders.described import described
-from lowrank_opt.nn.folders.stored import SETTLED, own_key
+from lowrank_opt.nn.folders.stored import SETTLED, norm_of, own_key
 from lowrank_opt.nn.surgery.own import differs, own_tensors
 from lowrank_opt.parameterizations import Parameterization
 from lowrank_opt.parameterizations.config import Json, JsonObject
@@ -72,7 +72,7 @@ def save_adapter(model: nn.Module, path: str | PathLike[str], *, name: str | Non
     trained: list[Json] = []
     for places, tensor in own_of(model, name):
         kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
-        trained.append({"places": [*places], "kind": kind})
+        trained.append({"places": [*places], "kind": kind, "norm": norm_of(tensor)})
         tensors[own_key(places[0])] = _finite(tensor, places[0])
     files.write(path, {"adapter": name, "sites": entries, "trained": trained}, tensors)
 

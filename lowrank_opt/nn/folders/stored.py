@@ -146,6 +146,8 @@ def _weight(entry: JsonObject) -> StoredWeight:
     recipes = cast("list[JsonObject]", entry["members"])
     norms = cast("list[float]", entry["frobenius_norms"])
     shape = tuple(_integer(x) for x in cast("list[Json]", entry["shape"]))
+    if not isinstance(recipes, list) or not all(isinstance(recipe, dict) for recipe in recipes):
+        raise TypeError("parameterizations must be a list of objects")
     if len(recipes) != len(norms) or not recipes or len(shape) < 2:
         raise ValueError("a weight must have parameterizations, their norms, and two axes")
     if len(recipes) > 1 and math.prod(shape[:-2]) != len(recipes):
@@ -164,7 +166,30 @@ def _own(entry: JsonObject, tensors: Mapping[str, Tensor]) -> StoredOwn:
     key = own_key(places[0])
     if key not in tensors:
         raise DataError(f"an adapter must be whole; trained tensors missing in the file: {places}")
-    return StoredOwn(places, entry["kind"] == "parameter", tensors[key])
+    parameter, tensor = entry["kind"] == "parameter", tensors[key]
+    if parameter and not bool(torch.isfinite(tensor).all()):
+        raise DataError(f"an adapter must be finite; {places[0]} is not: train it again")
+    if not same_norm(entry["norm"], tensor):
+        raise DataError(
+            f"a tensor must have the norm that was recorded, {entry['norm']}; {places[0]} has "
+            "another: it was changed after saving"
+        )
+    return StoredOwn(places, parameter, tensor)
+
+
+def norm_of(x: Tensor) -> float | None:
+    """Return the norm of a tensor as it is recorded: None if it is not finite."""
+    wide = x.detach().to(torch.complex128 if x.is_complex() else torch.float64)
+    norm = float(torch.linalg.vector_norm(wide))
+    return norm if math.isfinite(norm) else None
+
+
+def same_norm(recorded: Json, x: Tensor) -> bool:
+    """Whether a tensor has the norm that was recorded."""
+    norm = norm_of(x)
+    if norm is None or recorded is None:
+        return norm is recorded
+    return isinstance(recorded, int | float) and abs(norm - recorded) <= 1e-9 * abs(recorded)
 
 
 def own_key(name: str) -> str:
@@ -298,6 +323,15 @@ def check_same_shape(key: str, expected: Sequence[int], value: Tensor) -> None:
     if tuple(expected) != tuple(value.shape):
         raise ShapeError(
             f"the tensor {key} must have shape {tuple(expected)}; got {tuple(value.shape)}"
+        )
+
+
+def check_same_kind(key: str, like: Tensor, value: Tensor) -> None:
+    """Raise DataError unless a tensor holds numbers of a kind: real ones of any width, or alike."""
+    if value.dtype != like.dtype and not (like.is_floating_point() and value.is_floating_point()):
+        raise DataError(
+            f"the tensor {key} must hold {like.dtype}; got {value.dtype}: it is damaged, save the "
+            "adapter again"
         )
 
 

@@ -1,8 +1,10 @@
+import hashlib
 import json
 from functools import partial
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,7 @@ from lowrank_opt.nn import (
     AdapterStateError,
     adapt,
     combine,
+    inspect_adapter,
     load_adapter,
     merge,
     save_adapter,
@@ -217,7 +220,7 @@ def edit(folder: Path, **changes: object) -> None:
         ({"format": "x"}, DataError, "another format"),
         ({"sites": 3}, DataError, "is damaged"),
         (
-            {"trained": [{"places": ["9.weight"], "kind": "parameter"}]},
+            {"trained": [{"places": ["9.weight"], "kind": "parameter", "norm": 1.0}]},
             DataError,
             "trained tensors missing",
         ),
@@ -279,3 +282,75 @@ def test_nothing_is_pickled_and_nothing_temporary_stays(tmp_path: Path) -> None:
     save_adapter(trained(), tmp_path)
     assert ["adapter.json", "adapter.safetensors"] == sorted(p.name for p in tmp_path.iterdir())
     assert b"pickle" not in (tmp_path / "adapter.safetensors").read_bytes()
+
+
+def rewritten(folder: Path, change: object) -> None:
+    """Change the tensors of a folder and let its description tell of them."""
+    file = folder / "adapter.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    change(tensors)
+    safetensors.torch.save_file(tensors, file)
+    edit(folder, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+
+
+HEAD, FACTOR = "trained/2.weight", "0.weight/0/left_rows"
+DAMAGES = {
+    "head gone": (lambda t: t.pop(HEAD), DataError, "trained tensors missing"),
+    "factor gone": (lambda t: t.pop(FACTOR), DataError, r"missing in the file: \['left_rows'\]"),
+    "one more": (lambda t: t.update(more=torch.ones(1)), DataError, r"unexpected.*\['more'\]"),
+    "nan": (lambda t: t[FACTOR].fill_(torch.nan), DataError, "must be finite"),
+    "infinity": (lambda t: t[HEAD].fill_(torch.inf), DataError, "must be finite; 2.weight is not"),
+    "scaled head": (lambda t: t[HEAD].mul_(2), DataError, "must have the norm that was recorded"),
+    "scaled factor": (lambda t: t[FACTOR].mul_(2), NotInSetError, "norm that was recorded"),
+    "integers": (lambda t: t.update({FACTOR: t[FACTOR].int()}), DataError, "must hold torch.float"),
+    "flat": (lambda t: t.update({FACTOR: t[FACTOR].flatten()}), ShapeError, "must have shape"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("read", ["load", "inspect"])
+def test_damaged_tensors_are_refused(damage: str, read: str, tmp_path: Path) -> None:
+    change, error, message = DAMAGES[damage]
+    model = adapt(plain(), MAKES["NBLoRA"], targets="0", modules_to_train="2")
+    for parameter in (p for p in model.parameters() if p.requires_grad):
+        nn.init.normal_(parameter, std=0.1)
+    save_adapter(model, tmp_path)
+    rewritten(tmp_path, change)
+    base = plain()
+    with pytest.raises(error, match=message):
+        load_adapter(base, tmp_path) if read == "load" else inspect_adapter(tmp_path)
+    assert nn.Linear is type(base[0])
+
+
+@pytest.mark.parametrize("sites", [[{}], [1], "x", [{"members": [1]}], []])
+def test_description_of_another_form_is_refused(sites: object, tmp_path: Path) -> None:
+    save_adapter(trained(), tmp_path)
+    edit(tmp_path, sites=sites)
+    with pytest.raises(DataError, match=r"is damaged|must have an update"):
+        inspect_adapter(tmp_path)
+
+
+def test_nothing_larger_than_the_file_is_made(tmp_path: Path) -> None:
+    save_adapter(trained(), tmp_path)
+    file = tmp_path / "adapter.json"
+    description = json.loads(file.read_text())
+    site = description["sites"][0]
+    site["shape"] = site["members"][0]["shape"] = site["members"][0]["options"]["shape"] = [
+        10**8,
+        6,
+    ]
+    file.write_text(json.dumps(description))
+    with pytest.raises(DataError, match="must not claim more than its file holds"):
+        inspect_adapter(tmp_path)
+
+
+def test_digest_is_no_path(tmp_path: Path) -> None:
+    folder, victim = tmp_path / "adapter", tmp_path / "victim"
+    save_adapter(trained(), folder)
+    victim.write_text("kept")
+    edit(folder, sha256="x/../../victim")
+    with pytest.raises(DataError, match="has no digest of its tensors"):
+        load_adapter(plain(), folder)
+    save_adapter(trained(), folder)
+    assert "kept" == victim.read_text()
+    load_adapter(plain(), folder)

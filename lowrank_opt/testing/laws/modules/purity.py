@@ -88,7 +88,7 @@ def _in_place_steps(subject: Subject) -> None:
     module.factors()
     frozen = {k: v.clone() for k, v in module.named_buffers()}
     moved = {k: p.detach().clone() + _shift(subject, p) for k, p in _trainable(module).items()}
-    expected: LowRankOperator = functional_call(copy.deepcopy(module), moved)
+    expected: LowRankOperator = functional_call(copy.deepcopy(module), moved, ())
     _step(subject, module)
     for name, value in module.named_buffers():
         same = torch.equal(value, frozen[name])
@@ -176,7 +176,7 @@ import copy
 W()
 trainable = {name: p for name, p in W.named_parameters() if p.requires_grad}
 moved = {name: p.detach() + 0.1 for name, p in trainable.items()}
-expected = torch.func.functional_call(copy.deepcopy(W), moved)
+expected = torch.func.functional_call(copy.deepcopy(W), moved, ())
 print("new parameters give:  ", expected.to_dense().tolist())
 with torch.no_grad():
     for p in trainable.values():
