@@ -62,7 +62,7 @@ class BatchedParameterization(nn.Module):
         return [LowRankOperator(*triple) for triple in triples]
 
     def _evaluate(self, tensors: dict[str, Tensor]) -> LowRankOperator:
-        op: LowRankOperator = functional_call(self._template[0], tensors)
+        op: LowRankOperator = functional_call(self._template[0], tensors, ())
         return op
 
 

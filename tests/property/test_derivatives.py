@@ -65,8 +65,10 @@ class Map:
         parts = vector.split([math.prod(s) for s in self.shapes])
         values = {n: x.view(s) for n, x, s in zip(self.names, parts, self.shapes, strict=True)}
         if isinstance(self.module, WeightDecomposed):
-            return functional_call(_Merged(self.module), {f"0.{n}": x for n, x in values.items()})
-        return functional_call(self.module, values).to_dense()
+            return functional_call(
+                _Merged(self.module), {f"0.{n}": x for n, x in values.items()}, ()
+            )
+        return functional_call(self.module, values, ()).to_dense()
 
     def scalar(self, vector):
         return (self(vector) * self.cotangent).sum()

@@ -117,7 +117,7 @@ def test_gradients_are_those_of_differences(name):
 
     def value(*parameters):
         named = dict(zip(dict(module.named_parameters()), parameters, strict=True))
-        op = torch.func.functional_call(module, named)
+        op = torch.func.functional_call(module, named, ())
         return (op.to_dense() * G).sum()
 
     given_ = tuple(p.detach().clone().requires_grad_() for p in module.parameters())

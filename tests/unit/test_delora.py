@@ -256,7 +256,7 @@ def test_delora_gradcheck(r):
     layer = fill(lo.DeLoRA((4, 3), r, radius=2.0, dtype=D))
 
     def value(left, right):
-        return torch.func.functional_call(layer, {"left": left, "right": right}).to_dense()
+        return torch.func.functional_call(layer, {"left": left, "right": right}, ()).to_dense()
 
     assert torch.autograd.gradcheck(value, (layer.left, layer.right))
 

@@ -99,7 +99,7 @@ def test_homogeneous_gradcheck(p):
 
     def value(*tensors):
         parameters = dict(zip(names, tensors, strict=True))
-        return torch.func.functional_call(layer, parameters).to_dense()
+        return torch.func.functional_call(layer, parameters, ()).to_dense()
 
     assert torch.autograd.gradcheck(value, tuple(layer.parameters()))
 

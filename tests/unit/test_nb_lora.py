@@ -186,7 +186,7 @@ def test_radial_derivative_vanishes_at_the_boundary():
 def test_jacobian_has_the_dimension_of_the_manifold(m, n, r):
     layer = fill(lo.NBLoRA((m, n), r, bounds=np.linspace(2, 1, r).tolist(), dtype=D))
     parameters = {k: p.detach() for k, p in layer.named_parameters()}
-    jacobian = torch.func.jacrev(lambda d: torch.func.functional_call(layer, d).to_dense())(
+    jacobian = torch.func.jacrev(lambda d: torch.func.functional_call(layer, d, ()).to_dense())(
         parameters
     )
     columns = torch.cat([j.reshape(m * n, -1) for j in jacobian.values()], dim=1).numpy()
@@ -215,7 +215,9 @@ def test_nb_lora_gradcheck(options, excess):
     names = [k for k, _ in layer.named_parameters()]
 
     def value(*tensors):
-        return torch.func.functional_call(layer, dict(zip(names, tensors, strict=True))).to_dense()
+        return torch.func.functional_call(
+            layer, dict(zip(names, tensors, strict=True)), ()
+        ).to_dense()
 
     assert torch.autograd.gradcheck(value, tuple(layer.parameters()))
 

@@ -90,7 +90,7 @@ def test_evaluation_changes_nothing(make):
 def test_function_transform_has_the_gradient_of_backward(make):
     layer, G = fill(make(dtype=D)), normal(*SHAPE, seed=9)
     (layer().to_dense() * G).sum().backward()
-    got = grad(lambda p: (functional_call(layer, p).to_dense() * G).sum())(parameters(layer))
+    got = grad(lambda p: (functional_call(layer, p, ()).to_dense() * G).sum())(parameters(layer))
     for name, parameter in layer.named_parameters():
         torch.testing.assert_close(got[name], parameter.grad)
 
@@ -99,7 +99,7 @@ def test_function_transform_has_the_gradient_of_backward(make):
 def test_vmap_over_stacked_modules(make):
     layers = [fill(make(dtype=D), seed=seed) for seed in range(3)]
     tensors, buffers = stack_module_state(layers)
-    evaluate = lambda p, b: functional_call(layers[0], (p, b)).to_dense()  # noqa: E731
+    evaluate = lambda p, b: functional_call(layers[0], (p, b), ()).to_dense()  # noqa: E731
     expected = np.stack([dense(layer()) for layer in layers])
     got = vmap(evaluate)(tensors, buffers).detach()
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-13)
@@ -111,7 +111,9 @@ def test_gradcheck_of_entries(make):
     names, rows, cols = list(parameters(layer)), torch.tensor([0, 5, 2]), torch.tensor([4, 0, 2])
 
     def value(*tensors):
-        return functional_call(layer, dict(zip(names, tensors, strict=True))).entries(rows, cols)
+        return functional_call(layer, dict(zip(names, tensors, strict=True)), ()).entries(
+            rows, cols
+        )
 
     assert torch.autograd.gradcheck(value, tuple(layer.parameters()))
 

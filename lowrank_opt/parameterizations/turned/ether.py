@@ -8,7 +8,6 @@ read, never changed. In blocks, H is block diagonal with a unit vector a block.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import ClassVar, Literal, Self, get_args
 
 import torch
@@ -300,7 +299,7 @@ def _normal(size: int, like: Tensor, generator: torch.Generator | None) -> Tenso
 
 def _block_rows(size: int, blocks: int) -> list[range]:
     edges = [size * k // blocks for k in range(blocks + 1)]
-    return [range(a, b) for a, b in pairwise(edges)]
+    return [range(edges[k], edges[k + 1]) for k in range(blocks)]
 
 
 def _in_blocks(vector: Tensor, blocks: int) -> Tensor:

@@ -65,7 +65,7 @@ def _function(subject: Subject) -> tuple[Parameterization, Scalar]:
     x, y = (subject.normal(k, salt=80 + k).double() for k in (n, m))
 
     def f(parameters: Parameters) -> Tensor:
-        op: LowRankOperator = functional_call(module, parameters)
+        op: LowRankOperator = functional_call(module, parameters, ())
         return (y * op.linear(x)).sum()
 
     return module, f
@@ -118,7 +118,7 @@ values = tuple(W.get_parameter(name).detach() for name in names)
 
 
 def total(*parameters):
-    op = torch.func.functional_call(W, dict(zip(names, parameters)))
+    op = torch.func.functional_call(W, dict(zip(names, parameters)), ())
     return op.linear(torch.ones($n, dtype=torch.float64)).square().sum()
 
 
@@ -134,7 +134,7 @@ LAWS = (
         "Forward mode and second derivatives equal finite differences, or raise.",
         _derivatives,
         show=_SHOW,
-        parameters=(FreeParameters("normal"), FreeParameters("normal", (0.1,))),
+        parameters=(FreeParameters("normal"),),
         max_examples=2,
         needs=("contract", "smoothness", "repeats", "writes"),
     ),

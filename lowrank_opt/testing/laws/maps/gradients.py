@@ -34,7 +34,7 @@ values = [W.get_parameter(name) for name in names]
 
 
 def dense(*parameters):
-    return torch.func.functional_call(W, dict(zip(names, parameters))).to_dense()
+    return torch.func.functional_call(W, dict(zip(names, parameters)), ()).to_dense()
 
 
 agrees = torch.autograd.gradcheck(dense, values, raise_exception=False)

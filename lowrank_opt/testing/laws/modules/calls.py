@@ -150,7 +150,7 @@ def _expect_borrowed(subject: Subject, module: Parameterization) -> None:
     """Expect functional_call to use what it is given, and the module its own afterwards."""
     own = module().detach().clone()
     moved = {k: p.detach() + 0.1 * torch.ones_like(p) for k, p in trainable(module).items()}
-    found: LowRankOperator = functional_call(module, moved)
+    found: LowRankOperator = functional_call(module, moved, ())
     fresh = subject.fresh()
     fresh.load_state_dict(module.state_dict())
     with torch.no_grad():

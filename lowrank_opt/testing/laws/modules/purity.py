@@ -40,6 +40,26 @@ def _purity(subject: Subject) -> None:
     expect_equal(subject, module.factors(), op, "factors() after right_inverse()")
     module.certify()
     _expect_unchanged(module, before, "certify()")
+    _expect_one_value(subject, module, op)
+
+
+def _expect_one_value(subject: Subject, module: Parameterization, op: LowRankOperator) -> None:
+    """Expect one W, whether gradients are recorded or not, in either mode of the module."""
+    with torch.no_grad():
+        expect_equal(subject, module.factors(), op, "factors() under no_grad")
+    with torch.inference_mode():
+        expect_equal(subject, module.factors(), op, "factors() in inference mode")
+    declared = module.feasible_set.excess(3.0 * op)
+    for mode in (False, True):
+        module.train(mode)
+        expect_equal(subject, module.factors(), op, f"factors() with training={mode}")
+        same = abs(module.feasible_set.excess(3.0 * op) - declared) <= 1e-6 * (1 + declared)
+        expect(same, f"with training={mode} the module declares another set")
+    kept = list(_trainable(module).values())
+    module.requires_grad_(False)
+    expect_equal(subject, module.factors(), op, "factors() with frozen parameters")
+    for p in kept:
+        p.requires_grad_()
 
 
 def _another_member(subject: Subject) -> LowRankOperator:
@@ -68,7 +88,7 @@ def _in_place_steps(subject: Subject) -> None:
     module.factors()
     frozen = {k: v.clone() for k, v in module.named_buffers()}
     moved = {k: p.detach().clone() + _shift(subject, p) for k, p in _trainable(module).items()}
-    expected: LowRankOperator = functional_call(copy.deepcopy(module), moved)
+    expected: LowRankOperator = functional_call(copy.deepcopy(module), moved, ())
     _step(subject, module)
     for name, value in module.named_buffers():
         same = torch.equal(value, frozen[name])
@@ -156,7 +176,7 @@ import copy
 W()
 trainable = {name: p for name, p in W.named_parameters() if p.requires_grad}
 moved = {name: p.detach() + 0.1 for name, p in trainable.items()}
-expected = torch.func.functional_call(copy.deepcopy(W), moved)
+expected = torch.func.functional_call(copy.deepcopy(W), moved, ())
 print("new parameters give:  ", expected.to_dense().tolist())
 with torch.no_grad():
     for p in trainable.values():
