@@ -1,6 +1,6 @@
 """How far each method of the table is from its published formula, as a test measures it.
 
-The formulas stand in ``tests/unit/test_agreement.py``, written anew in NumPy; a number here is the
+The formulas stand in ``tests/unit/parameterizations/test_agreement.py``, written anew in NumPy; a number here is the
 largest relative difference, at random parameters in float64, that the test allows.
 """
 
