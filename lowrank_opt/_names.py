@@ -36,6 +36,7 @@ from lowrank_opt.parameterizations import Weighted as Weighted
 from lowrank_opt.parameterizations import activation_weighted_frames as activation_weighted_frames
 from lowrank_opt.parameterizations import boft as boft
 from lowrank_opt.parameterizations import clora as clora
+from lowrank_opt.parameterizations import from_peft_rotation as from_peft_rotation
 from lowrank_opt.parameterizations import goft as goft
 from lowrank_opt.parameterizations import hra as hra
 from lowrank_opt.parameterizations import inf_lora as inf_lora
@@ -90,6 +91,7 @@ __all__ = [
     "NBLoRA",
     "NestedSVD",
     "NestedSet",
+    "NormBall",
     "NormalizedLoRA",
     "Observations",
     "Offset",
@@ -114,6 +116,7 @@ __all__ = [
     "clora",
     "complete",
     "extend_basis",
+    "from_peft_rotation",
     "goft",
     "hra",
     "inf_lora",

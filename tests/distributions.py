@@ -15,11 +15,20 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("tests", "problems", "conftest.py", "pyproject.toml", "README.md", "constraints.txt")
-QUICK = ("test_operator.py", "test_sets.py", "test_cayley.py", "test_als.py", "test_factored.py")
+COPIED = (
+    "tests",
+    "problems",
+    "conftest.py",
+    "pyproject.toml",
+    "README.md",
+    "CITATION.cff",
+    "constraints.txt",
+)
+QUICK = ("test_operator", "test_sets", "test_cayley", "test_als", "test_factored", "test_package")
+FILES = sorted(path for name in QUICK for path in (ROOT / "tests" / "unit").rglob(f"{name}.py"))
 RUNS = (
     ("tests/test_readme.py", "-k", "README"),
-    tuple(f"tests/unit/{name}" for name in QUICK),
+    tuple(str(path.relative_to(ROOT)) for path in FILES),
     (
         "--lowrank-verify",
         "lowrank_opt:Factored",

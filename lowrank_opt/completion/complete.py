@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, overload
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 from lowrank_opt.completion.bayes.gibbs import Gibbs
 from lowrank_opt.completion.catalog import (
@@ -85,6 +86,14 @@ def complete(
     model: Model = None,
     *,
     solver: Solver | str | None = None,
+    loss: Loss | EllipsisType = ...,
+    prediction_range: tuple[float, float] | EllipsisType | None = ...,
+    bias: Bias | EllipsisType = ...,
+    bias_penalty: float | EllipsisType = ...,
+    penalty: float | EllipsisType = ...,
+    row_features: Sequence[Features] | EllipsisType = ...,
+    col_features: Sequence[Features] | EllipsisType = ...,
+    implicit: bool | EllipsisType = ...,
     tolerance: float | None = None,
     max_iterations: int | None = None,
     validation: float | Observations | None = None,
@@ -94,7 +103,7 @@ def complete(
     checkpoint: Checkpoint | None = None,
     callbacks: tuple[Callable[[Iteration], None], ...] = (),
     start: CompletionResult | None = None,
-    **problem: Unpack[ProblemOptions],
+    **unknown: object,
 ) -> AnyResult:
     r"""Complete a matrix: fit ``W + mean + row bias + column bias`` to the observed entries.
 
@@ -114,7 +123,7 @@ def complete(
     validation, patience, generator, progress, checkpoint, callbacks, start
         Of the `Run`.
     loss, prediction_range, bias, bias_penalty, penalty, row_features, col_features, implicit
-        Of the `CompletionProblem`.
+        Of the `CompletionProblem`, whose own defaults hold for what is left out.
 
     Returns
     -------
@@ -145,8 +154,24 @@ def complete(
     >>> complete(observed, 1, solver="gauss_newton", bias=None).predict(3, 3)
     tensor(16.0000)
     """
+    if unknown:
+        raise OptionError(
+            f"complete takes what a problem, a run and every solver have; got {sorted(unknown)}: "
+            "pass options of one solver to it, as in solver=lowrank_opt.solvers.ALS(exponent=1.0)"
+        )
     run = Run(validation, patience, generator, progress, checkpoint, callbacks, start)
-    asked = _problem(observations, model, problem)
+    options = {
+        "loss": loss,
+        "prediction_range": prediction_range,
+        "bias": bias,
+        "bias_penalty": bias_penalty,
+        "penalty": penalty,
+        "row_features": row_features,
+        "col_features": col_features,
+        "implicit": implicit,
+    }
+    given = {name: value for name, value in options.items() if value is not ...}
+    asked = _problem(observations, model, given)
     chosen = default_solver(asked, run) if solver is None else solver_of(solver)
     chosen = with_options(chosen, tolerance=tolerance, max_iterations=max_iterations)
     check_fits(chosen, asked, run)
@@ -157,14 +182,8 @@ def complete(
 
 
 def _problem(
-    observations: Observations | CompletionProblem, model: Model, options: ProblemOptions
+    observations: Observations | CompletionProblem, model: Model, options: dict[str, Any]
 ) -> CompletionProblem:
-    unknown = options.keys() - ProblemOptions.__annotations__.keys()
-    if unknown:
-        raise OptionError(
-            f"complete takes what a problem, a run and every solver have; got {sorted(unknown)}: "
-            "pass options of one solver to it, as in solver=lowrank_opt.solvers.ALS(exponent=1.0)"
-        )
     if not isinstance(observations, CompletionProblem):
         return CompletionProblem(observations, model, **options)
     named = [*(["model"] if model is not None else []), *options]

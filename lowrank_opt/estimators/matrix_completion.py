@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import check_random_state
@@ -20,7 +21,7 @@ from lowrank_opt.estimators.options import check_options, given_settings
 from lowrank_opt.estimators.saved import SavedCompletion
 from lowrank_opt.estimators.search import Search, Sides, chosen_solver
 from lowrank_opt.estimators.side import with_side
-from lowrank_opt.estimators.starts import Bias, spread_or_zero
+from lowrank_opt.estimators.starts import Bias, moved, spread_or_zero
 from lowrank_opt.solvers import Solver
 from lowrank_opt.tables import Triplets, read_pairs, read_triplets
 
@@ -74,6 +75,9 @@ class MatrixCompletion(SavedCompletion, RegressorMixin, BaseEstimator):
     max_iterations : int, optional
         Of the solver: iterations, sweeps, or draws kept of the posterior.
     random_state : int, RandomState or None
+    warm_start : bool
+        Fit again with the settings of the last fit, and from its result where the solver can: rows
+        and columns are matched by their ids. Nothing is chosen anew, and intervals stay.
 
     Attributes
     ----------
@@ -122,6 +126,7 @@ class MatrixCompletion(SavedCompletion, RegressorMixin, BaseEstimator):
         tolerance: float | None = None,
         max_iterations: int | None = None,
         random_state: int | np.random.RandomState | None = None,
+        warm_start: bool = False,
     ) -> None:
         self.shape = shape
         self.rank = rank
@@ -136,6 +141,7 @@ class MatrixCompletion(SavedCompletion, RegressorMixin, BaseEstimator):
         self.tolerance = tolerance
         self.max_iterations = max_iterations
         self.random_state = random_state
+        self.warm_start = warm_start
 
     def fit(
         self,
@@ -304,13 +310,28 @@ class MatrixCompletion(SavedCompletion, RegressorMixin, BaseEstimator):
             max_iterations=self.max_iterations,
         )
         search = Search(solver, self.bias, self.weighted, seed, side)
-        result, setting, self.path_, self._intervals = choose_and_fit(
-            observations, search, given, bias=self.bias, validation=self.validation, seed=seed
-        )
+        if self.warm_start and hasattr(self, "result_"):
+            setting = {**self.setting_, **given}
+            setting["rank"] = min(setting["rank"], float(min(entries.shape)))
+            result = search.refit(observations, setting, self._start(entries))
+        else:
+            result, setting, self.path_, self._intervals = choose_and_fit(
+                observations, search, given, bias=self.bias, validation=self.validation, seed=seed
+            )
         self.clip_ = clip_range(observations) if self.clip == "auto" else self.clip
         self.set_setting(setting)
         self.take(entries, result)
         return self
+
+    def _start(self, entries: Entries) -> CompletionResult | None:
+        """Return the last result, with its rows and columns where the entries have them."""
+        if not isinstance(self.result_, CompletionResult):
+            return None
+        places = (
+            self.row_labels_.positions(entries.row_labels.ids),
+            self.col_labels_.positions(entries.col_labels.ids),
+        )
+        return moved(self.result_, *map(torch.from_numpy, places))
 
     def _positions(self, X: Interactions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the positions of pairs of ids, -1 for unknown ones."""

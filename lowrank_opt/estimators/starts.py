@@ -59,6 +59,23 @@ def random_start(
     return CompletionResult(operator, no_bias(observations), CompletionStatus.STALLED, History())
 
 
+def moved(result: CompletionResult, rows: Tensor, cols: Tensor) -> CompletionResult:
+    """Return a result with other rows and columns: those at these positions, zero for -1."""
+
+    def taken(x: Tensor, at: Tensor) -> Tensor:
+        kept = x[at.clamp_min(0)]
+        return kept.where((at >= 0).reshape(-1, *[1] * (x.ndim - 1)), 0)
+
+    left, scale, right = result.operator
+    bias = result.bias
+    return CompletionResult(
+        LowRankOperator(taken(left, rows), scale, taken(right, cols)),
+        AdditiveBias(bias.mean, taken(bias.rows, rows), taken(bias.cols, cols)),
+        result.status,
+        result.history,
+    )
+
+
 def largest_penalty(observations: Observations, bias: Bias) -> float:
     r"""Return the penalty above which only biases are left.
 

@@ -31,6 +31,9 @@ from lowrank_opt.parameterizations.free.dynamic_rank import DynamicRank as Dynam
 from lowrank_opt.parameterizations.free.factored import Factored as Factored
 from lowrank_opt.parameterizations.free.normalized import NormalizedLoRA as NormalizedLoRA
 from lowrank_opt.parameterizations.free.vera import VeRA as VeRA
+from lowrank_opt.parameterizations.published.peft_rotations import (
+    from_peft_rotation as from_peft_rotation,
+)
 from lowrank_opt.parameterizations.published.presets import (
     activation_weighted_frames as activation_weighted_frames,
 )

@@ -85,6 +85,34 @@ class StaleByAddress(Caching):
         return lo.LowRankOperator(self.left, self.left.new_ones(self.rank), right)
 
 
+class OtherWithoutGradients(Product):
+    """Half of W where no gradient is recorded."""
+
+    def factors(self):
+        return (1.0 if torch.is_grad_enabled() else 0.5) * super().factors()
+
+
+class OtherInInferenceMode(Product):
+    def factors(self):
+        return (0.5 if torch.is_inference_mode_enabled() else 1.0) * super().factors()
+
+
+class OtherWhereFrozen(Product):
+    def factors(self):
+        return (1.0 if self.left.requires_grad else 0.5) * super().factors()
+
+
+class WiderWhileTraining(lo.HomogeneousBall):
+    """Declares twice the ball while training."""
+
+    def __init__(self, shape, rank, *, dtype=None):
+        super().__init__(shape, rank, radius=1.0, dtype=dtype)
+
+    @property
+    def feasible_set(self):
+        return lo.SchattenBall(1, 2.0 if self.training else 1.0, self.rank)
+
+
 class SeedsTorch(Product):
     def factors(self):
         torch.manual_seed(0)
@@ -186,6 +214,10 @@ BROKEN_CALLS = [
     (CachedInInferenceMode, "repeats", F64),
     (StaleAfterDataWrite, "writes", F64),
     (StaleByAddress, "writes", F64),
+    (OtherWithoutGradients, "purity", F64),
+    (OtherInInferenceMode, "purity", F64),
+    (OtherWhereFrozen, "purity", F64),
+    (WiderWhileTraining, "purity", F64),
     (SeedsTorch, "generators", F64),
     (SeedsNumPy, "generators", F64),
     (CertifyDraws, "generators", F64),

@@ -1,6 +1,8 @@
 """Solvers of the library keep the laws of solvers, and the laws notice broken ones."""
 
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
 import pytest
 
@@ -58,3 +60,40 @@ def test_law_catches_defect_of_a_solver(solve, law) -> None:
     with pytest.raises(BrokenLawError) as caught:
         check_solver(solve, only=[law])
     assert law == caught.value.law
+
+
+SYMMETRIC = ["contract", "feasibility", "weights", "unseen", "repetition"]
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        lo.solvers.ALS(tolerance=1e-9),
+        lo.solvers.SoftImpute(tolerance=1e-9),
+        lo.solvers.GaussNewton(),
+        lo.solvers.LBFGS(tolerance=1e-7),
+        pytest.param(lo.solvers.FrankWolfe(), marks=pytest.mark.slow),
+    ],
+    ids=lambda solver: type(solver).__name__,
+)
+def test_problems_of_a_solver_object_are_made_of_its_traits(solver) -> None:
+    verdicts = check_solver(solver, profile="quick", only=SYMMETRIC)
+    assert {"passed"} == {v.status for v in verdicts}
+
+
+@dataclass(frozen=True)
+class IgnoresWeights:
+    """A solver object with a defect."""
+
+    traits: ClassVar[lo.solvers.Traits] = lo.solvers.ALS.traits
+
+    def solve(self, problem, run):
+        obs = problem.observations
+        plain = lo.Observations(obs.rows, obs.cols, obs.values, obs.shape)
+        return lo.solvers.ALS().solve(replace(problem, observations=plain), run)
+
+
+def test_law_catches_a_defect_of_a_solver_object() -> None:
+    with pytest.raises(BrokenLawError) as caught:
+        check_solver(IgnoresWeights(), only=["weights"], profile="quick")
+    assert "weights" == caught.value.law

@@ -7,8 +7,10 @@ from typing import Unpack
 
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.sets import FeasibleSet, RankAtMost
+from lowrank_opt.solvers import Solver
 from lowrank_opt.testing.cases.calls import call
 from lowrank_opt.testing.cases.planted import SolverTrial
+from lowrank_opt.testing.cases.solver_objects import as_function, set_by_traits
 from lowrank_opt.testing.laws.solvers import optimality, results
 from lowrank_opt.testing.search.check import AnyLaw, CheckOptions, check
 from lowrank_opt.testing.search.verdict import CheckResult
@@ -25,7 +27,7 @@ _DEFAULTS: dict[str, object] = {"feasible_set": _rank_at_most, "rtol": 0.05}
 
 
 def check_solver(
-    solve: Callable[..., CompletionResult],
+    solve: Callable[..., CompletionResult] | Solver,
     *,
     feasible_set: Callable[[tuple[int, int], int], FeasibleSet] = _rank_at_most,
     rtol: float = 0.05,
@@ -39,8 +41,9 @@ def check_solver(
 
     Parameters
     ----------
-    solve : callable
-        ``solve(observations, rank)``, or ``solve(observations)``, returns a CompletionResult. If
+    solve : callable or Solver
+        A solver of `lowrank_opt.solvers`, or one of your own: the problems are made of its traits.
+        Or ``solve(observations, rank)``, or ``solve(observations)``, returns a CompletionResult. If
         it takes a ``generator``, it gets one with a seed.
     feasible_set : callable
         From shape and rank to the set that the operator of a result has to be in.
@@ -74,7 +77,7 @@ def check_solver(
 
 
 def solver_trial(
-    solve: Callable[..., CompletionResult],
+    solve: Callable[..., CompletionResult] | Solver,
     feasible_set: FeasibleSet | Callable[..., FeasibleSet] | None = None,
     rtol: float = 0.05,
 ) -> SolverTrial:
@@ -86,6 +89,10 @@ def solver_trial(
     def set_of(shape: tuple[int, int], rank: int) -> FeasibleSet:
         if isinstance(declared, FeasibleSet):
             return declared
+        if isinstance(solve, Solver) and declared is _rank_at_most:
+            return set_by_traits(solve, shape, rank)
         return call(declared, _ORDERS, {"shape": shape, "rank": rank})
 
+    if isinstance(solve, Solver):
+        return SolverTrial(as_function(solve), set_of, rtol, changed)
     return SolverTrial(solve, set_of, rtol, changed)

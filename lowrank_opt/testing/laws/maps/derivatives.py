@@ -134,7 +134,7 @@ LAWS = (
         "Forward mode and second derivatives equal finite differences, or raise.",
         _derivatives,
         show=_SHOW,
-        parameters=(FreeParameters("normal"), FreeParameters("normal", (0.1,))),
+        parameters=(FreeParameters("normal"),),
         max_examples=2,
         needs=("contract", "smoothness", "repeats", "writes"),
     ),

@@ -177,8 +177,7 @@ _START = (FreeParameters("start"),)
 _BOUNDARY = (
     Member(),
     Member("equal"),
-    Member("first", 1.0, "permuted"),
-    Member("deficient"),
+    Member("deficient", 1.0, "permuted"),
 )
 LAWS = (
     Law(
@@ -187,7 +186,7 @@ LAWS = (
         _assign,
         parameters=_START,
         members=_BOUNDARY,
-        max_examples=3,
+        max_examples=2,
         needs=("contract", "membership", "section", "completeness"),
     ),
     Law(

@@ -23,13 +23,20 @@ _ZERO_STARTS = 3
 
 def _journey(subject: Subject) -> None:
     module = subject.module()
-    steps = (*_steps(subject, module), *operations(subject, module))
+    steps = (*_steps(subject, module), ("all that is pure", lambda: _ask(subject, module)))
     for index, (name, step) in enumerate(steps):
         with suppress(LowRankError, NotImplementedError):
             step()
         # At other values: what is left behind must not matter for them either.
         FreeParameters(seed=subject.seed + index).fill_(module)
         _expect_same_state(subject, module, name)
+
+
+def _ask(subject: Subject, module: Parameterization) -> None:
+    """Ask a module for everything that is not to change it."""
+    for _, operation in operations(subject, module):
+        with suppress(LowRankError, NotImplementedError):
+            operation()
 
 
 def _steps(

@@ -40,6 +40,26 @@ def _purity(subject: Subject) -> None:
     expect_equal(subject, module.factors(), op, "factors() after right_inverse()")
     module.certify()
     _expect_unchanged(module, before, "certify()")
+    _expect_one_value(subject, module, op)
+
+
+def _expect_one_value(subject: Subject, module: Parameterization, op: LowRankOperator) -> None:
+    """Expect one W, whether gradients are recorded or not, in either mode of the module."""
+    with torch.no_grad():
+        expect_equal(subject, module.factors(), op, "factors() under no_grad")
+    with torch.inference_mode():
+        expect_equal(subject, module.factors(), op, "factors() in inference mode")
+    declared = module.feasible_set.excess(3.0 * op)
+    for mode in (False, True):
+        module.train(mode)
+        expect_equal(subject, module.factors(), op, f"factors() with training={mode}")
+        same = abs(module.feasible_set.excess(3.0 * op) - declared) <= 1e-6 * (1 + declared)
+        expect(same, f"with training={mode} the module declares another set")
+    kept = list(_trainable(module).values())
+    module.requires_grad_(False)
+    expect_equal(subject, module.factors(), op, "factors() with frozen parameters")
+    for p in kept:
+        p.requires_grad_()
 
 
 def _another_member(subject: Subject) -> LowRankOperator:

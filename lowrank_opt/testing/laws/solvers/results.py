@@ -193,6 +193,9 @@ def _near(trial: SolverCase, problem: Planted, found: Array, truth: Array, what:
     )
 
 
+_NEEDS = {"contract": (), "recovery": ("contract",), "large": ("contract", "recovery", "ranks")}
+
+
 def _law(
     name: str, statement: str, body: Callable[[SolverCase], None], max_examples: int = 3
 ) -> Law[SolverCase]:
@@ -204,7 +207,7 @@ def _law(
         sides=(12, 18),
         max_rank=2,
         max_examples=max_examples,
-        needs={"contract": (), "recovery": ("contract",)}.get(name, ("contract", "recovery")),
+        needs=_NEEDS.get(name, ("contract", "recovery")),
         trial=Trial,
         entry="check_solver",
     )
