@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -172,7 +173,8 @@ def _adapted(model: nn.Module) -> Iterator[tuple[AdaptedWeight, list[LowRankOper
             else [total().detach() for total in x.totals()]
             for x in each
         ]
-        yield found[0], [sum(same[1:], start=same[0]) for same in zip(*ops, strict=True)]
+        sums = [sum(same[1:], start=same[0]) for same in zip(*ops, strict=True)]
+        yield found[0], cast("list[LowRankOperator]", sums)
 
 
 def _names(slot: WeightSlot) -> list[str]:

@@ -9,8 +9,9 @@ hooks, attributes and sharding plans hold, and nothing is written when adapters 
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable, Iterator
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -37,11 +38,11 @@ class _Adapted(nn.Module):
         if found is None or name not in found.changed or not found.assign(self, name, value):
             super().__setattr__(name, value)
 
-    def _load_from_state_dict(self, *args: object) -> None:
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         # A state dict holds what stands in the module itself, whatever is active.
         found = store_of(self)
         plain = self if found is None else _view(self, found)
-        original_type(self)._load_from_state_dict(plain, *args)  # pyright: ignore[reportPrivateUsage, reportArgumentType]
+        original_type(self)._load_from_state_dict(plain, *args, **kwargs)  # pyright: ignore[reportPrivateUsage]
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[object, ...]:
         _, _, *rest = super().__reduce_ex__(protocol)
@@ -67,7 +68,8 @@ class _Recurrent(nn.Module):
 
     @property
     def _flat_weights(self) -> list[Tensor | None]:
-        return [getattr(self, name, None) for name in self._flat_weights_names]
+        names: list[str] = self.__dict__["_flat_weights_names"]
+        return [getattr(self, name, None) for name in names]
 
     @_flat_weights.setter
     def _flat_weights(self, weights: list[Tensor | None]) -> None:
@@ -94,7 +96,7 @@ def adapted_type(original: type[nn.Module], kind: LayerKind) -> type[nn.Module]:
     }
     if kind.update is not None:
         members["forward"] = _forward(original, kind)
-    return type(original)(original.__name__, bases, members)
+    return types.new_class(original.__name__, bases, exec_body=lambda ns: ns.update(members))
 
 
 @functools.cache
@@ -103,14 +105,15 @@ def plain_type(original: type[nn.Module]) -> type[nn.Module]:
     qualname = f"{original.__qualname__}.<plain>"
     members: dict[str, object] = {"__module__": original.__module__, "__qualname__": qualname}
     members[ORIGINAL] = original
-    return type(original)(original.__name__, (_Plain, original), members)
+    bases = (_Plain, original)
+    return types.new_class(original.__name__, bases, exec_body=lambda ns: ns.update(members))
 
 
 def _forward(original: type[nn.Module], kind: LayerKind) -> Callable[..., Tensor]:
     """Return a forward that adds the update, from its factors, to what the class computes."""
 
     @functools.wraps(original.forward)
-    def forward(self: nn.Module, *args: object, **kwargs: object) -> Tensor:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
         found = store_of(self)
         assert found is not None, "an adapted module has a store"
         state = present_state(found.record)

@@ -42,7 +42,7 @@ def present_state(record: Record) -> State:
     if torch.compiler.is_compiling():
         return state
     hooks = _hooks()
-    again = torch._C._current_graph_task_id() != -1
+    again = torch._C._current_graph_task_id() != -1  # pyright: ignore[reportPrivateUsage]
     if not again:
         record.see(state)
     if hooks is None:
@@ -81,7 +81,8 @@ def _log(frame: object, record: Record) -> _Log:
 
 def _hooks() -> tuple[Callable[..., object], Callable[..., object]] | None:
     """Return what is called with tensors that are saved for the backward pass, if anything is."""
-    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    autograd = getattr(torch._C, "_autograd")  # noqa: B009  # pyright: ignore[reportPrivateUsage]
+    top = getattr(autograd, "_top_saved_tensors_default_hooks", None)
     return None if top is None else top(False)
 
 
@@ -107,12 +108,12 @@ class _Mark(torch.autograd.Function):
         ctx.save_for_backward(x.new_empty((0, number)))
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         _ = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
         return gradient, None
 
     @staticmethod
-    def jvp(ctx: FunctionCtx, tangent: Tensor, _: None) -> Tensor:
+    def jvp(ctx: FunctionCtx, tangent: Tensor, _: None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return tangent.view_as(tangent)
 
 
@@ -136,4 +137,5 @@ def marked_operator(op: LowRankOperator, state: State) -> LowRankOperator:
 
 def in_transform() -> bool:
     """Whether the call is inside a transform of `torch.func`."""
-    return torch._C._functorch.maybe_current_level() is not None
+    functorch = getattr(torch._C, "_functorch")  # noqa: B009  # pyright: ignore[reportPrivateUsage]
+    return functorch.maybe_current_level() is not None

@@ -40,7 +40,7 @@ class RoutedWeight(Tensor):
                 "weight of an adapted layer, where each sample has another: run the model once "
                 "for each adapter"
             )
-        with torch._C.DisableTorchFunctionSubclass():
+        with torch._C.DisableTorchFunctionSubclass():  # pyright: ignore[reportPrivateUsage]
             return func(*args, **(kwargs or {}))
 
 
@@ -54,7 +54,7 @@ def standing_for(total: Tensor, base: Tensor) -> Tensor:
 
     So libraries that look parameters up by name, or tie weights once more, find what they expect.
     """
-    total._is_param = True  # pyright: ignore[reportAttributeAccessIssue]
+    total._is_param = True  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage]
     total.lowrank_base = base  # pyright: ignore[reportAttributeAccessIssue]
     return total
 

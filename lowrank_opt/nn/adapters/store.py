@@ -191,16 +191,12 @@ class Store(nn.Module):
         total: list[LowRankOperator] | None = None
         for adapter, factor in chosen:
             part = self.part(adapter)
-            members = None if part is None else part.updates.get(name)
-            if members is None:
+            if part is None or name not in part.updates:
                 continue
-            asleep = part is not None and state is not self.record.state
+            asleep, members = state is not self.record.state, part.updates[name]
             ops = [_repeated(part, member) if asleep else member() for member in members]
-            settled = part.settled.get(name) if part is not None else None
-            if settled:
-                ops = [
-                    op + fixed().to(dtype=op.dtype) for op, fixed in zip(ops, settled, strict=True)
-                ]
+            fixed = [x().to(dtype=op.dtype) for x, op in zip(part.settled.get(name, ()), ops)]  # noqa: B905
+            ops = [op + more for op, more in zip(ops, fixed, strict=True)] if fixed else ops
             if factor != 1.0:
                 ops = [factor * op for op in ops]
             total = ops if total is None else [a + b for a, b in zip(total, ops, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
+from typing import cast
 
 from torch import Tensor
 
@@ -28,7 +29,7 @@ def write(path: str | PathLike[str], description: JsonObject, tensors: dict[str,
     DataError
         If the folder cannot be made or written.
     """
-    files.write(LAYOUT, path, description, tensors)
+    files.write(LAYOUT, path, cast("files.JsonObject", description), tensors)
 
 
 def read(path: str | PathLike[str]) -> tuple[JsonObject, dict[str, Tensor]]:
@@ -39,4 +40,5 @@ def read(path: str | PathLike[str]) -> tuple[JsonObject, dict[str, Tensor]]:
     DataError
         If a file is missing, foreign, of a later version, truncated or changed.
     """
-    return files.read(LAYOUT, path)
+    description, tensors = files.read(LAYOUT, path)
+    return cast("JsonObject", description), tensors

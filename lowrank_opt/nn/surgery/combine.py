@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import nn
@@ -113,7 +113,8 @@ def combine(
     _check_options(weights, method, density)
     check_lead(model, list(weights), lead)
     factors = dict(as_weights(weights))
-    rule, settings = _SHORT.get(method, method), CombineSettings(rank, density, generator)
+    rule = cast("CombineMethod", _SHORT.get(method, method))
+    settings = CombineSettings(rank, density, generator)
     terms: dict[int, list[list[tuple[LowRankOperator, float]]]] = {}
     found = adapted_weights(model, set(factors))
     for adapted in _each_once(found):

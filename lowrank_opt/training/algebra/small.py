@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# An array of NumPy or a torch tensor, in float64; all of one computation are of one kind.
+# An array of NumPy or a torch tensor, in float64; all of one computation are of one kind, and what
+# is not an operator goes through this file's functions or through `namespace`. A union would ask
+# for a test at each use of the operators that both have.
 Small: TypeAlias = Any
 
 # From about 28 on, NumPy's BLAS wakes threads that compete with those of torch for the same cores.
@@ -37,21 +39,27 @@ def small(x: Tensor, like: Small | None = None) -> Small:
 
 
 def stacked(first: Tensor, second: Tensor, like: Small | None = None) -> Small:
-    """Return two tensors of one shape as a small array with a new first axis."""
+    """Return two tensors of one shape as a small array of shape (2, ...): from torch to `Small`.
+
+    Examples
+    --------
+    >>> stacked(torch.eye(2), torch.zeros(2, 2)).shape
+    (2, 2, 2)
+    """
     if _by_numpy(first, like):
         return np.array((first.numpy(), second.numpy()), np.float64)
     return torch.stack((first.double(), second.double()))
 
 
 def paired(first: Small, second: Small) -> Small:
-    """Return two small arrays of one shape as one with a new first axis."""
+    """Return two small arrays of one shape as one of shape (2, ...): within `Small`."""
     if isinstance(first, np.ndarray):
         return np.array((first, second))
     return torch.stack((first, second))
 
 
 def tensor(x: Small, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Return a small array as a contiguous tensor; it may share memory."""
+    """Return a small array as a contiguous tensor, from `Small` to torch; it may share memory."""
     if isinstance(x, np.ndarray):
         return torch.from_numpy(x.astype(_NUMPY[dtype], order="C", copy=False))
     return x.to(dtype).contiguous()

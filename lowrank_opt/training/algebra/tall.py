@@ -1,4 +1,9 @@
-"""Two tall matrices kept as products, so that chains of small matrices cost one tall product."""
+"""Two tall matrices kept as products, so that chains of small matrices cost one tall product.
+
+A step of an optimizer over pairs is, on each side, ``X A B C + Y D`` with X, Y of n rows and A to D
+r x r. Multiplied from the left it costs four tall products; collected from the right, two. A
+`TallPair` is one term of such a sum, for both sides of a matrix at once; `Terms` is the sum.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +23,8 @@ State: TypeAlias = dict[str, Any]
 class TallPair(NamedTuple):
     """``spans[i] @ coordinates[i]`` for the two sides i of a matrix, not multiplied out.
 
-    The small matrices of both sides are one array, which halves the number of calls.
+    `times` and `weighted` only change the coordinates; `inner` needs one product of spans; `dense`
+    multiplies out. The small matrices of both sides are one array: half the number of calls.
 
     Parameters
     ----------

@@ -1,4 +1,13 @@
-"""Thin orthonormal bases of factors: what replaces inverses of Gram matrices."""
+r"""Thin orthonormal bases of factors: what replaces inverses of Gram matrices.
+
+A factor is ``F = U K`` with U orthonormal, so that its projector is ``U U^T``, its pseudo-inverse
+``K^+ U^T``, and :math:`(F^T F)^{-1} = K^{-1} K^{-T}` is never formed, which would lose twice the
+digits. Three ways to U and K, the cheapest that is good enough for the condition of F:
+
+* Cholesky of the Gram matrix, U left as the product ``F K^-1`` (float32, condition at most 10);
+* the same twice, CholeskyQR2 (condition at most 1000);
+* Householder's QR and an SVD of its triangle (everything else, float64, dependent columns).
+"""
 
 from __future__ import annotations
 
