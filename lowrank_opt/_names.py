@@ -91,6 +91,7 @@ __all__ = [
     "NBLoRA",
     "NestedSVD",
     "NestedSet",
+    "NormBall",
     "NormalizedLoRA",
     "Observations",
     "Offset",

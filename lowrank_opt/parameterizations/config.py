@@ -241,14 +241,21 @@ def rebuild(
     kind, config = _class_and_options(description, kinds)
     if not issubclass(kind, Configured):
         raise OptionError(f"a module must be described; got {class_name(kind)}")
+    # Before anything of a wrong size is made, and once more for what follows from other options.
+    _check_written(description, {x: config[x] for x in ("shape",) if x in config})
     module = kind.from_config(config, None, classes=kinds, **given)
+    _check_written(description, {x: plain(getattr(module, x, None)) for x in ("shape", "rank")})
+    return module if state is None else load_tensors(module, state)
+
+
+def _check_written(description: Mapping[str, Json], found: Mapping[str, Json]) -> None:
     for name in ("shape", "rank"):
         expected = description.get(name)
-        if expected is not None and plain(getattr(module, name, None)) != expected:
+        if expected is not None and name in found and found[name] != expected:
             raise OptionError(
-                f"options must make the {name} they were written with, {expected}; got {module!r}"
+                f"options must make the {name} they were written with, {expected}; got "
+                f"{found[name]!r}: write the description again"
             )
-    return module if state is None else load_tensors(module, state)
 
 
 def load_tensors(module: M, state: Mapping[str, Tensor]) -> M:

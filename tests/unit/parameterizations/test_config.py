@@ -227,6 +227,9 @@ def test_edited_options_are_refused() -> None:
         rebuild({**said, "options": {**said["options"], "colour": 1}})
     with pytest.raises(OptionError, match=r"must make the rank they were written with, 3"):
         rebuild({**said, "rank": 3})
+    huge = {**said["options"], "shape": [10**9, 10**9]}
+    with pytest.raises(OptionError, match=r"must make the shape .* \[9, 8\]; got \[1000000000, 1"):
+        rebuild({**said, "options": huge})
     with pytest.raises(OptionError, match="must have the options of its class; got None"):
         rebuild({**said, "options": None})
 
