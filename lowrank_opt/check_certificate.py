@@ -1,14 +1,10 @@
-# ruff: noqa: ANN001, ANN201, B905, D103
 # type: ignore
-"""Check a certificate with the standard library only: ``python check_certificate.py FILE``.
+"""Check a certificate with the standard library: ``python check_certificate.py FILE``.
 
-Exact arithmetic throughout; floats are hexadecimal text, quotients and roots are rounded against
-the claim. Exit status 0: proved, 1: not.
-
+Floats are hexadecimal text, and exact; quotients and roots are rounded against the claim.
 *Norms* of W = L S R^T. With A = L^T L and H = S R^T R S, the matrix s^2 I - W W^T is s^2 A - A H A
 on the columns of L: its negative eigenvalues, counted by elimination (Sylvester), are the singular
 values above s. The squared Frobenius norm is the trace of A H. Weights divide the rows of L and R.
-
 *Optima.* For every y, w e^2 / 2 >= y e - y^2 / (2 w). With Y the sparse matrix of y, the objective
 of a member is at least - <y, v - given> - sum y^2 / (2 w) - h(-Y) - (|Y 1|^2 + |Y^T 1|^2) / (2 b)
 for a penalty b on biases. h(-Y) is the radius times the top singular value for a nuclear ball, or
@@ -30,26 +26,28 @@ class RefusedError(Exception):
     """The certificate proves nothing: why."""
 
 
-def require(condition, reason):
+def _require(condition, reason):
     if not condition:
         raise RefusedError(reason)
 
 
-def exact(x):
-    return [exact(y) for y in x] if isinstance(x, list) else Fraction(float.fromhex(x))
+def _exact(x):
+    return [_exact(y) for y in x] if isinstance(x, list) else Fraction(float.fromhex(x))
 
 
 def digest(document):
-    text = json.dumps({k: v for k, v in document.items() if k != "digest"}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    """Return a hash of all that a document holds but the hash."""
+    body = json.dumps({k: v for k, v in document.items() if k != "digest"}, sort_keys=True)
+    return hashlib.sha256(body.encode()).hexdigest()
 
 
-def quotient_above(x, y, bits=300):
+def _quotient_above(x, y, bits=300):
     unit = Fraction(2) ** (x.numerator.bit_length() - y.numerator.bit_length() - bits)
     return math.ceil(x / y / unit) * unit
 
 
 def root(x, order, up):
+    """Return the root of a fraction, rounded up or down to 200 bits."""
     n = (math.ceil if up else math.floor)(x * 2 ** (200 * order))
     low = 0
     for bit in reversed(range(n.bit_length() // order + 1)):
@@ -61,7 +59,7 @@ def gram(rows, divisors):
     """Return X^T D^-2 X, rounded up in the order of symmetric matrices."""
     top = math.lcm(*(x.denominator for row in rows for x in row))
     columns = [[int(x * top) for x in column] for column in zip(*rows)]
-    weights = [quotient_above(Fraction(1), d * d) for d in divisors] or [Fraction(1)] * len(rows)
+    weights = [_quotient_above(Fraction(1), d * d) for d in divisors] or [Fraction(1)] * len(rows)
     low = math.lcm(*(w.denominator for w in weights))
     left = [[a * int(w * low) for a, w in zip(c, weights)] for c in columns]
     return [[Fraction(sum(map(mul, a, b)), top * top * low) for b in columns] for a in left]
@@ -85,18 +83,19 @@ def negatives(M):
 
 
 def exceeding(A, AHA, s):
+    """Return how many singular values exceed s."""
     return negatives([[s * s * a - b for a, b in zip(p, q)] for p, q in zip(A, AHA)])
 
 
 def terms(document, sides=("row_weights", "col_weights")):
     """Return A, A H A, the trace of A H, the number of singular values; no columns of zeros."""
-    L, s, R = (exact(document[name]) for name in ("left", "scale", "right"))
-    require(all(len(row) == len(s) for row in L + R), "factors differ in columns")
+    L, s, R = (_exact(document[name]) for name in ("left", "scale", "right"))
+    _require(all(len(row) == len(s) for row in L + R), "factors differ in columns")
     kept = [k for k in range(len(s)) if s[k] and all(any(x[k] for x in X) for X in (L, R))]
     L, R = ([[row[k] for k in kept] for row in X] for X in (L, R))
-    divisors = [exact(document.get(name, [])) for name in sides] or [[], []]
-    fit = all(len(d) in (0, len(X)) and min(d, default=1) > 0 for X, d in zip((L, R), divisors))
-    require(fit, "weights must be positive, one a line")
+    divisors = [_exact(document.get(name, [])) for name in sides] or [[], []]
+    fit = all(len(d) in (0, len(X)) and all(w > 0 for w in d) for X, d in zip((L, R), divisors))
+    _require(fit, "weights must be positive, one a line")
     A, B = map(gram, (L, R), divisors)
     H = [[B[i][j] * s[p] * s[q] for j, q in enumerate(kept)] for i, p in enumerate(kept)]
     AH = [[sum(map(mul, row, column)) for column in zip(*H)] for row in A]
@@ -104,29 +103,29 @@ def terms(document, sides=("row_weights", "col_weights")):
     return A, AHA, sum(row[k] for k, row in enumerate(AH)), min(len(L), len(R), len(kept))
 
 
-def check_values(A, AHA, values, needed):
-    require(len(values) >= needed and min(values, default=0) >= 0, "a value has no bound")
+def _check_values(A, AHA, values, needed):
+    _require(len(values) >= needed and min(values, default=0) >= 0, "a value has no bound")
     for i, s in enumerate(values):
-        require(s in values[:i] or exceeding(A, AHA, s) <= i, f"singular value {i + 1} is larger")
+        _require(s in values[:i] or exceeding(A, AHA, s) <= i, f"singular value {i + 1} is larger")
 
 
-def check_norm(document):
+def _check_norm(document):
     A, AHA, trace, count = terms(document)
-    claim, values = document["claim"], exact(document["values"])
-    rank, norm, bound = claim["rank"], claim["norm"], exact(claim["bound"])
-    require(len(A) <= rank or exceeding(A, AHA, 0) <= rank, "the rank is larger")
+    claim, values = document["claim"], _exact(document["values"])
+    rank, norm, bound = claim["rank"], claim["norm"], _exact(claim["bound"])
+    _require(len(A) <= rank or exceeding(A, AHA, 0) <= rank, "the rank is larger")
     if norm == "each":
-        return check_values(A, AHA, bound, min(count, rank))
+        return _check_values(A, AHA, bound, min(count, rank))
     if norm == "2":
-        return require(bound >= 0 and trace <= bound**2, "the Frobenius norm is larger")
+        return _require(bound >= 0 and trace <= bound**2, "the Frobenius norm is larger")
     k = {"inf": 1, "ky_fan": claim.get("k")}.get(norm, count)
-    check_values(A, AHA, values, min(k, count))
+    _check_values(A, AHA, values, min(k, count))
     if norm in ("inf", "ky_fan"):
-        return require(k >= 1 and sum(values[:k]) <= bound, "the norm is larger")
+        return _require(k >= 1 and sum(values[:k]) <= bound, "the norm is larger")
     p = Fraction(norm)
-    require(p >= 1 and p.denominator <= 16 and p.numerator <= 512, "an order without a proof")
+    _require(p >= 1 and p.denominator <= 16 and p.numerator <= 512, "an order without a proof")
     total = sum(root(x**p.numerator, p.denominator, True) for x in values)
-    return require(total <= root(bound**p.numerator, p.denominator, False), "the norm is larger")
+    return _require(total <= root(bound**p.numerator, p.denominator, False), "the norm is larger")
 
 
 def above_top(top, Y):
@@ -137,54 +136,55 @@ def above_top(top, Y):
     unit, names = Fraction(4) ** top["exponent"], sorted(lines)
     for a, p in enumerate(names):
         for b, q in enumerate(names[: a + 1]):
-            E = exact(top["level"]) * (a == b) - unit * sum(map(mul, K[a][: b + 1], K[b][: b + 1]))
+            E = _exact(top["level"]) * (a == b) - unit * sum(map(mul, K[a][: b + 1], K[b][: b + 1]))
             E -= sum(x * lines[q][k] for k, x in lines[p].items() if k in lines[q])
             worst |= {name: worst.get(name, 0) + abs(E) for name in (p, q)}
-    return exact(top["level"]) + max(worst.values(), default=0)
+    return _exact(top["level"]) + max(worst.values(), default=0)
 
 
 def check_optimum(document):
     """Return the objective and a lower bound on that of every member, as claimed."""
     i, j, v, y, w = (document[n] for n in ("rows", "cols", "ratings", "dual", "entry_weights"))
-    v, y, w = exact(v), exact(y), exact(w) or [Fraction(1)] * len(v)
-    a, b, mean, b2 = (exact(document[n]) for n in ("row_bias", "col_bias", "mean", "bias_penalty"))
-    require(len(i) == len(j) == len(v) == len(y) == len(w), "entries differ in number")
+    v, y, w = _exact(v), _exact(y), _exact(w) or [Fraction(1)] * len(v)
+    a, b, mean, b2 = (_exact(document[n]) for n in ("row_bias", "col_bias", "mean", "bias_penalty"))
+    _require(len(i) == len(j) == len(v) == len(y) == len(w), "entries differ in number")
     fit = min(*w, b2, *i, *j) >= 0 and all(u or not x for x, u in zip(y, w))
-    require(fit, "a negative weight or index, or a multiplier at an entry without weight")
-    L, s, R = (exact(document[name]) for name in ("left", "scale", "right"))
+    _require(fit, "a negative weight or index, or a multiplier at an entry without weight")
+    L, s, R = (_exact(document[name]) for name in ("left", "scale", "right"))
     shift = [mean + a[p] + b[q] - x for p, q, x in zip(i, j, v)]
     errors = [sum(map(mul, map(mul, L[p], s), R[q])) + x for p, q, x in zip(i, j, shift)]
     objective = (sum(u * e * e for u, e in zip(w, errors)) + b2 * sum(x * x for x in a + b)) / 2
     bound = sum(map(mul, y, [mean - x for x in v] if b2 else shift))
-    bound -= sum(quotient_above(x * x, u) for x, u in zip(y, w) if x) / 2
-    rows, cols = (exact(document.get(name, [])) for name in ("row_weights", "col_weights"))
+    bound -= sum(_quotient_above(x * x, u) for x, u in zip(y, w) if x) / 2
+    rows, cols = (_exact(document.get(name, [])) for name in ("row_weights", "col_weights"))
     Y, sums = {}, {}
     for p, q, x in zip(i, j, y):
         Y[p, q] = Y.get((p, q), 0) + x * (rows[p] if rows else 1) * (cols[q] if cols else 1)
         sums["row", p], sums["col", q] = (sums.get(k, 0) + x for k in (("row", p), ("col", q)))
     bound -= sum(x * x for x in sums.values()) / (2 * b2) if b2 else 0
-    kind, top = document["constraint"], document["top"]
-    size, s = exact([document["size"], top["bound"]])
+    kind, top, size = document["constraint"], document["top"], _exact(document["size"])
+    s = _exact(top["bound"])
     square = sum(x * x for x in Y.values()) if kind == "frobenius ball" else above_top(top, Y)
-    require(s >= 0 and s * s >= square and size > 0, "the norm of the multipliers is larger")
+    _require(s >= 0 and s * s >= square and size > 0, "the norm of the multipliers is larger")
     if kind == "nuclear penalty":
-        require(s <= size and not rows + cols, "the multipliers exceed the penalty")
-        (A, AHA, _, count), values = terms(document, ()), exact(document["values"])
-        check_values(A, AHA, values, count)
+        _require(s <= size and not rows + cols, "the multipliers exceed the penalty")
+        (A, AHA, _, count), values = terms(document, ()), _exact(document["values"])
+        _check_values(A, AHA, values, count)
         objective += size * sum(values)
     else:
-        require(kind in ("nuclear ball", "frobenius ball"), "an unknown constraint")
+        _require(kind in ("nuclear ball", "frobenius ball"), "an unknown constraint")
         bound -= size * s
-    require(objective <= exact(document["claim"]["objective"]), "the objective is larger")
-    require(exact(document["claim"]["lower_bound"]) <= max(bound, 0), "the bound is not proved")
+    _require(objective <= _exact(document["claim"]["objective"]), "the objective is larger")
+    _require(_exact(document["claim"]["lower_bound"]) <= max(bound, 0), "the bound is not proved")
     return objective, bound
 
 
 def check(document):
+    """Raise RefusedError unless a document proves its claim."""
     try:
-        require(document["format"] == FORMAT, "not a certificate of this format")
-        require(document["digest"] == digest(document), "the file was changed: its digest differs")
-        {"norm": check_norm, "optimum": check_optimum}[document["kind"]](document)
+        stamp = document["format"], document["digest"]
+        _require(stamp == (FORMAT, digest(document)), "changed, or of another format")
+        {"norm": _check_norm, "optimum": check_optimum}[document["kind"]](document)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise RefusedError(f"malformed: {error!r}") from error
 

@@ -12,8 +12,10 @@ from lowrank_opt.nn import (
     adapt,
     export_peft,
     import_peft,
+    load_adapter,
     merge_and_unload,
     peft_residuals,
+    save_adapter,
 )
 from tests.peft_cases import INDICES, MAKES, small
 
@@ -186,3 +188,72 @@ def test_attention_of_torch_is_off_by_the_factor_that_is_refused(tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(layer(x, x, x)[0], oracle(x, x, x)[0])
     assert float(update.abs().max()) > 1e-3
+
+
+BESIDES = {
+    "bias all": {"target_modules": ["fc"], "bias": "all"},
+    "bias of lora": {"target_modules": ["fc"], "bias": "lora_only"},
+    "bias of the update": {"target_modules": ["fc", "conv"], "lora_alpha": 6, "lora_bias": True},
+    "rows": {"target_modules": ["fc"], "trainable_token_indices": {"table": [1, 3]}},
+}
+
+
+@pytest.mark.parametrize("kind", BESIDES)
+def test_what_peft_trains_besides_is_imported(kind, tmp_path):
+    theirs = peft.get_peft_model(base(), peft.LoraConfig(r=2, **BESIDES[kind]))
+    train(theirs)
+    theirs.save_pretrained(tmp_path)
+    ours = import_peft(base(), tmp_path)
+    assert difference(outputs(ours), outputs(loaded(tmp_path))) < ROUNDING
+
+
+TYING = {
+    "head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "table": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "table, tied": {
+        "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"],
+        "ensure_weight_tying": True,
+    },
+    "update, tied": {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
+    "rows": {"target_modules": ["q_proj"], "trainable_token_indices": [1, 3]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TYING)
+def test_tied_weights_are_what_peft_makes_of_them(kind, tmp_path):
+    transformers = pytest.importorskip("transformers")
+
+    def tied():
+        torch.manual_seed(0)
+        config = transformers.LlamaConfig(
+            hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+            vocab_size=20, tie_word_embeddings=True,
+        )  # fmt: skip
+        return transformers.LlamaForCausalLM(config).eval()
+
+    def logits(model):
+        with torch.no_grad():
+            return model.eval()(TOKENS).logits
+
+    theirs = peft.get_peft_model(tied(), peft.LoraConfig(r=2, **TYING[kind]))
+    torch.manual_seed(1)
+    for p in (p for p in theirs.parameters() if p.requires_grad):
+        nn.init.normal_(p, std=0.3)
+    theirs.save_pretrained(tmp_path)
+    expected = logits(peft.PeftModel.from_pretrained(tied(), tmp_path))
+    torch.testing.assert_close(expected, logits(import_peft(tied(), tmp_path)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_transformers_save_and_load_the_base_of_an_adapted_model(kind, tmp_path):
+    model = adapt(transformer(kind), lambda s: lo.Factored(s, 2), targets=TARGETS[kind])
+    for p in (p for p in model.parameters() if p.requires_grad):
+        nn.init.normal_(p)
+    model.tie_weights()
+    model.save_pretrained(tmp_path / "base")
+    save_adapter(model, tmp_path / "adapter")
+    again = type(transformer(kind)).from_pretrained(tmp_path / "base").eval()
+    with torch.no_grad():
+        assert torch.equal(transformer(kind)(TOKENS).logits, again(TOKENS).logits)
+        load_adapter(again, tmp_path / "adapter")
+        torch.testing.assert_close(model(TOKENS).logits, again(TOKENS).logits)

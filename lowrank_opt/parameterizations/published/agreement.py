@@ -1,7 +1,8 @@
 """How far each method of the table is from its published formula, as a test measures it.
 
-The formulas stand in ``tests/unit/test_agreement.py``, written anew in NumPy; a number here is the
-largest relative difference, at random parameters in float64, that the test allows.
+The formulas stand in ``tests/unit/parameterizations/test_agreement.py``, written anew in NumPy; a
+number here is the largest relative difference, at random parameters in float64, that the test
+allows.
 """
 
 # By the name in the table. What is missing has no published form of its own: a composition, a ball

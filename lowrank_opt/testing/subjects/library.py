@@ -58,8 +58,8 @@ def library() -> list[Target]:
 
     Examples
     --------
-    >>> [target.name for target in library()][:2]
-    ['Factored', 'rslora']
+    >>> "Factored" in [target.name for target in library()]
+    True
     """
     listed = [m for m in examples() if m.listed and not m.name.startswith("WeightDecomposed")]
     return [Target(m.name, _factory(m), _KNOWN.get(m.name, {}), True) for m in listed]

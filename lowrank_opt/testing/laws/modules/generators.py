@@ -76,7 +76,8 @@ def _expect_own_generator(subject: Subject) -> None:
         again, _ = _start(subject, seed)
         same = all(torch.equal(x, again[k]) for k, x in starts[seed][0].items())
         expect(same, "zero_() gives another start for the same generator")
-    if not all(consumed for _, consumed in starts):
+    # One column has few starts: the frame of a 1 x 1 matrix is 1, whatever is drawn.
+    if subject.case.rank == 1 or not all(consumed for _, consumed in starts):
         return
     first = starts[0][0]
     alike = all(all(torch.equal(x, first[k]) for k, x in s.items()) for s, _ in starts)

@@ -8,7 +8,7 @@ import torch
 import lowrank_opt as lo
 from lowrank_opt.parameterizations import certificate as membership_module
 from tests.slips import mutated
-from tests.unit.test_certificate import exact_singular_values
+from tests.unit.parameterizations.test_certificate import exact_singular_values
 
 D = torch.float64
 EPS = 2.0**-52

@@ -11,7 +11,7 @@ from lowrank_opt.errors import NoRightInverseError, TargetError
 from lowrank_opt.parameterizations.catalog import examples, markdown, row_of
 from lowrank_opt.parameterizations.example import Example
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 RANK = 3
 NORMS = {
     "nuclear": lambda s: s.sum(),

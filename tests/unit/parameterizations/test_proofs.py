@@ -19,7 +19,7 @@ import lowrank_opt.check_certificate as checker
 from lowrank_opt.errors import CertificateError
 from lowrank_opt.parameterizations.certificate import certify
 from tests.oracles import normal
-from tests.unit.test_certificate import exact_singular_values
+from tests.unit.parameterizations.test_certificate import exact_singular_values
 
 D, INF = torch.float64, math.inf
 SETS = {

@@ -17,7 +17,7 @@ from lowrank_opt.completion.certificates import certificate as certificate_modul
 from lowrank_opt.completion.certificates import dual_bound as dual_bound_module
 from lowrank_opt.completion.model.bias import AdditiveBias
 from tests.slips import mutated
-from tests.unit.test_certificate import exact_singular_values
+from tests.unit.parameterizations.test_certificate import exact_singular_values
 
 D = torch.float64
 EPS = 2.0**-52
