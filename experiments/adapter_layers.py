@@ -88,6 +88,7 @@ def _ours(method: Example, shape: Shape, rank: int) -> Layer:
     made = method.make(shape, rank, dtype=torch.float32)
     if isinstance(made, WeightDecomposed):
         return _decomposed(method.name, made.inner, shape)
+    assert isinstance(made, Parameterization), "the other classes are decomposed ones"
     module = adapt(bare(shape), lambda _: made, targets=".*")
     _randomize(module)
     parts = [member for found in adapted_weights(module) for member in found.updates]

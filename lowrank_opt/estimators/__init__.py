@@ -3,7 +3,7 @@
 from lowrank_opt.extras import extra
 
 with extra("estimators"):
-    import sklearn  # noqa: F401
+    import sklearn as sklearn
 
 from lowrank_opt.estimators.imputer import LowRankImputer as LowRankImputer
 from lowrank_opt.estimators.matrix_completion import MatrixCompletion as MatrixCompletion

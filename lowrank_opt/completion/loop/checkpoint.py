@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lowrank_opt import files
 from lowrank_opt.errors import OptionError
-from lowrank_opt.parameterizations.config import Json, JsonObject
+from lowrank_opt.files import Json, JsonObject
 
 if TYPE_CHECKING:
     from lowrank_opt.observations import Observations

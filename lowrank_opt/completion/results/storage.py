@@ -18,7 +18,7 @@ from torch import Tensor
 from lowrank_opt import files
 from lowrank_opt.completion.loop.history import History
 from lowrank_opt.errors import DataError
-from lowrank_opt.parameterizations.config import JsonObject as JsonObject
+from lowrank_opt.files import JsonObject as JsonObject
 
 Kind: TypeAlias = Literal["CompletionResult", "BayesianResult"]
 

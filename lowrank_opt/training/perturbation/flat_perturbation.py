@@ -185,6 +185,7 @@ def _wrapped(module: nn.Module, name: str, target: Target, noise: SeededNoise) -
         target.reads += 1
         # What stands there now: functional_call may have put another tensor in.
         weight = read_by_forward(module, name)
+        assert isinstance(weight, Tensor), "a weight is a tensor"
         perturbed = noise.perturb(weight)
         with _replaced(module, name, perturbed), regenerated(perturbed, weight, noise):
             return inner(*args, **kwargs)
