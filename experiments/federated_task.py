@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from experiments.records import Json
 from lowrank_opt.merging import Aggregate, aggregate
-from lowrank_opt.merging.fair import Objective
-from lowrank_opt.merging.rules import Method
+from lowrank_opt.merging.federated.fair import Objective
+from lowrank_opt.merging.federated.rules import Method
 from lowrank_opt.operator import LowRankOperator
 
 SIDE, CLASSES, RANK, BATCH = 8, 10, 4, 32

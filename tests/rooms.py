@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # Rooms inside a package, from the ground floor up: the key may import the values, which stand above
-# it in the table. Files beside the rooms are the door, "".
+# it in the table. A file beside the rooms may be named as one; the other files are the door, "".
 ROOMS: dict[str, dict[str, set[str]]] = {
     "lowrank_opt.completion": {
         "model": set(),
@@ -24,5 +24,51 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "interop": {"basis", "adapters", "low_rank", "surgery", "folders"},
         "reports": {"basis", "adapters", "folders", "interop"},
         "": {"basis", "adapters", "low_rank", "surgery", "folders", "interop", "reports"},
+    },
+    "lowrank_opt.parameterizations": {
+        "example": set(),
+        "wide": set(),
+        "config": {"example"},
+        "certificate": set(),
+        "base": {"certificate", "config"},
+        "between": {"base"},
+        "balls": {"base", "example"},
+        "free": {"base", "example"},
+        "turned": {"base", "example"},
+        "composed": {"base", "between", "config", "wide"},
+        "published": {"base", "example", "between", "balls", "free", "turned", "composed"},
+        "": {"base", "certificate", "config", "example", "between", "wide"}
+        | {"balls", "free", "turned", "composed", "published"},
+    },
+    "lowrank_opt.training": {
+        "roles": set(),
+        "forgetting": set(),
+        "algebra": {"roles"},
+        "perturbation": set(),
+        "optimizers": {"roles", "algebra"},
+        "ranks": {"roles", "forgetting", "algebra"},
+        "": {"roles", "forgetting", "algebra", "perturbation", "optimizers", "ranks"},
+    },
+    "lowrank_opt.merging": {
+        "clients": set(),
+        "federated": {"clients"},
+        "combined": {"clients"},
+        "spectra": set(),
+        "": {"clients", "federated", "combined", "spectra"},
+    },
+    "lowrank_opt.estimators": {
+        "data": set(),
+        "choice": set(),
+        "folders": {"choice"},
+        "": {"data", "choice", "folders"},
+    },
+    "lowrank_opt.testing": {
+        "dense_guard": set(),
+        "cases": set(),
+        "search": {"cases"},
+        "laws": {"dense_guard", "cases", "search"},
+        "subjects": {"cases", "search", "laws"},
+        "reports": {"search", "subjects"},
+        "": {"dense_guard", "cases", "search", "laws", "subjects", "reports"},
     },
 }

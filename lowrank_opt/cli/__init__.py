@@ -1,4 +1,7 @@
-"""The command ``lowrank-opt``, one module for each of its commands."""
+"""The command ``lowrank-opt``, one module for each of its commands.
+
+Commands read, call the library, and print; nothing is computed here.
+"""
 
 from __future__ import annotations
 

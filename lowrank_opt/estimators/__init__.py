@@ -1,4 +1,7 @@
-"""Estimators in the manner of scikit-learn, which this subpackage imports."""
+"""Estimators in the manner of scikit-learn, which this subpackage imports.
+
+Rooms: `data`, `choice`, `folders`. Reading tables is in `tables`, solving in `completion`.
+"""
 
 from lowrank_opt.extras import extra
 

@@ -16,11 +16,11 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.completion.after.fold_in import FactorPrior, fold_in_rows
 from lowrank_opt.completion.after.path import RegularizationPath
-from lowrank_opt.estimators.choosing import choose_and_fit
-from lowrank_opt.estimators.columns import ColumnScales, column_bounds, is_nan, without_masks
-from lowrank_opt.estimators.options import check_imputer_options
-from lowrank_opt.estimators.search import Search
-from lowrank_opt.estimators.starts import EXPONENT
+from lowrank_opt.estimators.choice.choosing import choose_and_fit
+from lowrank_opt.estimators.choice.options import check_imputer_options
+from lowrank_opt.estimators.choice.search import Search
+from lowrank_opt.estimators.choice.starts import EXPONENT
+from lowrank_opt.estimators.data.columns import ColumnScales, column_bounds, is_nan, without_masks
 from lowrank_opt.observations import Observations
 from lowrank_opt.solvers import ALS
 

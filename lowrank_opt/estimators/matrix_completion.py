@@ -14,14 +14,14 @@ from sklearn.utils.validation import check_is_fitted
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.completion.solvers.traits import AnyResult
 from lowrank_opt.errors import OptionError
-from lowrank_opt.estimators.choosing import choose_and_fit, clip_range
-from lowrank_opt.estimators.entries import Entries, entries_of
-from lowrank_opt.estimators.known import Known
-from lowrank_opt.estimators.options import check_options, given_settings
-from lowrank_opt.estimators.saved import SavedCompletion
-from lowrank_opt.estimators.search import Search, Sides, chosen_solver
-from lowrank_opt.estimators.side import with_side
-from lowrank_opt.estimators.starts import Bias, moved, spread_or_zero
+from lowrank_opt.estimators.choice.choosing import choose_and_fit, clip_range
+from lowrank_opt.estimators.choice.known import Known
+from lowrank_opt.estimators.choice.options import check_options, given_settings
+from lowrank_opt.estimators.choice.search import Search, Sides, chosen_solver
+from lowrank_opt.estimators.choice.starts import Bias, moved, spread_or_zero
+from lowrank_opt.estimators.data.entries import Entries, entries_of
+from lowrank_opt.estimators.data.side import with_side
+from lowrank_opt.estimators.folders.saved import SavedCompletion
 from lowrank_opt.solvers import Solver
 from lowrank_opt.tables import Triplets, read_pairs, read_triplets
 

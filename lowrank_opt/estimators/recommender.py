@@ -13,11 +13,11 @@ from sklearn.utils.validation import check_is_fitted
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.completion.after.fold_in import FactorPrior
 from lowrank_opt.errors import ObservationError
-from lowrank_opt.estimators import saving
-from lowrank_opt.estimators.choosing import clip_range, fitted_completion
-from lowrank_opt.estimators.entries import Entries, entries_of, extended
+from lowrank_opt.estimators.choice.choosing import clip_range, fitted_completion
+from lowrank_opt.estimators.choice.options import check_needed_count
+from lowrank_opt.estimators.data.entries import Entries, entries_of, extended
+from lowrank_opt.estimators.folders import saving
 from lowrank_opt.estimators.matrix_completion import MatrixCompletion
-from lowrank_opt.estimators.options import check_needed_count
 from lowrank_opt.estimators.ranking import Candidates, Recommendations, best_columns, most_similar
 from lowrank_opt.estimators.updates import Updater
 from lowrank_opt.observations import Observations

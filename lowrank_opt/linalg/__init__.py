@@ -1,4 +1,7 @@
-"""Numerical building blocks: small, differentiable, safe at every magnitude."""
+"""Numerical building blocks: small, differentiable, safe at every magnitude.
+
+Nothing here knows an operator, a set or a parameterization.
+"""
 
 from lowrank_opt.linalg.cayley import cayley_signs as cayley_signs
 from lowrank_opt.linalg.cayley import inverse_cayley as inverse_cayley

@@ -1,4 +1,8 @@
-"""Low-rank layers, and adapters that put any parameterization into any torch model."""
+"""Low-rank layers, and adapters that put any parameterization into any torch model.
+
+From the ground: `basis`, `adapters` (the record of a model), `low_rank`, `surgery`, `folders`,
+`interop`, `reports`. How adapters are trained and merged across models is in `training`, `merging`.
+"""
 
 from lowrank_opt.nn.adapters.present import active_adapters as active_adapters
 from lowrank_opt.nn.adapters.weights import AdaptedWeight as AdaptedWeight

@@ -1,4 +1,7 @@
-"""Figures in the convention of scikit-learn: a display is computed once, and drawn at will."""
+"""Figures in the convention of scikit-learn: a display is computed once, and drawn at will.
+
+Matplotlib is imported when something is drawn. What is drawn is computed elsewhere.
+"""
 
 from lowrank_opt.plots.convergence import ConvergenceDisplay as ConvergenceDisplay
 from lowrank_opt.plots.path import PathDisplay as PathDisplay

@@ -1,4 +1,7 @@
-"""Feasible sets: what a parameterization promises never to leave."""
+"""Feasible sets: what a parameterization promises never to leave.
+
+Norms, projections and oracles; maps onto the sets are in `parameterizations`.
+"""
 
 from lowrank_opt.sets.base import FeasibleSet as FeasibleSet
 from lowrank_opt.sets.base import RankAtMost as RankAtMost

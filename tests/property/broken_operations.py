@@ -9,7 +9,7 @@ from torch import nn
 from lowrank_opt import nn as ours
 from lowrank_opt.nn.adapters.adapted import adapted_modules
 from lowrank_opt.nn.adapters.present import record_of
-from lowrank_opt.testing.cases.adapter_play import Operations
+from lowrank_opt.testing.laws.adapter_play import Operations
 
 
 def save_what_is_trained(model, path, *, name):

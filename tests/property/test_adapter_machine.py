@@ -3,8 +3,8 @@
 import pytest
 
 import lowrank_opt as lo
-from lowrank_opt.testing.cases.adapter_play import Play
 from lowrank_opt.testing.laws.adapter_machine import adapter_machine, play_out
+from lowrank_opt.testing.laws.adapter_play import Play
 from lowrank_opt.testing.search.verdict import Violation
 from tests.property.adapter_stages import STAGES
 from tests.property.broken_operations import BROKEN_OPERATIONS, merge_into_the_base

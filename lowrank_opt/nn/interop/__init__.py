@@ -1,4 +1,7 @@
-"""Adapter files of other packages: Hugging Face PEFT."""
+"""Adapter files of other packages: Hugging Face PEFT.
+
+Reading and writing of the own format is in `folders`.
+"""
 
 from lowrank_opt.nn.interop.peft_export import ExportedSite as ExportedSite
 from lowrank_opt.nn.interop.peft_export import export_peft as export_peft

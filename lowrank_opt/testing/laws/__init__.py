@@ -1,4 +1,7 @@
-"""The laws: one file for each idea, one public check for each law."""
+"""The laws: one file for each idea, one public check for each law.
+
+How cases are drawn and shrunk is in `cases` and `search`.
+"""
 
 from lowrank_opt.testing.laws.maps.agreement import check_agreement as check_agreement
 from lowrank_opt.testing.laws.maps.agreement import check_merge as check_merge

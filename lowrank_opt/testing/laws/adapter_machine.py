@@ -15,7 +15,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from lowrank_opt.testing.cases.adapter_play import Make, Operations, Play, Stage
+from lowrank_opt.testing.laws.adapter_play import Make, Operations, Play, Stage
 from lowrank_opt.testing.search.verdict import Violation
 
 NAMES = ["a", "b", "c"]

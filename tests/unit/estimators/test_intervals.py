@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lowrank_opt.estimators import MatrixCompletion
-from lowrank_opt.estimators.intervals import LEVELS, Intervals, Level
+from lowrank_opt.estimators.choice.intervals import LEVELS, Intervals, Level
 
 SHAPE = (400, 300)
 

@@ -7,8 +7,8 @@ import pytest
 
 from lowrank_opt.errors import ObservationError, OptionError, ShapeError
 from lowrank_opt.estimators import MatrixCompletion
-from lowrank_opt.estimators.entries import entries_of
-from lowrank_opt.estimators.side import with_side
+from lowrank_opt.estimators.data.entries import entries_of
+from lowrank_opt.estimators.data.side import with_side
 from lowrank_opt.tables import read_triplets
 
 M, N = 60, 25

@@ -6,7 +6,7 @@ import torch
 
 from lowrank_opt.completion import AdditiveBias, CompletionResult, CompletionStatus, History
 from lowrank_opt.estimators import MatrixCompletion
-from lowrank_opt.estimators.starts import moved
+from lowrank_opt.estimators.choice.starts import moved
 from lowrank_opt.operator import LowRankOperator
 from tests.unit.estimators.cases import quick, ratings
 

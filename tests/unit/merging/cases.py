@@ -6,8 +6,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from lowrank_opt.merging.aggregate import Aggregate
-from lowrank_opt.merging.rules import Method
+from lowrank_opt.merging.federated.aggregate import Aggregate
+from lowrank_opt.merging.federated.rules import Method
 
 METHODS: tuple[Method, ...] = get_args(Method)
 M, N, R, K = 9, 7, 2, 4

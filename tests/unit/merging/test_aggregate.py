@@ -10,8 +10,8 @@ from torch import Tensor, nn
 import lowrank_opt as lo
 from lowrank_opt.errors import TargetError
 from lowrank_opt.merging import aggregate
-from lowrank_opt.merging.factors import aligned
-from lowrank_opt.merging.rules import Method
+from lowrank_opt.merging.clients.factors import aligned
+from lowrank_opt.merging.federated.rules import Method
 from tests.unit.merging.cases import (
     METHODS,
     WEIGHTS,

@@ -11,7 +11,7 @@ from torch import nn
 import lowrank_opt as lo
 from lowrank_opt.errors import NotInSetError
 from lowrank_opt.merging import aggregate
-from lowrank_opt.merging.rules import Method
+from lowrank_opt.merging.federated.rules import Method
 from tests.unit.merging.cases import (
     METHODS,
     M,

@@ -20,8 +20,8 @@ from lowrank_opt.merging import (
     gaussian_mu,
     private_merge,
 )
-from lowrank_opt.merging.noise import gaussian, near_best_of_rank, noisy_mean
-from lowrank_opt.merging.private import Adjacency
+from lowrank_opt.merging.federated.noise import gaussian, near_best_of_rank, noisy_mean
+from lowrank_opt.merging.federated.private import Adjacency
 from lowrank_opt.testing import forbid_dense
 
 M, N, R = 60, 50, 3

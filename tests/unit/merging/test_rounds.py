@@ -7,7 +7,7 @@ from torch import Tensor, nn
 import lowrank_opt as lo
 from lowrank_opt.errors import ShapeError, TargetError
 from lowrank_opt.merging import aggregate, private_merge, start_round
-from lowrank_opt.merging.rules import Method
+from lowrank_opt.merging.federated.rules import Method
 from lowrank_opt.nn import AdapterStateError, adapt, adapted_weights, merge
 from lowrank_opt.parameterizations import Parameterization
 from tests.adapted import base_weight, member

@@ -23,8 +23,8 @@ from lowrank_opt.merging import (
     singular_bases,
     spectral_report,
 )
-from lowrank_opt.merging import singular_basis as module
-from lowrank_opt.merging.chance import chance_below, chance_quantile
+from lowrank_opt.merging.spectra import singular_basis as module
+from lowrank_opt.merging.spectra.chance import chance_below, chance_quantile
 from lowrank_opt.nn import AdapterStateError, adapt, merge, switch
 from lowrank_opt.testing import forbid_dense
 from tests.adapted import base_weight

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from lowrank_opt.completion import AdditiveBias, CompletionResult
 from lowrank_opt.completion.model.bias import weighted_mean
 from lowrank_opt.completion.solvers.traits import AnyResult
-from lowrank_opt.estimators.intervals import LEVELS, Intervals
-from lowrank_opt.estimators.starts import Bias
+from lowrank_opt.estimators.choice.intervals import LEVELS, Intervals
+from lowrank_opt.estimators.choice.starts import Bias
 from lowrank_opt.observations import Observations
 from lowrank_opt.tables.ids import UNKNOWN
 

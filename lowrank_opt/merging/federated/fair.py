@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.linalg import lp_norm, orthonormal_columns
-from lowrank_opt.merging.factors import ClientFactors
+from lowrank_opt.merging.clients.factors import ClientFactors
 from lowrank_opt.operator import LowRankOperator
 
 Objective: TypeAlias = Literal["frobenius", "cosine", "cosine_squared"]

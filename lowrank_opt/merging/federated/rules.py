@@ -13,9 +13,9 @@ from lowrank_opt.checks import check_rank
 from lowrank_opt.combination import stacked
 from lowrank_opt.errors import OptionError
 from lowrank_opt.linalg import product_svd
-from lowrank_opt.merging.clients import working
-from lowrank_opt.merging.factors import ClientFactors
-from lowrank_opt.merging.fair import Objective, corrected_mean
+from lowrank_opt.merging.clients.clients import working
+from lowrank_opt.merging.clients.factors import ClientFactors
+from lowrank_opt.merging.federated.fair import Objective, corrected_mean
 from lowrank_opt.operator import LowRankOperator
 
 Method: TypeAlias = Literal["fedit", "ffa", "flora", "flexlora", "fedex", "fair"]

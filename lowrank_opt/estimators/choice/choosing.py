@@ -11,11 +11,11 @@ from lowrank_opt.completion import CompletionResult
 from lowrank_opt.completion.after.path import RegularizationPath, Setting, follow_path
 from lowrank_opt.completion.solvers.traits import AnyResult
 from lowrank_opt.errors import OptionError
-from lowrank_opt.estimators.intervals import Intervals
-from lowrank_opt.estimators.known import calibrated
-from lowrank_opt.estimators.search import Search
-from lowrank_opt.estimators.starts import Bias, constant, spread_or_zero
-from lowrank_opt.estimators.units import (
+from lowrank_opt.estimators.choice.intervals import Intervals
+from lowrank_opt.estimators.choice.known import calibrated
+from lowrank_opt.estimators.choice.search import Search
+from lowrank_opt.estimators.choice.starts import Bias, constant, spread_or_zero
+from lowrank_opt.estimators.choice.units import (
     intervals_out_of,
     path_out_of,
     result_out_of,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from lowrank_opt.errors import ObservationError, ShapeError
-from lowrank_opt.estimators.entries import Entries
+from lowrank_opt.estimators.data.entries import Entries
 from lowrank_opt.observations import Observations
 from lowrank_opt.tables.features import as_features
 from lowrank_opt.tables.frames import is_frame

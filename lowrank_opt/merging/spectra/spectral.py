@@ -38,10 +38,10 @@ from torch import Tensor, nn
 
 from lowrank_opt.errors import OptionError, RankError, TargetError
 from lowrank_opt.linalg import lp_norm
-from lowrank_opt.merging.chance import chance_below, chance_quantile
-from lowrank_opt.merging.model_updates import base_matrices, model_updates
-from lowrank_opt.merging.singular_basis import Side, SingularBasis
-from lowrank_opt.merging.spectral_tables import ModelSpectralReport, SpectralReport
+from lowrank_opt.merging.spectra.chance import chance_below, chance_quantile
+from lowrank_opt.merging.spectra.model_updates import base_matrices, model_updates
+from lowrank_opt.merging.spectra.singular_basis import Side, SingularBasis
+from lowrank_opt.merging.spectra.spectral_tables import ModelSpectralReport, SpectralReport
 from lowrank_opt.operator import LowRankOperator
 
 Base: TypeAlias = Tensor | SingularBasis

@@ -12,7 +12,7 @@ import torch
 from lowrank_opt.checks import check_radius, check_rank
 from lowrank_opt.combination import stacked
 from lowrank_opt.errors import NotInSetError, OptionError, RadiusError, RankError
-from lowrank_opt.merging.clients import (
+from lowrank_opt.merging.clients.clients import (
     Client,
     ModelClient,
     each_matrix,
@@ -20,13 +20,13 @@ from lowrank_opt.merging.clients import (
     read_updates,
     working,
 )
-from lowrank_opt.merging.factors import ClientFactors
-from lowrank_opt.merging.noise import (
+from lowrank_opt.merging.clients.factors import ClientFactors
+from lowrank_opt.merging.federated.noise import (
     best_of_rank_dense,
     near_best_of_rank,
     with_noise_in_columns,
 )
-from lowrank_opt.merging.privacy import PrivacyBudget
+from lowrank_opt.merging.federated.privacy import PrivacyBudget
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import Parameterization
 from lowrank_opt.sets import FeasibleSet, SchattenBall, relative_tolerance

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lowrank_opt.combination import stacked
 from lowrank_opt.errors import OptionError, TargetError
-from lowrank_opt.merging.clients import (
+from lowrank_opt.merging.clients.clients import (
     Client,
     ModelClient,
     Update,
@@ -23,9 +23,15 @@ from lowrank_opt.merging.clients import (
     read_weights,
     working,
 )
-from lowrank_opt.merging.factors import aligned
-from lowrank_opt.merging.fair import Objective
-from lowrank_opt.merging.rules import Method, Sent, Settings, apply_rule, check_settings_rank
+from lowrank_opt.merging.clients.factors import aligned
+from lowrank_opt.merging.federated.fair import Objective
+from lowrank_opt.merging.federated.rules import (
+    Method,
+    Sent,
+    Settings,
+    apply_rule,
+    check_settings_rank,
+)
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.sets import FeasibleSet, RankAtMost
 

@@ -20,7 +20,7 @@ from lowrank_opt.combination import (
 )
 from lowrank_opt.errors import OptionError
 from lowrank_opt.linalg import lp_norm
-from lowrank_opt.merging.clients import (
+from lowrank_opt.merging.clients.clients import (
     Client,
     ModelClient,
     check_members,
@@ -29,8 +29,8 @@ from lowrank_opt.merging.clients import (
     read_updates,
     working,
 )
-from lowrank_opt.merging.combined_sets import combined_set
-from lowrank_opt.merging.interference import Interference, measure_interference
+from lowrank_opt.merging.combined.combined_sets import combined_set
+from lowrank_opt.merging.combined.interference import Interference, measure_interference
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.sets import FeasibleSet
 

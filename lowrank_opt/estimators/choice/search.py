@@ -18,7 +18,13 @@ from lowrank_opt.completion.after.path import Setting, Walk
 from lowrank_opt.completion.catalog import option_names, solver_of, with_options
 from lowrank_opt.completion.results.posterior import BayesianResult
 from lowrank_opt.completion.solvers.traits import AnyResult
-from lowrank_opt.estimators.starts import EXPONENT, Bias, largest_penalty, random_start, spread
+from lowrank_opt.estimators.choice.starts import (
+    EXPONENT,
+    Bias,
+    largest_penalty,
+    random_start,
+    spread,
+)
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import HomogeneousBall, Weighted

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.errors import RankError, ShapeError
-from lowrank_opt.merging.clients import working
+from lowrank_opt.merging.clients.clients import working
 from lowrank_opt.operator import LowRankOperator
 
 

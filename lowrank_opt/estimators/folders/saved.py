@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from lowrank_opt.completion import CompletionResult
-from lowrank_opt.estimators import saving
+from lowrank_opt.estimators.folders import saving
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from lowrank_opt.completion.after.path import RegularizationPath
     from lowrank_opt.completion.results.posterior import BayesianResult
-    from lowrank_opt.estimators.intervals import Intervals
-    from lowrank_opt.estimators.known import Known
+    from lowrank_opt.estimators.choice.intervals import Intervals
+    from lowrank_opt.estimators.choice.known import Known
     from lowrank_opt.tables import Labels
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from lowrank_opt.errors import ShapeError, TargetError
-from lowrank_opt.merging.aggregate import Aggregate
-from lowrank_opt.merging.clients import active_weights
-from lowrank_opt.merging.private import PrivateMerge
+from lowrank_opt.merging.clients.clients import active_weights
+from lowrank_opt.merging.federated.aggregate import Aggregate
+from lowrank_opt.merging.federated.private import PrivateMerge
 from lowrank_opt.nn.adapters.present import (
     check_not_merged,
     record_of,

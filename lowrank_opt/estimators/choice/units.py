@@ -11,7 +11,7 @@ from lowrank_opt.completion.after.path import PathPoint, RegularizationPath
 from lowrank_opt.completion.loop.history import History
 from lowrank_opt.completion.results.posterior import BayesianResult
 from lowrank_opt.completion.solvers.traits import AnyResult
-from lowrank_opt.estimators.intervals import Intervals
+from lowrank_opt.estimators.choice.intervals import Intervals
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
 

@@ -20,8 +20,8 @@ from lowrank_opt.completion.model.ids import from_tensors, to_tensors
 from lowrank_opt.completion.results import storage
 from lowrank_opt.completion.results.posterior import BayesianResult
 from lowrank_opt.errors import DataError
-from lowrank_opt.estimators.intervals import LEVELS, Intervals, Level
-from lowrank_opt.estimators.known import Known
+from lowrank_opt.estimators.choice.intervals import LEVELS, Intervals, Level
+from lowrank_opt.estimators.choice.known import Known
 from lowrank_opt.tables.ids import Labels, as_ids
 
 Tensors = dict[str, Tensor]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.errors import OptionError, TargetError
-from lowrank_opt.merging.spectral_tables import ModelSpectralReport, SpectralReport
+from lowrank_opt.merging.spectra.spectral_tables import ModelSpectralReport, SpectralReport
 from lowrank_opt.operator import LowRankOperator
 
 
