@@ -86,7 +86,12 @@ FAMILIES = [
     lora_xs,
 ]
 
-NOT_BOUNDED = (lo.Factored, offset_factored, nora, lora_xs)
+UNCLAIMED = [
+    *((make, UNBOUNDED) for make in (lo.Factored, nora, lora_xs)),
+    # Factors of a difference leave the shifted set when they are rounded.
+    (offset_ball, ("export",)),
+    (offset_factored, (*UNBOUNDED, "export")),
+]
 
 CLAMPED = "norms clamped at 1e-4, as published: the first step of any size moves W by its radius"
 
@@ -99,11 +104,11 @@ def published(make: object) -> dict[str, str]:
 
 @parametrize_with_checks(FAMILIES, dtype=torch.float64, expected_failures=published)
 def test_laws_in_float64(make, check) -> None:
-    keeps(make, check, UNBOUNDED if make in NOT_BOUNDED else ())
+    keeps(make, check, next((laws for other, laws in UNCLAIMED if other is make), ()))
 
 
 @parametrize_with_checks(
     FAMILIES, dtype=torch.float32, profile="quick", expected_failures=published
 )
 def test_laws_in_float32(make, check) -> None:
-    keeps(make, check, UNBOUNDED if make in NOT_BOUNDED else ())
+    keeps(make, check, next((laws for other, laws in UNCLAIMED if other is make), ()))

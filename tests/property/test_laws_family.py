@@ -50,7 +50,7 @@ UNCLAIMED = [
     (lo.DynamicRank, UNBOUNDED),
     (lo.VeRA, (*UNBOUNDED, "completeness")),
     (ether, ("zero_start", "completeness")),
-    (ether_plus, ("section", "completeness")),
+    (ether_plus, ("section", "completeness", "assign")),
 ]
 WEIGHT = {"never_dense": "the map reads the base weight, which is m x n"}
 

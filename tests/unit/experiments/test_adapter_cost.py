@@ -78,7 +78,7 @@ def test_quick_run_writes_table_record_and_figure(tmp_path, capsys):
         torch.set_num_threads(threads)
     record = json.loads((tmp_path / "adapter-cost.json").read_text("utf-8"))
     names = [cost["name"] for cost in record["costs"]]
-    assert ["bare", "Factored", "NBLoRA(radius)", "VeRA"] == names
+    assert ["bare", "Factored", "NBLoRA(radius)", "VeRA"] == [names[0], *sorted(names[1:])]
     assert all(1 == cost["evaluations"] for cost in record["costs"][1:])
     assert (tmp_path / "adapter-cost.png").stat().st_size > 0
     assert "NBLoRA(radius)" in capsys.readouterr().out
