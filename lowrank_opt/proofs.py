@@ -73,7 +73,7 @@ def prove_membership(op: LowRankOperator, feasible_set: FeasibleSet) -> Proof:
     if not all(bool(torch.isfinite(x).all()) for x in op):
         raise CertificateError("a proof is about finite factors; got NaN or infinity: none exists")
     document = _stored(op) | {name: hexes(w) for name, w in weights.items() if w is not None}
-    found = _Search(document, _estimate(op, weights))
+    found = _Search(op, document, _estimate(op, weights))
     claim, values, excess = _claim(found, spectral)
     document |= {"claim": claim, "values": hexes(values), "kind": "norm"}
     count = min(*op.shape, op.rank)
@@ -127,11 +127,17 @@ def above(x: Fraction) -> float:
 
 def proved_values(op: LowRankOperator) -> tuple[float, ...]:
     """Return proved upper bounds on all singular values, which add up to the nuclear norm."""
-    return tuple(_Search(_stored(op), _estimate(op, {})).values(min(op.shape)))
+    return tuple(_Search(op, _stored(op), _estimate(op, {})).values(min(op.shape)))
 
 
 def _stored(op: LowRankOperator) -> dict[str, object]:
     return {"left": hexes(op.left), "scale": hexes(op.scale), "right": hexes(op.right)}
+
+
+def _columns(op: LowRankOperator) -> int:
+    """Return how many columns are not zero on either side."""
+    left, scale, right = op
+    return int(((scale != 0) & (left != 0).any(0) & (right != 0).any(0)).sum())
 
 
 def _spectral_form(
@@ -168,14 +174,17 @@ def _estimate(op: LowRankOperator, weights: dict[str, Tensor | None]) -> list[fl
 class _Search:
     """Values above the singular values, each raised until the checker's elimination proves it."""
 
-    def __init__(self, document: dict[str, object], estimate: list[float]) -> None:
-        self.A, self.AHA, self.trace, self.count = checker.terms(document)
-        self.estimate = estimate
-        if len(self.A) > _MOST_COLUMNS:
+    def __init__(
+        self, op: LowRankOperator, document: dict[str, object], estimate: list[float]
+    ) -> None:
+        columns = _columns(op)
+        if columns > _MOST_COLUMNS:
             raise CertificateError(
-                f"exact proofs are for at most {_MOST_COLUMNS} columns; got {len(self.A)}: use "
+                f"exact proofs are for at most {_MOST_COLUMNS} columns; got {columns}: use "
                 "certify() without exact"
             )
+        self.A, self.AHA, self.trace, self.count = checker.terms(document)
+        self.estimate = estimate
 
     @property
     def rank(self) -> int:
