@@ -23,7 +23,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "'package.module:Class(radius=3.0)'; may be given several times",
     )  # fmt: skip
     group.addoption(
-        "--lowrank-library", action="store_true", help="verify every parameterization of lowrank_opt"
+        "--lowrank-library",
+        action="store_true",
+        help="verify every parameterization of lowrank_opt",
     )
     group.addoption(
         "--lowrank-kind",
