@@ -6,7 +6,7 @@ Floats are hexadecimal text, and exact; quotients and roots are rounded against 
 on the columns of L: its negative eigenvalues, counted by elimination (Sylvester), are the singular
 values above s. The squared Frobenius norm is the trace of A H. Weights divide the rows of L and R.
 *Optima.* For every y, w e^2 / 2 >= y e - y^2 / (2 w). With Y the sparse matrix of y, the objective
-of a member is at least - <y, v - given> - sum y^2 / (2 w) - h(-Y), less, with a penalty b on biases,
+of a member is at least - <y, v - given> - sum y^2 / (2 w) - h(-Y), less, for a penalty b on biases,
 ``(|Y 1|^2 + |Y^T 1|^2) / (2 b)``. h(-Y) is the radius times the top singular value for a nuclear
 ball, or times the Frobenius norm; 0 for a nuclear penalty above the top. That top is at most s if
 c I - Y Y^T = K K^T + E and ``s^2 >= c + |E|``, the largest row sum of moduli, for any K.
