@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lowrank_opt.errors import OptionError
 from lowrank_opt.linalg import lp_norm, orthonormal_columns, project_out
+from lowrank_opt.linalg.svd import subspace_svd
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.sets.base import FeasibleSet, SpectralSet, relative_tolerance
 from lowrank_opt.sets.linear_image import LinearImage
@@ -173,7 +174,7 @@ class ComplementSet(LinearImage):
     def _leading_part(self, gradient: Tensor | sp.spmatrix | sp.sparray) -> LowRankOperator:
         """Return the leading triples of a sparse gradient's part, by products with it alone."""
         import numpy as np
-        from scipy.sparse.linalg import LinearOperator, svds
+        from scipy.sparse.linalg import ArpackError, LinearOperator, svds
 
         G = _to_scipy(gradient)
         (m, n), inner = G.shape, self.inner
@@ -198,7 +199,10 @@ class ComplementSet(LinearImage):
             eye = (torch.eye(size, 1, dtype=torch.float64) for size in (m, n))
             return LowRankOperator(next(eye), torch.zeros(1, dtype=torch.float64), next(eye))
         start = rng.standard_normal(min(m, n))
-        U, sigma, Vh = svds(part, k=inner.lmo_rank, v0=start)
+        try:
+            U, sigma, Vh = svds(part, k=inner.lmo_rank, v0=start)
+        except ArpackError:
+            return LowRankOperator(*subspace_svd(part, inner.lmo_rank))
         return LowRankOperator(*(torch.from_numpy(x.copy()) for x in (U, sigma, Vh.T)))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from lowrank_opt.completion.certificates.eigenvalue_bounds import U, gamma
+from lowrank_opt.linalg.svd import subspace_svd
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -81,10 +82,14 @@ def _gain(matrix: Matrix, x: NDArray[np.float64], s: float, squares: float) -> f
 
 def _estimate(matrix: Matrix) -> float:
     """Return nearly the largest singular value; nothing is proved about it."""
-    from scipy.sparse.linalg import svds
+    from scipy.sparse.linalg import ArpackError, aslinearoperator, svds
 
     start = np.random.default_rng(0).standard_normal(min(matrix.shape))
-    return float(svds(matrix, k=1, v0=start, tol=1e-6, return_singular_vectors=False)[0])
+    try:
+        return float(svds(matrix, k=1, v0=start, tol=1e-6, return_singular_vectors=False)[0])
+    except ArpackError:
+        # Values tied to the last bits.
+        return float(subspace_svd(aslinearoperator(matrix), 1)[1][0])
 
 
 def _longest(matrix: Matrix) -> tuple[int, int]:

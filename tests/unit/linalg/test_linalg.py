@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import scipy.sparse
+import scipy.sparse.linalg
 import torch
 
 from lowrank_opt.linalg import (
@@ -288,3 +289,19 @@ def test_singular_values_of_products_that_overflow(entry, expected):
     right = torch.full((4, 2), 1e200, dtype=torch.float64)
     sigma = product_svd(left, torch.ones(2, dtype=torch.float64), right)[1]
     torch.testing.assert_close(sigma, torch.full_like(sigma, expected), equal_nan=True)
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_leading_values_without_arpack_are_those_of_a_dense_svd(monkeypatch, k):
+    def gives_up(*_args, **_options):
+        raise scipy.sparse.linalg.ArpackNoConvergence("no convergence", [], [])
+
+    # Thirty leading values tied to the last bits, as a gradient at an optimum over a ball has them.
+    left, right = (torch.linalg.qr(normal(size, 50, seed=size))[0] for size in (80, 70))
+    sigma = torch.cat((torch.ones(30, dtype=D), torch.linspace(0.7, 0.01, 20, dtype=D)))
+    dense = left * sigma @ right.T
+    monkeypatch.setattr(scipy.sparse.linalg, "svds", gives_up)
+    U, found, V = leading_svd(scipy.sparse.csr_array(dense.numpy()), k)
+    torch.testing.assert_close(found, sigma[:k], rtol=1e-12, atol=0)
+    torch.testing.assert_close(dense @ V, U * found, rtol=0, atol=1e-12)
+    torch.testing.assert_close(U.T @ U, torch.eye(k, dtype=D), rtol=0, atol=1e-12)
