@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from experiments.records import Json
 from lowrank_opt.merging import Aggregate, aggregate
 from lowrank_opt.merging.federated.fair import Objective
-from lowrank_opt.merging.federated.rules import Method
+from lowrank_opt.merging.federated.rules import FederatedMethod
 from lowrank_opt.operator import LowRankOperator
 
 SIDE, CLASSES, RANK, BATCH = 8, 10, 4, 32
@@ -41,7 +41,7 @@ class Rule:
     """What `aggregate` is called with; whether factors are aligned to the last broadcast."""
 
     name: str
-    method: Method
+    method: FederatedMethod
     regularization: float = 0.01
     objective: Objective = "frobenius"
     align: bool = False

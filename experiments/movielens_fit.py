@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import lowrank_opt as lo
-from experiments.movielens_methods import Method, Setting
+from experiments.movielens_methods import CompletionMethod, Setting
 from lowrank_opt.completion.model.bias import fit_additive_bias
 from problems import movielens
 from problems.metrics import mae, rmse
@@ -47,7 +47,7 @@ class Fit:
     parameterization: lo.Parameterization | None = None
 
 
-def fit(method: Method, setting: Setting, train: lo.Observations, seed: int) -> Fit:
+def fit(method: CompletionMethod, setting: Setting, train: lo.Observations, seed: int) -> Fit:
     """Fit one method with one setting."""
     if method.build is None:
         return Fit(fit_additive_bias(train, penalty=setting["bias_penalty"]).predict)
@@ -78,7 +78,7 @@ def fit_parameterization(
     return Fit(result.predict, result, parameterization)
 
 
-def choose(method: Method, train: lo.Observations, seed: int) -> Setting:
+def choose(method: CompletionMethod, train: lo.Observations, seed: int) -> Setting:
     """Return the setting with the smallest error on held-out training entries."""
     if len(method.grid) == 1:
         return method.grid[0]
@@ -94,7 +94,7 @@ def clipped(fitted: Fit, test: lo.Observations) -> Tensor:
     return fitted.predict(test.rows, test.cols).clamp(*RATING_RANGE)
 
 
-def evaluate(method: Method, fold: int, path: str | None, seed: int) -> Outcome:
+def evaluate(method: CompletionMethod, fold: int, path: str | None, seed: int) -> Outcome:
     """Choose a setting, fit the whole training fold, look at the test fold once."""
     train, test = movielens.fold("ml-100k", fold, path=path)
     setting = choose(method, train, seed)

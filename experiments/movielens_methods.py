@@ -19,7 +19,7 @@ OUTER_RANK = 80
 
 
 @dataclass(frozen=True)
-class Method:
+class CompletionMethod:
     """One row of the table.
 
     Attributes
@@ -88,14 +88,14 @@ RADII = _radii(300.0, 350.0, 400.0, 500.0)
 
 METHODS = (
     # A penalty of so many entries leaves the mean alone.
-    Method("global mean", None, ({"bias_penalty": 1e12},)),
-    Method("biases", None, tuple({"bias_penalty": x} for x in (1.0, 3.0, 5.0, 8.0))),
-    Method("Factored", _factored, tuple({"penalty": x} for x in (8.0, 10.0, 12.0, 15.0))),
-    Method("NBLoRA, p = 1", _nb_lora, RADII),
-    Method("HomogeneousBall", _homogeneous, RADII),
-    Method("DeLoRA", _delora, RADII),
-    Method("NestedSVD(HomogeneousBall)", _nested, _radii(150.0, 250.0, 350.0)),
-    Method("Weighted(HomogeneousBall)", _weighted, _radii(500.0, 600.0, 700.0, 800.0)),
+    CompletionMethod("global mean", None, ({"bias_penalty": 1e12},)),
+    CompletionMethod("biases", None, tuple({"bias_penalty": x} for x in (1.0, 3.0, 5.0, 8.0))),
+    CompletionMethod("Factored", _factored, tuple({"penalty": x} for x in (8.0, 10.0, 12.0, 15.0))),
+    CompletionMethod("NBLoRA, p = 1", _nb_lora, RADII),
+    CompletionMethod("HomogeneousBall", _homogeneous, RADII),
+    CompletionMethod("DeLoRA", _delora, RADII),
+    CompletionMethod("NestedSVD(HomogeneousBall)", _nested, _radii(150.0, 250.0, 350.0)),
+    CompletionMethod("Weighted(HomogeneousBall)", _weighted, _radii(500.0, 600.0, 700.0, 800.0)),
 )
 
 # The figure of test error against radius, for several ranks.

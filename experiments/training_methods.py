@@ -131,7 +131,7 @@ def weighted(shape: tuple[int, int], generator: torch.Generator) -> lo.Parameter
 
 
 @dataclass(frozen=True)
-class Method:
+class TrainingMethod:
     """A name, a parameterization (None: all weights), an optimizer, and what is around it."""
 
     name: str
@@ -156,29 +156,31 @@ def galore(model: nn.Module, lr: float) -> Optimizer:
 
 
 METHODS = (
-    Method("Factored, AdamW (LoRA)", factored, adamw),
-    Method("LoRA+ (ratio 4)", factored, lora_plus),
-    Method("ScaledGD", factored, lambda m, lr: training.ScaledGD(m, lr=lr)),
-    Method("ScaledAdamW", factored, lambda m, lr: training.ScaledAdamW(m, lr=lr)),
-    Method("LoRARite", factored, lambda m, lr: training.LoRARite(m, lr=lr)),
-    Method("LoRARite, trust 0.5", factored, lambda m, lr: training.LoRARite(m, lr=lr, trust=0.5)),
-    Method(
+    TrainingMethod("Factored, AdamW (LoRA)", factored, adamw),
+    TrainingMethod("LoRA+ (ratio 4)", factored, lora_plus),
+    TrainingMethod("ScaledGD", factored, lambda m, lr: training.ScaledGD(m, lr=lr)),
+    TrainingMethod("ScaledAdamW", factored, lambda m, lr: training.ScaledAdamW(m, lr=lr)),
+    TrainingMethod("LoRARite", factored, lambda m, lr: training.LoRARite(m, lr=lr)),
+    TrainingMethod(
+        "LoRARite, trust 0.5", factored, lambda m, lr: training.LoRARite(m, lr=lr, trust=0.5)
+    ),
+    TrainingMethod(
         "LoRAPro, momentum, normalized",
         factored,
         lambda m, lr: training.LoRAPro(m, lr=lr, momentum=0.9, normalized=True, beta=0.99),
     ),
-    Method("LoRAProAdamW", factored, lambda m, lr: training.LoRAProAdamW(m, lr=lr)),
-    Method("LoRAProFull", factored, lambda m, lr: training.LoRAProFull(m, lr=lr)),
-    Method("SpectralDescent", factored, lambda m, lr: training.SpectralDescent(m, lr=lr)),
-    Method("FlatPerturbation, AdamW", factored, adamw, FlatRun),
-    Method("ChainOfLowRank of two, AdamW", factored, adamw, ChainRun),
-    Method("RankAllocator, AdaLoRA, AdamW", weighted, adamw, AllocatedRun),
-    Method("NBLoRA, AdamW", bounded, adamw),
-    Method("NBLoRA, FlatPerturbation", bounded, adamw, FlatRun),
-    Method("NBLoRA, ChainOfLowRank", bounded, adamw, ChainRun),
-    Method("DeLoRA, AdamW", normalised, adamw),
-    Method("GaLore with residual, all weights", None, galore),
-    Method("AdamW, all weights", None, adamw),
+    TrainingMethod("LoRAProAdamW", factored, lambda m, lr: training.LoRAProAdamW(m, lr=lr)),
+    TrainingMethod("LoRAProFull", factored, lambda m, lr: training.LoRAProFull(m, lr=lr)),
+    TrainingMethod("SpectralDescent", factored, lambda m, lr: training.SpectralDescent(m, lr=lr)),
+    TrainingMethod("FlatPerturbation, AdamW", factored, adamw, FlatRun),
+    TrainingMethod("ChainOfLowRank of two, AdamW", factored, adamw, ChainRun),
+    TrainingMethod("RankAllocator, AdaLoRA, AdamW", weighted, adamw, AllocatedRun),
+    TrainingMethod("NBLoRA, AdamW", bounded, adamw),
+    TrainingMethod("NBLoRA, FlatPerturbation", bounded, adamw, FlatRun),
+    TrainingMethod("NBLoRA, ChainOfLowRank", bounded, adamw, ChainRun),
+    TrainingMethod("DeLoRA, AdamW", normalised, adamw),
+    TrainingMethod("GaLore with residual, all weights", None, galore),
+    TrainingMethod("AdamW, all weights", None, adamw),
 )
 # Those whose start is rescaled: an optimizer on the factors of plain LoRA, nothing else.
 ON_FACTORS = tuple(k for k, x in enumerate(METHODS) if x.make is factored and x.run is Run)

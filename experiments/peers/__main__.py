@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from experiments.peers import report
-from experiments.peers.methods import METHODS, Method
+from experiments.peers.methods import METHODS, PeerMethod
 from experiments.peers.split import Split
 from experiments.peers.worker import MARK
 from experiments.ratings_bayes import item_features, user_features
@@ -51,7 +51,9 @@ def make_split(dataset: str, path: str | None) -> Split:
     return Split(*(x.numpy() for x in parts), *features)
 
 
-def run(method: Method, dataset: str, file: Path, seed: int, options: argparse.Namespace) -> Run:
+def run(
+    method: PeerMethod, dataset: str, file: Path, seed: int, options: argparse.Namespace
+) -> Run:
     """Fit in another process and return what it printed, or why it did not."""
     settings = method.settings(dataset)
     call = {"module": method.module, "function": method.function, "settings": settings}

@@ -15,7 +15,7 @@ POINT, BAYES, FEATURES = "point estimate", "Bayesian", "with features"
 
 
 @dataclass(frozen=True)
-class Method:
+class PeerMethod:
     """One line of the table.
 
     Attributes
@@ -52,8 +52,8 @@ class Method:
 
 def _ours(
     name: str, kind: str, function: str, small: Settings | None, large: Settings | None
-) -> Method:
-    return Method(name, kind, function, "lowrank_opt", small, large)
+) -> PeerMethod:
+    return PeerMethod(name, kind, function, "lowrank_opt", small, large)
 
 
 _CORNAC = {"k": 100, "learning_rate": 0.01}
@@ -62,7 +62,7 @@ _LENSKIT = {"embedding_size": 50, "damping": 5.0}
 _FLIPPED = {"implicit": True, "side": True, "epochs": 300}
 
 METHODS = (
-    Method(
+    PeerMethod(
         "cornac MF",
         POINT,
         "cornac_mf",
@@ -71,7 +71,7 @@ METHODS = (
         {**_CORNAC, "max_iter": 30, "lambda_reg": 0.04},
     ),
     _ours("variational", POINT, "lowrank_variational", {}, {}),
-    Method(
+    PeerMethod(
         "LIBMF",
         POINT,
         "libmf",
@@ -87,7 +87,7 @@ METHODS = (
         {"rank": 24, "radius": 4800.0},
     ),
     _ours("variational, rank 16", POINT, "lowrank_variational", None, {"rank": 16}),
-    Method(
+    PeerMethod(
         "cmfrec ALS, CG",
         POINT,
         "cmfrec",
@@ -96,7 +96,7 @@ METHODS = (
         {**_CMFREC, "k": 50, "lambda_": 0.07, "niter": 15},
     ),
     _ours("SGD", POINT, "lowrank_sgd", {}, {}),
-    Method(
+    PeerMethod(
         "Surprise SVD",
         POINT,
         "surprise_svd",
@@ -104,7 +104,7 @@ METHODS = (
         {"n_factors": 150, "n_epochs": 60, "lr_all": 0.005, "reg_all": 0.11},
         {"n_factors": 100, "n_epochs": 40, "lr_all": 0.005, "reg_all": 0.06},
     ),
-    Method(
+    PeerMethod(
         "LensKit ALS",
         POINT,
         "lenskit_als",
@@ -112,9 +112,11 @@ METHODS = (
         {**_LENSKIT, "epochs": 20, "regularization": 0.15},
         {**_LENSKIT, "epochs": 15, "regularization": 0.07},
     ),
-    Method("myFM", BAYES, "myfm", "myfm", {"rank": 6, "epochs": 300}, {"rank": 24, "epochs": 200}),
+    PeerMethod(
+        "myFM", BAYES, "myfm", "myfm", {"rank": 6, "epochs": 300}, {"rank": 24, "epochs": 200}
+    ),
     _ours("bayesian", BAYES, "lowrank_bayesian", {"rank": 16}, {"rank": 24}),
-    Method(
+    PeerMethod(
         "SMURFF",
         BAYES,
         "smurff",
@@ -122,7 +124,7 @@ METHODS = (
         {"num_latent": 16, "burnin": 100, "nsamples": 300, "alpha": 1.5},
         {"num_latent": 24, "burnin": 60, "nsamples": 140, "alpha": 1.6},
     ),
-    Method("myFM, implicit + side", FEATURES, "myfm", "myfm", {"rank": 10, **_FLIPPED}, None),
+    PeerMethod("myFM, implicit + side", FEATURES, "myfm", "myfm", {"rank": 10, **_FLIPPED}, None),
     _ours(
         "bayesian, implicit + side",
         FEATURES,
@@ -130,7 +132,7 @@ METHODS = (
         {"rank": 16, "implicit": True, "side": True},
         None,
     ),
-    Method(
+    PeerMethod(
         "myFM, implicit",
         FEATURES,
         "myfm",
@@ -145,7 +147,7 @@ METHODS = (
         None,
         {"rank": 24, "implicit": True},
     ),
-    Method(
+    PeerMethod(
         "SMURFF Macau, side",
         FEATURES,
         "smurff",
@@ -153,7 +155,7 @@ METHODS = (
         {"num_latent": 16, "burnin": 100, "nsamples": 300, "alpha": 1.5, "side": True},
         None,
     ),
-    Method(
+    PeerMethod(
         "cmfrec ALS, implicit",
         FEATURES,
         "cmfrec",

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, median
 
-from experiments.peers.methods import METHODS, Method
+from experiments.peers.methods import METHODS, PeerMethod
 from experiments.tables import markdown_table
 
 Run = dict[str, object]
 
 
-def runs_of(runs: Iterable[Run], method: Method, dataset: str | None = None) -> list[Run]:
+def runs_of(runs: Iterable[Run], method: PeerMethod, dataset: str | None = None) -> list[Run]:
     """Return the finished fits of a method."""
     return [
         run
@@ -56,7 +56,7 @@ def _table(runs: Sequence[Run], kind: str, sets: Sequence[str]) -> str:
 
 
 def _line(
-    method: Method, runs: Sequence[Run], sets: Sequence[str], fastest: float | None
+    method: PeerMethod, runs: Sequence[Run], sets: Sequence[str], fastest: float | None
 ) -> list[str]:
     if not runs:
         return []
@@ -76,7 +76,7 @@ def _line(
     ]
 
 
-def _is_missing(runs: Sequence[Run], method: Method) -> bool:
+def _is_missing(runs: Sequence[Run], method: PeerMethod) -> bool:
     return any(run["method"] == method.name and "missing" in run for run in runs)
 
 

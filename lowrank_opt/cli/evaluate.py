@@ -39,10 +39,10 @@ def add_to(commands: Commands) -> None:
 def _run(options: Namespace) -> int:
     import numpy as np
 
-    from lowrank_opt.cli.models import Model
+    from lowrank_opt.cli.models import SavedModel
 
     limits = checked_limits(options.clip)
-    model = Model(options.model)
+    model = SavedModel(options.model)
     file = open_table(options.ratings, options, value=True)
     announce(options, options.ratings, file)
     # Count, sum of squares and sum of moduli: of all lines, and of those with known ids.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Positions = NDArray[np.int64]
 
 
-class Model:
+class SavedModel:
     """A saved result, asked by the text of ids.
 
     Parameters

@@ -13,7 +13,7 @@ from lowrank_opt.extras import extra
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from lowrank_opt.cli.models import Model
+    from lowrank_opt.cli.models import SavedModel
     from lowrank_opt.cli.parsers import Commands
     from lowrank_opt.plots import ResidualDisplay
 
@@ -32,18 +32,18 @@ def add_to(commands: Commands) -> None:
 
 
 def _run(options: Namespace) -> int:
-    from lowrank_opt.cli.models import Model
+    from lowrank_opt.cli.models import SavedModel
 
     with extra("plots"):
         import matplotlib as mpl
     mpl.use("Agg")
-    model = Model(options.model)
+    model = SavedModel(options.model)
     residuals = None if options.residuals is None else _residuals(options, model)
     _draw(options.out, model, residuals)
     return 0
 
 
-def _draw(path: str, model: Model, residuals: ResidualDisplay | None) -> None:
+def _draw(path: str, model: SavedModel, residuals: ResidualDisplay | None) -> None:
     import matplotlib.pyplot as plt
 
     from lowrank_opt.plots import ConvergenceDisplay, SpectrumDisplay
@@ -61,7 +61,7 @@ def _draw(path: str, model: Model, residuals: ResidualDisplay | None) -> None:
         figure.savefig(place, dpi=150, format=Path(path).suffix.lstrip("."))
 
 
-def _residuals(options: Namespace, model: Model) -> ResidualDisplay:
+def _residuals(options: Namespace, model: SavedModel) -> ResidualDisplay:
     import numpy as np
 
     from lowrank_opt.plots import ResidualDisplay

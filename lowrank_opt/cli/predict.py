@@ -27,10 +27,10 @@ def add_to(commands: Commands) -> None:
 
 
 def _run(options: Namespace) -> int:
-    from lowrank_opt.cli.models import Model
+    from lowrank_opt.cli.models import SavedModel
 
     limits = checked_limits(options.clip)
-    model = Model(options.model)
+    model = SavedModel(options.model)
     file = open_table(options.pairs, options, value=False, known=model.knows)
     names = ["user", "item"] if file.names is None else [file.names[c] for c in file.texts]
     total = unknown = 0

@@ -12,7 +12,7 @@ from lowrank_opt.errors import DataError, OptionError
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from lowrank_opt.cli.models import Model
+    from lowrank_opt.cli.models import SavedModel
     from lowrank_opt.cli.parsers import Commands
 
 
@@ -36,11 +36,11 @@ def add_to(commands: Commands) -> None:
 
 
 def _run(options: Namespace) -> int:
-    from lowrank_opt.cli.models import Model
+    from lowrank_opt.cli.models import SavedModel
 
     if options.k < 1:
         raise OptionError(f"-k must be at least 1; got {options.k}")
-    model = Model(options.model)
+    model = SavedModel(options.model)
     if options.all:
         options.user = model.user_ids
     unknown = [user for user in options.user if user not in model.users.position]
@@ -57,7 +57,7 @@ def _run(options: Namespace) -> int:
     return 0
 
 
-def _best(model: Model, user: int, seen: set[int], k: int) -> list[tuple[int, float]]:
+def _best(model: SavedModel, user: int, seen: set[int], k: int) -> list[tuple[int, float]]:
     """Return positions and predictions of the k best items not seen, best first."""
     import numpy as np
     import torch
@@ -70,7 +70,7 @@ def _best(model: Model, user: int, seen: set[int], k: int) -> list[tuple[int, fl
     return [(int(j), float(scores[j])) for j in order]
 
 
-def _seen(options: Namespace, model: Model) -> dict[str, set[int]]:
+def _seen(options: Namespace, model: SavedModel) -> dict[str, set[int]]:
     """Return the positions of the items that each of the users has in the file."""
     from lowrank_opt.tables.files import open_table
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lowrank_opt.kernels.functions import Gradient, Model, Needed
+from lowrank_opt.kernels.functions import Gradient, ModelParts, Needed
 from lowrank_opt.kernels.passes import entries_pass, product_pass, squared_loss_pass
 from lowrank_opt.observations import CompressedAxis, Observations
 
@@ -23,7 +23,7 @@ _RANGES_PER_THREAD = 4
 
 
 def squared_loss(
-    model: Model, observations: Observations, weights: Tensor | None, needed: Needed
+    model: ModelParts, observations: Observations, weights: Tensor | None, needed: Needed
 ) -> tuple[Tensor, Gradient]:
     """Return the float64 sum of weighted squared residuals, and its gradient."""
     left, right, row_bias, col_bias = _contiguous(model)
@@ -43,7 +43,7 @@ def squared_loss(
     return loss, _wanted(Gradient(d_left, d_right, d_row, d_col), needed)
 
 
-def entries(model: Model, observations: Observations) -> Tensor:
+def entries(model: ModelParts, observations: Observations) -> Tensor:
     """Return the predictions, in the order of the observations."""
     parts = _contiguous(model)
     by_rows = parts.left.new_empty(len(observations))
@@ -54,7 +54,7 @@ def entries(model: Model, observations: Observations) -> Tensor:
 
 
 def entries_gradient(
-    model: Model, observations: Observations, gradient: Tensor, needed: Needed
+    model: ModelParts, observations: Observations, gradient: Tensor, needed: Needed
 ) -> Gradient:
     """Return the gradient of ``(gradient * entries).sum()``."""
     left, right, _, _ = _contiguous(model)
@@ -101,8 +101,8 @@ def _bounds(pointers: Tensor, ranges: int) -> list[int]:
     return [0, *inner, len(pointers) - 1]
 
 
-def _contiguous(model: Model) -> Model:
-    return Model(*(None if x is None else x.detach().contiguous() for x in model))  # pyright: ignore
+def _contiguous(model: ModelParts) -> ModelParts:
+    return ModelParts(*(None if x is None else x.detach().contiguous() for x in model))  # pyright: ignore
 
 
 def _wanted(gradient: Gradient, needed: Needed) -> Gradient:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lowrank_opt.errors import ShapeError
 from lowrank_opt.kernels import functions, reference
-from lowrank_opt.kernels.functions import Backend, Model
+from lowrank_opt.kernels.functions import Backend, ModelParts
 from lowrank_opt.observations import Observations
 from lowrank_opt.observations.coordinates import check_weights
 from lowrank_opt.operator import LowRankOperator
@@ -121,7 +121,7 @@ def backend_of(device: str) -> Backend:
 
 def _model(
     op: LowRankOperator, observations: Observations, bias: tuple[Tensor, Tensor] | None
-) -> Model:
+) -> ModelParts:
     if op.left.ndim != 2 or op.shape != observations.shape:
         raise ShapeError(
             "the operator must be one matrix of the shape of the observations; got factors "
@@ -131,10 +131,10 @@ def _model(
     dtype = torch.promote_types(op.dtype, torch.float32)
     left = (op.left.to(torch.promote_types(dtype, op.scale.dtype)) * op.scale).to(dtype)
     if bias is None:
-        return Model(left, op.right.to(dtype))
+        return ModelParts(left, op.right.to(dtype))
     for name, vector, size in zip(("row", "column"), bias, op.shape, strict=True):
         _check_placed(vector, f"the {name} bias", (size,), observations.device)
-    return Model(left, op.right.to(dtype), bias[0].to(dtype), bias[1].to(dtype))
+    return ModelParts(left, op.right.to(dtype), bias[0].to(dtype), bias[1].to(dtype))
 
 
 def _check_placed(x: Tensor, name: str, shape: tuple[int, ...], device: torch.device) -> None:

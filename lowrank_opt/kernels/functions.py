@@ -13,7 +13,7 @@ from torch.autograd import Function
 from lowrank_opt.observations import Observations
 
 
-class Model(NamedTuple):
+class ModelParts(NamedTuple):
     """What predicts an entry; either both biases or neither.
 
     Parameters
@@ -31,7 +31,7 @@ class Model(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """The gradient with respect to the parts of a `Model`; None where it is not wanted."""
+    """The gradient with respect to the parts of a `ModelParts`; None where it is not wanted."""
 
     left: Tensor | None = None
     right: Tensor | None = None
@@ -52,24 +52,24 @@ class Backend(Protocol):
     """What a device has to offer. `weights` of None are those of the observations, or one."""
 
     def squared_loss(
-        self, model: Model, observations: Observations, weights: Tensor | None, needed: Needed
+        self, model: ModelParts, observations: Observations, weights: Tensor | None, needed: Needed
     ) -> tuple[Tensor, Gradient]:
         """Return the float64 sum of weighted squared residuals, and its gradient."""
         ...
 
-    def entries(self, model: Model, observations: Observations) -> Tensor:
+    def entries(self, model: ModelParts, observations: Observations) -> Tensor:
         """Return the predictions, in the order of the observations."""
         ...
 
     def entries_gradient(
-        self, model: Model, observations: Observations, gradient: Tensor, needed: Needed
+        self, model: ModelParts, observations: Observations, gradient: Tensor, needed: Needed
     ) -> Gradient:
         """Return the gradient of ``(gradient * entries).sum()``."""
         ...
 
 
 def squared_loss(
-    model: Model, observations: Observations, weights: Tensor | None, backend: Backend
+    model: ModelParts, observations: Observations, weights: Tensor | None, backend: Backend
 ) -> Tensor:
     """Return the sum of weighted squared residuals, float64, differentiable once."""
     if not _records(model):
@@ -77,14 +77,14 @@ def squared_loss(
     return _SquaredLoss.apply(*model, observations, weights, backend)
 
 
-def entries(model: Model, observations: Observations, backend: Backend) -> Tensor:
+def entries(model: ModelParts, observations: Observations, backend: Backend) -> Tensor:
     """Return the predictions, shape (nnz,), differentiable once."""
     if not _records(model):
         return backend.entries(model, observations)
     return _Entries.apply(*model, observations, backend)
 
 
-def _records(model: Model) -> bool:
+def _records(model: ModelParts) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in model)
 
 
@@ -112,7 +112,10 @@ class _SquaredLoss(Function):
         weights: Tensor | None,
         backend: Backend,
     ) -> Tensor:
-        model, needed = Model(left, right, row_bias, col_bias), Needed(*ctx.needs_input_grad[:4])
+        model, needed = (
+            ModelParts(left, right, row_bias, col_bias),
+            Needed(*ctx.needs_input_grad[:4]),
+        )
         loss, gradient = backend.squared_loss(model, observations, weights, needed)
         ctx.save_for_backward(*gradient)
         return loss
@@ -138,12 +141,12 @@ class _Entries(Function):
     ) -> Tensor:
         ctx.save_for_backward(left, right, row_bias, col_bias)
         ctx.observations, ctx.backend = observations, backend
-        return backend.entries(Model(left, right, row_bias, col_bias), observations)
+        return backend.entries(ModelParts(left, right, row_bias, col_bias), observations)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         _refuse_second_order()
-        model, needed = Model(*ctx.saved_tensors), Needed(*ctx.needs_input_grad[:4])
+        model, needed = ModelParts(*ctx.saved_tensors), Needed(*ctx.needs_input_grad[:4])
         backend: Backend = ctx.backend
         parts = backend.entries_gradient(model, ctx.observations, grad_outputs[0], needed)
         return (*parts, None, None)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lowrank_opt.kernels.functions import Gradient, Model, Needed
+from lowrank_opt.kernels.functions import Gradient, ModelParts, Needed
 from lowrank_opt.observations import Observations
 
 # Numbers gathered at a time: memory does not grow with entries x rank.
@@ -13,7 +13,7 @@ BLOCK = 1 << 20
 
 
 def squared_loss(
-    model: Model, observations: Observations, weights: Tensor | None, needed: Needed
+    model: ModelParts, observations: Observations, weights: Tensor | None, needed: Needed
 ) -> tuple[Tensor, Gradient]:
     """Return the float64 sum of weighted squared residuals, and its gradient."""
     residuals = entries(model, observations) - observations.values.to(model.left.dtype)
@@ -25,7 +25,7 @@ def squared_loss(
     return loss, entries_gradient(model, observations, 2 * weighted, needed)
 
 
-def entries(model: Model, observations: Observations) -> Tensor:
+def entries(model: ModelParts, observations: Observations) -> Tensor:
     """Return the predictions, in the order of the observations."""
     left, right, row_bias, col_bias = model
     out = left.new_empty(len(observations))
@@ -37,7 +37,7 @@ def entries(model: Model, observations: Observations) -> Tensor:
 
 
 def entries_gradient(
-    model: Model, observations: Observations, gradient: Tensor, needed: Needed
+    model: ModelParts, observations: Observations, gradient: Tensor, needed: Needed
 ) -> Gradient:
     """Return the gradient of ``(gradient * entries).sum()``.
 

@@ -10,7 +10,6 @@ from lowrank_opt.nn.adapters.weights import adapted_weights as adapted_weights
 from lowrank_opt.nn.basis.errors import AdapterStateError as AdapterStateError
 from lowrank_opt.nn.basis.frozen import Frozen as Frozen
 from lowrank_opt.nn.basis.kinds import LayerKind as LayerKind
-from lowrank_opt.nn.basis.kinds import register_layer as register_layer
 from lowrank_opt.nn.folders.load import load_adapter as load_adapter
 from lowrank_opt.nn.folders.save import save_adapter as save_adapter
 from lowrank_opt.nn.interop import ExportedSite as ExportedSite

@@ -16,7 +16,7 @@ from lowrank_opt.nn.adapters.present import check_known, record_of
 from lowrank_opt.nn.adapters.weights import AdaptedWeight, adapted_weights, settle
 from lowrank_opt.operator import LowRankOperator
 
-Method = Literal["pissa", "milora", "eva", "corda", "lora_ga", "lora_one", "residual"]
+StartMethod = Literal["pissa", "milora", "eva", "corda", "lora_ga", "lora_one", "residual"]
 _FROM_INPUTS, _FROM_GRADIENTS = ("eva", "corda"), ("lora_ga", "lora_one")
 # Those that begin somewhere else than the model is.
 _MOVES = ("lora_one", "residual")
@@ -24,7 +24,7 @@ _MOVES = ("lora_one", "residual")
 
 def start(
     model: nn.Module,
-    method: Method,
+    method: StartMethod,
     *,
     loss: Callable[[], Tensor] | None = None,
     residuals: Mapping[str, Tensor] | None = None,
@@ -91,7 +91,7 @@ def start(
     >>> torch.allclose(model(x), before, atol=1e-5)
     True
     """
-    check_choice(method, get_args(Method), "method")
+    check_choice(method, get_args(StartMethod), "method")
     if (method in _FROM_INPUTS + _FROM_GRADIENTS) and loss is None:
         raise OptionError(f"{method} reads the model on data; got no loss: pass loss=")
     if method == "residual" and residuals is None:
@@ -108,7 +108,7 @@ def start(
 
 def _evidence(
     found: Sequence[AdaptedWeight],
-    method: Method,
+    method: StartMethod,
     loss: Callable[[], Tensor] | None,
     residuals: Mapping[str, Tensor] | None,
 ) -> list[Tensor | None]:
@@ -126,7 +126,11 @@ def _evidence(
 
 @torch.no_grad()
 def _begin(
-    model: nn.Module, weight: AdaptedWeight, seen: Tensor | None, method: Method, size: float | None
+    model: nn.Module,
+    weight: AdaptedWeight,
+    seen: Tensor | None,
+    method: StartMethod,
+    size: float | None,
 ) -> dict[str, float]:
     bases = weight.base_matrices().double()
     stacked = [None] * len(bases)
@@ -151,7 +155,7 @@ def _begin(
     return left
 
 
-def _target(W0: Tensor, seen: Tensor | None, method: Method, rank: int) -> LowRankOperator:
+def _target(W0: Tensor, seen: Tensor | None, method: StartMethod, rank: int) -> LowRankOperator:
     """Return T in float64."""
     if method == "milora":
         U, sigma, Vh = torch.linalg.svd(W0, full_matrices=False)

@@ -15,7 +15,7 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.cli import main
-from lowrank_opt.cli.models import Model
+from lowrank_opt.cli.models import SavedModel
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.completion.model.links import LogisticMean
 from tests.preloaded import run_script
@@ -143,7 +143,7 @@ def test_predict_a_pipe_with_unknown_ids(folder: Path, tmp_path: Path):
 def test_predictions_go_through_the_link(folder: Path, tmp_path: Path):
     result = CompletionResult.load(folder / "model")
     replace(result, link=LogisticMean(0.0, 1.0)).save(tmp_path)
-    model = Model(str(tmp_path))
+    model = SavedModel(str(tmp_path))
     expected = torch.sigmoid(result.predict([3, 4], [5, 6]).double())
     found = model.predict(np.array([3, 4]), np.array([5, 6]))
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lowrank_opt.kernels import cpu, functions, reference
-from lowrank_opt.kernels.functions import Backend, Model
+from lowrank_opt.kernels.functions import Backend, ModelParts
 from lowrank_opt.observations import Observations
 
 BACKENDS = pytest.mark.parametrize("backend", [cpu, reference], ids=["cpu", "reference"])
@@ -18,7 +18,7 @@ BACKENDS = pytest.mark.parametrize("backend", [cpu, reference], ids=["cpu", "ref
 class Case(NamedTuple):
     """A model and observations, weighted by an argument, by themselves, or not at all."""
 
-    model: Model
+    model: ModelParts
     observations: Observations
     weights: Tensor | None
 
@@ -38,28 +38,30 @@ def cases(draw: st.DrawFn, *, dtype: torch.dtype = torch.float64, max_side: int 
     observations = Observations(
         cells // n, cells % n, normal(nnz), (m, n), w if weights == "own" else None
     )
-    model = Model(normal(m, rank), normal(n, rank))
+    model = ModelParts(normal(m, rank), normal(n, rank))
     if draw(st.booleans()):
         model = model._replace(row_bias=normal(m), col_bias=normal(n))
     return Case(model, observations, w if weights == "given" else None)
 
 
-def leaves(model: Model, dtype: torch.dtype = torch.float64) -> Model:
-    return Model(*(None if x is None else x.detach().to(dtype).requires_grad_() for x in model))
+def leaves(model: ModelParts, dtype: torch.dtype = torch.float64) -> ModelParts:
+    return ModelParts(
+        *(None if x is None else x.detach().to(dtype).requires_grad_() for x in model)
+    )
 
 
-def gradients(model: Model) -> list[Tensor]:
+def gradients(model: ModelParts) -> list[Tensor]:
     return [x.grad for x in model if x is not None and x.grad is not None]
 
 
-def dense_entries(model: Model, observations: Observations) -> Tensor:
+def dense_entries(model: ModelParts, observations: Observations) -> Tensor:
     W = model.left @ model.right.T
     if model.row_bias is not None:
         W = W + model.row_bias.unsqueeze(1) + model.col_bias
     return W[observations.rows, observations.cols]
 
 
-def dense_loss(case: Case, model: Model) -> Tensor:
+def dense_loss(case: Case, model: ModelParts) -> Tensor:
     own = case.observations.weights
     w = own if case.weights is None else case.weights
     squares = (dense_entries(model, case.observations) - case.observations.values.double()).square()

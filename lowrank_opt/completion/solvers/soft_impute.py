@@ -20,7 +20,7 @@ from lowrank_opt.completion.solvers.iterates import Iterate, iterate
 from lowrank_opt.completion.solvers.traits import Traits
 from lowrank_opt.errors import ShapeError
 from lowrank_opt.kernels.dispatch import backend_of
-from lowrank_opt.kernels.functions import Model, Needed
+from lowrank_opt.kernels.functions import ModelParts, Needed
 from lowrank_opt.linalg import orthonormal_columns
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
@@ -168,7 +168,7 @@ class _SoftImpute:
 
     def _residuals(self, factors: _Factors) -> Tensor:
         """Return weighted values minus predictions, the entries of a sparse E."""
-        model = Model(factors.U * factors.D.square(), factors.V, *self.biases)
+        model = ModelParts(factors.U * factors.D.square(), factors.V, *self.biases)
         return self.w * (self.entries.values - self.backend.entries(model, self.entries))
 
     def _improve_right(self, factors: _Factors, *, flipped: bool) -> _Factors:
@@ -184,7 +184,7 @@ class _SoftImpute:
         """Return ``E^T U``, or ``E U`` if flipped."""
         m, n = self.entries.shape
         other = U.new_zeros(m if flipped else n, U.shape[1])
-        model = Model(other, U) if flipped else Model(U, other)
+        model = ModelParts(other, U) if flipped else ModelParts(U, other)
         needed = Needed(left=flipped, right=not flipped)
         gradient = self.backend.entries_gradient(model, self.entries, E, needed)
         product = gradient.left if flipped else gradient.right

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lowrank_opt.completion.model.bias import AdditiveBias
 from lowrank_opt.kernels.dispatch import backend_of
-from lowrank_opt.kernels.functions import Model, Needed
+from lowrank_opt.kernels.functions import ModelParts, Needed
 from lowrank_opt.linalg import product_svd
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
@@ -188,10 +188,10 @@ class SubspaceFit:
         values = self.feasible_set.project_singular_values(sigma[:r])
         return (P[:, :r] * values) @ Qh[:r]
 
-    def _model(self, point: SubspacePoint) -> Model:
+    def _model(self, point: SubspacePoint) -> ModelParts:
         left = (point.U @ point.core) * self.a.unsqueeze(1)
         right = point.V * self.b.unsqueeze(1)
-        return Model(left, right, point.rows, point.cols)
+        return ModelParts(left, right, point.rows, point.cols)
 
     def _ridge(self, point: SubspacePoint) -> float:
         squares = point.rows.square().sum() + point.cols.square().sum()

@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
-class Update:
+class DeclaredUpdate:
     """One client's update of one matrix, and the set that it is declared to be in."""
 
     op: LowRankOperator
@@ -188,7 +188,7 @@ def is_model(client: object) -> bool:
 
 def read_updates(
     clients: Sequence[Client], declared: FeasibleSet | Sequence[FeasibleSet] | None
-) -> list[Update]:
+) -> list[DeclaredUpdate]:
     """Return the clients' updates of one matrix, checked, detached, on the first one's device."""
     ops = [_operator(client, i) for i, client in enumerate(clients)]
     sets = _declared(clients, declared)
@@ -206,10 +206,10 @@ def read_updates(
             raise TargetError(
                 f"clients must be finite; client {i} has NaN or infinite entries: leave it out"
             )
-    return [Update(op, declared) for op, declared in zip(ops, sets, strict=True)]
+    return [DeclaredUpdate(op, declared) for op, declared in zip(ops, sets, strict=True)]
 
 
-def check_members(updates: Sequence[Update]) -> None:
+def check_members(updates: Sequence[DeclaredUpdate]) -> None:
     """Raise NotInSetError unless each update is in the set that is declared for it."""
     for i, update in enumerate(updates):
         if update.declared is not None and not update.declared.contains(update.op):

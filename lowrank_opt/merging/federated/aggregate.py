@@ -14,8 +14,8 @@ from lowrank_opt.combination import stacked
 from lowrank_opt.errors import OptionError, TargetError
 from lowrank_opt.merging.clients.clients import (
     Client,
+    DeclaredUpdate,
     ModelClient,
-    Update,
     check_members,
     each_matrix,
     of_matrix,
@@ -26,7 +26,7 @@ from lowrank_opt.merging.clients.clients import (
 from lowrank_opt.merging.clients.factors import aligned
 from lowrank_opt.merging.federated.fair import Objective
 from lowrank_opt.merging.federated.rules import (
-    Method,
+    FederatedMethod,
     Sent,
     Settings,
     apply_rule,
@@ -64,7 +64,7 @@ class Aggregate:
         Numbers that each client sends and receives in this round.
     """
 
-    method: Method
+    method: FederatedMethod
     broadcast: LowRankOperator | None
     base_update: LowRankOperator | None
     ideal: LowRankOperator
@@ -84,7 +84,7 @@ class Aggregate:
 @overload
 def aggregate(
     clients: Sequence[Client],
-    method: Method = ...,
+    method: FederatedMethod = ...,
     *,
     weights: Sequence[float] | Tensor | None = ...,
     reference: LowRankOperator | None = ...,
@@ -98,7 +98,7 @@ def aggregate(
 @overload
 def aggregate(
     clients: Sequence[ModelClient],
-    method: Method = ...,
+    method: FederatedMethod = ...,
     *,
     weights: Sequence[float] | Tensor | None = ...,
     reference: Mapping[str, LowRankOperator] | None = ...,
@@ -111,7 +111,7 @@ def aggregate(
 
 def aggregate(
     clients: Sequence[Client] | Sequence[ModelClient],
-    method: Method = "fedex",
+    method: FederatedMethod = "fedex",
     *,
     weights: Sequence[float] | Tensor | None = None,
     reference: LowRankOperator | Mapping[str, LowRankOperator] | None = None,
@@ -217,7 +217,7 @@ def aggregate(
 
 def _aggregate_matrix(
     clients: Sequence[Client],
-    method: Method,
+    method: FederatedMethod,
     weights: Tensor,
     reference: LowRankOperator | None,
     settings: Settings,
@@ -285,7 +285,9 @@ def _relative_difference(ideal: LowRankOperator, update: LowRankOperator) -> flo
     return error / size
 
 
-def _follows(used: Sequence[Update], weights: Sequence[float], result: Aggregate) -> FeasibleSet:
+def _follows(
+    used: Sequence[DeclaredUpdate], weights: Sequence[float], result: Aggregate
+) -> FeasibleSet:
     """Return a set that contains the update, given those of the clients."""
     shape = result.ideal.shape
     average: FeasibleSet = RankAtMost(min(result.ideal.rank, *shape))
@@ -301,7 +303,7 @@ def _follows(used: Sequence[Update], weights: Sequence[float], result: Aggregate
 
 
 def _floats(
-    method: Method, clients: Sequence[Update], sent: Sent
+    method: FederatedMethod, clients: Sequence[DeclaredUpdate], sent: Sent
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     m, n = clients[0].op.shape
     # The right factor of ffa is known to everyone.
@@ -315,8 +317,8 @@ def _floats(
 def _check_options(clients: Sequence[object], method: str, settings: Settings) -> None:
     if not clients:
         raise OptionError("aggregate needs at least one client; got none")
-    if method not in get_args(Method):
-        raise OptionError(f"method must be one of {get_args(Method)}; got {method!r}")
+    if method not in get_args(FederatedMethod):
+        raise OptionError(f"method must be one of {get_args(FederatedMethod)}; got {method!r}")
     if settings.objective not in get_args(Objective):
         raise OptionError(
             f"objective must be one of {get_args(Objective)}; got {settings.objective!r}"

@@ -18,7 +18,7 @@ from lowrank_opt.merging.clients.factors import ClientFactors
 from lowrank_opt.merging.federated.fair import Objective, corrected_mean
 from lowrank_opt.operator import LowRankOperator
 
-Method: TypeAlias = Literal["fedit", "ffa", "flora", "flexlora", "fedex", "fair"]
+FederatedMethod: TypeAlias = Literal["fedit", "ffa", "flora", "flexlora", "fedex", "fair"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Sent(NamedTuple):
 
 
 def apply_rule(
-    method: Method, ops: Sequence[LowRankOperator], weights: Tensor, settings: Settings
+    method: FederatedMethod, ops: Sequence[LowRankOperator], weights: Tensor, settings: Settings
 ) -> Sent:
     """Return what one rule makes of clients with positive weights, in float64."""
     match method:

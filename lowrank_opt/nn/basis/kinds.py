@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
@@ -16,13 +16,17 @@ from lowrank_opt.operator import LowRankOperator
 
 # The attribute by which an adapted class tells the class that it stands for.
 ORIGINAL = "__lowrank_original__"
+# The attribute by which a class of layers says itself how it is adapted.
+OWN_KIND = "lowrank_kind"
 
-Update = Callable[[nn.Module, LowRankOperator, Tensor, Tensor], Tensor]
+OutputUpdate = Callable[[nn.Module, LowRankOperator, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class LayerKind:
-    r"""What is known about a type of layer.
+    r"""How a type of layer is adapted; a class of your own has one as its `lowrank_kind`.
+
+    It counts for subclasses too. For a class that is not yours, make a subclass that has it.
 
     Parameters
     ----------
@@ -40,10 +44,27 @@ class LayerKind:
         Whether ``targets="all-linear"`` takes it.
     refuse : function of a module, optional
         Returns why this one cannot be adapted, or None.
+
+    Examples
+    --------
+    >>> import torch
+    >>> class Transposed(nn.Module):
+    ...     lowrank_kind = LayerKind(
+    ...         lambda layer: ("table",), lambda layer, op, x, y: op.mT.linear(x)
+    ...     )
+    ...
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.table = nn.Parameter(torch.randn(4, 6))
+    ...
+    ...     def forward(self, x):
+    ...         return x @ self.table
+    >>> kind_of(Transposed()).weights(Transposed())
+    ('table',)
     """
 
     weights: Callable[[nn.Module], tuple[str, ...]]
-    update: Update | None = None
+    update: OutputUpdate | None = None
     view: Literal["flatten", "stack"] = "flatten"
     companions: tuple[str, ...] = ()
     linear: bool = False
@@ -104,7 +125,8 @@ _RECURRENT = LayerKind(_recurrent_weights)
 _CONVOLUTION = LayerKind(_weight, _conv)
 _TRANSPOSED = LayerKind(_weight, _conv_transposed)
 
-_KINDS: dict[str, LayerKind] = {
+# By name: the package of a type need not be imported to know it.
+_FOREIGN: Mapping[str, LayerKind] = {
     "torch.nn.modules.linear.Linear": LayerKind(_weight, _linear, linear=True),
     "transformers.pytorch_utils.Conv1D": LayerKind(_weight, _linear_transposed, linear=True),
     "torch.nn.modules.sparse.Embedding": LayerKind(_weight, _embedding, refuse=_refuse_embedding),
@@ -119,41 +141,8 @@ _KINDS: dict[str, LayerKind] = {
 
 
 def type_name(module_type: type) -> str:
-    """Return the name under which a type is registered and recorded in files."""
+    """Return the name under which a type is known and recorded in files."""
     return f"{module_type.__module__}.{module_type.__qualname__}"
-
-
-def register_layer(module_type: type[nn.Module] | str, kind: LayerKind) -> None:
-    """Tell how to adapt a type of layer and its subclasses.
-
-    Parameters
-    ----------
-    module_type : type or str
-        A module class, or its dotted name, so that its package need not be imported.
-    kind : LayerKind
-
-    Raises
-    ------
-    OptionError
-        If the type is registered already.
-
-    Examples
-    --------
-    >>> class Transposed(nn.Module):
-    ...     def __init__(self):
-    ...         super().__init__()
-    ...         self.table = nn.Parameter(torch.randn(4, 6))
-    ...
-    ...     def forward(self, x):
-    ...         return x @ self.table
-    >>> import torch
-    >>> kind = LayerKind(lambda layer: ("table",), lambda layer, op, x, y: op.mT.linear(x))
-    >>> register_layer(Transposed, kind)
-    """
-    name = module_type if isinstance(module_type, str) else type_name(module_type)
-    if name in _KINDS:
-        raise OptionError(f"a layer type is registered once; got {name} again: use a subclass")
-    _KINDS[name] = kind
 
 
 def original_type(module: nn.Module | type[nn.Module]) -> type[nn.Module]:
@@ -162,24 +151,34 @@ def original_type(module: nn.Module | type[nn.Module]) -> type[nn.Module]:
     return getattr(own, ORIGINAL, own)
 
 
-def registered_kind(module: nn.Module | type[nn.Module]) -> LayerKind | None:
-    """Return the kind of a module's nearest registered class, or None.
+def known_kind(module: nn.Module | type[nn.Module]) -> LayerKind | None:
+    """Return the kind of the nearest class of a module that has one, or None.
 
     A subclass with a `forward` of its own may do anything with its weight: it is called with dense
-    weights, unless it is registered itself.
+    weights, unless it has a kind itself.
+
+    Raises
+    ------
+    OptionError
+        If what a class has as `lowrank_kind` is no LayerKind.
     """
     own = original_type(module)
     for cls in own.__mro__:
-        kind = _KINDS.get(type_name(cls))
-        if kind is not None:
-            overridden = getattr(own, "forward", None) is not getattr(cls, "forward", None)
-            return replace(kind, update=None) if overridden and kind.update else kind
+        kind = cls.__dict__.get(OWN_KIND) or _FOREIGN.get(type_name(cls))
+        if kind is None:
+            continue
+        if not isinstance(kind, LayerKind):
+            raise OptionError(
+                f"{type_name(cls)}.{OWN_KIND} must be a LayerKind; got {kind!r}: make one"
+            )
+        overridden = getattr(own, "forward", None) is not getattr(cls, "forward", None)
+        return replace(kind, update=None) if overridden and kind.update else kind
     return None
 
 
 def kind_of(module: nn.Module | type[nn.Module]) -> LayerKind:
-    """Return the registered kind; any other module is called with dense weights."""
-    return registered_kind(module) or _DENSE
+    """Return the known kind; any other module is called with dense weights."""
+    return known_kind(module) or _DENSE
 
 
 def matrix_shapes(weight: Tensor, kind: LayerKind) -> list[tuple[int, int]]:

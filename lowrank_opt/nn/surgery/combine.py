@@ -31,7 +31,7 @@ from lowrank_opt.nn.surgery.switching import check_lead
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import Parameterization
 
-Method = CombineMethod | Literal["linear", "ties", "dare"]
+AdapterCombineMethod = CombineMethod | Literal["linear", "ties", "dare"]
 
 # Short names of three of the rules.
 _SHORT: dict[str, CombineMethod] = {
@@ -46,7 +46,7 @@ def combine(
     weights: Mapping[str, float],
     *,
     name: str,
-    method: Method = "linear",
+    method: AdapterCombineMethod = "linear",
     rank: int | None = None,
     density: float = 0.5,
     make: Make | None = None,

@@ -17,7 +17,7 @@ from lowrank_opt.nn.adapters.slots import (
     join,
 )
 from lowrank_opt.nn.adapters.store import stored
-from lowrank_opt.nn.basis.kinds import kind_of, original_type, registered_kind, type_name
+from lowrank_opt.nn.basis.kinds import kind_of, known_kind, original_type, type_name
 
 Targets = str | Sequence[str] | Callable[[str, nn.Module | nn.Parameter], bool]
 
@@ -38,7 +38,7 @@ def candidates(everywhere: Iterable[LayerSlot]) -> list[Candidate]:
 
 
 def _candidates_of(slot: LayerSlot) -> list[Candidate]:
-    registered = registered_kind(slot.module)
+    registered = known_kind(slot.module)
     kind = kind_of(slot.module)
     slots = [WeightSlot(slot, w) for w in kind.weights(slot.module) if _usable(slot.module, w)]
     found = [Candidate(slot.name, slot.module, tuple(slots), kind.linear)] if registered else []
@@ -103,7 +103,7 @@ def _no_match(pattern: str, options: list[Candidate], everywhere: list[LayerSlot
 
 
 def _why_not(slot: LayerSlot) -> str:
-    kind = registered_kind(slot.module)
+    kind = known_kind(slot.module)
     reason = kind.refuse(slot.module) if kind is not None and kind.refuse is not None else None
     kind_name = type_name(original_type(slot.module)).rpartition(".")[2]
     return f"{slot.name} ({kind_name}: {reason or 'no matrix of its own to adapt'})"

@@ -94,10 +94,10 @@ class Chain(nn.Module):
         return self.second(self.first(x).tanh())
 
 
-Model = tuple[nn.Module, tuple[Tensor, ...]]
+ModelAndInput = tuple[nn.Module, tuple[Tensor, ...]]
 
 
-def small_models(shape: tuple[int, int]) -> dict[str, Model]:
+def small_models(shape: tuple[int, int]) -> dict[str, ModelAndInput]:
     """Return a model of each kind with an input, in the default dtype; m outputs, n inputs."""
     m, n = shape
     return {

@@ -14,7 +14,7 @@ from lowrank_opt.errors import LowRankError
 from lowrank_opt.nn.adapters.adapted import read_by_forward
 from lowrank_opt.training.perturbation.row_scale import filter_scale
 from lowrank_opt.training.perturbation.seeded_noise import SeededNoise, mix_seed, regenerated
-from lowrank_opt.training.perturbation.targets import Target, Updates, find_targets
+from lowrank_opt.training.perturbation.targets import NamedOperators, PerturbedWeight, find_targets
 
 
 def cosine_increase(progress: float) -> float:
@@ -94,7 +94,7 @@ class FlatPerturbation:
         sigma: float = 0.05,
         total_steps: int,
         targets: str | None = None,
-        updates: Updates | None = None,
+        updates: NamedOperators | None = None,
         axes: Mapping[str, int] | None = None,
         schedule: Callable[[float], float] = cosine_increase,
         detach_scale: bool = True,
@@ -167,7 +167,7 @@ class FlatPerturbation:
                 f"{self.names} was: run the model inside of the block, or choose other targets"
             )
 
-    def _noise(self, target: Target, strength: float, seed: int) -> SeededNoise:
+    def _noise(self, target: PerturbedWeight, strength: float, seed: int) -> SeededNoise:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_scale):
             updates = [update() for update in target.updates]
             module = target.owners[0][0]
@@ -176,7 +176,9 @@ class FlatPerturbation:
 
 
 @contextmanager
-def _wrapped(module: nn.Module, name: str, target: Target, noise: SeededNoise) -> Generator[None]:
+def _wrapped(
+    module: nn.Module, name: str, target: PerturbedWeight, noise: SeededNoise
+) -> Generator[None]:
     """Let `module.forward` see the perturbed weight, for this block."""
     inner = module.forward
     own = "forward" in vars(module)

@@ -14,12 +14,12 @@ from lowrank_opt.nn.adapters.store import Store
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
 
-Update = Callable[[], LowRankOperator]
-Updates = Mapping[str, Update]
+OperatorOf = Callable[[], LowRankOperator]
+NamedOperators = Mapping[str, OperatorOf]
 
 
 @dataclass(eq=False)
-class Target:
+class PerturbedWeight:
     """One weight, everywhere it is used.
 
     Parameters
@@ -37,14 +37,14 @@ class Target:
     name: str
     weight: nn.Parameter
     owners: list[tuple[nn.Module, str]]
-    updates: list[Update]
+    updates: list[OperatorOf]
     axis: int | None = None
     reads: int = field(default=0)
 
 
 def find_targets(
-    model: nn.Module, pattern: str | None, updates: Updates, axes: Mapping[str, int]
-) -> list[Target]:
+    model: nn.Module, pattern: str | None, updates: NamedOperators, axes: Mapping[str, int]
+) -> list[PerturbedWeight]:
     """Return the weights whose names match, or by default the adapted ones; each once.
 
     Raises
@@ -68,9 +68,11 @@ def find_targets(
     return chosen
 
 
-def _all_weights(model: nn.Module, updates: Updates, axes: Mapping[str, int]) -> list[Target]:
+def _all_weights(
+    model: nn.Module, updates: NamedOperators, axes: Mapping[str, int]
+) -> list[PerturbedWeight]:
     """Return every parameter outside of parameterizations, with all places that use it."""
-    found: dict[int, Target] = {}
+    found: dict[int, PerturbedWeight] = {}
     inside = {
         id(part)
         for module in model.modules()
@@ -86,11 +88,13 @@ def _all_weights(model: nn.Module, updates: Updates, axes: Mapping[str, int]) ->
                 continue
             full = f"{prefix}.{name}" if prefix else name
             given = [updates[full]] if full in updates else _updates(model, prefix, name, weight)
-            found[id(weight)] = Target(full, weight, [(module, name)], given, axes.get(full))
+            found[id(weight)] = PerturbedWeight(
+                full, weight, [(module, name)], given, axes.get(full)
+            )
     return list(found.values())
 
 
-def _updates(model: nn.Module, prefix: str, name: str, weight: Tensor) -> list[Update]:
+def _updates(model: nn.Module, prefix: str, name: str, weight: Tensor) -> list[OperatorOf]:
     """Return the updates of an adapted layer, or the one parameterization below or beside."""
     module, parent = model.get_submodule(prefix), model.get_submodule(prefix.rpartition(".")[0])
     adapted = present_updates(module, name)
@@ -104,5 +108,5 @@ def _updates(model: nn.Module, prefix: str, name: str, weight: Tensor) -> list[U
     return []
 
 
-def _one_of(layer: nn.Module, name: str, index: int) -> Update:
+def _one_of(layer: nn.Module, name: str, index: int) -> OperatorOf:
     return lambda: present_updates(layer, name)[index]

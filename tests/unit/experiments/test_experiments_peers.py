@@ -10,7 +10,7 @@ import torch
 import lowrank_opt as lo
 from experiments.peers import __main__ as command
 from experiments.peers import ours, report, worker
-from experiments.peers.methods import BAYES, METHODS, POINT, Method
+from experiments.peers.methods import BAYES, METHODS, POINT, PeerMethod
 from experiments.peers.split import Split
 
 
@@ -35,8 +35,8 @@ def file(split, tmp_path):
 def small(monkeypatch, split):
     """One method of ours, one peer that is not installed, and a split that needs no data set."""
     methods = (
-        Method("peer", POINT, "cornac_mf", "no_such_package", {}, {}),
-        Method("variational", POINT, "lowrank_variational", "lowrank_opt", {}, {}),
+        PeerMethod("peer", POINT, "cornac_mf", "no_such_package", {}, {}),
+        PeerMethod("variational", POINT, "lowrank_variational", "lowrank_opt", {}, {}),
     )
     monkeypatch.setattr(command, "METHODS", methods)
     monkeypatch.setattr(report, "METHODS", methods)
@@ -101,7 +101,7 @@ def test_fits_that_the_record_has_are_not_run_again(small, tmp_path, monkeypatch
 
 
 def test_failed_fit_is_reported_and_the_rest_goes_on(small, tmp_path, monkeypatch, split):
-    broken = Method("broken", BAYES, "no_such_function", "lowrank_opt", {}, {})
+    broken = PeerMethod("broken", BAYES, "no_such_function", "lowrank_opt", {}, {})
     monkeypatch.setattr(command, "METHODS", (broken,))
     assert 0 == command.main(["--folds", "u1", "--out", str(tmp_path)])
     run = json.loads((tmp_path / "peers.json").read_text())["runs"][0]

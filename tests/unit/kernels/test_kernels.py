@@ -19,7 +19,7 @@ from lowrank_opt.kernels import (
     reference,
 )
 from lowrank_opt.kernels.dispatch import backend_of
-from lowrank_opt.kernels.functions import Backend, Model
+from lowrank_opt.kernels.functions import Backend, ModelParts
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
 from tests.completion_cases import LargestAllocation
@@ -30,21 +30,21 @@ BACKENDS = pytest.mark.parametrize("backend", [cpu, reference], ids=["cpu", "ref
 
 def planted(
     m: int, n: int, nnz: int, rank: int, *, dtype: torch.dtype = torch.float64
-) -> tuple[Model, Observations]:
+) -> tuple[ModelParts, Observations]:
     g = torch.Generator().manual_seed(0)
     cells = torch.randperm(m * n, generator=g)[:nnz]
     values = torch.randn(nnz, generator=g, dtype=dtype)
     shapes = ((m, rank), (n, rank), (m,), (n,))
     parts = (torch.randn(shape, generator=g, dtype=dtype, requires_grad=True) for shape in shapes)
-    return Model(*parts), Observations(cells // n, cells % n, values, (m, n))
+    return ModelParts(*parts), Observations(cells // n, cells % n, values, (m, n))
 
 
-def operator_of(model: Model) -> LowRankOperator:
+def operator_of(model: ModelParts) -> LowRankOperator:
     scale = torch.linspace(0.5, 2.0, model.left.shape[1], dtype=model.left.dtype)
     return LowRankOperator(model.left, scale.requires_grad_(), model.right)
 
 
-def bias_of(model: Model) -> tuple[Tensor, Tensor]:
+def bias_of(model: ModelParts) -> tuple[Tensor, Tensor]:
     assert model.row_bias is not None
     assert model.col_bias is not None
     return model.row_bias, model.col_bias
@@ -59,7 +59,7 @@ def test_gradcheck_squared_loss(backend: Backend):
     model, observations = planted(5, 4, 9, 3)
     weights = torch.linspace(0, 1, 9, dtype=torch.float64)
     assert gradcheck(
-        lambda *parts: functions.squared_loss(Model(*parts), observations, weights, backend),
+        lambda *parts: functions.squared_loss(ModelParts(*parts), observations, weights, backend),
         tuple(model),
     )
 
@@ -68,7 +68,7 @@ def test_gradcheck_squared_loss(backend: Backend):
 def test_gradcheck_entries(backend: Backend):
     model, observations = planted(5, 4, 9, 3)
     assert gradcheck(
-        lambda *parts: functions.entries(Model(*parts), observations, backend), tuple(model)
+        lambda *parts: functions.entries(ModelParts(*parts), observations, backend), tuple(model)
     )
 
 
@@ -87,7 +87,7 @@ def test_gradient_of_every_part_squared_loss():
 @pytest.mark.parametrize("wanted", range(4))
 def test_gradient_of_one_part_alone(wanted: int):
     model, observations = planted(6, 5, 17, 3)
-    alone = Model(*(x.detach().requires_grad_(k == wanted) for k, x in enumerate(model)))
+    alone = ModelParts(*(x.detach().requires_grad_(k == wanted) for k, x in enumerate(model)))
     functions.squared_loss(model, observations, None, cpu).backward()
     functions.squared_loss(alone, observations, None, cpu).backward()
     assert [k == wanted for k in range(4)] == [x.grad is not None for x in alone]
@@ -151,7 +151,7 @@ def test_long_row_keeps_float32_precision():
     observations = Observations(
         torch.zeros(nnz, dtype=torch.int64), range(nnz), [0.9] * nnz, (1, nnz)
     )
-    functions.squared_loss(Model(left, right), observations, None, cpu).backward()
+    functions.squared_loss(ModelParts(left, right), observations, None, cpu).backward()
     exact = 2 * nnz * (1 - float(torch.tensor(0.9)))
     assert exact == pytest.approx(left.grad.item(), rel=1e-6)
 

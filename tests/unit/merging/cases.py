@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.merging.federated.aggregate import Aggregate
-from lowrank_opt.merging.federated.rules import Method
+from lowrank_opt.merging.federated.rules import FederatedMethod
 
-METHODS: tuple[Method, ...] = get_args(Method)
+METHODS: tuple[FederatedMethod, ...] = get_args(FederatedMethod)
 M, N, R, K = 9, 7, 2, 4
 WEIGHTS = (0.1, 0.2, 0.3, 0.4)
 Pair = tuple[Tensor, Tensor]

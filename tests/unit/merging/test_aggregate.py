@@ -11,7 +11,7 @@ import lowrank_opt as lo
 from lowrank_opt.errors import TargetError
 from lowrank_opt.merging import aggregate
 from lowrank_opt.merging.clients.factors import aligned
-from lowrank_opt.merging.federated.rules import Method
+from lowrank_opt.merging.federated.rules import FederatedMethod
 from tests.unit.merging.cases import (
     METHODS,
     WEIGHTS,
@@ -29,7 +29,7 @@ from tests.unit.merging.cases import (
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_ideal_and_bias_agree_with_dense(method: Method) -> None:
+def test_ideal_and_bias_agree_with_dense(method: FederatedMethod) -> None:
     clients = clients_for(method)
     D = average_dense(clients)
     result = aggregate(clients, method, weights=WEIGHTS)
@@ -39,7 +39,7 @@ def test_ideal_and_bias_agree_with_dense(method: Method) -> None:
 
 
 @pytest.mark.parametrize("method", ["flora", "fedex", "ffa"])
-def test_exact_methods_send_the_average(method: Method) -> None:
+def test_exact_methods_send_the_average(method: FederatedMethod) -> None:
     result = aggregate(clients_for(method), method, weights=WEIGHTS)
     assert result.bias < 1e-14
 
@@ -221,7 +221,7 @@ def test_fair_of_means_that_cancel_is_finite(objective: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_order_of_clients_does_not_matter(method: Method) -> None:
+def test_order_of_clients_does_not_matter(method: FederatedMethod) -> None:
     clients = clients_for(method)
     first = aggregate(clients, method, weights=WEIGHTS)
     second = aggregate(clients[::-1], method, weights=WEIGHTS[::-1])
@@ -230,7 +230,7 @@ def test_order_of_clients_does_not_matter(method: Method) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_client_of_weight_zero_has_no_effect(method: Method) -> None:
+def test_client_of_weight_zero_has_no_effect(method: FederatedMethod) -> None:
     clients = clients_for(method)
     first = aggregate(clients[:3], method, weights=[0.5, 0.25, 0.25])
     second = aggregate(clients, method, weights=[0.5, 0.25, 0.25, 0.0])
@@ -239,7 +239,7 @@ def test_client_of_weight_zero_has_no_effect(method: Method) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("count", [1, 3])
-def test_identical_clients_give_the_client(method: Method, count: int) -> None:
+def test_identical_clients_give_the_client(method: FederatedMethod, count: int) -> None:
     (left, right), *_ = random_clients()
     result = aggregate([(left, right)] * count, method)
     assert torch.allclose(left @ right.mT, update_dense(result), rtol=0, atol=1e-13)
@@ -247,7 +247,7 @@ def test_identical_clients_give_the_client(method: Method, count: int) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_zero_clients_give_zero(method: Method) -> None:
+def test_zero_clients_give_zero(method: FederatedMethod) -> None:
     clients = [(torch.zeros(M, R), torch.zeros(N, R))] * 2
     result = aggregate(clients, method)
     assert 0.0 == float(update_dense(result).abs().max())
@@ -300,7 +300,7 @@ def test_fedit_depends_on_gauges_and_alignment_cures_it() -> None:
 
 
 @pytest.mark.parametrize("method", ["flora", "flexlora"])
-def test_product_methods_do_not_depend_on_gauges(method: Method) -> None:
+def test_product_methods_do_not_depend_on_gauges(method: FederatedMethod) -> None:
     clients = nearby_clients()
     first, second = (aggregate(c, method) for c in (clients, rotated(clients)))
     assert torch.allclose(update_dense(first), update_dense(second), rtol=0, atol=1e-13)
@@ -318,7 +318,7 @@ def test_alignment_divides_a_scale_that_is_not_common() -> None:
 @pytest.mark.parametrize(
     ("left_size", "right_size"), [(1e145, 1e145), (1e-310, 1.0), (1e150, 1e-150), (1e-140, 1e-140)]
 )
-def test_every_magnitude(method: Method, left_size: float, right_size: float) -> None:
+def test_every_magnitude(method: FederatedMethod, left_size: float, right_size: float) -> None:
     clients = clients_for(method)
     sized = [(left * left_size, right * right_size) for left, right in clients]
     # What lambda and the residual's units mean changes with the size; the bias of the others not.
@@ -329,7 +329,7 @@ def test_every_magnitude(method: Method, left_size: float, right_size: float) ->
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("method", METHODS)
-def test_lower_precision_is_rounded_once(method: Method, dtype: torch.dtype) -> None:
+def test_lower_precision_is_rounded_once(method: FederatedMethod, dtype: torch.dtype) -> None:
     clients = clients_for(method, dtype=dtype)
     wide = [(left.double(), right.double()) for left, right in clients]
     result, expected = aggregate(clients, method), aggregate(wide, method)

@@ -11,7 +11,7 @@ from torch import nn
 import lowrank_opt as lo
 from lowrank_opt.errors import NotInSetError
 from lowrank_opt.merging import aggregate
-from lowrank_opt.merging.federated.rules import Method
+from lowrank_opt.merging.federated.rules import FederatedMethod
 from tests.unit.merging.cases import (
     METHODS,
     M,
@@ -27,7 +27,9 @@ from tests.unit.merging.cases import (
     count=st.integers(1, 4),
     method=st.sampled_from(METHODS),
 )
-def test_declared_set_contains_the_update(seed: int, p: float, count: int, method: Method) -> None:
+def test_declared_set_contains_the_update(
+    seed: int, p: float, count: int, method: FederatedMethod
+) -> None:
     g = torch.Generator().manual_seed(seed)
     ball = lo.SchattenBall(p, 2.0, R)
     clients = [ball.sample((M, N), generator=g, dtype=torch.float64) for _ in range(count)]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 import lowrank_opt as lo
 from lowrank_opt.errors import ShapeError, TargetError
 from lowrank_opt.merging import aggregate, private_merge, start_round
-from lowrank_opt.merging.federated.rules import Method
+from lowrank_opt.merging.federated.rules import FederatedMethod
 from lowrank_opt.nn import AdapterStateError, adapt, adapted_weights, merge
 from lowrank_opt.parameterizations import Parameterization
 from tests.adapted import base_weight, member
@@ -41,7 +41,7 @@ def weights_of(model: nn.Module) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("method", ["flora", "fedex"])
-def test_exact_methods_start_from_the_average_weight(method: Method) -> None:
+def test_exact_methods_start_from_the_average_weight(method: FederatedMethod) -> None:
     clients = [trained(seed) for seed in range(3)]
     shares = [0.5, 0.3, 0.2]
     before = [weights_of(client) for client in clients]

@@ -14,9 +14,9 @@ from lowrank_opt.nn import (
     RelativeRadius,
     active_adapters,
     adapt,
-    register_layer,
     unload,
 )
+from lowrank_opt.testing import forbid_dense
 from tests.adapted import adapted_layers, base_weight, member
 
 BALL = partial(lo.NBLoRA, rank=2, radius=0.5)
@@ -146,23 +146,34 @@ def test_unload_gives_the_base_modules_back(model: nn.Module) -> None:
     assert all(torch.equal(w, model.state_dict()[k]) for k, w in weights.items())
 
 
-def test_registered_layer_of_ones_own_is_adapted_from_factors() -> None:
-    class Scaled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.matrix = nn.Parameter(torch.randn(3, 4))
+class Scaled(nn.Module):
+    lowrank_kind = LayerKind(lambda layer: ("matrix",), lambda layer, op, x, y: 2 * op.linear(x))
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return 2 * x @ self.matrix.mT
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(30, 40))
 
-    kind = LayerKind(lambda layer: ("matrix",), lambda layer, op, x, y: 2 * op.linear(x))
-    register_layer(Scaled, kind)
-    adapted = adapt(nn.Sequential(Scaled()), BALL, targets="0")
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x @ self.matrix.mT
+
+
+class Kindless(Scaled):
+    lowrank_kind = "linear"  # pyright: ignore[reportAssignmentType]
+
+
+@pytest.mark.parametrize("kind", [Scaled, type("Inherited", (Scaled,), {})])
+def test_layer_of_ones_own_is_adapted_from_factors(kind: type[Scaled]) -> None:
+    adapted = adapt(nn.Sequential(kind()), BALL, targets="0")
     nn.init.normal_(member(adapted[0]).left_rows)
-    x = torch.randn(5, 4)
-    torch.testing.assert_close(adapted(x), 2 * x @ adapted[0].matrix.mT)
-    with pytest.raises(OptionError, match="registered once"):
-        register_layer(Scaled, kind)
+    x = torch.randn(5, 40)
+    with forbid_dense((30, 40)):
+        found = adapted(x)
+    torch.testing.assert_close(found, 2 * x @ adapted[0].matrix.mT)
+
+
+def test_kind_of_ones_own_that_is_none_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"Kindless.lowrank_kind must be a LayerKind"):
+        adapt(nn.Sequential(Kindless()), BALL, targets="0")
 
 
 class Doubled(nn.Linear):

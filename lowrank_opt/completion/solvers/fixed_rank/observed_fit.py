@@ -12,7 +12,7 @@ from lowrank_opt.completion.model.bias import AdditiveBias, fit_additive_bias, n
 from lowrank_opt.completion.solvers.iterates import Iterate
 from lowrank_opt.errors import ObservationError
 from lowrank_opt.kernels.dispatch import backend_of
-from lowrank_opt.kernels.functions import Model, Needed
+from lowrank_opt.kernels.functions import ModelParts, Needed
 from lowrank_opt.operator import LowRankOperator
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class ObservedFit:
 
     def predict(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the observed entries of ``left @ right.T``, shape (nnz,)."""
-        return self._backend.entries(Model(left, right), self._entries)
+        return self._backend.entries(ModelParts(left, right), self._entries)
 
     def residuals(self, left: Tensor, right: Tensor) -> Tensor:
         """Return predictions minus values, shape (nnz,)."""
@@ -99,7 +99,7 @@ class ObservedFit:
     def products(self, entries: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``G @ right`` and ``G.T @ left`` for the sparse G with these entries."""
         needed = Needed(left=True, right=True)
-        model = Model(left, right)
+        model = ModelParts(left, right)
         gradient = self._backend.entries_gradient(model, self._entries, entries, needed)
         assert gradient.left is not None, "asked for"
         assert gradient.right is not None, "asked for"
