@@ -5,12 +5,14 @@ the columns ``user_id``, ``book_id`` and ``rating``, in any order. Nothing is fe
 """
 
 import os
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
 from lowrank_opt.errors import DataError, ObservationError
 from lowrank_opt.tables.files import open_table
+from problems._parse import whole_numbers
 from problems.ratings import Ratings
 
 _COLUMNS = ("user_id", "book_id", "rating")
@@ -60,8 +62,14 @@ def load(*, path: str | os.PathLike[str] | None = None) -> Ratings:
 def _read(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return users, books and ratings, the last of each pair, in the order of the file."""
     chunks = list(open_table(file, _COLUMNS[:2], _COLUMNS[2], header=True).chunks())
+    firsts = list(accumulate(map(len, chunks), initial=2))
     user, book = (
-        np.concatenate([np.array(chunk.texts[k], dtype=np.int64) for chunk in chunks])
+        np.concatenate(
+            [
+                whole_numbers(chunk.texts[k], _COLUMNS[k], line, str(file))
+                for chunk, line in zip(chunks, firsts, strict=False)
+            ]
+        )
         for k in (0, 1)
     )
     rating = np.concatenate([np.asarray(chunk.values) for chunk in chunks])

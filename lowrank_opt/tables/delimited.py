@@ -92,9 +92,9 @@ class DelimitedFile:
     path : str, path or binary stream
         A stream is read once, from where it is.
     texts : sequence of str, int or None
-        Columns of ids: the names that the first line gives them, or positions, from one. Without a
-        header, text such as ``"2"`` is a position as well. None by the rule of
-        `lowrank_opt.tables.columns`.
+        Columns of text, those of ids first: the names that the first line gives them, or
+        positions, from one. Without a header, text such as ``"2"`` is a position as well. None by
+        the rule of `lowrank_opt.tables.columns`.
     number : str or int, optional
         The column of numbers.
     values : bool or None
@@ -110,18 +110,22 @@ class DelimitedFile:
     known : callable, optional
         Whether the ids of a line are known, which decides where a first line of text could be
         names as well as ids.
+    name : str, optional
+        What messages call the file; by default its path.
 
     Attributes
     ----------
     names : list of str or None
         Of all columns, if there is a header.
     texts : list of int
-        Positions of the columns of ids, from zero.
+        Positions of the columns of text, from zero.
     number : int or None
     reading : str
         Which columns are read, and why these.
     bad : BadLines
         Those met by `chunks`.
+    blank : list of int
+        Numbers of the empty lines met by `chunks` behind the last line that is none.
     unterminated : bool
         Whether the last line ends without an end-of-line in one of the columns that are read: it
         may have been cut.
@@ -144,9 +148,11 @@ class DelimitedFile:
         header: bool | None = None,
         max_bad_lines: int = 0,
         known: Callable[[str, str], bool] | None = None,
+        name: str | None = None,
     ) -> None:
-        self.path = stream_name(path)
+        self.path = name or stream_name(path)
         self.bad, self.unterminated = BadLines(max_bad_lines), False
+        self.blank = list[int]()
         with reading(self.path):
             # Opened once: a pipe cannot be read again.
             self.stream = _open(path)
@@ -175,11 +181,11 @@ class DelimitedFile:
             If there are more malformed lines than allowed, naming the first ones; or the file is
             cut off inside its compressed data.
         """
-        number, blank = 1 + int(self.header), list[int]()
+        number = 1 + int(self.header)
         with reading(self.path), self.stream:
             rest = chain([] if self.header else [self.first], self.stream)
             while lines := list(islice(rest, CHUNK)):
-                chunk = self._fast(lines) or self._slow(lines, number, blank)
+                chunk = self._fast(lines) or self._slow(lines, number)
                 number += len(lines)
                 if len(self.bad.numbers) > self.bad.limit:
                     raise self._too_many(number - 1)
@@ -189,9 +195,9 @@ class DelimitedFile:
                     yield chunk
 
     def _fast(self, lines: list[str]) -> Chunk | None:
-        """Return the columns if all lines are plainly well-formed."""
+        """Return the columns if all lines are plainly well-formed, and none before was empty."""
         text = "".join(lines)
-        if '"' in text or not _is_unicode(text):
+        if self.blank or '"' in text or not _is_unicode(text):
             return None
         if set(map(str.count, lines, repeat(self.separator))) != {self.width - 1}:
             return None
@@ -211,17 +217,17 @@ class DelimitedFile:
             return None
         return Chunk(texts, values)
 
-    def _slow(self, lines: list[str], number: int, blank: list[int]) -> Chunk:
+    def _slow(self, lines: list[str], number: int) -> Chunk:
         """Return the columns of the well-formed lines; take note of the others."""
         kept = list[list[str]]()
         for k, raw in enumerate(lines, start=number):
             line = raw.removesuffix("\n")
             if not line.strip():
-                blank.append(k)
+                self.blank.append(k)
                 continue
-            for empty in blank:
+            for empty in self.blank:
                 self.bad.add(empty, "an empty line", "")
-            blank.clear()
+            self.blank.clear()
             try:
                 kept.append(self._record(line))
             except ValueError as error:

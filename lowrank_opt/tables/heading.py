@@ -77,9 +77,10 @@ class Heading:
             reason = "as asked for"
         else:
             chosen, reason = self._chosen(asked, values=values, header=header)
-        at, last = chosen[:2], chosen[2] if len(chosen) > 2 else None
+        at, rest = chosen[: len(texts)], chosen[len(texts) :]
+        last = rest[0] if rest else None
         self._check_header(last, header)
-        return Found(header, at, last, f"{self._spoken(chosen, header)} ({reason})")
+        return Found(header, at, last, f"{self._spoken([*at[:2], *rest], header)} ({reason})")
 
     def _has_names(self, asked: Sequence[str | int | None], *, values: bool) -> bool:
         if any(isinstance(x, str) and not x.isdecimal() for x in asked) or header_like(self.fields):

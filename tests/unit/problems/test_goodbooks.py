@@ -28,6 +28,12 @@ def test_a_foreign_file_is_refused(tmp_path: Path, text: str) -> None:
         goodbooks.load(path=written(tmp_path, text))
 
 
+def test_an_id_that_another_spelling_could_mean_is_refused(tmp_path: Path) -> None:
+    text = "book_id,user_id,rating\n7,1,2\n007,1,2\n"
+    with pytest.raises(DataError, match=r"line 3: book_id must be a whole number.*'007'"):
+        goodbooks.load(path=written(tmp_path, text))
+
+
 def test_a_rating_off_the_scale_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ObservationError, match=r"6\.0"):
         goodbooks.load(path=written(tmp_path, "book_id,user_id,rating\n1,1,6\n"))

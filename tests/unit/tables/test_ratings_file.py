@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lowrank_opt.errors import DataError, ObservationError
@@ -176,9 +176,11 @@ def test_unknown_rule(tmp_path: Path):
 
 
 FIELD = st.sampled_from(["a", "bb", "7", "", '"q"', 'q"', "é", "4", "nan", "1_0", " ", ":", "3:"])
-LINES = st.lists(st.lists(FIELD, min_size=2, max_size=4), max_size=30)
+# A line of no fields is empty.
+LINES = st.lists(st.lists(FIELD, max_size=4), max_size=30)
 
 
+@example([["a", "b", "1"], [], ["c", "d", "4"]], 4, ",")
 @given(LINES, st.integers(1, 7), st.sampled_from([",", "::"]))
 def test_chunks_and_paths_agree(
     tmp_path_factory: pytest.TempPathFactory, lines: list[list[str]], size: int, separator: str
