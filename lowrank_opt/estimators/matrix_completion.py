@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted
 
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.completion.solvers.traits import AnyResult
-from lowrank_opt.errors import OptionError
 from lowrank_opt.estimators.choice.choosing import choose_and_fit, clip_range
 from lowrank_opt.estimators.choice.known import Known
 from lowrank_opt.estimators.choice.options import check_options, given_settings
@@ -21,21 +18,17 @@ from lowrank_opt.estimators.choice.search import Search, Sides, chosen_solver
 from lowrank_opt.estimators.choice.starts import Bias, moved, spread_or_zero
 from lowrank_opt.estimators.data.entries import Entries, entries_of
 from lowrank_opt.estimators.data.side import with_side
-from lowrank_opt.estimators.folders.saved import SavedCompletion
+from lowrank_opt.estimators.predictions import PredictingCompletion
 from lowrank_opt.solvers import Solver
-from lowrank_opt.tables import Triplets, read_pairs, read_triplets
+from lowrank_opt.tables import Triplets, read_triplets
 
 if TYPE_CHECKING:
     from sklearn.utils import Tags
 
     from lowrank_opt.tables.triplets import Interactions, Reals
 
-Floats: TypeAlias = NDArray[np.floating]
 
-_LEVELS = np.array(["mean", "column", "row", "pair"])
-
-
-class MatrixCompletion(SavedCompletion, RegressorMixin, BaseEstimator):
+class MatrixCompletion(PredictingCompletion, RegressorMixin, BaseEstimator):
     """Complete a matrix from observed entries: pairs of ids and a value each.
 
     Without any argument, rank, penalty and the shrinkage of biases are chosen on held-out entries,
@@ -208,88 +201,6 @@ class MatrixCompletion(SavedCompletion, RegressorMixin, BaseEstimator):
         self.result_ = result
         self.name_result()
 
-    def predict(
-        self, X: Interactions, *, return_known: bool = False, return_std: bool = False
-    ) -> Floats | tuple[Floats, ...]:
-        """Predict entries; ids that were never seen are no error.
-
-        A pair with an unknown column is predicted by mean and row bias, one with an unknown row by
-        mean and column bias, one with both unknown by the mean.
-
-        Parameters
-        ----------
-        X : array, frame, list or sparse matrix
-            Pairs of ids, shape (k, 2).
-        return_known : bool
-            Also return what each prediction rests on: "pair", "row", "column" or "mean".
-        return_std : bool
-            Also return the standard deviation of a new value; with the solver "bayesian".
-
-        Returns
-        -------
-        array, shape (k,)
-            In the dtype of the values, float32 or float64; or a tuple of predictions, then
-            standard deviations, then levels, as asked for.
-
-        Raises
-        ------
-        ShapeError
-            If there are not two columns.
-        ObservationError
-            If ids are of another kind than those fitted, such as text where those are integers.
-        OptionError
-            If the solver gives no standard deviations, or columns have other names.
-        """
-        check_is_fitted(self)
-        i, j = self._positions(X)
-        mean, std = self._predict(i, j, return_std=return_std)
-        row_known, col_known = self._known.counts("row", i) > 0, self._known.counts("col", j) > 0
-        levels = [_LEVELS[2 * row_known + col_known]] if return_known else []
-        found = [mean, *([] if std is None else [std]), *levels]
-        return found[0] if len(found) == 1 else tuple(found)
-
-    def predict_interval(self, X: Interactions, *, coverage: float = 0.9) -> tuple[Floats, Floats]:
-        """Return intervals that contain new values with about a given probability.
-
-        Predictions plus and minus quantiles of the errors on the entries that settings were chosen
-        on, by the path's best fit, which had not seen them; separately for what is known of an
-        entry: row and column, one of them or none, and groups by their numbers of entries. So the
-        coverage holds within each of these, rows and columns that were never seen included, if
-        those that come are like those that were there. As the held-out entries chose the settings,
-        this is no exact guarantee; `lowrank_opt.completion.after.conformal` gives one, for entries
-        set aside.
-
-        Parameters
-        ----------
-        X : array, frame, list or sparse matrix
-            Pairs of ids, shape (k, 2).
-        coverage : float
-            In (0, 1).
-
-        Returns
-        -------
-        lower, upper : array, shape (k,)
-            Infinite, or the bounds of `clip_`, if there are too few errors for the coverage.
-
-        Raises
-        ------
-        OptionError
-            If nothing was chosen, so that there are no errors, or the coverage is no share.
-        """
-        check_is_fitted(self)
-        if self._intervals is None:
-            raise OptionError(
-                "intervals need errors on held-out entries; got a fit that chose nothing: leave "
-                "rank, radius or penalty at None"
-            )
-        i, j = self._positions(X)
-        margin = self._intervals.margins(
-            self._known.counts("row", i), self._known.counts("col", j), coverage
-        )
-        predicted = self._clipped(self._known.predict(self.result_, i, j))
-        low, high = self.clip_ or (-np.inf, np.inf)
-        return (predicted - margin).clip(low, high), (predicted + margin).clip(low, high)
-
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         # Index pairs are no features: checks with numbers of any width do not apply.
@@ -332,43 +243,3 @@ class MatrixCompletion(SavedCompletion, RegressorMixin, BaseEstimator):
             self.col_labels_.positions(entries.col_labels.ids),
         )
         return moved(self.result_, *map(torch.from_numpy, places))
-
-    def _positions(self, X: Interactions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the positions of pairs of ids, -1 for unknown ones."""
-        pairs = read_pairs(X, known=self._knows)
-        self.check_names(pairs)
-        return self.row_labels_.find(pairs.rows, "rows"), self.col_labels_.find(pairs.cols, "cols")
-
-    def _clipped(self, values: Floats) -> Floats:
-        return values if self.clip_ is None else values.clip(*self.clip_)
-
-    def _predict(
-        self, i: NDArray[np.int64], j: NDArray[np.int64], *, return_std: bool
-    ) -> tuple[Floats, Floats | None]:
-        if not return_std:
-            return self._clipped(self._known.predict(self.result_, i, j)), None
-        if isinstance(self.result_, CompletionResult):
-            raise OptionError(
-                "standard deviations need draws from a posterior; got the solver "
-                f"{self.solver!r}: use solver='bayesian'"
-            )
-        mean = self._known.predict(self.result_, i, j)
-        both = (self._known.counts("row", i) > 0) & (self._known.counts("col", j) > 0)
-        # What is not known varies as the values do.
-        std = np.full(len(i), self._spread, dtype=mean.dtype)
-        std[both] = self.result_.predict(i[both], j[both], return_std=True)[1].numpy()
-        return self._clipped(mean), std
-
-    def _knows(self, row: str, col: str) -> bool:
-        """Whether one of two ids is known: tells data from names in a file."""
-        sides = ((self.row_labels_, row), (self.col_labels_, col))
-        return any(labels.positions([x])[0] >= 0 for labels, x in sides)
-
-    def check_names(self, pairs: Triplets) -> None:
-        """Raise OptionError if ids come in columns of other names than those fitted."""
-        fitted = getattr(self, "feature_names_in_", None)
-        if fitted is not None and pairs.names is not None and list(fitted) != list(pairs.names):
-            raise OptionError(
-                "The feature names should match those that were passed during fit: "
-                f"{list(fitted)}; got {list(pairs.names)}: select and order the columns"
-            )

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from sklearn.utils import Tags
 
-    from lowrank_opt.estimators.matrix_completion import Floats
+    from lowrank_opt.estimators.predictions import Floats
     from lowrank_opt.tables.ids import Ids
     from lowrank_opt.tables.triplets import Interactions, Reals
 

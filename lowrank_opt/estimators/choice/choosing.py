@@ -9,6 +9,7 @@ import torch
 
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.completion.after.path import RegularizationPath, Setting, follow_path
+from lowrank_opt.completion.model.bias import weighted_mean
 from lowrank_opt.completion.solvers.traits import AnyResult
 from lowrank_opt.errors import OptionError
 from lowrank_opt.estimators.choice.intervals import Intervals
@@ -42,7 +43,8 @@ class Choice(NamedTuple):
     path : RegularizationPath
         What was tried; empty if nothing was to be chosen.
     intervals : Intervals or None
-        Calibrated by the errors of the path's best fit on the held-out entries.
+        Calibrated by the errors of the path's best fit on the held-out entries; of fewer draws
+        for a solver that draws, and chooses nothing.
     """
 
     result: AnyResult
@@ -101,13 +103,26 @@ def choose_and_fit(
         return Choice(constant(observations), setting, RegularizationPath(()), intervals)
     walks = [walk for walk in search.walks(observations) if walk.name not in given]
     path, start = RegularizationPath(()), None
-    if walks and validation is not None and len(observations) >= _FEWEST:
+    draws = not search.solver.traits.validation
+    if (walks or draws) and validation is not None and len(observations) >= _FEWEST:
         generator = torch.Generator().manual_seed(seed)
         kept, held_out = observations.split(validation, generator=generator)
-        exact = _EXACT * spread_or_zero(observations, bias)
-        path, start = follow_path(search.fit, kept, held_out, setting, walks, exact=exact)
-        setting = path.best.setting
-        intervals = calibrated(start, kept, held_out, bias=bias, clip=clip_range(observations))
+        judged: AnyResult
+        if walks:
+            exact = _EXACT * spread_or_zero(observations, bias)
+            path, start = follow_path(search.fit, kept, held_out, setting, walks, exact=exact)
+            judged, setting = start, path.best.setting
+        else:
+            judged = search.draw(kept, setting)
+        intervals = calibrated(
+            judged,
+            kept,
+            held_out,
+            mean=weighted_mean(observations),
+            bias=bias,
+            clip=clip_range(observations),
+            sides=(bool(search.side[0]), bool(search.side[1])),
+        )
     return Choice(search.refit(observations, setting, start), setting, path, intervals)
 
 

@@ -3,13 +3,19 @@ r"""Prediction intervals that hold for whom they are given: by what is known of 
 Of entries that were held out, the errors of four predictions are kept: with everything that is
 known; with the column taken as never seen; with the row; with both. An entry whose row was never
 seen is thus compared with entries whose rows were left out. Within each of the four, errors are
-divided by a scale that falls with the numbers of entries in row and column, and calibrated within
-groups of these numbers.
+divided by a scale that falls with the numbers of entries in row and column, or by the deviation of
+a posterior, and calibrated within groups of these numbers.
+
+Values on a scale give few different errors where all are predicted by one number, as entries of
+which nothing is known: an interval that reaches one more error covers all the entries that have it.
+There a share of the entries, told by a hash of their ids, gets the wider interval, as the smoothed
+p-values of Vovk et al. (2005), section 2.3, have it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +32,11 @@ LEVELS = ((True, True), (True, False), (False, True), (False, False))
 _SMALLEST_GROUP = 300
 _ROW_GROUPS, _COL_GROUPS = 5, 4
 _LEAST_SCALE = 0.3
-_SLACK = 1.02
+# Errors as close as this, relative to their size, are tied: they differ by rounding, and by the
+# mean of a fit that went on.
+_TIED = 2e-3
+# Of a score that is multiplied by the scale that it was divided by.
+_ROUNDED = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +56,8 @@ class Level:
         Those of columns, for each group of rows.
     scores : tuple of tuple of array
         Ascending, of each group of rows and columns.
+    posterior : bool
+        Whether errors are divided by deviations that come from outside, instead of the scale.
     """
 
     scale: Floats
@@ -53,16 +65,21 @@ class Level:
     row_cuts: Floats
     col_cuts: tuple[Floats, ...]
     scores: tuple[tuple[Floats, ...], ...]
+    posterior: bool = False
 
     @classmethod
-    def of(cls, errors: Floats, rows: Counts, cols: Counts, known: tuple[bool, bool]) -> Level:
-        """Calibrate absolute errors of entries with these counts."""
+    def of(
+        cls,
+        errors: Floats,
+        rows: Counts,
+        cols: Counts,
+        known: tuple[bool, bool],
+        deviations: Floats | None = None,
+    ) -> Level:
+        """Calibrate absolute errors of entries with these counts, or with these deviations."""
         scale, least = _fitted_scale(errors, rows, cols, known)
-        scores = errors / _scales(scale, least, rows, cols)
-        if known == (False, False):
-            # All are predicted by one mean, so that ratings have few different errors. The mean of
-            # the last fit is a little off: an interval must not end just before a rating.
-            scores = scores * _SLACK
+        scales = _scales(scale, least, rows, cols) if deviations is None else deviations
+        scores = errors / scales
         row_cuts = _cuts(rows, _ROW_GROUPS) if known[0] else np.empty(0)
         group = np.searchsorted(row_cuts, rows, side="right")
         col_cuts, found = list[Floats](), list[tuple[Floats, ...]]()
@@ -73,17 +90,56 @@ class Level:
             parts = (np.sort(scores[here][inner == h]) for h in range(len(cuts) + 1))
             col_cuts.append(cuts)
             found.append(tuple(parts))
-        return cls(scale, least, row_cuts, tuple(col_cuts), tuple(found))
+        given = deviations is not None
+        return cls(scale, least, row_cuts, tuple(col_cuts), tuple(found), given)
 
-    def margins(self, rows: Counts, cols: Counts, coverage: float) -> Floats:
-        """Return what to add to and subtract from predictions; infinite with too few errors."""
+    def margins(
+        self,
+        rows: Counts,
+        cols: Counts,
+        coverage: float,
+        *,
+        draws: Floats | None = None,
+        deviations: Floats | None = None,
+    ) -> Floats:
+        """Return what to add to and subtract from predictions; infinite with too few errors.
+
+        Parameters
+        ----------
+        rows, cols : array, shape (k,)
+            Numbers of entries.
+        coverage : float
+        draws : array, shape (k,), optional
+            In [0, 1), which decide between two tied errors; zero, for the wider one, by default.
+        deviations : array, shape (k,), optional
+            What errors are divided by, of a level that was calibrated so.
+        """
+        draws = np.zeros(len(rows)) if draws is None else draws
         margins = np.empty(len(rows))
+        for here, scores in self._groups(rows, cols):
+            margins[here] = _quantiles(scores, coverage, draws[here])
+        return margins * self._scales(rows, cols, deviations)
+
+    def deviations(self, rows: Counts, cols: Counts, *, deviations: Floats | None = None) -> Floats:
+        """Return root mean squares of the errors, NaN without any."""
+        found = np.empty(len(rows))
+        for here, scores in self._groups(rows, cols):
+            found[here] = np.sqrt(np.mean(scores**2)) if len(scores) > 0 else np.nan
+        return found * self._scales(rows, cols, deviations)
+
+    def _groups(self, rows: Counts, cols: Counts) -> Iterator[tuple[NDArray[np.bool_], Floats]]:
+        """Yield which entries are in a group, and its scores."""
         group = np.searchsorted(self.row_cuts, rows, side="right")
         for g, (cuts, scores) in enumerate(zip(self.col_cuts, self.scores, strict=True)):
             inner = np.searchsorted(cuts, cols, side="right")
             for h, found in enumerate(scores):
-                margins[(group == g) & (inner == h)] = _quantile(found, coverage)
-        return margins * _scales(self.scale, self.least, rows, cols)
+                yield (group == g) & (inner == h), found
+
+    def _scales(self, rows: Counts, cols: Counts, deviations: Floats | None) -> Floats:
+        if not self.posterior:
+            return _scales(self.scale, self.least, rows, cols)
+        assert deviations is not None, "errors were divided by deviations"
+        return deviations
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +155,13 @@ class Intervals:
     levels: dict[tuple[bool, bool], Level]
 
     @classmethod
-    def of(cls, errors: dict[tuple[bool, bool], Floats], rows: Counts, cols: Counts) -> Intervals:
+    def of(
+        cls,
+        errors: dict[tuple[bool, bool], Floats],
+        rows: Counts,
+        cols: Counts,
+        deviations: Floats | None = None,
+    ) -> Intervals:
         """Calibrate the errors of held-out entries, predicted in four ways.
 
         Parameters
@@ -108,16 +170,32 @@ class Intervals:
             Absolute, for what was used of an entry.
         rows, cols : array, shape (h,)
             How many entries that were fitted each one's row and column have.
+        deviations : array, shape (h,), optional
+            Of a posterior, where row and column are known.
         """
         levels = dict[tuple[bool, bool], Level]()
         for known in LEVELS:
             there = np.ones(len(rows), dtype=bool)
             for counts, used in ((rows, known[0]), (cols, known[1])):
                 there &= (counts > 0) | (not used)
-            levels[known] = Level.of(errors[known][there], rows[there], cols[there], known)
+            own = None if deviations is None or not all(known) else deviations[there]
+            levels[known] = Level.of(errors[known][there], rows[there], cols[there], known, own)
         return cls(levels)
 
-    def margins(self, rows: Counts, cols: Counts, coverage: float) -> Floats:
+    @property
+    def posterior(self) -> bool:
+        """Whether deviations of a posterior are needed for entries of which all is known."""
+        return self.levels[True, True].posterior
+
+    def margins(
+        self,
+        rows: Counts,
+        cols: Counts,
+        coverage: float,
+        *,
+        draws: Floats | None = None,
+        deviations: Floats | None = None,
+    ) -> Floats:
         """Return margins for entries with so many fitted ones in row and column, maybe none.
 
         Raises
@@ -127,11 +205,26 @@ class Intervals:
         """
         if not 0 < coverage < 1:
             raise OptionError(f"coverage must be in (0, 1); got coverage={coverage!r}")
+        draws = np.zeros(len(rows)) if draws is None else draws
         margins = np.empty(len(rows))
-        for known, level in self.levels.items():
-            here = ((rows > 0) == known[0]) & ((cols > 0) == known[1])
-            margins[here] = level.margins(rows[here], cols[here], coverage)
+        for here, level in self._parts(rows, cols):
+            std = None if deviations is None else deviations[here]
+            margins[here] = level.margins(
+                rows[here], cols[here], coverage, draws=draws[here], deviations=std
+            )
         return margins
+
+    def deviations(self, rows: Counts, cols: Counts, *, deviations: Floats | None = None) -> Floats:
+        """Return the standard deviations of new values, by the errors of those like them."""
+        found = np.empty(len(rows))
+        for here, level in self._parts(rows, cols):
+            std = None if deviations is None else deviations[here]
+            found[here] = level.deviations(rows[here], cols[here], deviations=std)
+        return found
+
+    def _parts(self, rows: Counts, cols: Counts) -> Iterator[tuple[NDArray[np.bool_], Level]]:
+        for known, level in self.levels.items():
+            yield ((rows > 0) == known[0]) & ((cols > 0) == known[1]), level
 
 
 def _features(rows: Counts, cols: Counts, known: tuple[bool, bool]) -> Floats:
@@ -174,6 +267,21 @@ def _cuts(counts: Counts, most: int) -> Floats:
     return cuts[np.cumsum(sizes[:-1]) >= _SMALLEST_GROUP / 2]
 
 
-def _quantile(scores: Floats, coverage: float) -> float:
-    k = math.ceil((len(scores) + 1) * coverage * (1 - 1e-12))
-    return float(scores[k - 1]) if k <= len(scores) else math.inf
+def _quantiles(scores: Floats, coverage: float, draws: Floats) -> Floats:
+    """Return the score that an interval reaches, for each draw.
+
+    The k-th of n, for the smallest k with k / (n + 1) at least the coverage. Where t scores are
+    tied with it, and b are below, it is reached with chance (k - b) / (t + 1), else not quite: a
+    new score, exchangeable with these, is reached with chance k / (n + 1), ties or not.
+    """
+    n = len(scores)
+    k = math.ceil((n + 1) * coverage * (1 - 1e-12))
+    if k > n:
+        return np.full(len(draws), math.inf)
+    reached = scores[k - 1]
+    ends = reached * (1 - _TIED), reached * (1 + _TIED)
+    below = int(np.searchsorted(scores, ends[0], side="left"))
+    above = int(np.searchsorted(scores, ends[1], side="right"))
+    if above - below == 1:
+        return np.full(len(draws), reached * (1 + _ROUNDED))
+    return np.where(draws < (k - below) / (above - below + 1), ends[1], ends[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -70,26 +70,51 @@ class Known:
 
 
 def calibrated(
-    result: CompletionResult,
+    result: AnyResult,
     kept: Observations,
     held_out: Observations,
     *,
+    mean: float,
     bias: Bias,
     clip: tuple[float, float] | None,
+    sides: tuple[bool, bool] = (False, False),
 ) -> Intervals:
-    """Return intervals from the errors of a fit on entries that it has not seen."""
-    known = Known.of(result, kept, bias)
+    """Return intervals from the errors of a fit on entries that it has not seen.
+
+    Parameters
+    ----------
+    result : CompletionResult or BayesianResult
+        Of `kept`. Errors where all is known are divided by the deviations of a posterior.
+    kept, held_out : Observations
+    mean : float
+        What will be predicted where nothing is known: the mean of all entries.
+    bias, clip, sides
+        As fitted.
+    """
+    known = Known.of(result, kept, bias, sides)
+    known = replace(known, fallback=replace(known.fallback, mean=mean))
     i, j = held_out.rows.numpy(), held_out.cols.numpy()
     values, low_high = held_out.values.double().numpy(), clip or (-np.inf, np.inf)
     errors = {
         (row, col): np.abs(_used(known, result, i, j, row, col).clip(*low_high) - values)
         for row, col in LEVELS
     }
-    return Intervals.of(errors, known.counts("row", i), known.counts("col", j))
+    rows, cols = known.counts("row", i), known.counts("col", j)
+    return Intervals.of(errors, rows, cols, posterior_deviations(result, i, j))
+
+
+def posterior_deviations(result: AnyResult, i: Positions, j: Positions) -> Floats | None:
+    """Return deviations of new values as a posterior has them, NaN at -1; None without one."""
+    if isinstance(result, CompletionResult):
+        return None
+    there = (i >= 0) & (j >= 0)
+    found = np.full(len(i), np.nan)
+    found[there] = result.predict(i[there], j[there], return_std=True)[1].double().numpy()
+    return found
 
 
 def _used(
-    known: Known, result: CompletionResult, i: Positions, j: Positions, row: bool, col: bool
+    known: Known, result: AnyResult, i: Positions, j: Positions, row: bool, col: bool
 ) -> Floats:
     unknown = np.full(len(i), UNKNOWN)
     predicted = known.predict(result, i if row else unknown, j if col else unknown)

@@ -118,6 +118,10 @@ class Search:
         result = self._solve(rough(self.solver), observations, setting, start)
         return result.to_completion() if isinstance(result, BayesianResult) else result
 
+    def draw(self, observations: Observations, setting: Setting) -> AnyResult:
+        """Fit roughly, and return what the solver does: draws stay draws."""
+        return self._solve(rough(self.solver), observations, setting, None)
+
     def refit(
         self, observations: Observations, setting: Setting, start: CompletionResult | None
     ) -> AnyResult:
@@ -184,6 +188,8 @@ def rough(solver: Solver) -> Solver:
             return replace(solver, tolerance=max(solver.tolerance, 1e-3), gap=None)
         case Variational():
             return replace(solver, max_iterations=min(solver.max_iterations, 10))
+        case Gibbs():
+            return replace(solver, samples=max(solver.samples // 2, 1))
         case _:
             return solver
 

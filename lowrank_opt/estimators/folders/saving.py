@@ -144,7 +144,8 @@ def intervals_to_tensors(intervals: Intervals | None) -> Tensors:
     tensors: Tensors = {}
     for known, level in ({} if intervals is None else intervals.levels).items():
         name = f"{int(known[0])}{int(known[1])}"
-        parts = {"scale": np.append(level.scale, level.least), "row_cuts": level.row_cuts}
+        scale = np.append(level.scale, (level.least, float(level.posterior)))
+        parts = {"scale": scale, "row_cuts": level.row_cuts}
         for g, (cuts, scores) in enumerate(zip(level.col_cuts, level.scores, strict=True)):
             parts[f"cuts.{g}"] = cuts
             parts |= {f"scores.{g}.{h}": x for h, x in enumerate(scores)}
@@ -164,8 +165,9 @@ def intervals_from_tensors(tensors: Tensors) -> Intervals | None:
             tuple(x[f"scores.{g}.{h}"] for h in range(len(inner) + 1))
             for g, inner in enumerate(cuts)
         )
-        scale, least = x["scale"][:-1], float(x["scale"][-1])
-        levels[known] = Level(scale, least, x["row_cuts"], cuts, scores)
+        *scale, least, posterior = x["scale"].tolist()
+        level = Level(np.array(scale), least, x["row_cuts"], cuts, scores, posterior > 0)
+        levels[known] = level
     return Intervals(levels)
 
 

@@ -2,8 +2,12 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from experiments import interval_coverage
 from lowrank_opt.estimators import MatrixCompletion
+from lowrank_opt.estimators.choice.draws import draws_of
 from lowrank_opt.estimators.choice.intervals import LEVELS, Intervals, Level
 
 SHAPE = (400, 300)
@@ -93,3 +97,94 @@ def test_few_errors_give_wide_intervals(count: int):
     found = Intervals.of(dict.fromkeys(LEVELS, zero), zero.astype(int) + 1, zero.astype(int) + 1)
     margins = found.margins(np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1]), 0.9)
     assert (np.isinf(margins) == (count < 9)).all()
+
+
+EVERY = (np.arange(2520) + 0.5) / 2520
+
+
+def covered_share(scores: list[float], coverage: float, draws: np.ndarray) -> float:
+    """The mean chance that a score is within the margin that all others give."""
+    chances = []
+    for k, score in enumerate(scores):
+        others = np.array(scores[:k] + scores[k + 1 :])
+        counts = np.full(len(others), 5)
+        level = Level.of(others, counts, counts, (False, False))
+        asked = np.full(len(draws), 5)
+        # The scale of one group is common to all: it is taken out again.
+        margins = level.margins(asked, asked, coverage, draws=draws)
+        chances.append(np.mean(score <= margins))
+    return float(np.mean(chances))
+
+
+@given(
+    scores=st.lists(st.sampled_from([0.25, 0.5, 1.0, 1.01, 1.5, 4.0]), min_size=3, max_size=9),
+    k=st.integers(1, 8),
+)
+def test_smoothed_coverage_of_any_scores(scores: list[float], k: int):
+    """Every score is new once: whatever the ties, k of n + 1 are covered, or one more."""
+    k = min(k, len(scores) - 1)
+    found = covered_share(scores, k / len(scores), EVERY)
+    assert k / len(scores) - 1e-9 <= found <= (k + 1) / len(scores) + 1e-9
+
+
+def test_without_draws_ties_cover_too_much():
+    """The planted defect: closed intervals between whole stars go in steps."""
+    scores = [0.5] * 5 + [1.5] * 4
+    assert 2 / 3 == pytest.approx(covered_share(scores, 2 / 3, EVERY))
+    assert 1.0 == covered_share(scores, 2 / 3, np.zeros(1))
+
+
+def test_stars_of_which_nothing_is_known():
+    """Three standard deviations: 650 errors calibrate, 3000 entries are asked."""
+    rng = np.random.default_rng(0)
+    pairs = np.argwhere(rng.random((100, 100)) < 0.65)
+    y = rng.choice([1.0, 2.0, 3.0, 4.0, 5.0], p=[0.06, 0.11, 0.27, 0.34, 0.22], size=len(pairs))
+    model = MatrixCompletion(random_state=0).fit(pairs, y)
+    new = rng.choice([1.0, 2.0, 3.0, 4.0, 5.0], p=[0.06, 0.11, 0.27, 0.34, 0.22], size=3000)
+    asked = np.stack((1000 + np.arange(3000), np.full(3000, 1000)), axis=1)
+    low, high = model.predict_interval(asked, coverage=0.9)
+    assert abs(np.mean((low <= new) & (new <= high)) - 0.9) < 0.04
+    assert 2 == len(set(low.tolist()))
+
+
+def test_draws_belong_to_pairs():
+    ids = np.arange(100)
+    rows, cols = np.repeat(ids, 100), np.tile(ids, 100)
+    draws = draws_of(rows, cols)
+    assert draws[1234] == draws_of(rows[1234:1235], cols[1234:1235])[0]
+    objects = rows.astype(object)
+    objects[0] = "text"
+    np.testing.assert_array_equal(draws[100:], draws_of(objects, cols)[100:])
+    # The 1 - 1e-6 quantile of Kolmogorov's statistic.
+    steps = np.abs(np.sort(draws) - (np.arange(len(draws)) + 0.5) / len(draws))
+    assert steps.max() * 100 < 2.7
+
+
+@pytest.mark.parametrize("solver", ["auto", "bayesian"])
+def test_deviations_and_intervals_of_a_posterior(solver: str):
+    pairs, y = uneven(1)
+    new = np.random.default_rng(1).random(len(y)) < 0.2
+    model = MatrixCompletion(solver=solver, random_state=0, max_iterations=40)
+    model.fit(pairs[~new], y[~new])
+    mean, std, known = model.predict(pairs[new], return_std=True, return_known=True)
+    here = known == "pair"
+    z = ((y[new] - mean) / std)[here]
+    assert 0.85 < np.sqrt(np.mean(z**2)) < 1.15
+    low, high = model.predict_interval(pairs[new], coverage=0.9)
+    assert 0.87 < np.mean((low <= y[new]) & (y[new] <= high)) < 0.93
+    cold = model.predict([(9999, 9999)], return_std=True)[1][0]
+    assert cold == pytest.approx(y.std(), rel=0.15)
+
+
+def test_the_experiment_groups_by_what_is_known(monkeypatch: pytest.MonkeyPatch):
+    pairs, y = uneven(2)
+    table = interval_coverage.Table(*pairs.T, y)
+    monkeypatch.setattr(interval_coverage, "table_of", lambda *_: table)
+    monkeypatch.setitem(interval_coverage.DATA, "ml-100k", lambda: None)
+    line = interval_coverage.line_of("ml-100k", "auto", 1)
+    assert 1 + len(interval_coverage.GROUPS) == len(line)
+    fitted, asked = interval_coverage.split(table, np.random.default_rng(0))
+    group = interval_coverage.group_of(fitted, asked)
+    new = [~np.isin(getattr(asked, x), getattr(fitted, x)) for x in ("rows", "cols")]
+    assert (group == np.where(new[0] & new[1], 7, np.where(new[0], 5, 6)))[new[0] | new[1]].all()
+    assert {1, 2, 3, 4} == set(group[~(new[0] | new[1])].tolist())

@@ -215,7 +215,7 @@ def test_intervals_cover():
 
 
 def test_intervals_need_held_out_errors():
-    with pytest.raises(OptionError, match="got a fit that chose nothing"):
+    with pytest.raises(OptionError, match="got a fit that held nothing out"):
         quick().fit(*ratings()).predict_interval([(0, 0)])
     with pytest.raises(OptionError, match=r"coverage must be in \(0, 1\); got coverage=90"):
         MatrixCompletion().fit(*ratings()).predict_interval([(0, 0)], coverage=90)
