@@ -1,8 +1,8 @@
 """One learning rate for all ranks, widths and scales of factors: `SpectralDescent` beside AdamW.
 
 A linear map of a given width is fitted by an update of a given rank, from right factors times a
-scale; reported is the loss after a fixed number of steps at each rate, over seeds, and the best
-rate of each setting: if it is one, a rate found on a small rank carries over.
+scale; reported are the best rate of each setting, and how much worse a setting gets by the one rate
+that is best for all settings together: if little, a rate found on a small rank carries over.
 
     python -m experiments.spectral_rates --out results
 """
@@ -10,27 +10,34 @@ rate of each setting: if it is one, a rate found on a small rank carries over.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch.optim import AdamW, Optimizer
 
 import lowrank_opt as lo
 from experiments.records import Json, environment, prepare_folder, write_record
-from experiments.tables import markdown_table, text_table
+from experiments.tables import markdown_table, mean_and_spread, text_table
 from lowrank_opt.training import SpectralDescent
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-RANKS, WIDTHS, SCALES = (2, 8, 32, 64), (64, 256), (0.1, 1.0, 10.0)
+RANKS, WIDTHS, SCALES = (2, 8, 32, 64), (96, 192), (0.1, 1.0, 10.0)
+SEEDS, STEPS = (0, 1, 2, 3), 200
+Setting = tuple[int, int, float]
 OPTIMIZERS = ("SpectralDescent", "AdamW")
 
 
 @dataclass(frozen=True)
 class Run:
-    """The relative loss at the end of one run."""
+    """The relative distance to the best approximation of the run's rank, at the end."""
 
     optimizer: str
     rank: int
@@ -59,8 +66,10 @@ def run(
         (update().linear(batch) - batch @ target.mT).square().mean().backward()
         taken.step()
         schedule.step()
-    best = float(torch.linalg.svdvals(target)[rank:].norm())
-    loss = float(torch.linalg.matrix_norm(update().detach().to_dense() - target)) / max(best, 1e-3)
+    U, sigma, Vh = torch.linalg.svd(target)
+    nearest = (U[:, :rank] * sigma[:rank]) @ Vh[:rank]
+    distance = torch.linalg.matrix_norm(update().detach().to_dense() - nearest)
+    loss = float(distance / torch.linalg.matrix_norm(nearest))
     return Run(optimizer, rank, width, scale, lr, seed, loss)
 
 
@@ -72,11 +81,29 @@ def _optimizer(name: str, update: lo.Factored, lr: float) -> Optimizer:
 
 def best_rate(runs: Sequence[Run]) -> float:
     """Return the rate with the least mean loss over seeds; runs that diverged count as such."""
+    means = {lr: _mean_loss(runs, lr) for lr in sorted({r.lr for r in runs})}
+    return min(means, key=lambda lr: means[lr])
+
+
+def common_rate(runs: Sequence[Run]) -> float:
+    """Return the one rate with the least mean logarithm of the loss, over settings and seeds."""
     means: dict[float, float] = {}
     for lr in sorted({r.lr for r in runs}):
-        losses = [r.loss for r in runs if r.lr == lr]
-        means[lr] = sum(x if x == x else float("inf") for x in losses) / len(losses)
+        logs = [math.log(r.loss) if r.loss == r.loss else math.inf for r in runs if r.lr == lr]
+        means[lr] = sum(logs) / len(logs)
     return min(means, key=lambda lr: means[lr])
+
+
+def price(runs: Sequence[Run], lr: float) -> list[float]:
+    """Return, seed by seed, the loss at a rate over that of the setting's own best rate."""
+    own = best_rate(runs)
+    at = {(r.seed, r.lr): r.loss for r in runs}
+    return [at[seed, lr] / at[seed, own] for seed in sorted({r.seed for r in runs})]
+
+
+def _mean_loss(runs: Sequence[Run], lr: float) -> float:
+    losses = [r.loss for r in runs if r.lr == lr]
+    return sum(x if x == x else math.inf for x in losses) / len(losses)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,10 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="two rates, one small setting")
     options = parser.parse_args(arguments)
     quick = bool(options.quick)
-    rates, seeds, steps = (RATES[2:4], (0,), 20) if quick else (RATES, tuple(range(5)), 300)
-    settings = (
-        [(2, 64, 1.0)] if quick else [(r, w, c) for r in RANKS for w in WIDTHS for c in SCALES]
-    )
+    folder = prepare_folder(options.out)
+    rates, seeds, steps = (RATES[2:4], (0,), 20) if quick else (RATES, SEEDS, STEPS)
+    settings: list[Setting] = [(2, 64, 1.0)]
+    if not quick:
+        settings = [(r, w, c) for r in RANKS for w in WIDTHS for c in SCALES]
     runs = [
         run(name, *setting, lr, seed, steps)
         for name in OPTIMIZERS
@@ -97,49 +125,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for lr in rates
         for seed in seeds
     ]
-    header = ["rank", "width", "scale", *(f"best rate, {name}" for name in OPTIMIZERS)]
-    rows = [
-        [str(x) for x in setting] + [f"{best_rate(_of(runs, n, setting)):g}" for n in OPTIMIZERS]
-        for setting in settings
-    ]
+    common = {name: common_rate([r for r in runs if r.optimizer == name]) for name in OPTIMIZERS}
+    header = ["rank", "width", "scale"]
+    for name in OPTIMIZERS:
+        header += [f"best rate, {name}", f"at {common[name]:g}, over the best"]
+    rows = [_row(runs, setting, common) for setting in settings]
     print(text_table(header, rows))
     record: dict[str, Json] = {
         "environment": environment(),
         "settings": {"rates": list(rates), "seeds": list(seeds), "steps": steps},
+        "common rates": dict(common),
         "runs": [asdict(r) for r in runs],
         "table": markdown_table(header, rows),
     }
-    folder = prepare_folder(options.out)
-    _draw(runs, folder / "spectral-rates.png")
+    _draw(runs, common, folder / "spectral-rates.png")
     write_record(folder / "spectral-rates.json", record)
     return 0
+
+
+def _row(runs: Sequence[Run], setting: Setting, common: Mapping[str, float]) -> list[str]:
+    row = [str(setting[0]), str(setting[1]), f"{setting[2]:g}"]
+    for name in OPTIMIZERS:
+        of = _of(runs, name, setting)
+        row += [f"{best_rate(of):g}", mean_and_spread(price(of, common[name]), 2)]
+    return row
 
 
 def _of(runs: Sequence[Run], optimizer: str, setting: tuple[int, int, float]) -> list[Run]:
     return [r for r in runs if r.optimizer == optimizer and (r.rank, r.width, r.scale) == setting]
 
 
-def _draw(runs: Sequence[Run], path: Path) -> None:
-    """Draw the mean loss against the rate, a line for each setting, with standard errors."""
-    import matplotlib
+def _draw(runs: Sequence[Run], common: Mapping[str, float], path: Path) -> None:
+    """Draw the loss against the rate, with two standard errors; colours tell the scale."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, len(OPTIMIZERS), figsize=(9, 3.5), sharey=True)
-    for name, ax in zip(OPTIMIZERS, axes, strict=True):
-        for setting in sorted({(r.rank, r.width, r.scale) for r in runs}):
-            of = _of(runs, name, setting)
-            rates = sorted({r.lr for r in of})
-            losses = [torch.tensor([r.loss for r in of if r.lr == lr]) for lr in rates]
-            errors = [float(x.std(correction=0)) / len(x) ** 0.5 for x in losses]
-            label = "rank {}, width {}, scale {:g}".format(*setting)
-            ax.errorbar(rates, [float(x.mean()) for x in losses], yerr=errors, label=label)
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    settings = sorted({(r.rank, r.width, r.scale) for r in runs})
+    scales = sorted({setting[2] for setting in settings})
+    for name, ax in zip(OPTIMIZERS, figure.subplots(1, 2, sharey=True), strict=True):
+        for setting in settings:
+            color = f"C{scales.index(setting[2])}"
+            first = setting[:2] == settings[0][:2]
+            _line(ax, _of(runs, name, setting), color, f"right factor x {setting[2]:g}" * first)
+        ax.axvline(common[name], color="0.6", linewidth=1)
         ax.set(title=name, xlabel="learning rate", xscale="log", yscale="log")
-    axes[0].set_ylabel("distance to the target over the least one")
-    axes[-1].legend(fontsize=5)
-    figure.savefig(path, dpi=150, bbox_inches="tight")
-    plt.close(figure)
+        ax.legend(fontsize=7)
+        if name == OPTIMIZERS[0]:
+            ax.set_ylabel("distance to the best approximation of the rank, relative")
+    figure.savefig(path, dpi=100)
+
+
+def _line(ax: Axes, of: Sequence[Run], color: str, label: str) -> None:
+    rates = sorted({r.lr for r in of})
+    losses = [torch.tensor([r.loss for r in of if r.lr == lr]) for lr in rates]
+    errors = [2 * float(x.std(correction=0)) / max(len(x) - 1, 1) ** 0.5 for x in losses]
+    means = [float(x.mean()) for x in losses]
+    ax.errorbar(rates, means, yerr=errors, color=color, lw=0.8, alpha=0.7, label=label or None)
 
 
 if __name__ == "__main__":

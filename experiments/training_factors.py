@@ -18,6 +18,7 @@ from lowrank_opt.training import (
     FactorPair,
     LoRAPro,
     LoRAProAdamW,
+    LoRAProFull,
     LoRARite,
     ScaledAdamW,
     ScaledGD,
@@ -42,6 +43,7 @@ OPTIMIZERS: dict[str, Callable[[FactorPair, float], Optimizer]] = {
     "LoRARite, trust 0.5": lambda p, lr: LoRARite([p], lr=lr, trust=0.5),
     "LoRAPro": lambda p, lr: LoRAPro([p], lr=lr),
     "LoRAProAdamW": lambda p, lr: LoRAProAdamW([p], lr=lr),
+    "LoRAProFull": lambda p, lr: LoRAProFull([p], lr=lr),
     "SpectralDescent": lambda p, lr: SpectralDescent([p], lr=lr),
 }
 

@@ -40,12 +40,14 @@ from lowrank_opt.errors import ConvergenceError
 from lowrank_opt.nn import adapter_report
 
 # First a coarse grid, one seed; then its best rate and the two neighbours, on other seeds.
-COARSE, FINE = (0.01, 0.03, 0.1, 0.3), 3**0.5
+COARSE, FINE = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3), 3**0.5
 STEPS = 150
 COARSE_SEEDS, FINE_SEEDS, SEEDS = (10,), (11, 12), (0, 1, 2, 3, 4, 5)
 SCALES, SCALE_SEEDS = (0.1, 10.0), (0, 1)
 # AdaLoRA's weight of its penalty, the smallest of the paper's three.
 ORTHOGONALITY = 0.1
+# Dynamic-rank DoRA's weight of its penalty, which ends with the pruning.
+DISPERSION = 0.1
 
 
 class Run:
@@ -110,6 +112,28 @@ class AllocatedRun(Run):
         self.allocator.enforce()
 
 
+class DynamicRun(Run):
+    """AdamW while a quarter of the components is dropped: late, and by their magnitude."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+        super().__init__(model, optimizer)
+        start = sum(pair.rank for pair in training.factor_pairs(model))
+        budget = training.CubicBudget.dynamic_rank(start=start, final=start * 3 // 4, total=STEPS)
+        self.allocator = training.RankAllocator(
+            model, budget, importance=training.Magnitude(), optimizer=optimizer
+        )
+
+    def penalty(self) -> Tensor | float:
+        if self.allocator.budget.finished(self.allocator.steps):
+            return 0.0
+        return DISPERSION * training.dispersion_penalty(self.model).float()
+
+    def step(self) -> None:
+        self.allocator.step()
+        self.optimizer.step()
+        self.allocator.enforce()
+
+
 def factored(shape: tuple[int, int], generator: torch.Generator) -> lo.Parameterization:
     """Return a plain LoRA update."""
     return lo.Factored(shape, min(RANK, *shape), generator=generator)
@@ -128,6 +152,11 @@ def normalised(shape: tuple[int, int], generator: torch.Generator) -> lo.Paramet
 def weighted(shape: tuple[int, int], generator: torch.Generator) -> lo.Parameterization:
     """Return an update with components that can be dropped."""
     return lo.AdaLoRA(shape, min(RANK + 1, *shape), generator=generator)
+
+
+def componentwise(shape: tuple[int, int], generator: torch.Generator) -> lo.Parameterization:
+    """Return a sum of weighted rank-one terms that can be dropped."""
+    return lo.DynamicRank(shape, min(RANK + 1, *shape), generator=generator)
 
 
 @dataclass(frozen=True)
@@ -171,10 +200,16 @@ METHODS = (
     ),
     TrainingMethod("LoRAProAdamW", factored, lambda m, lr: training.LoRAProAdamW(m, lr=lr)),
     TrainingMethod("LoRAProFull", factored, lambda m, lr: training.LoRAProFull(m, lr=lr)),
+    TrainingMethod(
+        "LoRAProFull, trust 0.03",
+        factored,
+        lambda m, lr: training.LoRAProFull(m, lr=lr, trust=0.03),
+    ),
     TrainingMethod("SpectralDescent", factored, lambda m, lr: training.SpectralDescent(m, lr=lr)),
     TrainingMethod("FlatPerturbation, AdamW", factored, adamw, FlatRun),
     TrainingMethod("ChainOfLowRank of two, AdamW", factored, adamw, ChainRun),
     TrainingMethod("RankAllocator, AdaLoRA, AdamW", weighted, adamw, AllocatedRun),
+    TrainingMethod("RankAllocator, dynamic rank, AdamW", componentwise, adamw, DynamicRun),
     TrainingMethod("NBLoRA, AdamW", bounded, adamw),
     TrainingMethod("NBLoRA, FlatPerturbation", bounded, adamw, FlatRun),
     TrainingMethod("NBLoRA, ChainOfLowRank", bounded, adamw, ChainRun),

@@ -1,14 +1,12 @@
-"""AdaLoRA: a product in SVD form whose components are scored and pruned."""
+"""AdaLoRA: a product in SVD form."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from lowrank_opt.errors import ShapeError
 from lowrank_opt.linalg import working_dtype
 from lowrank_opt.parameterizations.example import Example
-from lowrank_opt.parameterizations.free.components import SensitivityAverage
 from lowrank_opt.parameterizations.free.sum_of_components import SumOfComponents
 
 
@@ -19,9 +17,8 @@ class AdaLoRA(SumOfComponents):
     nonzero :math:`\lambda_i`. There is no norm bound: P and Q are only drawn towards orthonormal
     ones by `orthogonality_penalty`, which the caller adds to the loss.
 
-    Hooks for allocating ranks: `update_importance` after a backward pass, `importance` for the
-    scores, `prune_` for the verdict. Pruning sets :math:`\lambda_i = 0` and leaves P and Q, so that
-    a component may return. The scaling stays what it was.
+    Ranks are allocated by `lowrank_opt.training.RankAllocator`, which sets :math:`\lambda_i = 0`
+    and leaves P and Q, so that a component may return. The scaling stays what it was.
 
     Parameters
     ----------
@@ -31,8 +28,6 @@ class AdaLoRA(SumOfComponents):
         Initial rank, usually 1.5 times the budget.
     scaling : float
         alpha / r. Positive.
-    beta1, beta2 : float
-        Decays of the running importance.
     dtype, device, generator
         Of the parameters, and of their random start.
 
@@ -43,12 +38,12 @@ class AdaLoRA(SumOfComponents):
 
     References
     ----------
-    Zhang et al., AdaLoRA (ICLR 2023, arXiv 2303.10512), equations 3, 4 and 7 to 11.
+    Zhang et al., AdaLoRA (ICLR 2023, arXiv 2303.10512), equations 3 and 4.
 
     Examples
     --------
-    >>> layer = AdaLoRA((5, 4), rank=3).assign(torch.eye(5, 4), project=True)
-    >>> layer.prune_(torch.tensor([True, False, True])).active
+    >>> layer = AdaLoRA((4, 4), rank=3).assign(torch.diag(torch.tensor([2.0, 1.0, 0.0, 0.0])))
+    >>> layer.active
     2
     """
 
@@ -58,15 +53,11 @@ class AdaLoRA(SumOfComponents):
         rank: int,
         *,
         scaling: float = 1.0,
-        beta1: float = 0.85,
-        beta2: float = 0.85,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(shape, rank, scaling, dtype=dtype, device=device, generator=generator)
-        self.beta1, self.beta2 = float(beta1), float(beta2)
-        self._average = SensitivityAverage(beta1, beta2)
 
     @classmethod
     def examples(cls) -> Iterator[Example]:
@@ -83,37 +74,6 @@ class AdaLoRA(SumOfComponents):
             return squares.sum()
         positive = squares > 0
         return torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0).mean()
-
-    def update_importance(self) -> None:
-        """Take the present parameters and gradients into the running importance.
-
-        Call it between ``backward()`` and the optimizer's step.
-
-        Raises
-        ------
-        ShapeError
-            If a parameter has no gradient.
-        """
-        pairs: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, p in (("left", self.left), ("values", self.values), ("right", self.right)):
-            if p.grad is None:
-                raise ShapeError(
-                    f"importance needs a gradient of every parameter; got none for {name}: call "
-                    "backward() first"
-                )
-            pairs[name] = (p.detach(), p.grad.detach())
-        self._average.update(pairs)
-
-    def importance(self) -> Tensor:
-        """Return the score of every component, shape (r,): its value, and the means over P and Q.
-
-        Raises
-        ------
-        KeyError
-            If `update_importance` was never called.
-        """
-        left, values, right = (self._average.importance(n) for n in ("left", "values", "right"))
-        return values + left.mean(0) + right.mean(0)
 
 
 def _gram_defect(x: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ class DynamicRank(SumOfComponents):
     nonzero c_i. No hard norm bound, but always
     :math:`\|W\|_* \le` `nuclear_bound` :math:`= \text{scaling} \sum_i |c_i| \|a_i\| \|b_i\|`.
 
-    Scores of components are smoothed by `update_importance`; `prune_` sets c_i = 0 where the
-    caller's verdict is negative. A dropped component gets a gradient and may return.
+    Ranks are allocated by `lowrank_opt.training.RankAllocator` with its `Magnitude`, which sets
+    c_i = 0: a dropped component gets a gradient and may return.
 
     Parameters
     ----------
@@ -29,8 +29,6 @@ class DynamicRank(SumOfComponents):
         Initial number of components, usually 1.5 times the budget.
     scaling : float
         alpha / r. Positive; stays what it is when components are dropped.
-    beta : float
-        Decay of the running scores.
     dtype, device, generator
         Of the parameters, and of their random start.
 
@@ -58,14 +56,11 @@ class DynamicRank(SumOfComponents):
         rank: int,
         *,
         scaling: float = 1.0,
-        beta: float = 0.9,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(shape, rank, scaling, dtype=dtype, device=device, generator=generator)
-        self.beta = float(beta)
-        self._scores: Tensor | None = None
 
     @classmethod
     def examples(cls) -> Iterator[Example]:
@@ -91,13 +86,3 @@ class DynamicRank(SumOfComponents):
         """
         left, right = (p.to(working_dtype(p)) for p in (self.left, self.right))
         return (left.var(0, correction=0) + right.var(0, correction=0)).mean()
-
-    def update_importance(self) -> None:
-        """Take the present shares into the running scores."""
-        now = self.shares()
-        before = torch.zeros_like(now) if self._scores is None else self._scores
-        self._scores = self.beta * before + (1 - self.beta) * now
-
-    def importance(self) -> Tensor:
-        """Return the running score of every component, shape (r,); zeros before any update."""
-        return torch.zeros_like(self.shares()) if self._scores is None else self._scores

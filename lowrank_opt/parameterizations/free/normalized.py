@@ -27,8 +27,8 @@ class NormalizedLoRA(Parameterization):
 
     Set: rank at most r. Not complete: all matrices of rank r - 1 are reached, and of those of rank
     r the ones whose columns lie on an ellipsoid. No norm bound. A column of A that is zero stays
-    zero. The paper's code is not public: whether it divides by the norm or by the root mean square,
-    which is :math:`\sqrt r` times less, is a matter of `scaling`.
+    zero. The authors' code (github.com/Joluck/NoRA) divides by the norm plus 1e-6, here by the norm
+    itself; to divide by the root mean square instead is :math:`\sqrt r` times the `scaling`.
 
     Parameters
     ----------

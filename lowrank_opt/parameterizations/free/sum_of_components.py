@@ -1,15 +1,13 @@
-"""What maps in the form of an SVD share, whose components are scored and pruned."""
+"""What maps in the form of an SVD share, whose components can be dropped."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from lowrank_opt.checks import check_positive
-from lowrank_opt.errors import ShapeError
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization, random_frame
 
@@ -17,8 +15,8 @@ from lowrank_opt.parameterizations.base import Parameterization, random_frame
 class SumOfComponents(Parameterization):
     r""":math:`W = \text{scaling} \sum_i c_i\, l_i r_i^T`: all matrices of rank at most r, complete.
 
-    A subclass scores components: `update_importance` takes in what a step says of them, and
-    `importance` is their running score.
+    Which components live is for `lowrank_opt.training.RankAllocator` to say: it scores them over
+    all layers and sets their c_i to zero.
 
     Parameters
     ----------
@@ -73,28 +71,4 @@ class SumOfComponents(Parameterization):
         self.values.zero_()
         for p in (self.left, self.right):
             p.copy_(random_frame(*p.shape, like=p, generator=generator))
-        return self
-
-    @abstractmethod
-    def update_importance(self) -> None:
-        """Take the present parameters, or their gradients, into the running scores."""
-
-    @abstractmethod
-    def importance(self) -> Tensor:
-        """Return the running score of every component, shape (r,)."""
-
-    @torch.no_grad()
-    def prune_(self, keep: Tensor) -> Self:
-        """Set the components to zero where the mask `keep`, shape (r,), is false.
-
-        Raises
-        ------
-        ShapeError
-            If the mask is not of r booleans.
-        """
-        if keep.shape != self.values.shape or keep.dtype != torch.bool:
-            raise ShapeError(
-                f"keep must be {self.rank} booleans; got shape {tuple(keep.shape)}, {keep.dtype}"
-            )
-        self.values.masked_fill_(~keep, 0.0)
         return self

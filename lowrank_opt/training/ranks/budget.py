@@ -9,7 +9,44 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.errors import RankError, ShapeError
-from lowrank_opt.parameterizations.free.components import cubic_budget, keep_largest
+
+
+def cubic_budget(step: int, *, start: int, end: int, warmup: int, finish: int) -> int:
+    r"""Return how many components may be active at a step: from `start` down to `end`.
+
+    ``end + (start - end) (1 - t)^3``, t running from 0 at `warmup` to 1 at `finish`; rounded up,
+    so that it never increases and reaches `end` at `finish` exactly.
+
+    Parameters
+    ----------
+    step : int
+    start, end : int
+        Budgets, 0 <= end <= start.
+    warmup, finish : int
+        Steps, warmup < finish.
+
+    Raises
+    ------
+    RankError
+        If budgets or steps are in the wrong order.
+
+    References
+    ----------
+    Zhang et al., AdaLoRA (arXiv 2303.10512), equation 12.
+
+    Examples
+    --------
+    >>> [cubic_budget(t, start=12, end=8, warmup=10, finish=20) for t in (0, 10, 15, 20, 99)]
+    [12, 12, 9, 8, 8]
+    """
+    if not (0 <= end <= start and 0 <= warmup < finish):
+        raise RankError(
+            "a budget needs 0 <= end <= start and 0 <= warmup < finish; got "
+            f"start={start}, end={end}, warmup={warmup}, finish={finish}"
+        )
+    left, span = min(max(finish - step, 0), finish - warmup), finish - warmup
+    # Integers: -(-a // b) rounds a / b up.
+    return end - (-(start - end) * left**3 // span**3)
 
 
 @dataclass(frozen=True)
@@ -91,6 +128,38 @@ class CubicBudget:
     def finished(self, step: int) -> bool:
         """Return whether b has reached `final` for good."""
         return step >= self.total - self.hold
+
+
+def keep_largest(scores: Tensor, count: int) -> Tensor:
+    """Return a mask of the `count` largest scores; of equal ones, the first are kept.
+
+    Parameters
+    ----------
+    scores : Tensor, shape (k,)
+    count : int
+        In 0..k.
+
+    Returns
+    -------
+    Tensor of bool, shape (k,)
+        Exactly `count` are true, ties or not.
+
+    Raises
+    ------
+    RankError
+        If `count` is out of range.
+
+    Examples
+    --------
+    >>> keep_largest(torch.tensor([1.0, 1.0, 3.0]), 2)
+    tensor([ True, False,  True])
+    """
+    if not 0 <= count <= len(scores):
+        raise RankError(f"count must be in 0..{len(scores)}; got count={count}")
+    order = scores.argsort(descending=True, stable=True)
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    mask[order[:count]] = True
+    return mask
 
 
 def top_components(scores: Sequence[Tensor], count: int) -> list[Tensor]:

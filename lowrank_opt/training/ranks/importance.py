@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.parameterizations.free import components
-from lowrank_opt.parameterizations.free.components import SensitivityAverage
 from lowrank_opt.training.algebra.pair_view import read_pair
 from lowrank_opt.training.algebra.tangent import Tangent
+from lowrank_opt.training.ranks.sensitivity import SensitivityAverage
 from lowrank_opt.training.roles import FactorPair
 
 

@@ -7,13 +7,10 @@ import pytest
 import torch
 
 import lowrank_opt as lo
-from lowrank_opt.errors import OptionError, RankError, ShapeError
+from lowrank_opt.errors import OptionError, RankError
 from lowrank_opt.linalg import polar_frame, qr_frame
-from lowrank_opt.parameterizations.free.components import (
-    SensitivityAverage,
-    cubic_budget,
-    keep_largest,
-)
+from lowrank_opt.training.ranks.budget import cubic_budget, keep_largest
+from lowrank_opt.training.ranks.sensitivity import SensitivityAverage
 
 MAKES = {
     "simplex": partial(lo.SimplexRankOnes, radius=2.0),
@@ -137,44 +134,6 @@ def test_unknown_frame_is_refused() -> None:
         lo.SVDFrames((3, 3), 1, frame="householder")
 
 
-@pytest.mark.parametrize("name", ["adalora", "dynamic"])
-def test_pruning_keeps_vectors_and_bounds_the_rank(name: str) -> None:
-    module = made(MAKES[name])
-    module.assign(torch.randn(6, 5, dtype=torch.float64), project=True)
-    expected, left = module().to_dense(), module.left.detach().clone()
-    module.prune_(torch.tensor([True, False, True]))
-    assert 2 == module.active == np.linalg.matrix_rank(array(module().to_dense()))
-    assert torch.equal(left, module.left)
-    missing = np.linalg.norm(array(expected - module().to_dense()), 2)
-    assert missing == pytest.approx(np.linalg.svd(array(expected))[1][1])
-
-
-@pytest.mark.parametrize("name", ["adalora", "dynamic"])
-def test_prune_refuses_a_mask_of_another_kind(name: str) -> None:
-    with pytest.raises(ShapeError, match="keep must be 3 booleans"):
-        made(MAKES[name]).prune_(torch.ones(3))
-
-
-def test_adalora_importance_follows_the_averages() -> None:
-    module = made(MAKES["adalora"])
-    module.assign(torch.randn(6, 5, dtype=torch.float64), project=True)
-    module().linear(torch.ones(1, 5, dtype=torch.float64)).sum().backward()
-    module.update_importance()
-
-    def entry(p: torch.nn.Parameter) -> np.ndarray:
-        now = np.abs(array(p) * array(p.grad))
-        return 0.15 * now * (0.15 * np.abs(now - 0.15 * now))
-
-    parts = [entry(p) for p in (module.values, module.left, module.right)]
-    expected = parts[0] + parts[1].mean(0) + parts[2].mean(0)
-    np.testing.assert_allclose(array(module.importance()), expected, rtol=1e-12)
-
-
-def test_adalora_importance_needs_gradients() -> None:
-    with pytest.raises(ShapeError, match="call backward"):
-        made(MAKES["adalora"]).update_importance()
-
-
 @pytest.mark.parametrize("squared", [True, False])
 def test_adalora_penalty_is_zero_where_orthonormal_only(squared: bool) -> None:
     module = made(MAKES["adalora"])
@@ -194,8 +153,6 @@ def test_dynamic_shares_equal_dense_norms() -> None:
     W = 2 * (b * c) @ a.T
     np.testing.assert_allclose(array(module.shares()), terms / np.linalg.norm(W), rtol=1e-12)
     assert np.linalg.norm(W, "nuc") <= module.nuclear_bound().item()
-    module.update_importance()
-    np.testing.assert_allclose(array(module.importance()), 0.1 * array(module.shares()))
 
 
 def test_dynamic_penalty_is_the_variance() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -314,15 +315,34 @@ def test_svd_forms_are_pruned_and_cut(make):
 
 
 def test_scores_are_those_of_adalora():
-    part = models(lo.AdaLoRA)[0]
-    sensitivity = Sensitivity()
+    """Equations 7 to 11, written anew in NumPy."""
+    part, sensitivity = models(lo.AdaLoRA)[0], Sensitivity((0.85, 0.7))
+    mean, spread = [0.0] * 3, [0.0] * 3
     for _ in range(3):
         part.zero_grad()
         (part().to_dense() - 1).sin().sum().backward()
-        part.update_importance()
         sensitivity.update(factor_pairs(part))
+        for k, p in enumerate((part.left, part.right, part.values)):
+            now = np.abs(p.detach().numpy() * p.grad.numpy())
+            mean[k] = 0.85 * mean[k] + 0.15 * now
+            spread[k] = 0.7 * spread[k] + 0.3 * np.abs(now - mean[k])
+    P, Q, values = (a * b for a, b in zip(mean, spread, strict=True))
     (scores,) = sensitivity.scores(factor_pairs(part))
-    torch.testing.assert_close(scores.double(), part.importance().double(), rtol=1e-5, atol=0)
+    np.testing.assert_allclose(scores.numpy(), P.mean(0) + Q.mean(0) + values, rtol=1e-6)
+
+
+def test_dropping_keeps_the_vectors_and_is_the_best_truncation():
+    part = lo.AdaLoRA((6, 5), 3, dtype=torch.float64)
+    part.assign(torch.randn(6, 5, dtype=torch.float64), project=True)
+    expected, left = part().to_dense().detach(), part.left.detach().clone()
+    budget = CubicBudget(start=3, final=2, total=1)
+    allocator = RankAllocator(part, budget, importance=Magnitude())
+    for _ in range(2):
+        allocator.step()
+    assert 2 == part.active
+    assert torch.equal(left, part.left)
+    missing = torch.linalg.matrix_norm(expected - part().to_dense().detach(), 2)
+    torch.testing.assert_close(missing, torch.linalg.svdvals(expected)[2])
 
 
 def test_balancing_keeps_the_product_and_orders_the_components():
