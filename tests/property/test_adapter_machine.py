@@ -37,5 +37,5 @@ def test_machine_finds_a_defect():
     operations = BROKEN_OPERATIONS[5][0]
     assert operations.merge is merge_into_the_base
     machine = adapter_machine({"linear": STAGES["linear"]}, ball, operations)
-    with pytest.raises(Violation, match=r"own .* have changed; after adapt"):
+    with pytest.raises(Violation, match=r"is off by .*merged=\{.*; after adapt"):
         play_out(machine, seed=0, runs=30, steps=10)

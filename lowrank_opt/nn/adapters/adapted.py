@@ -38,6 +38,18 @@ class _Adapted(nn.Module):
         if found is None or name not in found.changed or not found.assign(self, name, value):
             super().__setattr__(name, value)
 
+    def __delattr__(self, name: str) -> None:
+        found = store_of(self)
+        if found is not None:
+            found.check_deletion(name)
+        super().__delattr__(name)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Register a parameter, unless it would take the place of what adapters change."""
+        found = store_of(self)
+        if found is None or name not in found.changed or not found.assign(self, name, param):
+            super().register_parameter(name, param)
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         # A state dict holds what stands in the module itself, whatever is active.
         found = store_of(self)
@@ -60,7 +72,7 @@ class _Plain(nn.Module):
         found = store_of(self)
         if found is None or name not in found.changed:
             return super().__getattr__(name)
-        return found.without_updates(self, name)  # pyright: ignore[reportReturnType]
+        return found.inside(self, name)  # pyright: ignore[reportReturnType]
 
 
 class _Recurrent(nn.Module):
@@ -116,11 +128,10 @@ def _forward(original: type[nn.Module], kind: LayerKind) -> Callable[..., Tensor
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
         found = store_of(self)
         assert found is not None, "an adapted module has a store"
-        state = present_state(found.record)
-        if state.merged is not None and not state.disabled:
-            return original.forward(self, *args, **kwargs)
-        layer = _view(self, found)
+        state, layer = present_state(found.record), _view(self, found)
         y = original.forward(layer, *args, **kwargs)
+        if state.merged is not None and not state.disabled:
+            return y
         x = args[0] if args else next(iter(kwargs.values()))
         if state.routing is not None:
             return routed(found, kind, layer, state.routing, x, y)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowrank_opt.nn.basis.errors import AdapterStateError
 
@@ -17,6 +17,15 @@ _QUESTIONS = ("size", "dim", "numel", "nelement", "is_floating_point", "is_compl
 _ALLOWED = {getattr(Tensor, name).__get__ for name in _FACTS if hasattr(Tensor, name)} | {
     getattr(Tensor, name) for name in _QUESTIONS
 }
+# x += y and its kin, and x[i] = y.
+_WRITING = {f"__i{name}__" for name in (
+    "add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor",
+    "lshift", "rshift",
+)} | {"__setitem__"}  # fmt: skip
+_NODE = Tensor.grad_fn.__get__  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+_HOOKS = Tensor._backward_hooks  # pyright: ignore[reportPrivateUsage]
+# These end in an underscore too, and change no number.
+_HARMLESS = {"retain_grad", "share_memory_", "is_shared"}
 
 
 class RoutedWeight(Tensor):
@@ -49,16 +58,146 @@ def without_numbers(weight: Tensor) -> Tensor:
     return weight.detach().as_subclass(RoutedWeight)
 
 
+class _ReadOnly(Tensor):
+    """A tensor that is computed at each access: to write to it would be lost, and is refused."""
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        given = kwargs or {}
+        if any(isinstance(x, _ReadOnly) for x in _written(func, args, given)):
+            raise _refusal(func)
+        with torch._C.DisableTorchFunctionSubclass():  # pyright: ignore[reportPrivateUsage]
+            found = func(*args, **given)
+        if func == _NODE and found is None and isinstance(args[0], EffectiveWeight):
+            # Asked by modules that register a parameter; sums have no node of the graph.
+            raise _refusal(func)
+        if isinstance(found, Tensor):
+            return _guarded(found, args)
+        if isinstance(found, tuple | list):
+            kept = (_guarded(x, args) if isinstance(x, Tensor) else x for x in found)
+            plain = type(found) in (tuple, list)
+            return type(found)(kept) if plain else found
+        if hasattr(found, "setflags"):
+            # A numpy array of the same memory.
+            found.setflags(write=False)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+        return found
+
+
+class EffectiveWeight(_ReadOnly):
+    """The present value of an adapted weight, which passes for the parameter that it is of.
+
+    So libraries that look parameters up by name, or tie weights once more, find what they expect.
+    Attributes besides those of a tensor are the parameter's own.
+    """
+
+    _is_param = True
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.__dict__["lowrank_base"], name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        own = hasattr(Tensor, name)
+        object.__setattr__(self if own else self.__dict__["lowrank_base"], name, value)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> nn.Parameter:
+        return nn.Parameter(_plain(self).clone(), requires_grad=False)
+
+    def __reduce_ex__(self, protocol: object) -> object:
+        return _plain(self).__reduce_ex__(protocol)  # pyright: ignore[reportArgumentType]
+
+
 def standing_for(total: Tensor, base: Tensor) -> Tensor:
     """Return an effective weight that passes for a parameter, and knows which one it is of.
 
-    So libraries that look parameters up by name, or tie weights once more, find what they expect.
+    Unless it is a sum, it is no leaf of the graph: torch refuses to register or to optimize it.
     """
-    total._is_param = True  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage]
-    total.lowrank_base = base  # pyright: ignore[reportAttributeAccessIssue]
-    return total
+    if type(total) not in (Tensor, nn.Parameter):
+        # Sharded and quantised weights are of classes of their own, which cannot be covered.
+        total._is_param = True  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage]
+        total.lowrank_base = base  # pyright: ignore[reportAttributeAccessIssue]
+        return total
+    with torch.enable_grad():
+        covered = total.as_subclass(EffectiveWeight)
+    vars(covered)["lowrank_base"] = base
+    return covered
+
+
+def sum_standing_for(total: Tensor, base: Tensor) -> Tensor:
+    """Return a sum that lasts as such a weight, the same one at each access."""
+    known = vars_of(total).get("lowrank_cover")
+    if isinstance(known, EffectiveWeight) and is_of(known, base):
+        return known
+    covered = standing_for(total, base)
+    vars(total)["lowrank_cover"] = covered
+    return covered
 
 
 def is_of(value: object, base: Tensor | None) -> bool:
     """Whether a value is a parameter itself, or stands for it."""
-    return base is not None and (value is base or getattr(value, "lowrank_base", None) is base)
+    return base is not None and (value is base or vars_of(value).get("lowrank_base") is base)
+
+
+def vars_of(value: object) -> Mapping[str, object]:
+    """Return the attributes that a tensor has of its own."""
+    return getattr(value, "__dict__", {})
+
+
+def _written(
+    func: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> Iterable[object]:
+    """Yield what a function of torch writes to."""
+    name = getattr(func, "__name__", "").partition(".")[0]
+    inside = name.endswith("_") and not name.endswith("__") and name not in _HARMLESS
+    if name == "__set__":
+        # The gradient of what is no leaf is None already, and so is what hooks it has.
+        inside = args[1] is not None and getattr(func, "__self__", None) is not _HOOKS
+    if inside or name in _WRITING or kwargs.get("inplace") is True:
+        yield from _flat(args[:1])
+        yield from (() if args else kwargs.values())
+    yield from _flat((kwargs.get("out"),))
+
+
+def _flat(values: Iterable[object]) -> Iterable[object]:
+    for x in values:
+        yield from x if isinstance(x, tuple | list) else (x,)
+
+
+def _guarded(found: Tensor, args: tuple[object, ...]) -> Tensor:
+    """Return a tensor of the same memory as what it was made from as one that is not written to."""
+    if type(found) is not Tensor or not any(_share(found, x) for x in _flat(args)):
+        return found
+    return found.as_subclass(_ReadOnly)
+
+
+def _share(found: Tensor, other: object) -> bool:
+    if not isinstance(other, _ReadOnly):
+        return False
+    try:
+        mine, theirs = found.untyped_storage(), _plain(other).untyped_storage()
+        return mine.data_ptr() == theirs.data_ptr() and mine.data_ptr() != 0
+    except (RuntimeError, NotImplementedError):
+        # Inside a transform of torch.func there is no memory to speak of.
+        return False
+
+
+def _plain(x: Tensor) -> Tensor:
+    with torch._C.DisableTorchFunctionSubclass():  # pyright: ignore[reportPrivateUsage]
+        return x.detach().as_subclass(Tensor)
+
+
+def _refusal(func: Callable[..., object]) -> AdapterStateError:
+    name = getattr(func, "__name__", "a function").strip("_")
+    owner = getattr(getattr(func, "__self__", None), "__name__", "")
+    return AdapterStateError(
+        f"an adapted weight is W0 + dW, computed at each access, and cannot be written to; got "
+        f"{owner or name!r}: write to the base weight within disabled(model), call unload(model) "
+        "first, or take a copy, weight.detach().clone()"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from lowrank_opt.nn.adapters.checkpointing import (
     present_state,
 )
 from lowrank_opt.nn.adapters.gradients import awake, delivering
-from lowrank_opt.nn.adapters.reading import is_of, standing_for, without_numbers
+from lowrank_opt.nn.adapters.reading import is_of, standing_for, sum_standing_for, without_numbers
 from lowrank_opt.nn.adapters.record import Record, State, Weights
 from lowrank_opt.nn.basis.errors import AdapterStateError
 from lowrank_opt.nn.basis.frozen import Frozen
@@ -147,6 +148,7 @@ class Store(nn.Module):
         self.record = record
         self.keys: dict[str, str] = {}
         self.sums = nn.Module()
+        self.stamps: dict[str, tuple[int, int]] = {}
         self.changed: frozenset[str] = frozenset()
 
     def add(self, adapter: str, part: Part) -> None:
@@ -202,6 +204,15 @@ class Store(nn.Module):
             total = ops if total is None else [a + b for a, b in zip(total, ops, strict=True)]
         return None if total is None else [marked_operator(op, state) for op in total]
 
+    def inside(self, module: nn.Module, name: str) -> Tensor | None:
+        """Return what the forward of the module's own class reads where updates are added to it."""
+        state = present_state(self.record)
+        if state.merged is not None and not state.disabled:
+            total = self.sum(module, name, state)
+            if total is not None:
+                return total
+        return self.without_updates(module, name)
+
     def without_updates(self, module: nn.Module, name: str) -> Tensor | None:
         """Return a tensor of the module as the adapters that count have it, updates left out."""
         state, base = present_state(self.record), stored(module, name)
@@ -222,14 +233,33 @@ class Store(nn.Module):
             return value
         if state.routing is not None:
             return without_numbers(value) if self._is_routed(name, state) else value
+        plain = torch.compiler.is_compiling() or in_transform()
         if state.merged is not None:
-            return self.sums._buffers.get(sum_key(name), value)  # pyright: ignore[reportPrivateUsage]
+            total = self.sum(module, name, state)
+            if total is None or plain:
+                return value if total is None else total
+            return sum_standing_for(total, base_of(module, name))
         ops = self.operators(name, state.active, state)
         if ops is None:
             return value
         total = add_dense(value, ops)
-        plain = torch.compiler.is_compiling() or in_transform()
         return total if plain else standing_for(total, base_of(module, name))
+
+    def sum(self, module: nn.Module, name: str, state: State) -> Tensor | None:
+        """Return the merged weight, summed again if what it was made of has been written to."""
+        total = self.sums._buffers.get(sum_key(name))  # pyright: ignore[reportPrivateUsage]
+        if total is None or torch.compiler.is_compiling():
+            return total
+        base = self.own(name, state.chosen, state.leading)
+        base = base_of(module, name) if base is None else base
+        if self.stamps.get(name) != stamp(base):
+            ops = self.operators(name, state.chosen, state)
+            assert ops is not None, "what is merged has an update"
+            with torch.no_grad():
+                total = nn.Parameter(add_dense(base, ops), requires_grad=False)
+            self.sums._buffers[sum_key(name)] = total  # pyright: ignore[reportPrivateUsage]
+            self.stamps[name] = stamp(base)
+        return total
 
     def _check_routed(self, module: nn.Module, name: str) -> None:
         moving = module.training and name in module._buffers  # pyright: ignore[reportPrivateUsage]
@@ -253,28 +283,49 @@ class Store(nn.Module):
         AdapterStateError
             If the tensor is an adapted weight.
         """
-        state = self.record.state
-        if state.disabled:
-            return False
+        state, updated = self.record.state, self._is_updated(name)
         if is_of(value, stored(module, name)):
             return True
-        if any(name in part.updates for part in self.parts().values()):
+        if updated and not (state.disabled and isinstance(value, Tensor)):
             raise AdapterStateError(
                 f"an adapted weight cannot be replaced; got a new {name!r}: assign it before "
                 "adapting (tie weights before, too), or within disabled(model)"
             )
-        for adapter, _ in reversed(state.chosen):
+        for adapter, _ in () if state.disabled else reversed(state.chosen):
             part = self.part(adapter) if state.leading in (None, adapter) else None
-            if part is not None and name in part.own.homes and isinstance(value, Tensor):
-                part.own.put(name, value)
-                return True
+            if part is None or name not in part.own.homes:
+                continue
+            if not isinstance(value, Tensor):
+                raise AdapterStateError(
+                    f"a tensor that an adapter has of its own stays one; got {value!r} for "
+                    f"{name!r}: call remove_adapter(model, {adapter!r}) first"
+                )
+            part.own.put(name, value)
+            return True
         return False
 
-    def keep_sums(self, sums: Mapping[str, Tensor]) -> None:
-        """Hold merged weights, which the module reads instead of its own."""
-        self.sums = nn.Module()
-        for name, tensor in sums.items():
+    def check_deletion(self, name: str) -> None:
+        """Raise AdapterStateError if some adapter changes the tensor of that name."""
+        if name in self.changed:
+            raise AdapterStateError(
+                f"what an adapter changes cannot be deleted; got {name!r}: unload(model), or "
+                "prune and parametrize before adapting"
+            )
+
+    def _is_updated(self, name: str) -> bool:
+        return any(name in part.updates for part in self.parts().values())
+
+    def keep_sums(self, sums: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Hold merged weights, which the module reads instead of its own; with what they are of."""
+        self.sums, self.stamps = nn.Module(), {}
+        for name, (tensor, base) in sums.items():
             self.sums.register_buffer(sum_key(name), tensor, persistent=False)
+            self.stamps[name] = stamp(base)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        # Adapters may become others, and their sums with them.
+        self.stamps = {}
+        super()._load_from_state_dict(*args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
 
     def __getstate__(self) -> dict[str, object]:
         return {key: value for key, value in self.__dict__.items() if key != "view"}
@@ -310,6 +361,11 @@ def base_of(module: nn.Module, name: str) -> Tensor:
     found = stored(module, name)
     assert found is not None, "only weights that exist are adapted"
     return found
+
+
+def stamp(x: Tensor) -> tuple[int, int]:
+    """Return what another tensor, or one that was written to in place, does not have."""
+    return id(x), 0 if x.is_inference() else x._version
 
 
 def add_dense(weight: Tensor, ops: Sequence[LowRankOperator]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,12 @@ from lowrank_opt.nn.adapters.record import State, Weights, as_weights, names_of
 from lowrank_opt.nn.adapters.slots import (
     is_finite,
 )
-from lowrank_opt.nn.adapters.store import Store, add_dense, stored, sum_key
+from lowrank_opt.nn.adapters.store import Store, add_dense, stored
 from lowrank_opt.nn.basis.errors import AdapterStateError
 from lowrank_opt.nn.surgery.removal import detach_all
 from lowrank_opt.nn.surgery.switching import check_lead
+
+Sums: TypeAlias = dict[str, tuple[Tensor, Tensor]]
 
 
 def merge(
@@ -116,7 +119,8 @@ def merge_and_unload(
     for module, store in adapted_modules(model):
         for name in store.changed:
             own = store.own(name, state.chosen, state.leading)
-            total = store.sums._buffers.get(sum_key(name), own)  # pyright: ignore[reportPrivateUsage]
+            total = store.sum(module, name, state)
+            total = own if total is None else total
             if total is not None:
                 changed.append((module, name, total))
     detach_all(model)
@@ -151,12 +155,12 @@ def disabled(model: nn.Module) -> Generator[None]:
 
 
 @torch.no_grad()
-def _sums(model: nn.Module, chosen: Weights, state: State) -> list[tuple[Store, dict[str, Tensor]]]:
-    """Return the merged weights: one for each base parameter, shared where that is shared."""
+def _sums(model: nn.Module, chosen: Weights, state: State) -> list[tuple[Store, Sums]]:
+    """Return the merged weights, with what they are of; shared where base parameters are."""
     made: dict[int, Tensor] = {}
-    result: list[tuple[Store, dict[str, Tensor]]] = []
+    result: list[tuple[Store, Sums]] = []
     for module, store in adapted_modules(model):
-        sums: dict[str, Tensor] = {}
+        sums: Sums = {}
         for name in sorted(store.changed):
             ops = store.operators(name, chosen, state)
             if ops is None:
@@ -166,7 +170,7 @@ def _sums(model: nn.Module, chosen: Weights, state: State) -> list[tuple[Store, 
             assert base is not None, "only weights that exist are adapted"
             if id(base) not in made:
                 made[id(base)] = nn.Parameter(add_dense(base, ops), requires_grad=False)
-            sums[name] = made[id(base)]
+            sums[name] = made[id(base)], base
         result.append((store, sums))
     if not all(is_finite(w) for w in made.values()):
         raise TargetError(
