@@ -16,6 +16,12 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.completion.after.fold_in import FactorPrior, fold_in_rows
 from lowrank_opt.completion.after.path import RegularizationPath
+from lowrank_opt.estimators.choice.callbacks import (
+    CallbackSupportMixin,
+    Watch,
+    watched,
+    with_callbacks,
+)
 from lowrank_opt.estimators.choice.choosing import choose_and_fit
 from lowrank_opt.estimators.choice.options import check_imputer_options
 from lowrank_opt.estimators.choice.search import Search
@@ -31,7 +37,7 @@ if TYPE_CHECKING:
 Matrix = NDArray[np.floating]
 
 
-class LowRankImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+class LowRankImputer(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     r"""Replace missing values by those of a matrix of low rank.
 
     Columns are centred and scaled by what is observed of them. The matrix minimises the squared
@@ -119,6 +125,7 @@ class LowRankImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         self.max_iterations = max_iterations
         self.random_state = random_state
 
+    @with_callbacks
     def fit(self, X: ArrayLike, y: object = None) -> Self:
         """Fit column means and scales, and column factors.
 
@@ -135,6 +142,10 @@ class LowRankImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         OptionError
             If a parameter is outside its domain.
         """
+        with watched(self, {"X": X}) as watch:
+            return self._fit(X, watch)
+
+    def _fit(self, X: ArrayLike, watch: Watch | None) -> Self:
         check_imputer_options(self)
         data = self._validated(X, reset=True)
         self._bounds = column_bounds(self.min_value, self.max_value, data.shape[1])
@@ -145,7 +156,7 @@ class LowRankImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         statistics = self.scales_.statistics
         self.statistics_ = np.nan_to_num(statistics) if self.keep_empty_features else statistics
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self._fit_scaled(self.scales_.scaled(data), seed)
+        self._fit_scaled(self.scales_.scaled(data), seed, watch)
         return self
 
     def transform(self, X: ArrayLike) -> Matrix:
@@ -213,7 +224,7 @@ class LowRankImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         whole[:, kept] = filled
         return whole
 
-    def _fit_scaled(self, scaled: Matrix, seed: int) -> None:
+    def _fit_scaled(self, scaled: Matrix, seed: int, watch: Watch | None) -> None:
         self.path_, self.result_ = RegularizationPath(()), None
         self.rank_, self.penalty_ = min(self.rank or 1, *scaled.shape), self.penalty or 1.0
         if not np.nanmax(np.abs(scaled), initial=0.0) > 0:
@@ -224,7 +235,7 @@ class LowRankImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         solver = ALS(
             exponent=EXPONENT, tolerance=self.tolerance, max_iterations=self.max_iterations
         )
-        search = Search(solver, None, weighted=True, seed=seed)
+        search = Search(solver, None, weighted=True, seed=seed, watch=watch)
         observations = Observations.from_dense(torch.from_numpy(scaled))
         choice = choose_and_fit(
             observations, search, given, bias=None, validation=self.validation, seed=seed

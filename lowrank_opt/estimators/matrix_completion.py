@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from copy import copy
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
@@ -10,7 +13,15 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import check_random_state
 
 from lowrank_opt.completion import CompletionResult
+from lowrank_opt.completion.after.path import RegularizationPath
 from lowrank_opt.completion.solvers.traits import AnyResult
+from lowrank_opt.estimators.choice.callbacks import (
+    CallbackSupportMixin,
+    Watch,
+    fitted_attributes,
+    watched,
+    with_callbacks,
+)
 from lowrank_opt.estimators.choice.choosing import choose_and_fit, clip_range
 from lowrank_opt.estimators.choice.known import Known
 from lowrank_opt.estimators.choice.options import check_options, given_settings
@@ -28,7 +39,7 @@ if TYPE_CHECKING:
     from lowrank_opt.tables.triplets import Interactions, Reals
 
 
-class MatrixCompletion(PredictingCompletion, RegressorMixin, BaseEstimator):
+class MatrixCompletion(CallbackSupportMixin, PredictingCompletion, RegressorMixin, BaseEstimator):
     """Complete a matrix from observed entries: pairs of ids and a value each.
 
     Without any argument, rank, penalty and the shrinkage of biases are chosen on held-out entries,
@@ -87,6 +98,12 @@ class MatrixCompletion(PredictingCompletion, RegressorMixin, BaseEstimator):
         Two.
     feature_names_in_ : array, shape (2,)
         If the ids came in the columns of a frame.
+
+    Notes
+    -----
+    `set_callbacks` takes callbacks of scikit-learn 1.9. The tasks are the fit, in it one for each
+    setting that is tried, in that its iterations, with objective and errors as metadata. A callback
+    that returns True at the end of a setting's fit ends the search.
 
     References
     ----------
@@ -177,6 +194,7 @@ class MatrixCompletion(PredictingCompletion, RegressorMixin, BaseEstimator):
         found = read_triplets(X, y, sample_weight)
         return self.fit_triplets(found, row_features=row_features, col_features=col_features)
 
+    @with_callbacks
     def fit_triplets(
         self, found: Triplets, *, row_features: object = None, col_features: object = None
     ) -> Self:
@@ -185,7 +203,11 @@ class MatrixCompletion(PredictingCompletion, RegressorMixin, BaseEstimator):
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         entries, side = with_side(entries_of(found, self.shape), row_features, col_features)
         self._sides = (bool(side[0]), bool(side[1]))
-        return self._fit_entries(entries, seed, side)
+        pairs = (found.rows, found.cols)
+        weights = {} if found.weights is None else {"sample_weight": found.weights}
+        data = {"X": pairs, "y": found.values, "metadata": weights}
+        with watched(self, data, partial(self._attributes, entries)) as watch:
+            return self._fit_entries(entries, seed, side, watch)
 
     def take(self, entries: Entries, result: AnyResult) -> None:
         """Take over a result that was computed elsewhere, from these entries."""
@@ -211,7 +233,18 @@ class MatrixCompletion(PredictingCompletion, RegressorMixin, BaseEstimator):
         tags.target_tags.required = False
         return tags
 
-    def _fit_entries(self, entries: Entries, seed: int, side: Sides) -> Self:
+    def _attributes(
+        self, entries: Entries, result: AnyResult, setting: Mapping[str, float]
+    ) -> dict[str, object]:
+        """Return what a fit would leave that ended with this setting."""
+        twin = copy(self)
+        clip = clip_range(entries.observations) if self.clip == "auto" else self.clip
+        twin.clip_, twin._intervals, twin.path_ = clip, None, RegularizationPath(())
+        twin.set_setting(setting)
+        twin.take(entries, result)
+        return fitted_attributes(twin)
+
+    def _fit_entries(self, entries: Entries, seed: int, side: Sides, watch: Watch | None) -> Self:
         observations, given = entries.observations, given_settings(self, entries.shape)
         solver = chosen_solver(
             "bayesian" if self.solver == "auto" and any(side) else self.solver,
@@ -220,7 +253,7 @@ class MatrixCompletion(PredictingCompletion, RegressorMixin, BaseEstimator):
             tolerance=self.tolerance,
             max_iterations=self.max_iterations,
         )
-        search = Search(solver, self.bias, self.weighted, seed, side)
+        search = Search(solver, self.bias, self.weighted, seed, side, watch)
         if self.warm_start and hasattr(self, "result_"):
             setting = {**self.setting_, **given}
             setting["rank"] = min(setting["rank"], float(min(entries.shape)))

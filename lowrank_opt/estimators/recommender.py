@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.completion.after.fold_in import FactorPrior
 from lowrank_opt.errors import ObservationError
+from lowrank_opt.estimators.choice.callbacks import CallbackSupportMixin
 from lowrank_opt.estimators.choice.choosing import clip_range, fitted_completion
 from lowrank_opt.estimators.choice.options import check_needed_count
 from lowrank_opt.estimators.data.entries import Entries, entries_of, extended
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 _LARGEST_RANK = 64
 
 
-class Recommender(BaseEstimator):
+class Recommender(CallbackSupportMixin, BaseEstimator):
     """Rank items for users by predicted ratings, and take new ratings without fitting again.
 
     Parameters
@@ -85,6 +86,8 @@ class Recommender(BaseEstimator):
             As `MatrixCompletion.fit`.
         """
         model = MatrixCompletion() if self.estimator is None else clone(self.estimator)
+        if own := getattr(self, "_skl_callbacks", None):
+            model.set_callbacks(*own)
         found = read_triplets(X, y, sample_weight)
         self.model_ = model.fit_triplets(found)
         result = fitted_completion(self.model_.result_)

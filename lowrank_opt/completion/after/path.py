@@ -138,6 +138,7 @@ def follow_path(
     walks: Sequence[Walk],
     *,
     exact: float = 0.0,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> tuple[RegularizationPath, CompletionResult]:
     """Search the settings one after the other, each fit started from a neighbour's result.
 
@@ -154,6 +155,8 @@ def follow_path(
         Taken in order, each from the best setting of those before.
     exact : float
         A held-out error as small as this ends the search.
+    stopped : callable
+        Asked before each further setting; true ends the search.
 
     Returns
     -------
@@ -183,7 +186,7 @@ def follow_path(
     >>> path.best.setting["penalty"] < 1e-2
     True
     """
-    search = _Search(fit, observations, held_out, exact)
+    search = _Search(fit, observations, held_out, exact, stopped)
     search.look(setting, None)
     for walk in walks:
         search.follow(walk)
@@ -193,10 +196,15 @@ def follow_path(
 
 class _Search:
     def __init__(
-        self, fit: WarmFit, observations: Observations, held_out: Observations, exact: float
+        self,
+        fit: WarmFit,
+        observations: Observations,
+        held_out: Observations,
+        exact: float,
+        stopped: Callable[[], bool],
     ) -> None:
         self.fit, self.observations, self.held_out = fit, observations, held_out
-        self.exact = exact
+        self.exact, self.stopped = exact, stopped
         self.points: list[PathPoint] = []
         self.best: tuple[PathPoint, CompletionResult] | None = None
 
@@ -206,7 +214,7 @@ class _Search:
         (setting, best_rmse, _, _), result = self.best
         vain = 0
         for value in walk.values(setting[walk.name]):
-            if vain == walk.patience or best_rmse <= self.exact:
+            if vain == walk.patience or best_rmse <= self.exact or self.stopped():
                 return
             rmse, result = self.look({**setting, walk.name: value}, result)
             if rmse < best_rmse * (1 - walk.gain):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -83,6 +84,8 @@ def choose_and_fit(
     """
     unit = unit_of(observations)
     if unit != 1:
+        if search.watch is not None:
+            search = replace(search, watch=search.watch.without_estimators())
         inner = choose_and_fit(
             observations.with_values(observations.values / unit),
             search,
@@ -110,7 +113,15 @@ def choose_and_fit(
         judged: AnyResult
         if walks:
             exact = _EXACT * spread_or_zero(observations, bias)
-            path, start = follow_path(search.fit, kept, held_out, setting, walks, exact=exact)
+            path, start = follow_path(
+                search.fit,
+                kept,
+                held_out,
+                setting,
+                walks,
+                exact=exact,
+                stopped=lambda: search.stopped,
+            )
             judged, setting = start, path.best.setting
         else:
             judged = search.draw(kept, setting)

@@ -31,6 +31,7 @@ from lowrank_opt.parameterizations import HomogeneousBall, Weighted
 from lowrank_opt.solvers import ALS, LBFGS, Gibbs, SoftImpute, Solver, Variational
 
 if TYPE_CHECKING:
+    from lowrank_opt.estimators.choice.callbacks import Watch
     from lowrank_opt.tables.features import Matrix
 
 Sides: TypeAlias = "tuple[Sequence[Matrix], Sequence[Matrix]]"
@@ -58,6 +59,8 @@ class Search:
     seed : int
     side : pair of sequence of matrix
         Features of rows and of columns.
+    watch : Watch, optional
+        Is told of each fit.
     """
 
     solver: Solver
@@ -65,6 +68,12 @@ class Search:
     weighted: bool
     seed: int
     side: Sides = ((), ())
+    watch: Watch | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether no further settings are to be tried."""
+        return self.watch is not None and self.watch.stopped
 
     @property
     def by_penalty(self) -> bool:
@@ -140,7 +149,14 @@ class Search:
         if isinstance(solver, ALS) and start is None:
             start = random_start(observations, int(setting["rank"]), generator)
         begin = start if solver.traits.start else None
-        return complete(problem, solver=solver, generator=generator, start=begin)
+        if self.watch is None:
+            return complete(problem, solver=solver, generator=generator, start=begin)
+        with self.watch.fitting(setting) as (report, done):
+            result = complete(
+                problem, solver=solver, generator=generator, start=begin, callbacks=(report,)
+            )
+            done(result)
+        return result
 
     def _problem(
         self, observations: Observations, setting: Setting, start: CompletionResult | None
