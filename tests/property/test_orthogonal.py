@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import lowrank_opt as lo
-from lowrank_opt.errors import NoRightInverseError, NotInSetError, OptionError, TargetError
+from lowrank_opt.errors import NotInSetError, OptionError, TargetError
 from lowrank_opt.linalg import reflections, rotation, skew_matrices, skew_of
 from lowrank_opt.nn import adapt, merge
 from lowrank_opt.testing import forbid_dense
@@ -28,6 +28,7 @@ FAMILIES = {
     "oft, exponential, radius": lambda W: lo.oft(W, map="exponential", radius=1.3),
     "boft": lambda W: lo.boft(W, blocks=4, stages=3),
     "boft, radius": lambda W: lo.boft(W, blocks=4, stages=2, radius=0.3),
+    "boft, halves": lambda W: lo.boft(W, blocks=2, stages=2, butterfly="halves"),
     "goft": lo.goft,
     "hra": lambda W: lo.hra(W, 4),
     "psoft": lambda W: lo.psoft(W, 4),
@@ -128,16 +129,39 @@ def test_gradients_are_those_of_differences(name):
 @pytest.mark.parametrize("shape", [(6, 8), (8, 8), (12, 8)])
 def test_right_inverse_reproduces_what_the_map_made(name, shape):
     module = filled(name, 0.5, shape=shape)
-    if module.stages > 1:
-        with pytest.raises(NoRightInverseError, match="a right inverse needs one stage"):
-            module.right_inverse(module())
-        return
-    if name == "hra" and shape[0] < shape[1]:
-        pytest.skip("a wide weight does not tell the reflections")
+    if (name == "hra" or module.stages > 1) and shape[0] < shape[1]:
+        pytest.skip("a wide weight does not tell the rotation")
     target = module().detach().to_dense()
     fresh = FAMILIES[name](module.weight)
     got = fresh.assign(target)().detach().to_dense()
     torch.testing.assert_close(got, target, rtol=1e-9, atol=1e-9)
+
+
+@given(
+    st.sampled_from([(2, 3, 8), (2, 2, 12), (3, 2, 9), (2, 4, 16), (4, 2, 16)]),
+    st.sampled_from(["cayley", "exponential"]),
+    st.floats(0.05, 1.4),
+    st.integers(0, 2**31),
+)
+@settings(max_examples=60, deadline=None)
+def test_products_of_strides_come_apart_into_their_own_factors(sizes, kind, radius, seed):
+    """The section that is promised: every product of the map with a radius up to the root of 2."""
+    b, stages, n = sizes
+    options = {"blocks": n // b, "stages": stages, "map": kind, "radius": radius}
+    W = normal(n + 2, n, seed=seed)
+    module, again = (lo.Orthogonal(W, **options) for _ in range(2))
+    with torch.no_grad():
+        module.skew.copy_(normal(*module.skew.shape, seed=seed + 1))
+    again.assign(module().detach())
+    torch.testing.assert_close(again._steps(), module._steps(), rtol=0, atol=1e-9)
+
+
+def test_products_without_a_butterfly_of_small_factors_are_refused():
+    """A random rotation of eight inputs has 28 dimensions; two stages of pairs have eight."""
+    W = normal(10, 8)
+    R = torch.linalg.qr(normal(8, 8, seed=1)).Q
+    with pytest.raises(TargetError, match="the target must be W0 R - W0 with R of this kind"):
+        lo.boft(W, blocks=4, stages=2).assign(W @ R - W)
 
 
 def test_planted_defect_truncated_series_is_no_rotation():

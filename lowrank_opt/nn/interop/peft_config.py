@@ -45,8 +45,8 @@ def method_of(config: JsonObject) -> str:
     method = config.get("peft_type")
     if method not in METHODS:
         raise DataError(
-            f"PEFT checkpoints of {', '.join(METHODS)} can be read; got {method!r}: convert it "
-            "to LoRA with peft.save_as_lora first"
+            f"PEFT checkpoints of {', '.join(METHODS)} can be read; got {method!r}: import_peft "
+            "reads OFT, BOFT and HRA into a model; convert others to LoRA with peft.save_as_lora"
         )
     return str(method)
 

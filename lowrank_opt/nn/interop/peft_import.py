@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.errors import DataError, ShapeError, TargetError
-from lowrank_opt.nn.adapters.adapted import adapted_modules
 from lowrank_opt.nn.adapters.slots import (
     LayerSlot,
     WeightSlot,
@@ -18,9 +17,11 @@ from lowrank_opt.nn.adapters.slots import (
 from lowrank_opt.nn.adapters.store import stored
 from lowrank_opt.nn.interop import peft_config
 from lowrank_opt.nn.interop.peft_adapter import PeftAdapter, PeftSite, read_adapter
+from lowrank_opt.nn.interop.peft_decomposed import check_bare, install_decomposed
 from lowrank_opt.nn.interop.peft_layers import Sharing, in_model, is_embedding, obstacle
 from lowrank_opt.nn.interop.peft_members import imported
 from lowrank_opt.nn.interop.peft_own import imported_own
+from lowrank_opt.nn.interop.peft_rotations import import_rotations, rotates
 from lowrank_opt.nn.low_rank.decomposed import DecomposedModule
 from lowrank_opt.nn.surgery.install import Plan, Updates, check_new_name, install
 from lowrank_opt.nn.surgery.options import Make
@@ -39,13 +40,16 @@ def import_peft(
 ) -> nn.Module:
     r"""Add the adapter of a PEFT checkpoint to a model, in place.
 
-    Reads LoRA, rsLoRA, DoRA, AdaLoRA and DeLoRA from safetensors; nothing is unpickled. Biases,
+    Reads LoRA, rsLoRA, DoRA, AdaLoRA, DeLoRA, OFT, BOFT and HRA from safetensors; nothing is
+    unpickled. Biases,
     single rows of embeddings and whole modules that were trained beside them become the adapter's
     own, apart from what they are tied to if PEFT keeps them apart. The
     imported update is the one that PEFT computes, to one rounding of the factors' dtype (the base
     weight's, at least float32). LoRA becomes `Factored` with the factors and the scaling of the
     file, AdaLoRA `AdaLoRA`, DeLoRA ``DeLoRA(variant="peft")`` with its strength as a fixed radius,
-    and the layers of DoRA `DecomposedModule`. Dropout is training's and not imported. After any
+    the layers of DoRA `DecomposedModule`, and rotations `Orthogonal`, in a `DecomposedModule` where
+    BOFT scales rows. PEFT's default OFT is a truncated series and no rotation: `project` takes the
+    nearest one. Dropout is training's and not imported. After any
     error the model is what it was.
 
     Parameters
@@ -60,7 +64,8 @@ def import_peft(
         Returns the parameterization to take the update of a weight of that shape instead; its
         right inverse is used. Not for DoRA.
     project : bool
-        With `make`, take the nearest member of its set where the update is outside.
+        With `make`, take the nearest member of its set where the update is outside; of OFT's
+        series, the nearest rotation.
         `peft_residuals` tells how far that is.
 
     Returns
@@ -97,6 +102,8 @@ def import_peft(
     >>> torch.equal(model(torch.ones(4)), again(torch.ones(4)))
     True
     """
+    if rotates(path):
+        return import_rotations(model, path, name=name, make=make, project=project)
     adapter = read_adapter(path)
     peft_config.check(adapter.config)
     check_new_name(model, name)
@@ -211,28 +218,9 @@ def _install_decomposed(
             "DoRA rescales rows and is no low-rank update, so make= cannot take it; got a "
             "checkpoint with use_dora: import it without make"
         )
-    adapted = any(True for _ in adapted_modules(model))
-    layers: list[tuple[WeightSlot, DecomposedModule]] = []
-    for slot in slots:
-        if adapted or slot.parameter.is_meta:
-            fault = "is on the meta device" if slot.parameter.is_meta else "has adapters"
-            raise TargetError(
-                f"DoRA needs a real weight and no adapters beside it; {slot.layer.name} {fault}: "
-                "load the weights first, and unload(model)"
-            )
-        layers.append((slot, _decomposed(adapter.sites[slot.layer.name], slot)))
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    for slot, layer in layers:
-        for holder, key in slot.layer.holders:
-            setattr(holder, key, layer)
-        layer.decomposed.requires_grad_(True)
-    for one in own:
-        for slot, key in one.places:
-            buffer = not isinstance(one.tensor, nn.Parameter)
-            kept = slot.module._buffers if buffer else slot.module._parameters  # pyright: ignore[reportPrivateUsage]
-            kept[key] = one.tensor  # pyright: ignore[reportArgumentType]
-    return layers[0][1] if not layers[0][0].layer.holders else model
+    check_bare(model, slots, "DoRA")
+    layers = [(slot, _decomposed(adapter.sites[slot.layer.name], slot)) for slot in slots]
+    return install_decomposed(model, layers, own)
 
 
 @torch.no_grad()

@@ -28,18 +28,25 @@ def imported(
     )
     if make is None:
         return _as_in_file(held, slot, op).to(like)
-    made = make(op.shape)
+    return assigned(made_for(make, op, slot, held.name), op, project, held.name)
+
+
+def made_for(make: Make, op: LowRankOperator, slot: WeightSlot, name: str) -> Parameterization:
+    """Return what `make` gives for an update, in the dtype and on the device of the weight."""
+    made, weight = make(op.shape), slot.parameter
     if not isinstance(made, Parameterization) or made.shape != op.shape:
         raise OptionError(
             f"make({op.shape}) must return a Parameterization of that shape; got "
-            f"{made!r} for {held.name}"
+            f"{made!r} for {name}"
         )
-    return _assigned(made.to(like), op, project, held.name)
+    device = "cpu" if weight.is_meta else weight.device
+    return made.to(device, torch.promote_types(weight.dtype, torch.float32))
 
 
-def _assigned(
+def assigned(
     member: Parameterization, op: LowRankOperator, project: bool, name: str
 ) -> Parameterization:
+    """Return the parameterization with the update, which errors call by the layer's name."""
     try:
         return member.assign(op.to(device=next(member.parameters()).device), project=project)
     except NotInSetError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 
@@ -9,11 +10,14 @@ import torch
 from torch import nn
 
 from lowrank_opt.errors import DataError
+from lowrank_opt.nn.adapters.slots import every_slot
 from lowrank_opt.nn.adapters.weights import (
     adapted_weights,
 )
 from lowrank_opt.nn.interop.peft_adapter import read_adapter
 from lowrank_opt.nn.interop.peft_layers import in_model
+from lowrank_opt.nn.interop.peft_rotations import rotates, rotation_targets
+from lowrank_opt.operator import LowRankOperator
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def peft_residuals(
     model : nn.Module
         Adapted.
     path : path
-        A PEFT checkpoint of LoRA, AdaLoRA or DeLoRA.
+        A PEFT checkpoint of LoRA, AdaLoRA, DeLoRA, OFT or HRA, or of BOFT without scales.
     name : str
         Of the model's adapter.
 
@@ -77,22 +81,35 @@ def peft_residuals(
     ...     [site.relative for site in peft_residuals(model, folder)]
     [0.0]
     """
+    if rotates(path):
+        return _compared(model, rotation_targets(model, path), name)
     adapter = read_adapter(path)
     if adapter.config.get("use_dora"):
         raise DataError(
             "DoRA is no low-rank update; got a checkpoint with use_dora: compare weights"
         )
+    layers = {slot.name: slot.module for slot in every_slot(model)}
+    targets = {
+        held.name: in_model(layers[held.name], held.operator())
+        for held in adapter.sites.values()
+        if held.name in layers
+    }
+    return _compared(model, targets | {n: None for n in adapter.sites if n not in layers}, name)
+
+
+def _compared(
+    model: nn.Module, targets: Mapping[str, LowRankOperator | None], name: str
+) -> list[PeftResidual]:
     known = {found.slot.layer.name: found for found in adapted_weights(model, {name})}
     found: list[PeftResidual] = []
-    for held in adapter.sites.values():
-        own = known.get(held.name)
-        if own is None:
+    for layer, target in targets.items():
+        own = known.get(layer)
+        if own is None or target is None:
             raise DataError(
-                f"the adapter must have the layers of the checkpoint; {name!r} has no {held.name}: "
+                f"the adapter must have the layers of the checkpoint; {name!r} has no {layer}: "
                 "compare with the model it was imported to"
             )
         (member,) = own.totals()
-        target = in_model(own.slot.layer.module, held.operator())
         size = float(target.schatten_norm(2))
-        found.append(PeftResidual(held.name, size, member.residual(target)))
+        found.append(PeftResidual(layer, size, member.residual(target)))
     return found

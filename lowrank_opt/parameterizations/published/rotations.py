@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lowrank_opt.errors import OptionError
 from lowrank_opt.parameterizations.turned.orthogonal import Map, Orthogonal
+from lowrank_opt.parameterizations.turned.turns import Butterfly
 
 
 def oft(
@@ -40,9 +41,14 @@ def oft(
 
 
 def boft(
-    weight: Tensor, *, blocks: int, stages: int = 2, radius: float | None = None
+    weight: Tensor,
+    *,
+    blocks: int,
+    stages: int = 2,
+    radius: float | None = None,
+    butterfly: Butterfly = "strides",
 ) -> Orthogonal:
-    """Return butterfly orthogonal fine-tuning: a product of `stages` block rotations.
+    r"""Return butterfly orthogonal fine-tuning: a product of `stages` block rotations.
 
     Its image is not all of the orthogonal matrices unless one block has all coordinates.
 
@@ -54,6 +60,9 @@ def boft(
     stages : int
     radius : float, optional
         Of each stage: distances add up.
+    butterfly : {"strides", "halves"}
+        Published are halves of blocks, which connect all coordinates in
+        :math:`1 + \log_2 (n / b)` stages; strides do so in :math:`\log_b n`. See `Orthogonal`.
 
     References
     ----------
@@ -64,7 +73,7 @@ def boft(
     >>> boft(torch.randn(5, 8), blocks=4, stages=3).distance()
     0.0
     """
-    return Orthogonal(weight, blocks=blocks, stages=stages, radius=radius)
+    return Orthogonal(weight, blocks=blocks, stages=stages, radius=radius, butterfly=butterfly)
 
 
 def goft(weight: Tensor, *, radius: float | None = None) -> Orthogonal:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.checks import check_choice, check_positive_rank, check_rank
-from lowrank_opt.errors import NoRightInverseError, NotInSetError, OptionError, TargetError
+from lowrank_opt.errors import NotInSetError, OptionError, TargetError
 from lowrank_opt.linalg import (
     RotationMap,
     frozen_product,
@@ -28,7 +28,13 @@ from lowrank_opt.parameterizations.base import Parameterization, random_frame
 from lowrank_opt.parameterizations.example import Example, example_tensor
 from lowrank_opt.parameterizations.turned.leading import LeadingValues
 from lowrank_opt.parameterizations.turned.rotated_weight import RotatedWeight, Rotation
-from lowrank_opt.parameterizations.turned.turns import butterfly_order, nearest_rotations
+from lowrank_opt.parameterizations.turned.turns import (
+    Butterfly,
+    butterfly_factors,
+    butterfly_order,
+    check_blocks,
+    nearest_rotations,
+)
 from lowrank_opt.sets import SingularValueBox, relative_tolerance
 
 Map = Literal["cayley", "exponential", "householder"]
@@ -42,8 +48,8 @@ class Orthogonal(Parameterization):
 
     * by default a product of `stages` block-diagonal rotations of `blocks` blocks each, from free
       skew matrices by the Cayley map or the exponential; later stages take every b-th, then every
-      :math:`b^2`-th coordinate (a butterfly). The layer rotates its input, n b numbers of work a
-      row and stage; R is not formed, and neither is W.
+      :math:`b^2`-th coordinate, or BOFT's halves (two butterflies). The layer rotates its input,
+      n b numbers of work a row and stage; R is not formed, and neither is W.
     * with a `rank`, :math:`R = I + U (R_r - I) U^T` with an r x r rotation between the leading
       right singular vectors U of the weight: a thin update of rank r, or r - 1 for an odd r.
     * ``map="householder"``: a product of `rank` reflections, an even number; thin as well.
@@ -66,7 +72,10 @@ class Orthogonal(Parameterization):
     rank : int, optional
         Of R - I; without blocks and stages.
     stages : int
-        ``b ** stages`` divides n.
+        ``b ** stages`` divides n; with halves b is even, and ``b 2 ** (stages - 1)`` does.
+    butterfly : {"strides", "halves"}
+        See `lowrank_opt.parameterizations.turned.turns.butterfly_order`. Strides connect all
+        coordinates in :math:`\log_b n` stages, halves in :math:`1 + \log_2 (n / b)`.
     generator : torch.Generator, optional
         Of the random start of reflections.
 
@@ -101,11 +110,13 @@ class Orthogonal(Parameterization):
         radius: float | None = None,
         rank: int | None = None,
         stages: int = 1,
+        butterfly: Butterfly = "strides",
         generator: torch.Generator | None = None,
     ) -> None:
         m, n = weight.shape
         check_choice(map, get_args(Map), "map")
         _check_weight(weight)
+        self.butterfly: Butterfly = check_choice(butterfly, get_args(Butterfly), "butterfly")
         thin = _check_rank(rank, blocks, stages, map, (m, n))
         super().__init__((m, n), min(m, n) if thin is None else thin)
         self.blocks, self.stages = blocks, stages
@@ -123,7 +134,7 @@ class Orthogonal(Parameterization):
         if map == "householder":
             self.vectors = nn.Parameter(weight.new_empty(n, self.rank))
         else:
-            b = self.rank if thin is not None else _block_size(n, blocks, stages)
+            b = self.rank if thin is not None else check_blocks(n, blocks, stages, butterfly)
             self.skew = nn.Parameter(weight.new_zeros(stages, blocks, b * (b - 1) // 2))
         self.zero_(generator=generator)
 
@@ -135,6 +146,7 @@ class Orthogonal(Parameterization):
             "radius": self.radius,
             "rank": self.directions,
             "stages": self.stages,
+            "butterfly": self.butterfly,
         }
 
     @classmethod
@@ -179,9 +191,11 @@ class Orthogonal(Parameterization):
         return "exponential" if self.map == "exponential" else "cayley"
 
     def _rotation(self) -> Rotation:
-        n, b = self.shape[1], self.block_size
-        orders = tuple(butterfly_order(n, b, k, self.weight.device) for k in range(self.stages))
-        return Rotation(tuple(self._steps().unbind()), orders)
+        return Rotation(tuple(self._steps().unbind()), self._orders())
+
+    def _orders(self) -> tuple[Tensor | None, ...]:
+        n, b, device = self.shape[1], self.block_size, self.weight.device
+        return tuple(butterfly_order(n, b, k, device, self.butterfly) for k in range(self.stages))
 
     def rotation_dense(self) -> Tensor:
         """Return R, n x n in float64: for tests and for merging elsewhere."""
@@ -194,6 +208,11 @@ class Orthogonal(Parameterization):
             return eye + U @ self._steps()[0, 0] @ U.mT
         return eye + self._rotation().moved(eye).mT
 
+    def dense_of(self, steps: Tensor) -> Tensor:
+        """Return R - I of other blocks ``R_j - I``, (stages, blocks, b, b): n x n, in float64."""
+        eye = torch.eye(self.shape[1], dtype=torch.float64, device=self.weight.device)
+        return Rotation(tuple(steps.double().unbind()), self._orders()).moved(eye).mT
+
     @torch.no_grad()
     def distance(self) -> float:
         r"""Return :math:`\|R - I\|_2`; of several stages, the sum of theirs, which bounds it."""
@@ -203,31 +222,41 @@ class Orthogonal(Parameterization):
         return float(torch.linalg.matrix_norm(self._steps(), 2).amax(1).sum())
 
     def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
-        """Return the parameters of the nearest rotation, if it gives `target`.
+        r"""Return the parameters of the nearest rotation, if it gives `target`.
 
         Block by block the orthogonal Procrustes problem of ``W_0`` and ``W_0 + target``; where the
-        weight leaves R free, the R nearest to the identity.
+        weight leaves R free, the R nearest to the identity. Of several stages, whose weight needs n
+        independent rows, R comes apart by `butterfly_factors`: a section of the map for strides
+        with a radius up to :math:`\sqrt 2`; otherwise other factors of the same product, which may
+        be refused.
 
         Raises
         ------
-        NoRightInverseError
-            For several stages.
         TargetError
             If no rotation of this kind gives the target; says the residual.
         NotInSetError
             If the rotation is further from the identity than the radius.
         """
-        if self.stages > 1:
-            raise NoRightInverseError(
-                f"a right inverse needs one stage; got {self.stages}: optimise the parameters"
-            )
         op = self.operator_of(target).to(dtype=torch.float64)
+        if self.stages > 1:
+            return {"skew": self._skew_of_stages(op)}
         R = self._nearest(op)
         self._check_reached(R, op)
         if self.map == "householder":
             return {"vectors": reflections_of(R[0], self.rank)}
         self._check_distance(R)
         return {"skew": skew_entries(skew_of(R, self._kind, self.radius)).unsqueeze(0)}
+
+    def _skew_of_stages(self, op: LowRankOperator) -> Tensor:
+        W0 = self.weight.double()
+        R = nearest_rotations(W0, W0 + op.to_dense())
+        stages = butterfly_factors(R, self.block_size, self.stages, self.butterfly)
+        eye = torch.eye(self.block_size, dtype=R.dtype, device=R.device)
+        made = RotatedWeight(W0, Rotation(tuple(x - eye for x in stages), self._orders()))
+        self._check_residual(float((made - op).schatten_norm(2)))
+        for x in stages:
+            self._check_distance(x)
+        return torch.stack([skew_entries(skew_of(x, self._kind, self.radius)) for x in stages])
 
     def _nearest(self, op: LowRankOperator) -> Tensor:
         W0 = self.weight.double()
@@ -247,10 +276,15 @@ class Orthogonal(Parameterization):
             made = LowRankOperator(W0 @ U @ D[0], W0.new_ones(U.shape[1]), U)
         else:
             made = LowRankOperator(W0, W0.new_ones(W0.shape[1]), torch.block_diag(*D).mT)
-        residual = float((made - op).schatten_norm(2))
-        rounding = relative_tolerance(self.weight.dtype, max(self.shape))
         moves = self.map == "householder" and _turns(D[0]) > self.rank
-        if residual > 16 * rounding * float(torch.linalg.matrix_norm(W0)) or moves:
+        self._check_residual(float((made - op).schatten_norm(2)), moves=moves)
+
+    def _check_residual(self, residual: float, *, moves: bool = False) -> None:
+        rounding = relative_tolerance(self.weight.dtype, max(self.shape))
+        if (
+            residual > 16 * rounding * float(torch.linalg.matrix_norm(self.weight.double()))
+            or moves
+        ):
             raise TargetError(
                 f"the target must be W0 R - W0 with R of this kind; the nearest misses it by "
                 f"{residual:.2e}: allow larger blocks or a larger rank, or use an additive map"
@@ -259,10 +293,11 @@ class Orthogonal(Parameterization):
     def _check_distance(self, R: Tensor) -> None:
         eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
         distance = float(torch.linalg.matrix_norm(R - eye, 2).amax())
-        excess = distance - self.bound
+        bound = 2.0 if self.radius is None else self.radius
+        excess = distance - bound
         if excess > 64 * torch.finfo(self.weight.dtype).eps:
             raise NotInSetError(
-                f"the rotation must be within {self.bound:g} of the identity; got {distance:g}: "
+                f"the rotation must be within {bound:g} of the identity; got {distance:g}: "
                 "allow a larger radius",
                 excess=excess,
             )
@@ -295,7 +330,6 @@ def _check_rank(
     check_positive_rank(blocks, "blocks")
     check_positive_rank(stages, "stages")
     if rank is None and map != "householder":
-        _ = _block_size(shape[1], blocks, stages)
         return None
     if (blocks, stages) != (1, 1):
         raise OptionError(
@@ -308,16 +342,6 @@ def _check_rank(
     if rank == 1:
         raise OptionError("a single direction cannot be rotated; got rank=1: use 2 or more")
     return check_rank(rank, shape)
-
-
-def _block_size(n: int, blocks: int, stages: int) -> int:
-    b = n // blocks
-    if n % blocks or b < 2 or n % b**stages:
-        raise OptionError(
-            f"blocks must divide the {n} inputs into blocks of b >= 2, and b ** stages divide "
-            f"them; got blocks={blocks}, stages={stages}"
-        )
-    return b
 
 
 def _check_distance(radius: float | None, map: Map) -> float | None:

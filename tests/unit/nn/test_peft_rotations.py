@@ -65,11 +65,40 @@ def test_boft_of_one_factor_is_met():
     torch.testing.assert_close(outputs(module), X @ (R @ WEIGHT.mT), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("factors", [2, 1])
-def test_butterflies_and_scales_are_refused(factors):
-    tensors = {"boft_R": normal(factors, 2, 4, 4), "boft_s": 2 * torch.ones(6, 1)}
-    with pytest.raises(TargetError, match="a BOFT adapter of one factor without scales"):
+def test_butterflies_are_met():
+    """Two factors of blocks of four: halves of the two blocks change places between them."""
+    factors = normal(2, 2, 4, 4)
+    eye, order = torch.eye(4, dtype=torch.float64), [0, 1, 4, 5, 2, 3, 6, 7]
+    mats = []
+    for given in factors:
+        Q = (given - given.mT) / 2
+        mats.append(torch.block_diag(*((eye - Q) @ torch.linalg.inv(eye + Q))))
+    P = torch.eye(8, dtype=torch.float64)[order]
+    R = P @ mats[1] @ P.mT @ mats[0]
+    module, distance = lo.from_peft_rotation(WEIGHT, "BOFT", {"boft_R": factors})
+    torch.testing.assert_close(outputs(module), X @ R @ WEIGHT.mT, rtol=0, atol=1e-12)
+    assert distance < 1e-13
+
+
+def test_constraint_scales_large_blocks_down():
+    entries = torch.stack([normal(6), 1e-3 * normal(6)])
+    Q, eye = skew(entries), torch.eye(4, dtype=torch.float64)
+    Q[0] *= 0.1 / 2**0.5 / torch.linalg.matrix_norm(Q[0])
+    R = torch.block_diag(*((eye - Q) @ torch.linalg.inv(eye + Q)))
+    module, _ = lo.from_peft_rotation(WEIGHT, "OFT", {"oft_R.weight": entries}, constraint=0.1)
+    torch.testing.assert_close(outputs(module), X @ R @ WEIGHT.mT, rtol=0, atol=1e-12)
+
+
+def test_scales_are_refused():
+    tensors = {"boft_R": normal(1, 2, 4, 4), "boft_s": 2 * torch.ones(6, 1)}
+    with pytest.raises(TargetError, match="rows that are scaled are no rotation"):
         lo.from_peft_rotation(WEIGHT, "BOFT", tensors)
+
+
+@pytest.mark.parametrize("u", [torch.ones(8, 3), torch.ones(8, 8), torch.zeros(8, 2)])
+def test_reflections_without_a_pair_are_refused(u):
+    with pytest.raises(TargetError, match="reflections are imported in pairs"):
+        lo.from_peft_rotation(WEIGHT, "HRA", {"hra_u": u})
 
 
 @pytest.mark.parametrize("gram_schmidt", [False, True])
