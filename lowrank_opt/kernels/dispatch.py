@@ -1,14 +1,12 @@
 """The public operations: check, bring to one dtype, and choose the backend of the device."""
 
-from functools import cache
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
 from lowrank_opt.errors import ShapeError
-from lowrank_opt.kernels import functions, reference
-from lowrank_opt.kernels.functions import Backend, ModelParts
+from lowrank_opt.kernels import functions
+from lowrank_opt.kernels.backend import backend_of
+from lowrank_opt.kernels.protocol import ModelParts
 from lowrank_opt.observations import Observations
 from lowrank_opt.observations.coordinates import check_weights
 from lowrank_opt.operator import LowRankOperator
@@ -61,7 +59,7 @@ def observed_squared_loss(
     if weights is not None:
         _check_placed(weights, "weights", (len(observations),), observations.device)
         check_weights(weights)
-    loss = functions.squared_loss(model, observations, weights, backend_of(op.device.type))
+    loss = functions.squared_loss(model, observations, weights, backend_of(op.device))
     return loss.to(model.left.dtype if dtype is None else dtype)
 
 
@@ -99,24 +97,7 @@ def observed_entries(
     >>> observed_entries(op, Observations([0, 1], [2, 0], [3.0, 1.0], (2, 3)))
     tensor([1., 1.])
     """
-    return functions.entries(
-        _model(op, observations, bias), observations, backend_of(op.device.type)
-    )
-
-
-@cache
-def on_cpu_loops(device: str) -> bool:
-    """Whether numba loops compute on a device type; plain torch does elsewhere."""
-    return device == "cpu" and find_spec("numba") is not None
-
-
-def backend_of(device: str) -> Backend:
-    """Return the fastest backend of a device type; numba is imported here, on first use."""
-    if on_cpu_loops(device):
-        from lowrank_opt.kernels import cpu
-
-        return cpu
-    return reference
+    return functions.entries(_model(op, observations, bias), observations, backend_of(op.device))
 
 
 def _model(

@@ -4,68 +4,14 @@ Here the matrix is ``left @ right.T``, with the scale already in `left`; predict
 ``left[i] . right[j] + row_bias[i] + col_bias[j]``.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from lowrank_opt.kernels.protocol import Backend, ModelParts, Needed
 from lowrank_opt.observations import Observations
-
-
-class ModelParts(NamedTuple):
-    """What predicts an entry; either both biases or neither.
-
-    Parameters
-    ----------
-    left : Tensor, shape (m, r)
-    right : Tensor, shape (n, r)
-    row_bias : Tensor, shape (m,), or None
-    col_bias : Tensor, shape (n,), or None
-    """
-
-    left: Tensor
-    right: Tensor
-    row_bias: Tensor | None = None
-    col_bias: Tensor | None = None
-
-
-class Gradient(NamedTuple):
-    """The gradient with respect to the parts of a `ModelParts`; None where it is not wanted."""
-
-    left: Tensor | None = None
-    right: Tensor | None = None
-    row_bias: Tensor | None = None
-    col_bias: Tensor | None = None
-
-
-class Needed(NamedTuple):
-    """Which parts of the gradient are wanted."""
-
-    left: bool = False
-    right: bool = False
-    row_bias: bool = False
-    col_bias: bool = False
-
-
-class Backend(Protocol):
-    """What a device has to offer. `weights` of None are those of the observations, or one."""
-
-    def squared_loss(
-        self, model: ModelParts, observations: Observations, weights: Tensor | None, needed: Needed
-    ) -> tuple[Tensor, Gradient]:
-        """Return the float64 sum of weighted squared residuals, and its gradient."""
-        ...
-
-    def entries(self, model: ModelParts, observations: Observations) -> Tensor:
-        """Return the predictions, in the order of the observations."""
-        ...
-
-    def entries_gradient(
-        self, model: ModelParts, observations: Observations, gradient: Tensor, needed: Needed
-    ) -> Gradient:
-        """Return the gradient of ``(gradient * entries).sum()``."""
-        ...
 
 
 def squared_loss(

@@ -1,25 +1,15 @@
-"""Gaussian posteriors of all rows (or columns) at once.
-
-On the CPU numba loops do it on the threads of torch; elsewhere, batches in plain torch.
-"""
+"""Gaussian posteriors of all rows (or columns) at once, on the device of the entries."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from lowrank_opt.kernels import torch_gaussian
-from lowrank_opt.kernels.dispatch import on_cpu_loops
-from lowrank_opt.kernels.row_solves import balanced_ranges
+from lowrank_opt.kernels.backend import backend_of
+from lowrank_opt.kernels.protocol import Given
 from lowrank_opt.observations import CompressedAxis, Observations
-
-_RANGES_PER_THREAD = 4
-_WORTH_A_THREAD = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,12 +49,7 @@ class Moments:
 
     def repack(self) -> None:
         """Set the second moments to those of the means without spread."""
-        if not on_cpu_loops(self.means.device.type):
-            torch_gaussian.pack(self.means, self.products)
-            return
-        from lowrank_opt.kernels.moments import pack_moments  # loads numba
-
-        pack_moments(self.means.numpy(), self.products.numpy())
+        backend_of(self.means.device).pack(self.means, self.products)
 
     def total(self) -> Tensor:
         """Return the sum over rows of the second moments of (v, b), float64, (K + 1, K + 1)."""
@@ -156,12 +141,8 @@ class GaussianRows:
         losses = scales.new_empty(len(own.means), dtype=torch.float64)
         logdets = torch.empty_like(losses)
         given = self._given(other, multipliers, scales, precision, pull)
-        if not on_cpu_loops(losses.device.type):
-            torch_gaussian.posterior(given, own.means, own.products, losses, logdets)
-            return losses, logdets
-        from lowrank_opt.kernels.moments import posterior_pass  # loads numba
-
-        self._sweep(posterior_pass, given, own.means, own.products, losses, logdets)
+        backend = backend_of(losses.device)
+        backend.posterior(given, own.means, own.products, losses, logdets)
         return losses, logdets
 
     def draw(
@@ -184,12 +165,7 @@ class GaussianRows:
         """
         losses = scales.new_empty(len(own.means), dtype=torch.float64)
         given = self._given(other, multipliers, scales, precision, pull)
-        if on_cpu_loops(losses.device.type):
-            from lowrank_opt.kernels.moments import draw_pass  # loads numba
-
-            self._sweep(draw_pass, given, noise, own.means, losses)
-        else:
-            torch_gaussian.draw(given, noise, own.means, losses)
+        backend_of(losses.device).draw(given, noise, own.means, losses)
         own.repack()
         return losses
 
@@ -200,28 +176,11 @@ class GaussianRows:
         scales: Tensor,
         precision: Tensor,
         pull: Tensor,
-    ) -> torch_gaussian.Given:
+    ) -> Given:
         weights = self.weights
         if multipliers is not None:
             weights = weights * multipliers.to(weights.dtype)[self.axis.indices]
         # A Gram matrix is known to the rounding of its sum.
         smallest = 8 * float(torch.finfo(weights.dtype).eps)
         data = (self.axis, self.values, weights, other.means, other.products)
-        return torch_gaussian.Given(*data, scales, precision, pull, smallest)
-
-    def _sweep(
-        self, kernel: Callable[..., None], given: torch_gaussian.Given, *written: Tensor
-    ) -> None:
-        axis, *parts = (*given, *written)
-        assert isinstance(axis, CompressedAxis)
-        data = (axis.pointers, axis.indices, *parts)
-        arrays = [x.numpy() if isinstance(x, Tensor) else x for x in data]
-        pointers = axis.pointers.numpy()
-        work = len(self.values) * given.products.shape[1]
-        threads = torch.get_num_threads() if work >= _WORTH_A_THREAD else 1
-        if threads == 1:
-            kernel(0, len(pointers) - 1, *arrays)
-            return
-        bounds = balanced_ranges(pointers, threads * _RANGES_PER_THREAD)
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda ends: kernel(*ends, *arrays), pairwise(bounds)))
+        return Given(*data, scales, precision, pull, smallest)

@@ -1,27 +1,15 @@
-"""Least-squares problems of all rows (or columns) at once.
-
-On the CPU numba loops do it on the threads of torch; elsewhere, batches in plain torch.
-"""
+"""Least-squares problems of all rows (or columns) at once, on the device of the entries."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from lowrank_opt.kernels.dispatch import on_cpu_loops
-from lowrank_opt.kernels.torch_rows import improve_rows, solve_rows
+from lowrank_opt.kernels.backend import backend_of
+from lowrank_opt.kernels.protocol import RowEntries
 from lowrank_opt.observations import CompressedAxis, Observations
-
-_RANGES_PER_THREAD = 4
-_WORTH_A_THREAD = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +49,6 @@ class RowProblems:
         weights = None if w is None else w[axis.order].to(dtype)
         return cls(axis, observations.values[axis.order].to(dtype), weights)
 
-    @cached_property
-    def scratch(self) -> Tensor:
-        """Room for a number for each entry."""
-        return torch.empty_like(self.values)
-
     def solve(
         self,
         x: Tensor,
@@ -102,26 +85,16 @@ class RowProblems:
         float
             Weighted sum of squared residuals at the new x; NaN if a matrix was singular.
         """
-        data = (self.axis, self.values, self.weights, x, features, offsets)
-        if not on_cpu_loops(x.device.type):
-            losses = solve_rows(
-                *data,
-                scale=scale,
-                precision=precision,
-                strengths=strengths,
-                pull=pull,
-                noise=noise,
-            )
-            return float(losses.sum())
-        from lowrank_opt.kernels.normal_equations import exact_pass  # loads numba
-
-        losses = x.new_empty(len(x), dtype=torch.float64)
-        pulls = x.new_zeros(x.shape) if pull is None else pull
-        middle = (scale, precision, strengths, pulls, noise)
-        self._sweep(
-            exact_pass,
-            features.shape[1] ** 2,
-            (features, offsets, *middle, self.scratch, x, losses),
+        losses = backend_of(x.device).solve_rows(
+            RowEntries(self.axis, self.values, self.weights),
+            x,
+            features,
+            offsets,
+            scale=scale,
+            precision=precision,
+            strengths=strengths,
+            pull=pull,
+            noise=noise,
         )
         return float(losses.sum())
 
@@ -136,33 +109,8 @@ class RowProblems:
         steps: int,
     ) -> float:
         """Take conjugate gradient steps from x; as `solve` with a diagonal precision."""
-        data = (self.axis, self.values, self.weights, x, features, offsets)
-        if not on_cpu_loops(x.device.type):
-            losses = improve_rows(*data, diagonal=diagonal, strengths=strengths, steps=steps)
-            return float(losses.sum())
-        from lowrank_opt.kernels.normal_equations import conjugate_gradient_pass
-
-        losses = x.new_empty(len(x), dtype=torch.float64)
-        parts = (features, offsets, diagonal, strengths, steps, self.scratch, x, losses)
-        self._sweep(conjugate_gradient_pass, features.shape[1] * steps, parts)
+        entries = RowEntries(self.axis, self.values, self.weights)
+        settings = {"diagonal": diagonal, "strengths": strengths}
+        backend = backend_of(x.device)
+        losses = backend.improve_rows(entries, x, features, offsets, **settings, steps=steps)
         return float(losses.sum())
-
-    def _sweep(self, kernel: Callable[..., None], work: int, parts: tuple[object, ...]) -> None:
-        axis = self.axis
-        data = (axis.pointers, axis.indices, self.values, self.weights, *parts)
-        arrays = [x.numpy() if isinstance(x, Tensor) else x for x in data]
-        threads = torch.get_num_threads() if len(self.values) * work >= _WORTH_A_THREAD else 1
-        if threads == 1:
-            kernel(0, len(axis.pointers) - 1, *arrays)
-            return
-        bounds = balanced_ranges(axis.pointers.numpy(), threads * _RANGES_PER_THREAD)
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda ends: kernel(*ends, *arrays), pairwise(bounds)))
-
-
-def balanced_ranges(pointers: NDArray[np.integer], ranges: int) -> list[int]:
-    """Cut groups into ranges of about equal work: entries, and a constant for each group."""
-    groups = len(pointers) - 1
-    work = pointers + np.arange(groups + 1) * 16
-    inner = np.searchsorted(work, np.linspace(0, work[-1], ranges + 1)[1:-1])
-    return [0, *inner.tolist(), groups]

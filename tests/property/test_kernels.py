@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lowrank_opt.kernels import cpu, functions, reference
-from lowrank_opt.kernels.functions import Backend, ModelParts
+from lowrank_opt.kernels import functions
+from lowrank_opt.kernels.batches import backend as reference
+from lowrank_opt.kernels.loops import backend as cpu
+from lowrank_opt.kernels.protocol import Backend, ModelParts
 from lowrank_opt.observations import Observations
 
 BACKENDS = pytest.mark.parametrize("backend", [cpu, reference], ids=["cpu", "reference"])

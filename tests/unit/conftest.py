@@ -4,14 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from lowrank_opt.kernels import dispatch
+from lowrank_opt.kernels import use_backend
 
 
 @pytest.fixture(params=["numba", "torch"])
-def row_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def row_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run a test with the loops of the CPU, and with what other devices run, on the CPU."""
-    if request.param == "torch":
-        monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
-    dispatch.on_cpu_loops.cache_clear()
-    yield request.param
-    dispatch.on_cpu_loops.cache_clear()
+    with use_backend(request.param):
+        yield request.param

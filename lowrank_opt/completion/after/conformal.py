@@ -97,7 +97,9 @@ class Conformal(Generic[P]):
             If `coverage` is not in (0, 1).
         """
         _check_coverage(coverage)
-        i, j = torch.broadcast_tensors(torch.as_tensor(rows), torch.as_tensor(cols))
+        device = self.scores.device
+        i, j = (torch.as_tensor(x).to(device) for x in (rows, cols))
+        i, j = torch.broadcast_tensors(i, j)
         shape, i, j = i.shape, i.reshape(-1), j.reshape(-1)
         low, high = self.bounds
         centre = self.result.predict(i, j).double().clamp(low, high)
@@ -340,7 +342,7 @@ def row_importance(calibration: Observations, rows: Tensor) -> EntryFunction:
 
 
 def _means(values: Tensor, index: Tensor, counts: Tensor, shrinkage: float) -> Tensor:
-    totals = torch.zeros(len(counts), dtype=torch.float64).index_add(0, index, values)
+    totals = values.new_zeros(len(counts)).index_add(0, index, values)
     return (totals + shrinkage) / (counts + shrinkage)
 
 
@@ -370,7 +372,7 @@ def _scale_of(result: Predictor, scale: Scale) -> EntryFunction | None:
 
 def _of(function: EntryFunction | None, i: Tensor, j: Tensor, default: float) -> Tensor:
     if function is None:
-        return torch.full(i.shape, default, dtype=torch.float64)
+        return torch.full(i.shape, default, dtype=torch.float64, device=i.device)
     return function(i, j).double()
 
 

@@ -113,7 +113,7 @@ def fold_in_rows(
     ----------
     result : CompletionResult, shape (m, n)
     entries : Observations, shape (k, n)
-        Of the new rows, on the CPU.
+        Of the new rows, on the device of the result.
     prior : FactorPrior
 
     Returns
@@ -230,13 +230,14 @@ def _solve(
     values = entries.to(dtype=torch.float64)
     centred = values.with_values(values.values - bias.mean)
     strengths = entries.row_counts.clamp_min(1).double() ** prior.exponent
-    target = prior.precision @ prior.mean
+    precision = prior.precision.to(features.device)
+    target = precision @ prior.mean.to(features.device)
     x = features.new_zeros(entries.shape[0], len(target))
     RowProblems.of(centred, centred.csr, torch.float64).solve(
         x,
         features,
         bias.cols.double(),
-        precision=prior.precision,
+        precision=precision,
         strengths=strengths,
         pull=strengths.unsqueeze(1) * target,
     )

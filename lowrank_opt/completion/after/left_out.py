@@ -73,12 +73,12 @@ def leverages(features: Tensor, observations: Observations, precision: Tensor) -
     """
     csr, K = observations.csr, features.shape[1]
     w = observations.weights
-    weights = torch.ones(len(observations), dtype=torch.float64) if w is None else w.double()
-    found = torch.empty(len(observations), dtype=torch.float64)
+    found = features.new_empty(len(observations))
+    weights = torch.ones_like(found) if w is None else w.double()
     step = max(1, _BLOCK // (K * K))
     for first in range(0, observations.shape[0], step):
         pointers = csr.pointers[first : first + step + 1]
-        lines = torch.repeat_interleave(torch.arange(len(pointers) - 1), pointers.diff())
+        lines = torch.repeat_interleave(pointers.diff())
         here = slice(int(pointers[0]), int(pointers[-1]))
         order = csr.order[here]
         f = features[csr.indices[here].long()]

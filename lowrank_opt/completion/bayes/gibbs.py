@@ -117,7 +117,7 @@ class _Sampler:
         noise_strength: float,
         generator: torch.Generator | None,
     ) -> None:
-        self.dtype = observations.dtype
+        self.dtype, self.device = observations.dtype, observations.device
         start = VariationalPosterior(observations, rank, noise_strength, generator, single=True)
         self.offset, self.unit, self.count = start.offset, start.unit, start.count
         self.history, self.started = History(), time.perf_counter()
@@ -154,12 +154,13 @@ class _Sampler:
         """Return the kept draws in the unit of the values."""
         root = math.sqrt(self.unit)
         rows, cols, alpha, beta = (
-            torch.from_numpy(np.stack([draw[k] for draw in kept])).to(self.dtype) for k in range(4)
+            torch.from_numpy(np.stack([draw[k] for draw in kept])).to(self.device, self.dtype)
+            for k in range(4)
         )
         a, c = rows[..., -1] * self.unit, cols[..., -1] * self.unit
         U, V = (x[..., :-1].contiguous().mul_(root) for x in (rows, cols))
         precision = (
-            torch.tensor([draw[4] for draw in kept], dtype=torch.float64) / self.unit / self.unit
+            U.new_tensor([draw[4] for draw in kept], dtype=torch.float64) / self.unit / self.unit
         )
         finite = all(map(math.isfinite, self.history.objective))
         status = CompletionStatus.CONVERGED if finite else CompletionStatus.NUMERICAL_TROUBLE

@@ -69,7 +69,8 @@ class VariationalPosterior:
         self.count = int((weights > 0).sum())
         self.log_weights = float(weights[weights > 0].double().log().sum())
         self.counts = [rows.positive_counts.cpu().numpy() for rows in self.rows]
-        self.seed = int(torch.randint(2**62, (), generator=generator))
+        where = torch.device("cpu") if generator is None else generator.device
+        self.seed = int(torch.randint(2**62, (), generator=generator, device=where))
         self.rng = np.random.default_rng(self.seed)
         self.sides = [
             # The same start in both dtypes: ratings as integers and as float32 are the same ones.

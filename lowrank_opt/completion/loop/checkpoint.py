@@ -100,8 +100,13 @@ class Checkpoint:
             description: JsonObject = {"settings": self.settings, "state": tree}
             files.write(_LAYOUT, self.path, description, tensors)
 
-    def restored(self) -> State | None:
+    def restored(self, device: torch.device | str = "cpu") -> State | None:
         """Return the state to go on from; None if there is none, or `resume` is false.
+
+        Parameters
+        ----------
+        device : torch.device or str
+            Where its tensors go, whichever they were on.
 
         Raises
         ------
@@ -115,7 +120,8 @@ class Checkpoint:
         description, tensors = files.read(_LAYOUT, self.path)
         self._check_settings(description.get("settings"))
         try:
-            return _decode(description["state"], tensors)
+            placed = {k: _placed(x, device) for k, x in tensors.items()}
+            return _decode(description["state"], placed)
         except (KeyError, TypeError, ValueError) as error:
             raise files.damaged(_LAYOUT, self.path, f"the state is damaged ({error})") from error
 
@@ -203,6 +209,11 @@ def _keep(x: Tensor, tensors: dict[str, Tensor]) -> str:
     return key
 
 
+def _placed(x: Tensor, device: torch.device | str) -> Tensor:
+    # Counters of optimizers are scalars, and stay on the CPU.
+    return x.to(device) if x.ndim > 0 else x
+
+
 def _decode(tree: Json, tensors: dict[str, Tensor]) -> State:
     if isinstance(tree, list):
         return [_decode(x, tensors) for x in tree]
@@ -215,9 +226,9 @@ def _decode(tree: Json, tensors: dict[str, Tensor]) -> State:
         case "tensor", str():
             return tensors[content].clone()
         case "array", str():
-            return tensors[content].clone().numpy()
+            return tensors[content].cpu().clone().numpy()
         case "transposed", str():
-            return tensors[content].clone().numpy().T
+            return tensors[content].cpu().clone().numpy().T
         case "dict", dict():
             return {k: _decode(v, tensors) for k, v in content.items()}
         case "tuple", list():

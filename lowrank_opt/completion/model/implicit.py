@@ -35,7 +35,8 @@ def implicit_features(observations: Observations) -> tuple[csr_array, csr_array]
     m, n = observations.shape
     sides = []
     for axis, shape in ((observations.csr, (m, n)), (observations.csc, (n, m))):
-        counts = axis.counts.numpy()
+        counts = axis.counts.cpu().numpy()
+        places = axis.indices.cpu().numpy(), axis.pointers.cpu().numpy()
         values = np.repeat(1 / np.sqrt(np.maximum(counts, 1)), counts)
-        sides.append(csr_array((values, axis.indices.numpy(), axis.pointers.numpy()), shape=shape))
+        sides.append(csr_array((values, *places), shape=shape))
     return sides[0], sides[1]

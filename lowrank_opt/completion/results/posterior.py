@@ -126,7 +126,10 @@ class BayesianResult:
         if clip is not None and not clip[0] <= clip[1]:
             raise ObservationError(f"clip must be (smallest, largest); got clip={clip!r}")
         m, n = self.shape
-        i, j = torch.broadcast_tensors(_indices(rows, m, "rows"), _indices(cols, n, "cols"))
+        device = self.row_factors.device
+        i, j = torch.broadcast_tensors(
+            _indices(rows, m, "rows", device), _indices(cols, n, "cols", device)
+        )
         blocks = zip(i.reshape(-1).split(_BLOCK), j.reshape(-1).split(_BLOCK), strict=True)
         mean, variance = map(torch.cat, zip(*(self._moments(*ij) for ij in blocks), strict=True))
         mean = mean.reshape(i.shape) if clip is None else mean.reshape(i.shape).clamp(*clip)
@@ -180,7 +183,7 @@ class BayesianResult:
     def _noise_variance(self, i: Tensor, j: Tensor) -> Tensor:
         """Return the expected variance of the noise of a value of weight one, in float64."""
         S = len(self)
-        total = torch.zeros(len(i), dtype=torch.float64)
+        total = torch.zeros(len(i), dtype=torch.float64, device=i.device)
         for s in range(S):
             precision = self.noise_precision[s].double()
             for relative, index in ((self.row_precision, i), (self.col_precision, j)):
@@ -192,7 +195,7 @@ class BayesianResult:
 
     def _moments(self, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and variance over the draws, by Welford's update."""
-        mean = torch.zeros(len(i), dtype=self.row_factors.dtype)
+        mean = self.row_factors.new_zeros(len(i))
         squares = torch.zeros_like(mean)
         draws = zip(self.row_factors, self.col_factors, self.row_bias, self.col_bias, strict=True)
         for s, (U, V, a, c) in enumerate(draws, start=1):
@@ -203,7 +206,7 @@ class BayesianResult:
         return mean + self.mean, squares / max(len(self) - 1, 1)
 
 
-def _indices(index: Positions, size: int, name: str) -> Tensor:
+def _indices(index: Positions, size: int, name: str, device: torch.device) -> Tensor:
     data = index if isinstance(index, Tensor) else torch.as_tensor(np.asarray(index))
     data = data.long() if data.numel() == 0 else data
     if data.is_floating_point() or data.is_complex() or data.dtype == torch.bool:
@@ -214,4 +217,4 @@ def _indices(index: Positions, size: int, name: str) -> Tensor:
             f"{name} must be in 0..{size - 1}; got {int(bad.sum())} outside: unknown rows and "
             "columns need a larger shape"
         )
-    return data.long()
+    return data.to(device, torch.int64)

@@ -17,6 +17,7 @@ from lowrank_opt.completion.loop.status import CompletionStatus
 from lowrank_opt.completion.model.bias import AdditiveBias, weighted_mean
 from lowrank_opt.completion.model.checks import check_amounts, check_counts
 from lowrank_opt.completion.model.problem import CompletionProblem
+from lowrank_opt.completion.model.randomness import normal
 from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.completion.solvers.context import Run
 from lowrank_opt.completion.solvers.held_out import root_mean_square_error
@@ -142,14 +143,14 @@ class _Model:
         self.diagonal = centred.values.new_ones(K)
         # The bias has no unit, the penalty that of the values.
         self.diagonal[rank:] = (rate or 0.0) / problem.penalty
-        start = torch.randn(m + n, rank, generator=generator, dtype=torch.float64)
+        start = normal((m + n, rank), generator, like=centred.values)
         self.sides = [centred.values.new_zeros(size, K) for size in (m, n)]
         for x, part in zip(self.sides, (start * 0.1 / rank**0.5).split((m, n)), strict=True):
             x[:, :rank] = part
 
     def start_from(self, result: CompletionResult) -> None:
         """Take over as many leading factors as fit, balanced, and the biases."""
-        operator = result.operator.to(dtype=torch.float64)
+        operator = result.operator.to(dtype=torch.float64, device=self.diagonal.device)
         U, scale, V = operator if operator.rank <= self.rank else operator.thin_svd()
         sizes = scale.abs() * U.norm(dim=0) * V.norm(dim=0)
         # A column of zeros on both sides would stay zero: those keep their random start.

@@ -98,7 +98,7 @@ def polish(objective: Objective, problem: ConvexProblem, gap: float, *, effort: 
     op, rate = chart().detach(), objective.bias_penalty if objective.fit_bias else None
     whole = _of_any_rank(feasible_set, min(op.shape))
     fit = subspace_fit(objective.observations, whole, objective.mean, rate)
-    start = fit.point(op.to(dtype=torch.float64, device="cpu"), objective.bias().to(device="cpu"))
+    start = fit.point(op.to(dtype=torch.float64), objective.bias())
     steps = corrective_steps(fit, whole, gap / 2, torch.float64, start, effort * _POLISHING)
     best = next(steps)
     for better in islice(steps, effort * _CORRECTIONS):
@@ -108,7 +108,7 @@ def polish(objective: Objective, problem: ConvexProblem, gap: float, *, effort: 
     before = float(objective.value())
     kept = [x.clone() for x in objective.variables]
     try:
-        _ = chart.assign(best.operator.to(dtype=op.dtype, device=op.device), project=True)
+        _ = chart.assign(best.operator.to(dtype=op.dtype), project=True)
     except LowRankError:
         return False
     if objective.fit_bias:
@@ -133,7 +133,8 @@ def _targets(objective: Objective, problem: ConvexProblem) -> Iterator[LowRankOp
     G = sparse_matrix(observations.with_values(y / (float(y.abs().max()) or 1.0)))
     sizes = W.singular_values()
     free = rank - 1 - int((sizes > _EMPTY * sizes[:1]).sum())
-    leading = leading_svd(G, 1 + max(free, 0))
+    U, sigma, V = (x.to(y.device) for x in leading_svd(G, 1 + max(free, 0)))
+    leading = (U, sigma, V)
     atom, shrinks, charge = _atom(problem.constraint, G, leading)
     change = observed_entries(atom, observations) - shrinks * entries
     slope, curvature = float((y * change).sum()) + charge, float((w * change.square()).sum())
@@ -150,7 +151,7 @@ def _atom(
 ) -> tuple[LowRankOperator, float, float]:
     """Return where the direction leads, by how much W shrinks on the way, and a unit's penalty."""
     if isinstance(constraint, FeasibleSet):
-        return constraint.lmo(G).to(dtype=torch.float64), 1.0, 0.0
+        return constraint.lmo(G).to(dtype=torch.float64, device=leading[0].device), 1.0, 0.0
     U, _, V = leading
     return LowRankOperator(U[:, :1], -U.new_ones(1), V[:, :1]), 0.0, constraint
 

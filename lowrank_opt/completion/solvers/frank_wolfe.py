@@ -125,7 +125,7 @@ def corrective_steps(
     while True:
         G = sparse_matrix(fit.residual_gradient(point))
         # The atom does not depend on the unit, and squares of tiny entries would vanish.
-        atom = feasible_set.lmo(G / (float(abs(G).max()) or 1.0))
+        atom = feasible_set.lmo(G / (float(abs(G).max()) or 1.0)).to(device=fit.a.device)
         gap = _gap(fit, point, G, atom)
         operator, bias = fit.operator(point).to(dtype=dtype), fit.bias(point).to(dtype=dtype)
         yield Iterate(operator, bias, objective, gap, settled=gap <= tolerance * objective)
@@ -159,8 +159,8 @@ def _widened(
 ) -> SubspacePoint:
     """Add the singular vectors of the atom and the gradient on the present subspaces."""
     a, b = fit.a.unsqueeze(1), fit.b.unsqueeze(1)
-    left = torch.from_numpy(G @ (point.V * b).numpy()) * a
-    right = torch.from_numpy(G.T @ (point.U * a).numpy()) * b
+    left = _product(G, point.V * b) * a
+    right = _product(G.T, point.U * a) * b
     return point.widened(
         torch.cat((atom.left.double() / a, left), dim=1),
         torch.cat((atom.right.double() / b, right), dim=1),
@@ -174,13 +174,19 @@ def _gap(fit: SubspaceFit, point: SubspacePoint, G: sp.csr_array, atom: LowRankO
     if not rate:
         return gap
     for x, sums in ((point.rows, G.sum(axis=1)), (point.cols, G.sum(axis=0))):
-        gap += float((rate * x + torch.from_numpy(sums)).square().sum()) / (2 * rate)
+        slopes = rate * x + torch.from_numpy(sums).to(x.device)
+        gap += float(slopes.square().sum()) / (2 * rate)
     return gap
 
 
 def _inner_product(G: sp.csr_array, op: LowRankOperator) -> float:
     left: Tensor = op.left.double() * op.scale.double()
-    return float((left * torch.from_numpy(G @ op.right.double().numpy())).sum())
+    return float((left * _product(G, op.right.double())).sum())
+
+
+def _product(G: sp.csr_array, x: Tensor) -> Tensor:
+    """Return ``G @ x`` where x is; the sparse gradient is on the host, for the oracle."""
+    return torch.from_numpy(G @ x.cpu().numpy()).to(x.device)
 
 
 def is_spectral(feasible_set: FeasibleSet) -> bool:
@@ -197,5 +203,5 @@ def subspace_fit(
     if isinstance(feasible_set, WeightedSet):
         inner, a, b = feasible_set.inner, feasible_set.row_weights, feasible_set.col_weights
     assert isinstance(inner, SpectralSet), "the traits let no other set pass"
-    exact = fitted.to(dtype=torch.float64, device="cpu")
+    exact = fitted.to(dtype=torch.float64)
     return SubspaceFit(exact, mean, inner, a, b, bias_penalty=bias_penalty)

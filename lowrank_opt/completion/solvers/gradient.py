@@ -38,7 +38,6 @@ _TRAITS = Traits(
     sets=("parameterization",),
     losses="any",
     penalty="yes",
-    devices=("cpu", "cuda"),
     checkpoint=True,
     certificate=True,
 )
@@ -190,7 +189,8 @@ class _Fit:
         self.held_out, self.checkpoint, self.proof = held_out, checkpoint, proof
         self.history, self.best = History(), self._copy()
         self.start = time.perf_counter()
-        state = None if checkpoint is None else checkpoint.restored()
+        device = objective.observations.device
+        state = None if checkpoint is None else checkpoint.restored(device)
         if state is not None:
             self._resume(state)
 

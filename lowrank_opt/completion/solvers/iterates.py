@@ -123,7 +123,7 @@ class _Loop:
         proof: Proof | None,
     ) -> None:
         self.held_out, self.stopping, self.proof = held_out, stopping, proof
-        self.unit = loss_of_the_mean(observations) or 1.0
+        self.unit, self.device = loss_of_the_mean(observations) or 1.0, observations.device
         self.history = History()
         self.best: Iterate | None = None
         self.stage = 0
@@ -164,7 +164,7 @@ class _Loop:
         """Go on from a checkpoint, if there is one; return the number of iterates so far."""
         if not isinstance(iterates, Resumable):
             raise OptionError("this solver leaves no checkpoints: leave checkpoint at None")
-        state = checkpoint.restored()
+        state = checkpoint.restored(self.device)
         if state is None:
             return 0
         assert isinstance(state, dict), "as `_state` returned it"

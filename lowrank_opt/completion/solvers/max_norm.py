@@ -13,6 +13,7 @@ from lowrank_opt.checks import check_radius
 from lowrank_opt.completion.model.bias import AdditiveBias, weighted_mean
 from lowrank_opt.completion.model.checks import check_amounts, check_counts
 from lowrank_opt.completion.model.problem import CompletionProblem
+from lowrank_opt.completion.model.randomness import normal
 from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.completion.solvers.context import Run
 from lowrank_opt.completion.solvers.iterates import Iterate, iterate
@@ -119,8 +120,8 @@ class _MaxNorm:
         self.largest = float(w.max())
         self.axes = (exact.csr, exact.csc)
         self.indices = (exact.rows, exact.cols)
-        self.biases = [torch.zeros(size, dtype=torch.float64) for size in exact.shape]
-        start = torch.randn(sum(exact.shape), rank, generator=generator, dtype=torch.float64)
+        self.biases = [w.new_zeros(size) for size in exact.shape]
+        start = normal((sum(exact.shape), rank), generator, like=self.w)
         start /= torch.linalg.vector_norm(start, dim=1, keepdim=True)
         self.sides = list(start.split(exact.shape))
         self.multipliers = [x.new_zeros(x.shape) for x in self.biases]

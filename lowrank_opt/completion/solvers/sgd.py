@@ -9,21 +9,20 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from lowrank_opt.completion.model.bias import AdditiveBias
 from lowrank_opt.completion.model.checks import check_amounts, check_counts
 from lowrank_opt.completion.model.problem import CompletionProblem
+from lowrank_opt.completion.model.randomness import normal
 from lowrank_opt.completion.model.standardize import standardize
 from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.completion.solvers.context import Run
 from lowrank_opt.completion.solvers.iterates import Iterate, iterate
 from lowrank_opt.completion.solvers.traits import Traits
+from lowrank_opt.kernels.backend import backend_of
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.sets import FeasibleSet
-
-Floats = NDArray[np.floating]
 
 _START = 0.01
 # The loss stands still while the start is left, and falls again: a tolerance that is never met.
@@ -165,18 +164,16 @@ def _fit(
 def _iterates(
     observations: Observations, settings: _Settings, generator: torch.Generator | None
 ) -> Iterator[Iterate]:
-    from lowrank_opt.kernels.sgd import StepOrder  # loads numba
-
     mean, unit, scaled = standardize(observations)
-    order = StepOrder.of(_with_unit_weights(scaled), settings.rank)
+    weighted = _with_unit_weights(scaled)
+    steps = backend_of(observations.device).steps(weighted, settings.rank)
     m, n = observations.shape
-    dtype, size = observations.dtype, (m + n, settings.rank)
-    start = _START * torch.randn(size, generator=generator, dtype=dtype)
+    start = _START * normal((m + n, settings.rank), generator, like=observations.values)
     left, right = (x.contiguous() for x in start.split((m, n)))
     a, c = start.new_zeros(m), start.new_zeros(n)
-    arrays = ((left.numpy(), right.numpy()), (a.numpy(), c.numpy()))
-    counts = [x.to(dtype) for x in (observations.row_counts, observations.col_counts)]
-    loss = float((order.weights * order.values**2).sum())
+    counts = [x.to(start.dtype) for x in (observations.row_counts, observations.col_counts)]
+    squares, w = weighted.values.square(), weighted.weights
+    loss = float((squares if w is None else squares * w).sum())
     while True:
         sizes = [x.square().sum(1) + b.square() for x, b in zip((left, right), (a, c), strict=True)]
         charge = sum(float(k @ s) for k, s in zip(counts, sizes, strict=True))
@@ -186,7 +183,8 @@ def _iterates(
             operator = settings.feasible.project(operator)
         objective = 0.5 * unit**2 * (loss + settings.penalty * charge)
         yield Iterate(operator, AdditiveBias(mean, a * unit, c * unit), objective)
-        loss = order.epoch(*arrays, rate=settings.learning_rate, penalty=settings.penalty)
+        rate, penalty = settings.learning_rate, settings.penalty
+        loss = steps.epoch((left, right), (a, c), rate=rate, penalty=penalty)
 
 
 def _with_unit_weights(observations: Observations) -> Observations:

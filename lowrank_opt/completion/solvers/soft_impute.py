@@ -14,13 +14,14 @@ from lowrank_opt.completion.certificates.convex_problem import convex_problem_of
 from lowrank_opt.completion.model.bias import AdditiveBias, weighted_mean
 from lowrank_opt.completion.model.checks import check_amounts, check_counts
 from lowrank_opt.completion.model.problem import CompletionProblem
+from lowrank_opt.completion.model.randomness import normal
 from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.completion.solvers.context import Run
 from lowrank_opt.completion.solvers.iterates import Iterate, iterate
 from lowrank_opt.completion.solvers.traits import Traits
 from lowrank_opt.errors import ShapeError
-from lowrank_opt.kernels.dispatch import backend_of
-from lowrank_opt.kernels.functions import ModelParts, Needed
+from lowrank_opt.kernels.backend import backend_of
+from lowrank_opt.kernels.protocol import ModelParts, Needed
 from lowrank_opt.linalg import orthonormal_columns
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
@@ -122,7 +123,7 @@ class _SoftImpute:
         exact, bias_penalty = observations.to(dtype=torch.float64), problem.bias_rate
         self.dtype, self.bias_penalty = observations.dtype, bias_penalty
         self.mean = 0.0 if bias_penalty is None else weighted_mean(observations)
-        self.backend = backend_of("cpu")
+        self.backend = backend_of(exact.device)
         w = torch.ones_like(exact.values) if exact.weights is None else exact.weights
         # The filled-in matrix majorises the loss for weights of at most one.
         self.largest = float(w.max())
@@ -130,11 +131,11 @@ class _SoftImpute:
         self.ridge = (bias_penalty or 0.0) / self.largest
         self.entries = exact.with_values(exact.values - self.mean)
         totals = (
-            torch.zeros(size, dtype=torch.float64).index_add_(0, index, self.w)
+            self.w.new_zeros(size).index_add_(0, index, self.w)
             for index, size in zip((exact.rows, exact.cols), exact.shape, strict=True)
         )
         self.totals = tuple(x + self.ridge for x in totals)
-        self.biases = [torch.zeros(size, dtype=torch.float64) for size in exact.shape]
+        self.biases = [w.new_zeros(size) for size in exact.shape]
         self.factors = self._start(problem.fixed_rank, run.start, run.generator)
 
     def iterates(self) -> Iterator[Iterate]:
@@ -149,15 +150,17 @@ class _SoftImpute:
         self, rank: int, start: CompletionResult | None, generator: torch.Generator | None
     ) -> _Factors:
         m, n = self.entries.shape
-        U = torch.randn(m, rank, generator=generator, dtype=torch.float64)
+        U = normal((m, rank), generator, like=self.w)
         size = float(torch.linalg.vector_norm(self.w * self.entries.values)) ** 0.5 or 1.0
         D, V = U.new_full((rank,), size), U.new_zeros(n, rank)
         if start is None:
             return _Factors(orthonormal_columns(U, rank), D, V)
         if self.bias_penalty is not None:
             shift = start.bias.mean - self.mean
-            self.biases = [start.bias.rows.double() + shift, start.bias.cols.double().clone()]
-        left, sigma, right = start.operator.to(dtype=torch.float64).thin_svd()
+            known = start.bias.to(dtype=torch.float64, device=U.device)
+            self.biases = [known.rows + shift, known.cols.clone()]
+        known = start.operator.to(dtype=torch.float64, device=U.device)
+        left, sigma, right = known.thin_svd()
         k = min(rank, int((sigma > 1e-12 * sigma[:1]).sum()))
         U[:, :k], V[:, :k], D[:k] = left[:, :k], right[:, :k], sigma[:k].sqrt()
         if k:

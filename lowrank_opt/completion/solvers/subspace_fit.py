@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.completion.model.bias import AdditiveBias
-from lowrank_opt.kernels.dispatch import backend_of
-from lowrank_opt.kernels.functions import ModelParts, Needed
+from lowrank_opt.kernels.backend import backend_of
+from lowrank_opt.kernels.protocol import ModelParts, Needed
 from lowrank_opt.linalg import product_svd
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
@@ -81,7 +81,7 @@ class SubspaceFit:
 
     Parameters
     ----------
-    observations : Observations, float64, on the CPU
+    observations : Observations, float64
     mean : float
         Subtracted from the values.
     feasible_set : SpectralSet
@@ -105,10 +105,10 @@ class SubspaceFit:
         self.feasible_set, self.bias_penalty, self.mean = feasible_set, bias_penalty, mean
         self.centred = observations.with_values(observations.values - mean)
         self.a, self.b = (
-            torch.ones(size, dtype=torch.float64) if w is None else w.detach().double().cpu()
+            observations.values.new_ones(size) if w is None else w.detach().to(observations.values)
             for w, size in ((row_weights, m), (col_weights, n))
         )
-        self.backend = backend_of("cpu")
+        self.backend = backend_of(observations.device)
         w = observations.weights
         self.weights = torch.ones_like(observations.values) if w is None else w
         self.step, self.row_step, self.col_step = self._steps()
@@ -116,7 +116,8 @@ class SubspaceFit:
     def start(self) -> SubspacePoint:
         """Return the zero matrix with zero biases."""
         m, n = self.centred.shape
-        U, V = (torch.eye(size, 1, dtype=torch.float64) for size in (m, n))
+        U, V = (self.weights.new_zeros(size, 1) for size in (m, n))
+        U[0], V[0] = 1.0, 1.0
         return SubspacePoint(U, U.new_zeros(1, 1), V, U.new_zeros(m), U.new_zeros(n))
 
     def point(self, W: LowRankOperator, bias: AdditiveBias) -> SubspacePoint:
@@ -202,9 +203,9 @@ class SubspaceFit:
         m, n = self.centred.shape
         sizes = self.weights * self.a[rows].square() * self.b[cols].square()
         if self.bias_penalty is None:
-            return 1 / float(sizes.max()), torch.ones(m).double(), torch.ones(n).double()
+            return 1 / float(sizes.max()), sizes.new_ones(m), sizes.new_ones(n)
         totals = (
-            torch.zeros(size, dtype=torch.float64).index_add_(0, index, self.weights)
+            sizes.new_zeros(size).index_add_(0, index, self.weights)
             for index, size in ((rows, m), (cols, n))
         )
         steps = (1 / (_SHARE_OF_BIASES * x + self.bias_penalty).clamp_min(1e-300) for x in totals)

@@ -22,6 +22,7 @@ AnyResult: TypeAlias = CompletionResult | BayesianResult
 Kind: TypeAlias = Literal["parameterization", "spectral set", "set", "rank", "nothing"]
 BiasName: TypeAlias = Literal["additive", "none"]
 
+_WITHOUT_FLOAT64 = ("mps",)
 _KINDS: dict[Kind, str] = {
     "parameterization": "a parameterization",
     "spectral set": "a bounded set of singular values, or a weighted one",
@@ -54,6 +55,7 @@ class Traits:
         Side information.
     dtypes : tuple of torch.dtype
     devices : tuple of str
+        Types of devices; "any" for all that compute in float64.
     validation : bool
         Whether entries are held out to stop early.
     start : bool
@@ -82,7 +84,7 @@ class Traits:
     weights: bool = True
     side: bool = False
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
-    devices: tuple[str, ...] = ("cpu",)
+    devices: tuple[str, ...] = ("any",)
     validation: bool = True
     start: bool = False
     checkpoint: bool = False
@@ -120,11 +122,16 @@ class Traits:
             yield "takes no weights; got some"
         if not self.side and (problem.row_features or problem.col_features or problem.implicit):
             yield "takes no side information; got some"
-        if observations.device.type not in self.devices:
-            devices = " or ".join(self.devices)
-            yield f"needs observations on the {devices}; got {observations.device}"
+        yield from self._device_misfits(observations.device)
         if observations.dtype not in self.dtypes:
             yield f"computes in {' or '.join(map(str, self.dtypes))}; got {observations.dtype}"
+
+    def _device_misfits(self, device: torch.device) -> Iterator[str]:
+        if self.devices != ("any",) and device.type not in self.devices:
+            devices = " or ".join(self.devices)
+            yield f"needs observations on the {devices}; got {device}"
+        elif device.type in _WITHOUT_FLOAT64 and device.type not in self.devices:
+            yield f"computes sums in float64, which {device.type} has not; got {device}"
 
     def _run_misfits(self, run: Run | None) -> Iterator[str]:
         if run is None:

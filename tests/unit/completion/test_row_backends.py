@@ -8,9 +8,10 @@ from torch import Tensor
 
 from lowrank_opt.completion import als, bayesian, max_norm, variational
 from lowrank_opt.completion.after.fold_in import FactorPrior, fold_in_rows
-from lowrank_opt.kernels import dispatch, padded, torch_gaussian
+from lowrank_opt.kernels import use_backend
+from lowrank_opt.kernels.batches import gaussian, padded
+from lowrank_opt.kernels.batches.padded import batches
 from lowrank_opt.kernels.gaussian_rows import GaussianRows, Moments
-from lowrank_opt.kernels.padded import batches
 from lowrank_opt.kernels.row_solves import RowProblems
 from lowrank_opt.observations import Observations
 from tests.completion_cases import normal, observe, seeded
@@ -25,17 +26,12 @@ def skewed(weights: bool = True) -> Observations:
     return Observations(rows, cols, normal(len(rows)), (23, 19), w)
 
 
-def with_torch(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+def with_torch(run: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
     """Return what numba and what plain torch compute."""
-    dispatch.on_cpu_loops.cache_clear()
-    expected = run()
-    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
-    dispatch.on_cpu_loops.cache_clear()
-    try:
+    with use_backend("numba"):
+        expected = run()
+    with use_backend("torch"):
         return expected, run()
-    finally:
-        monkeypatch.undo()
-        dispatch.on_cpu_loops.cache_clear()
 
 
 @pytest.mark.parametrize("block", [1, 40, 1 << 20])
@@ -53,7 +49,7 @@ def test_every_row_is_in_one_batch_with_its_entries(monkeypatch, block):
 
 
 @pytest.mark.parametrize("noisy", [False, True])
-def test_rows_are_solved_alike(monkeypatch, noisy):
+def test_rows_are_solved_alike(noisy):
     obs, K = skewed(), 4
     rows, F, o = RowProblems.of(obs, obs.csr, torch.float64), normal(19, K), normal(19, seed=1)
     given = {
@@ -68,10 +64,10 @@ def test_rows_are_solved_alike(monkeypatch, noisy):
         x = torch.zeros(23, K, dtype=torch.float64)
         return torch.cat((torch.tensor([rows.solve(x, F, o, **given)]).double(), x.flatten()))
 
-    torch.testing.assert_close(*with_torch(monkeypatch, run), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(*with_torch(run), rtol=1e-11, atol=1e-11)
 
 
-def test_a_singular_row_stays_and_is_reported(monkeypatch):
+def test_a_singular_row_stays_and_is_reported():
     obs = skewed()
     rows, F = RowProblems.of(obs, obs.csr, torch.float64), normal(19, 4)
 
@@ -81,7 +77,7 @@ def test_a_singular_row_stays_and_is_reported(monkeypatch):
         assert loss != loss
         return x[:2]
 
-    expected, found = with_torch(monkeypatch, run)
+    expected, found = with_torch(run)
     assert torch.equal(expected, found)
     assert torch.equal(torch.ones_like(found), found)
 
@@ -89,13 +85,13 @@ def test_a_singular_row_stays_and_is_reported(monkeypatch):
 def test_pivots_lost_to_rounding_are_raised():
     A = torch.ones(2, 3, 3, dtype=torch.float64)
     A[1] += torch.eye(3)
-    L = torch_gaussian._factor(A, 1e-3)
+    L = gaussian._factor(A, 1e-3)
     assert bool((L[0].diagonal() ** 2 >= 1e-3 * (1 - 1e-12)).all())
     torch.testing.assert_close(L[1] @ L[1].T, A[1])
 
 
 @pytest.mark.parametrize("noisy", [False, True])
-def test_gaussian_rows_agree(monkeypatch, noisy):
+def test_gaussian_rows_agree(noisy):
     obs, K = skewed(), 3
     rows = GaussianRows.of(obs, obs.csr, torch.float64)
     given = {
@@ -114,7 +110,7 @@ def test_gaussian_rows_agree(monkeypatch, noisy):
         parts = [*rows.posterior(own, other, **given), own.means, own.products, own.total()]
         return torch.cat([x.flatten() for x in parts])
 
-    torch.testing.assert_close(*with_torch(monkeypatch, run), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(*with_torch(run), rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +124,7 @@ def test_gaussian_rows_agree(monkeypatch, noisy):
     ],
     ids=["als", "als-cg", "max_norm", "variational", "bayesian"],
 )
-def test_solvers_agree(monkeypatch, solve):
+def test_solvers_agree(solve):
     obs = observe(normal(20, 2) @ normal(2, 15, seed=1), 0.6)
 
     def run() -> Tensor:
@@ -136,10 +132,10 @@ def test_solvers_agree(monkeypatch, solve):
         i, j = torch.arange(20), torch.arange(15)
         return result.predict(i.repeat_interleave(15), j.repeat(20)).double()
 
-    torch.testing.assert_close(*with_torch(monkeypatch, run), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(*with_torch(run), rtol=1e-4, atol=1e-4)
 
 
-def test_new_rows_agree(monkeypatch):
+def test_new_rows_agree():
     obs = observe(normal(20, 2) @ normal(2, 15, seed=1), 0.6)
     result = als(obs, 2, penalty=0.1, generator=seeded(0))
 
@@ -147,4 +143,4 @@ def test_new_rows_agree(monkeypatch):
         prior = FactorPrior.ridge(2, penalty=0.1, bias_penalty=0.1)
         return fold_in_rows(result, obs, prior).operator.left
 
-    torch.testing.assert_close(*with_torch(monkeypatch, run), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(*with_torch(run), rtol=1e-10, atol=1e-10)

@@ -9,7 +9,8 @@ import torch
 import lowrank_opt as lo
 from lowrank_opt.completion import CompletionStatus, sgd
 from lowrank_opt.errors import OptionError
-from lowrank_opt.kernels import sgd as kernel
+from lowrank_opt.kernels import step_order
+from lowrank_opt.kernels.backend import backend_of
 from lowrank_opt.observations import Observations
 
 
@@ -49,7 +50,7 @@ def epoch_by_hand(obs, factors, biases, rate, penalty):
     return loss, U, V, a, c
 
 
-def test_epoch_equals_steps_by_hand():
+def test_epoch_equals_steps_by_hand(row_backend):
     obs, _ = planted(0.1, count=200)
     weights = torch.rand(200, generator=seeded(1), dtype=torch.float64)
     obs = Observations(obs.rows, obs.cols, obs.values, obs.shape, weights)
@@ -57,16 +58,17 @@ def test_epoch_equals_steps_by_hand():
     factors = (rng.standard_normal((60, 3)), rng.standard_normal((50, 3)))
     biases = (rng.standard_normal(60), rng.standard_normal(50))
     expected = epoch_by_hand(obs, factors, biases, 0.1, 0.3)
-    order = kernel.StepOrder.of(obs, rank=3)
-    loss = order.epoch(factors, biases, rate=0.1, penalty=0.3)
+    steps = backend_of(obs.device).steps(obs, rank=3)
+    found = [tuple(torch.from_numpy(x) for x in pair) for pair in (factors, biases)]
+    loss = steps.epoch(*found, rate=0.1, penalty=0.3)
     for x, y in zip((loss, *factors, *biases), expected, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-10)
 
 
 def test_blocks_of_a_diagonal_share_neither_rows_nor_columns(monkeypatch):
-    monkeypatch.setattr(kernel, "_WORTH_A_GRID", 1)
+    monkeypatch.setattr(step_order, "_WORTH_A_GRID", 1)
     obs, _ = planted()
-    order = kernel.StepOrder.of(obs, rank=2)
+    order = step_order.order_of(obs, rank=2)
     assert (4, 5) == order.bounds.shape
     for x in (order.rows, order.cols):
         members = [[set(x[a:b]) for a, b in pairwise(ends)] for ends in order.bounds]
@@ -76,7 +78,7 @@ def test_blocks_of_a_diagonal_share_neither_rows_nor_columns(monkeypatch):
 
 
 def test_result_does_not_depend_on_threads(monkeypatch):
-    monkeypatch.setattr(kernel, "_WORTH_A_GRID", 1)
+    monkeypatch.setattr(step_order, "_WORTH_A_GRID", 1)
     obs, before, results = planted(0.1)[0], torch.get_num_threads(), []
     try:
         for threads in (1, 2):

@@ -10,16 +10,14 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from experiments import kernel_speed
-from lowrank_opt.errors import ObservationError, ShapeError
-from lowrank_opt.kernels import (
-    cpu,
-    functions,
-    observed_entries,
-    observed_squared_loss,
-    reference,
-)
-from lowrank_opt.kernels.dispatch import backend_of
-from lowrank_opt.kernels.functions import Backend, ModelParts
+from lowrank_opt.errors import ObservationError, OptionError, ShapeError
+from lowrank_opt.kernels import functions, observed_entries, observed_squared_loss, use_backend
+from lowrank_opt.kernels.backend import backend_of
+from lowrank_opt.kernels.batches import backend as reference
+from lowrank_opt.kernels.batches import entries as batched_entries
+from lowrank_opt.kernels.loops import backend as cpu
+from lowrank_opt.kernels.loops import entries as loop_entries
+from lowrank_opt.kernels.protocol import Backend, ModelParts
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
 from tests.completion_cases import LargestAllocation
@@ -100,7 +98,7 @@ def test_no_entries_by_rank_tensor(
     backend: Backend, operation: str, monkeypatch: pytest.MonkeyPatch
 ):
     nnz, rank = 20_000, 32
-    monkeypatch.setattr(reference, "BLOCK", 1 << 16)
+    monkeypatch.setattr(batched_entries, "BLOCK", 1 << 16)
     model, observations = planted(300, 200, nnz, rank)
     calls: dict[str, Callable[[], Tensor]] = {
         "squared_loss": lambda: functions.squared_loss(model, observations, None, backend),
@@ -124,7 +122,7 @@ def test_forward_without_gradient_allocates_no_factor_gradient(monkeypatch: pyte
     def forbidden(*_: object) -> None:
         raise AssertionError("a column pass was made")
 
-    monkeypatch.setattr(cpu, "product_pass", forbidden)
+    monkeypatch.setattr(loop_entries, "product_pass", forbidden)
     with torch.no_grad(), LargestAllocation() as largest:
         functions.squared_loss(model, observations, None, cpu)
     assert largest.numel <= 300
@@ -236,8 +234,18 @@ def test_error_weights(weights: Tensor, error: type[Exception], message: str):
         observed_squared_loss(operator_of(model), observations, weights)
 
 
-def test_backend_of_cuda_is_the_reference():
-    assert backend_of("cuda") is reference
+def test_backends_are_of_a_device_or_asked_for(monkeypatch: pytest.MonkeyPatch):
+    here, there = torch.device("cpu"), torch.device("cuda")
+    assert (cpu, reference) == (backend_of(here), backend_of(there))
+    with use_backend("torch"):
+        assert backend_of(here) is reference
+        with use_backend("numba"):
+            assert (cpu, reference) == (backend_of(here), backend_of(there))
+    monkeypatch.setenv("LOWRANK_OPT_BACKEND", "torch")
+    assert backend_of(here) is reference
+    monkeypatch.setenv("LOWRANK_OPT_BACKEND", "cupy")
+    with pytest.raises(OptionError, match="LOWRANK_OPT_BACKEND must be 'numba' or 'torch'"):
+        backend_of(here)
 
 
 def test_numba_is_imported_only_when_needed_and_may_be_absent(tmp_path: Path):
@@ -252,8 +260,8 @@ sys.modules["numba"] = None
 import importlib.util
 importlib.util.find_spec = lambda name, package=None: None
 op = lo.LowRankOperator(torch.ones(2, 1), torch.ones(1), torch.ones(3, 1))
-import lowrank_opt.kernels.dispatch as dispatch
-dispatch.find_spec = importlib.util.find_spec
+import lowrank_opt.kernels.backend as backend
+backend.find_spec = importlib.util.find_spec
 print(float(observed_squared_loss(op, Observations([0, 1], [2, 0], [3.0, 1.0], (2, 3)))))
 """
     (tmp_path / "script.py").write_text(code)

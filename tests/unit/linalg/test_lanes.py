@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lowrank_opt.kernels.lanes import LANES, factor, invert, solve
+from lowrank_opt.kernels.loops.lanes import LANES, factor, invert, solve
 
 
 @pytest.fixture(params=[1, 2, 7, 13])

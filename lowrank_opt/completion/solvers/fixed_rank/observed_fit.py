@@ -11,8 +11,8 @@ from torch import Tensor
 from lowrank_opt.completion.model.bias import AdditiveBias, fit_additive_bias, no_bias
 from lowrank_opt.completion.solvers.iterates import Iterate
 from lowrank_opt.errors import ObservationError
-from lowrank_opt.kernels.dispatch import backend_of
-from lowrank_opt.kernels.functions import ModelParts, Needed
+from lowrank_opt.kernels.backend import backend_of
+from lowrank_opt.kernels.protocol import ModelParts, Needed
 from lowrank_opt.operator import LowRankOperator
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class ObservedFit:
         self.values = centred / self.spread
         self.unit = self.spread * self.spread * mean_weight
         self._entries = exact.with_values(self.values)
-        self._backend = backend_of(exact.device.type)
+        self._backend = backend_of(exact.device)
         self._seen = exact.row_counts > 0, exact.col_counts > 0
 
     @classmethod
@@ -106,10 +106,13 @@ class ObservedFit:
         return gradient.left, gradient.right
 
     def sparse(self, entries: Tensor) -> Tensor:
-        """Return a sparse m x n tensor with those of these entries that are not zero."""
+        """Return a sparse m x n tensor with those of these entries that are not zero.
+
+        On the host, where its singular value decompositions are computed.
+        """
         k = entries.nonzero().squeeze(1)
-        places = torch.stack((self._entries.rows[k], self._entries.cols[k]))
-        return torch.sparse_coo_tensor(places, entries[k], self.shape, check_invariants=True)
+        places = torch.stack((self._entries.rows[k], self._entries.cols[k])).cpu()
+        return torch.sparse_coo_tensor(places, entries[k].cpu(), self.shape, check_invariants=True)
 
     def iterate(
         self,

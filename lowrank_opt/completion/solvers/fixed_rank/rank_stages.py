@@ -54,7 +54,7 @@ class State(NamedTuple):
 Descent: TypeAlias = Callable[[ObservedFit, Point], Iterator[State]]
 
 
-TRAITS = Traits(sets=("rank",), devices=("cpu", "cuda"))
+TRAITS = Traits(sets=("rank",))
 
 
 def check_options(start: Start, tolerance: float, max_iterations: int) -> None:

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lowrank_opt.kernels.functions import Gradient, ModelParts, Needed
-from lowrank_opt.kernels.passes import entries_pass, product_pass, squared_loss_pass
+from lowrank_opt.kernels.loops.passes import entries_pass, product_pass, squared_loss_pass
+from lowrank_opt.kernels.protocol import Gradient, ModelParts, Needed
 from lowrank_opt.observations import CompressedAxis, Observations
 
 # Below this number of multiplications a pass is over before a second thread has started.

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lowrank_opt.kernels.functions import Gradient, ModelParts, Needed
+from lowrank_opt.kernels.protocol import Gradient, ModelParts, Needed
 from lowrank_opt.observations import Observations
 
 # Numbers gathered at a time: memory does not grow with entries x rank.

@@ -1,4 +1,4 @@
-"""Numba loop of stochastic gradient steps over entries, and the order it takes them in."""
+"""Numba loop of stochastic gradient steps over entries."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ import numpy as np
 import torch
 from numba import njit
 from numpy.typing import NDArray
+from torch import Tensor
 
+from lowrank_opt.kernels.step_order import order_of
 from lowrank_opt.observations import Observations
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]
 
 _FASTMATH = {"reassoc", "contract"}
-_GRID = 4
-# Below this number of multiplications an epoch is over before a second thread has started.
-_WORTH_A_GRID = 1 << 24
 
 
 @njit(nogil=True, cache=True, fastmath=_FASTMATH)
@@ -64,24 +63,15 @@ def _steps(
 
 
 @dataclass(frozen=True, eq=False)
-class StepOrder:
-    """Entries in blocks of rows and columns; blocks on a diagonal share neither.
-
-    The grid depends on the number of entries alone and a block is worked through by one thread, so
-    that results do not depend on the number of threads.
+class LoopSteps:
+    """Entries in blocks; those on a diagonal share neither rows nor columns, a thread takes each.
 
     Parameters
     ----------
-    rows, cols : array, shape (nnz,)
+    rows, cols : array, shape (nnz,), int32
     values, weights : array, shape (nnz,)
     bounds : array, shape (g, g + 1)
         Where the blocks of each diagonal begin and end.
-
-    Examples
-    --------
-    >>> obs = Observations([0, 1], [0, 0], [2.0, 4.0], shape=(2, 1))
-    >>> StepOrder.of(obs, rank=1).bounds.tolist()
-    [[0, 2]]
     """
 
     rows: Ints
@@ -90,38 +80,24 @@ class StepOrder:
     weights: Floats
     bounds: Ints
 
-    @classmethod
-    def of(cls, observations: Observations, rank: int) -> StepOrder:
-        """Sort entries by diagonals and blocks, and by rows within a block."""
-        g = _GRID if len(observations) * rank >= _WORTH_A_GRID else 1
-        order = observations.csr.order
-        positions = (observations.rows, observations.cols)
-        rows, cols = (x[order].numpy().astype(np.int32) for x in positions)
-        parts = [_parts(x.numpy(), g) for x in (observations.row_counts, observations.col_counts)]
-        block_row, block_col = parts[0][rows], parts[1][cols]
-        key = ((block_col - block_row) % g) * g + block_row
-        by_block = np.argsort(key, kind="stable")
-        ends = np.searchsorted(key[by_block], np.arange(g * g + 1))
-        bounds = np.stack([ends[d * g : (d + 1) * g + 1] for d in range(g)])
-        values = observations.values[order].numpy()[by_block]
-        w = observations.weights
-        weights = np.ones_like(values) if w is None else w[order].numpy()[by_block]
-        return cls(rows[by_block], cols[by_block], values, weights, bounds)
-
     def epoch(
-        self, factors: tuple[Floats, Floats], biases: tuple[Floats, Floats], **settings: float
+        self,
+        factors: tuple[Tensor, Tensor],
+        biases: tuple[Tensor, Tensor],
+        *,
+        rate: float,
+        penalty: float,
     ) -> float:
         """Take one step for each entry; return the weighted squared residuals met on the way.
 
         Parameters
         ----------
-        factors, biases : pair of arrays, written
+        factors, biases : pair of Tensor, written
             Of rows and of columns.
-        **settings : float
-            `rate` and `penalty`.
+        rate, penalty : float
         """
         entries = (self.rows, self.cols, self.values, self.weights)
-        rest = (*entries, *factors, *biases, settings["rate"], settings["penalty"])
+        rest = (*entries, *(x.numpy() for x in (*factors, *biases)), rate, penalty)
         threads, loss = min(torch.get_num_threads(), len(self.bounds)), 0.0
         with ThreadPoolExecutor(threads) as pool:
             for ends in self.bounds:
@@ -130,7 +106,12 @@ class StepOrder:
         return loss
 
 
-def _parts(counts: Ints, parts: int) -> Ints:
-    """Return the part of each row: consecutive, of about equally many entries."""
-    middle = np.cumsum(counts) - counts / 2
-    return np.minimum((middle * parts / max(counts.sum(), 1)).astype(np.int64), parts - 1)
+def steps(observations: Observations, rank: int) -> LoopSteps:
+    """Return the steps over the entries, as `Backend.steps`."""
+    order = order_of(observations, rank)
+    entries = torch.from_numpy(order.entries)
+    values, w = observations.values[entries].numpy(), observations.weights
+    weights = np.ones_like(values) if w is None else w[entries].numpy()
+    wide = max(observations.shape) > np.iinfo(np.int32).max
+    rows, cols = (x.astype(np.int64 if wide else np.int32) for x in (order.rows, order.cols))
+    return LoopSteps(rows, cols, values, weights, order.bounds)

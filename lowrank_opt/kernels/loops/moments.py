@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from lowrank_opt.kernels.lanes import LANES, factor, invert, solve
+from lowrank_opt.kernels.loops.lanes import LANES, factor, invert, solve
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]

@@ -3,14 +3,12 @@
 import torch
 from torch import Tensor
 
-from lowrank_opt.kernels.padded import Batch, batches
-from lowrank_opt.observations import CompressedAxis
+from lowrank_opt.kernels.batches.padded import Batch, batches
+from lowrank_opt.kernels.protocol import RowEntries
 
 
 def solve_rows(
-    axis: CompressedAxis,
-    values: Tensor,
-    weights: Tensor | None,
+    entries: RowEntries,
     x: Tensor,
     features: Tensor,
     offsets: Tensor,
@@ -21,11 +19,11 @@ def solve_rows(
     pull: Tensor | None,
     noise: Tensor | None,
 ) -> Tensor:
-    """Do what `normal_equations.exact_pass` does; return the losses, shape (m,), float64."""
+    """Do what `RowProblems.solve` does; return the losses, shape (m,), float64."""
     losses = x.new_empty(len(x), dtype=torch.float64)
     K = features.shape[1]
-    for batch in batches(axis, 2 * K):
-        rows, w, t, X = _gathered(batch, axis, values, weights, features, offsets)
+    for batch in batches(entries.axis, 2 * K):
+        rows, w, t, X = _gathered(batch, entries, features, offsets)
         weighted = X * w.unsqueeze(-1)
         gram = (weighted.mT @ X).double() * scale
         A = gram + strengths[rows, None, None] * precision
@@ -39,9 +37,7 @@ def solve_rows(
 
 
 def improve_rows(
-    axis: CompressedAxis,
-    values: Tensor,
-    weights: Tensor | None,
+    entries: RowEntries,
     x: Tensor,
     features: Tensor,
     offsets: Tensor,
@@ -50,10 +46,10 @@ def improve_rows(
     strengths: Tensor,
     steps: int,
 ) -> Tensor:
-    """Do what `normal_equations.conjugate_gradient_pass` does; return the losses."""
+    """Do what `RowProblems.improve` does; return the losses, shape (m,), float64."""
     losses = x.new_empty(len(x), dtype=torch.float64)
-    for batch in batches(axis, features.shape[1]):
-        rows, w, t, X = _gathered(batch, axis, values, weights, features, offsets)
+    for batch in batches(entries.axis, features.shape[1]):
+        rows, w, t, X = _gathered(batch, entries, features, offsets)
         w, t, X = w.double(), t.double(), X.double()
         ridge = strengths[rows].unsqueeze(1) * diagonal
 
@@ -76,14 +72,10 @@ def improve_rows(
 
 
 def _gathered(
-    batch: Batch,
-    axis: CompressedAxis,
-    values: Tensor,
-    weights: Tensor | None,
-    features: Tensor,
-    offsets: Tensor,
+    batch: Batch, entries: RowEntries, features: Tensor, offsets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return rows, weights (B, L), targets (B, L) and features (B, L, K); weights end with rows."""
+    axis, values, weights = entries
     others = axis.indices[batch.positions].long()
     t = values[batch.positions] - offsets[others].to(values.dtype)
     w = batch.present.to(values.dtype) if weights is None else batch.gather(weights)

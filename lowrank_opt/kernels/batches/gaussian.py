@@ -10,22 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lowrank_opt.kernels.padded import batches
-from lowrank_opt.observations import CompressedAxis
-
-
-class Given(NamedTuple):
-    """What the posterior of every row is computed from; see `moments.posterior_pass`."""
-
-    axis: CompressedAxis
-    values: Tensor
-    weights: Tensor
-    means: Tensor
-    products: Tensor
-    scales: Tensor
-    precision: Tensor
-    pull: Tensor
-    smallest: float
+from lowrank_opt.kernels.batches.padded import batches
+from lowrank_opt.kernels.protocol import Given
 
 
 class _Rows(NamedTuple):
@@ -59,25 +45,25 @@ class _Rows(NamedTuple):
 
 
 def posterior(
-    given: Given, out_means: Tensor, out_products: Tensor, losses: Tensor, logdets: Tensor
+    given: Given, means: Tensor, products: Tensor, losses: Tensor, logdets: Tensor
 ) -> None:
-    """Write the posterior of each row, as `moments.posterior_pass`."""
+    """Write the posterior of each row, as `GaussianRows.posterior`."""
     for part in _systems(given):
         x, C = part.solve(), torch.cholesky_inverse(part.L)
         losses[part.rows] = part.loss(x, C)
         logdets[part.rows] = 2 * part.L.diagonal(dim1=1, dim2=2).log().sum(1)
-        means, seconds = _moments(x, C)
-        low = torch.tril_indices(means.shape[1], means.shape[1], device=x.device)
-        out_means[part.rows] = means.to(out_means.dtype)
-        out_products[part.rows] = seconds[:, low[0], low[1]].to(out_products.dtype)
+        first, second = _moments(x, C)
+        low = torch.tril_indices(first.shape[1], first.shape[1], device=x.device)
+        means[part.rows] = first.to(means.dtype)
+        products[part.rows] = second[:, low[0], low[1]].to(products.dtype)
 
 
-def draw(given: Given, noise: Tensor, out_means: Tensor, losses: Tensor) -> None:
-    """Write a draw from the posterior of each row, as `moments.draw_pass`."""
+def draw(given: Given, noise: Tensor, means: Tensor, losses: Tensor) -> None:
+    """Write a draw from the posterior of each row, as `GaussianRows.draw`."""
     for part in _systems(given):
         x = part.solve(noise[part.rows])
         losses[part.rows] = part.loss(x, None)
-        out_means[part.rows] = _moments(x, None)[0].to(out_means.dtype)
+        means[part.rows] = _moments(x, None)[0].to(means.dtype)
 
 
 def pack(means: Tensor, products: Tensor) -> None:

@@ -1,0 +1,205 @@
+"""Every solver on a device that is not the CPU, emulated, against plain torch on the CPU.
+
+The emulated device computes with the same operations, so that results are the same to the last
+bits; what it shows is that nothing mixes devices, and how often the host is waited for.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import lowrank_opt as lo
+from lowrank_opt.completion import conformal
+from lowrank_opt.completion.after.fold_in import FactorPrior, fold_in_cols, fold_in_rows
+from lowrank_opt.completion.after.left_out import left_out_residuals
+from lowrank_opt.completion.loop.checkpoint import Checkpoint
+from lowrank_opt.kernels import use_backend
+from lowrank_opt.kernels.backend import backend_of
+from lowrank_opt.kernels.row_solves import RowProblems
+from lowrank_opt.observations import Observations
+from lowrank_opt.solvers import SOLVERS, Gibbs, MaxNorm, solver_of
+from tests.completion_cases import normal, observe, seeded
+from tests.emulated import DEVICE, Elsewhere, emulated_device
+
+SHAPE = (20, 15)
+
+
+def observed(**options: bool) -> Observations:
+    return observe(normal(20, 2) @ normal(2, 15, seed=1), 0.6, **options)
+
+
+def solver_named(name: str) -> object:
+    chosen = {"max_norm": MaxNorm(radius=3.0), "gibbs": Gibbs(burn_in=1, samples=2)}
+    return chosen.get(name) or solver_of(name)
+
+
+def model_of(name: str) -> object:
+    ball = lo.HomogeneousBall(SHAPE, 3, radius=9.0, dtype=torch.float64, generator=seeded())
+    models = {"lbfgs": ball, "first_order": ball, "frank_wolfe": lo.SchattenBall(1, 9.0, 15)}
+    return models.get(name, 2)
+
+
+def run(name: str, observations: Observations, device: torch.device, **options: object) -> object:
+    model = model_of(name)
+    if isinstance(model, lo.Parameterization):
+        model = model.to(device)
+    penalty = {"penalty": 0.1} if name in ("als", "soft_impute") else {}
+    if name != "gibbs":
+        options = {"max_iterations": 4, **options}
+    return lo.complete(
+        observations.to(device=device),
+        model,
+        solver=solver_named(name),
+        generator=seeded(),
+        **penalty,
+        **options,
+    )
+
+
+def everywhere(result: object) -> Tensor:
+    i, j = torch.arange(SHAPE[0]), torch.arange(SHAPE[1])
+    return result.predict(i.repeat_interleave(SHAPE[1]), j.repeat(SHAPE[0])).double()
+
+
+def on_both(name: str, observations: Observations, **options: object) -> tuple[object, object]:
+    with use_backend("torch"):
+        here = run(name, observations, torch.device("cpu"), **options)
+    with emulated_device():
+        return here, run(name, observations, DEVICE, **options)
+
+
+@pytest.mark.parametrize("name", list(SOLVERS))
+def test_solver_computes_where_the_entries_are(name: str):
+    here, there = on_both(name, observed(weights=True))
+    with emulated_device():
+        found = everywhere(there)
+        assert isinstance(found, Elsewhere)
+        torch.testing.assert_close(everywhere(here), found.cpu(), rtol=1e-9, atol=1e-9)
+        assert here.history.objective == pytest.approx(there.history.objective, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", list(SOLVERS))
+def test_solver_agrees_between_the_backends(name: str):
+    obs, found = observed(weights=True), []
+    for backend in ("numba", "torch"):
+        with use_backend(backend):
+            found.append(everywhere(run(name, obs, torch.device("cpu"))))
+    # Gibbs and the start of others draw in float32.
+    tolerance = 1e-4 if name in ("gibbs", "variational") else 1e-7
+    torch.testing.assert_close(*found, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", [k for k, s in SOLVERS.items() if s.traits.validation])
+def test_validation_entries_are_judged_there(name: str):
+    here, there = on_both(name, observed(), validation=0.2)
+    assert here.history.validation_rmse == pytest.approx(there.history.validation_rmse, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", [k for k, s in SOLVERS.items() if s.traits.checkpoint])
+def test_a_checkpoint_goes_on_there(name: str, tmp_path):
+    with emulated_device():
+        whole = everywhere(run(name, observed(), DEVICE, max_iterations=8))
+        run(name, observed(), DEVICE, max_iterations=4, checkpoint=Checkpoint(tmp_path, every=2))
+        again = Checkpoint(tmp_path, every=2, resume=True)
+        rest = everywhere(run(name, observed(), DEVICE, max_iterations=8, checkpoint=again))
+        assert torch.equal(whole.cpu(), rest.cpu())
+
+
+@pytest.mark.parametrize("name", ["als", "soft_impute"])
+def test_a_start_may_be_elsewhere(name: str):
+    start = run(name, observed(), torch.device("cpu"))
+    with emulated_device():
+        assert isinstance(everywhere(run(name, observed(), DEVICE, start=start)), Elsewhere)
+
+
+@pytest.mark.parametrize("name", [k for k, s in SOLVERS.items() if s.traits.certificate])
+def test_proofs_are_those_of_the_host(name: str):
+    here, there = on_both(name, observed(), max_iterations=60)
+    with emulated_device():
+        assert there.certificate().gap == pytest.approx(here.certificate().gap, rel=1e-3, abs=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["absolute", "huber", "logistic", "ordered_probit"])
+def test_losses_are_computed_there(loss: str):
+    obs = observed()
+    labels = (obs.values > 0).double() if loss == "logistic" else obs.values.clamp(-1, 1).round()
+    obs = obs.with_values(obs.values if loss in ("absolute", "huber") else labels)
+    here, there = on_both("first_order", obs, loss=loss)
+    with emulated_device():
+        torch.testing.assert_close(everywhere(here), everywhere(there).cpu(), rtol=1e-8, atol=1e-8)
+
+
+def after(observations: Observations) -> list[Tensor]:
+    """What is done with results: new rows and columns, left-out residuals, intervals."""
+    result = lo.complete(observations, 2, solver="als", penalty=0.1, generator=seeded())
+    prior = FactorPrior.empirical(result, observations)
+    ridge = FactorPrior.ridge(2, penalty=0.1, bias_penalty=0.1)
+    lower, upper = conformal(result, observations).interval([0, 1], [1, 2])
+    return [
+        fold_in_rows(result, observations, prior).operator.left,
+        fold_in_cols(result, observations, ridge).operator.right,
+        left_out_residuals(result, observations),
+        lower,
+        upper,
+    ]
+
+
+def test_what_comes_after_is_computed_there():
+    with use_backend("torch"):
+        here = after(observed())
+    with emulated_device():
+        for expected, found in zip(here, after(observed().to(device=DEVICE)), strict=True):
+            assert isinstance(found, Elsewhere)
+            torch.testing.assert_close(expected, found.cpu(), rtol=1e-8, atol=1e-8)
+
+
+def half_sweep(obs: Observations) -> Callable[[], object]:
+    rows = RowProblems.of(obs, obs.csr, torch.float64)
+    x, one = obs.values.new_zeros(20, 3), torch.eye(3, dtype=torch.float64).to(obs.device)
+    features = normal(15, 3).to(obs.device)
+    offsets, strengths = features[:, 0].clone(), x.new_ones(20)
+    return lambda: rows.solve(x, features, offsets, precision=one, strengths=strengths)
+
+
+def test_a_half_sweep_waits_for_its_plan_and_its_loss_alone():
+    with emulated_device() as reads:
+        work = half_sweep(observed().to(device=DEVICE))
+        reads.clear()
+        work()
+        assert ["_to_copy", "_local_scalar_dense"] == reads
+
+
+def test_loss_and_gradient_wait_for_nothing():
+    with emulated_device() as reads:
+        obs = observed().to(device=DEVICE)
+        left, right = (normal(k, 2).to(DEVICE).requires_grad_() for k in SHAPE)
+        op = lo.LowRankOperator(left, left.new_ones(2), right)
+        reads.clear()
+        lo.kernels.observed_squared_loss(op, obs).backward()
+        assert [] == reads
+
+
+def test_the_counter_counts_and_the_device_refuses_to_mix():
+    with emulated_device() as reads:
+        x = torch.ones(3).to(DEVICE)
+        reads.clear()
+        assert float(x.sum()) == 3.0
+        assert x[x > 0].cpu().tolist() == [1.0, 1.0, 1.0]
+        assert ["_local_scalar_dense", "index", "_to_copy"] == reads
+        with pytest.raises(RuntimeError, match="on one device"):
+            x + torch.ones(3)
+        with pytest.raises(RuntimeError, match="numpy"):
+            x.numpy()
+
+
+def test_steps_in_waves_wait_once_an_epoch():
+    with emulated_device() as reads:
+        obs = observed().to(device=DEVICE)
+        steps = backend_of(DEVICE).steps(obs, 2)
+        factors = tuple(normal(k, 2).to(DEVICE) for k in SHAPE)
+        biases = tuple(normal(k).to(DEVICE) for k in SHAPE)
+        reads.clear()
+        steps.epoch(factors, biases, rate=0.1, penalty=0.1)
+        assert ["_local_scalar_dense"] == reads
