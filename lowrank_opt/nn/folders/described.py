@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 from torch import Tensor
 
 from lowrank_opt.errors import DataError, OptionError, ShapeError, TargetError
-from lowrank_opt.nn.surgery.options import Make
+from lowrank_opt.nn.surgery.options import Make, asked_of
 from lowrank_opt.parameterizations import Parameterization
 from lowrank_opt.parameterizations.config import (
     Json,
@@ -49,8 +49,12 @@ def rebuilt(recipe: JsonObject) -> Parameterization:
     return made
 
 
-def made_alike(make: Make, recipe: JsonObject) -> Parameterization:
+def made_alike(
+    make: Make, recipe: JsonObject, name: str, weight: Callable[[], Tensor]
+) -> Parameterization:
     """Return what `make` gives, which must be what is described.
+
+    As for `adapt`, it gets ``weight=`` and ``name=`` if it has arguments of these names.
 
     Raises
     ------
@@ -58,7 +62,10 @@ def made_alike(make: Make, recipe: JsonObject) -> Parameterization:
         If it is something else.
     """
     m, n = cast("tuple[int, int]", tuple(cast("list[int]", recipe["shape"])))
-    made = make((m, n))
+    given: dict[str, object] = {"name": name, "generator": None}
+    wanted = asked_of(make)
+    given = {key: given[key] if key in given else weight() for key in wanted}
+    made = make((m, n), **given)
     same = described(made)
     if any(same[key] != recipe[key] for key in ("class", "rank", "options")):
         raise TargetError(

@@ -29,17 +29,17 @@ from lowrank_opt.nn.adapters.weights import (
     unsettle,
 )
 from lowrank_opt.nn.basis.kinds import kind_of, matrix_shapes
+from lowrank_opt.nn.folders.built import build, settled_of
 from lowrank_opt.nn.folders.described import described
 from lowrank_opt.nn.folders.stored import (
+    Bases,
     Stored,
     StoredOwn,
     StoredWeight,
-    build,
     check_keys,
     check_same_kind,
     check_same_shape,
     read,
-    settled_of,
 )
 from lowrank_opt.nn.surgery.install import Plan, Updates, check_new_name, install
 from lowrank_opt.nn.surgery.options import Make
@@ -100,7 +100,7 @@ def load_adapter(
     for key, weight in found.weights.items():
         _check_weight(weight, slots[key])
     targets = _own_targets(found.own, everywhere)
-    made = build(found, make, path)
+    made = build(found, make, path, _bases(slots))
     updates: Updates = [(slots[k], made[w.tied_to]) for k, w in found.weights.items()]
     known = record_of(model).state.names if any(adapted_modules(model)) else ()
     settled = {key: settled_of(found, weight) for key, weight in found.weights.items()}
@@ -129,6 +129,20 @@ def _settle(model: nn.Module, name: str, settled: Mapping[str, Sequence[LowRankO
 def _device(adapted: AdaptedWeight) -> torch.device:
     device = adapted.slot.parameter.device
     return torch.device("cpu") if device.type == "meta" else device
+
+
+def _bases(slots: Mapping[str, WeightSlot]) -> Bases:
+    def matrix(name: str, i: int) -> Tensor:
+        slot = slots[name]
+        if slot.parameter.is_meta:
+            raise TargetError(
+                f"an adapter that turns its base weight needs it; {name} is on the meta device: "
+                "load the base weights first"
+            )
+        shapes = slot.shapes
+        return slot.parameter.detach().reshape(len(shapes), *shapes[0])[i]
+
+    return matrix
 
 
 def _weights(layer: LayerSlot) -> list[WeightSlot]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from os import PathLike
 
 import torch
@@ -13,6 +14,7 @@ from lowrank_opt.nn.adapters.present import (
     adapter_names,
     check_known,
 )
+from lowrank_opt.nn.adapters.prints import is_changed, print_of
 from lowrank_opt.nn.adapters.slots import (
     LayerSlot,
     every_slot,
@@ -37,8 +39,9 @@ def save_adapter(model: nn.Module, path: str | PathLike[str], *, name: str | Non
     """Write one adapter, and all else that is its own, into a folder.
 
     The folder gets ``adapter.safetensors`` and ``adapter.json``: the updates, the modules that
-    were trained with them, and the buffers that differ from the base model's. Base weights are
-    not written, and it does not matter which parameters are frozen now or which adapter is active.
+    were trained with them, the buffers that differ from the base model's, and the parameters of the
+    model that differ from what they were when it was adapted, because the caller trained them. It
+    does not matter which parameters are frozen now or which adapter is active.
 
     Parameters
     ----------
@@ -80,7 +83,7 @@ def save_adapter(model: nn.Module, path: str | PathLike[str], *, name: str | Non
 def own_of(model: nn.Module, name: str) -> list[tuple[list[str], Tensor]]:
     """Return what an adapter has of its own, by all names: parameters, and buffers that differ.
 
-    Parameters of the model that are trained now, by the caller's own doing, count too.
+    Parameters of the model that the caller has let be trained, frozen again or not, count too.
     """
     found: dict[int, tuple[list[str], Tensor]] = {}
     for slot in every_slot(model):
@@ -93,7 +96,8 @@ def own_or_trained(slot: LayerSlot, name: str) -> dict[str, Tensor]:
     """Return the tensors of one module in which an adapter differs from the base model."""
     part = None if slot.store is None else slot.store.part(name)
     own = {} if part is None else {key: part.own.get(key) for key in part.own.homes}
-    found = {key: x for key, x in own_tensors(slot).items() if x.requires_grad and key not in own}
+    base_own = {key: x for key, x in own_tensors(slot).items() if key not in own}
+    found = {key: x for key, x in base_own.items() if is_changed(slot.module, key, x)}
     for key, tensor in own.items():
         base = stored(slot.module, key)
         assert tensor is not None, "own tensors exist"
@@ -119,6 +123,7 @@ def _entry(adapted: AdaptedWeight, tied_to: str) -> JsonObject:
         "shape": [*adapted.slot.parameter.shape],
         "tied_to": tied_to,
         "members": recipes,
+        "base": [_base_of(adapted, i) for i in range(len(recipes))],
         "sets": [type(member.feasible_set).__name__ for member in adapted.updates],
         "frobenius_norms": norms,
         "settled": [fixed.rank for fixed in adapted.settled],
@@ -146,13 +151,28 @@ def _not_finite(name: str) -> TargetError:
     )
 
 
+def _base_of(adapted: AdaptedWeight, i: int) -> JsonObject:
+    """Return which tensors of a parameterization are the base weight, and prints of that."""
+    W0 = adapted.base_matrices()[i]
+    found: JsonObject = {}
+    for key, x in adapted.updates[i].named_buffers():
+        if x.shape == W0.shape and not differs(x, W0.to(x.dtype)):
+            found[key] = {"dtype": str(x.dtype), "print": [*print_of(x)]}
+    return found
+
+
 def _member_tensors(adapted: AdaptedWeight) -> dict[str, Tensor]:
+    """Return what is written of the parameterizations of a weight: not the base weight."""
     return {
         f"{adapted.name}/{i}/{key}": x
         for i, member in enumerate(adapted.updates)
-        for key, x in member.state_dict().items()
+        for key, x in _without(member.state_dict(), _base_of(adapted, i)).items()
     } | {
         f"{adapted.name}/{i}/{SETTLED}{key}": x
         for i, fixed in enumerate(adapted.settled)
         for key, x in fixed.state_dict().items()
     }
+
+
+def _without(state: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    return {key: x for key, x in state.items() if key not in names}

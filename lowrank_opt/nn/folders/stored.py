@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import TypeAlias, cast
@@ -11,20 +11,26 @@ from typing import TypeAlias, cast
 import torch
 from torch import Tensor
 
-from lowrank_opt.errors import DataError, LowRankError, NotInSetError, ShapeError
+from lowrank_opt.errors import DataError, LowRankError, ShapeError
 from lowrank_opt.nn.folders import files
-from lowrank_opt.nn.folders.described import load, made_alike, rebuilt
-from lowrank_opt.nn.folders.limits import at_most
-from lowrank_opt.nn.surgery.options import Make
-from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations import Parameterization
 from lowrank_opt.parameterizations.config import Json, JsonObject
-from lowrank_opt.sets import relative_tolerance
 
 Shape: TypeAlias = tuple[int, ...]
 
 # Before the names of tensors that are not trained any more.
 SETTLED = "settled/"
+
+
+# Returns a matrix of the base weight of that name.
+Bases: TypeAlias = Callable[[str, int], Tensor]
+
+
+@dataclass(frozen=True)
+class BaseLink:
+    """A tensor of a parameterization that is the base weight, in a dtype, with prints of it."""
+
+    dtype: torch.dtype
+    marks: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class StoredWeight:
         Frobenius norms of the updates.
     settled : list of int
         Ranks of what is added to them and not trained any more; empty if nothing is.
+    base : list of dict
+        Which of their tensors are the base weight, and are not in the folder.
     """
 
     name: str
@@ -53,6 +61,7 @@ class StoredWeight:
     recipes: Sequence[JsonObject]
     norms: Sequence[float]
     settled: Sequence[int]
+    base: Sequence[Mapping[str, BaseLink]]
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -155,8 +164,27 @@ def _weight(entry: JsonObject) -> StoredWeight:
     ranks = [_integer(x) for x in cast("list[Json]", entry["settled"])]
     if ranks and len(ranks) != len(recipes):
         raise ValueError("a settled part must have a rank for each matrix")
+    base = [_links(x) for x in cast("list[Json]", entry.get("base", [{} for _ in recipes]))]
+    if len(base) != len(recipes):
+        raise ValueError("the base must be told for each matrix")
     name, layer, tied_to = (_text(entry[key]) for key in ("site", "layer", "tied_to"))
-    return StoredWeight(name, layer, shape, tied_to, recipes, [float(x) for x in norms], ranks)
+    return StoredWeight(
+        name, layer, shape, tied_to, recipes, [float(x) for x in norms], ranks, base
+    )
+
+
+def _links(entries: Json) -> dict[str, BaseLink]:
+    if not isinstance(entries, dict):
+        raise TypeError("tensors that are the base weight must be an object")
+    found: dict[str, BaseLink] = {}
+    for key, link in entries.items():
+        said = cast("JsonObject", link)
+        dtype = getattr(torch, _text(said["dtype"]).removeprefix("torch."))
+        first, second = cast("list[int]", said["print"])
+        if not isinstance(dtype, torch.dtype) or not isinstance(first, int):
+            raise TypeError(f"a dtype and two integers expected, got {said!r}")
+        found[key] = BaseLink(dtype, (first, second))
+    return found
 
 
 def _own(entry: JsonObject, tensors: Mapping[str, Tensor]) -> StoredOwn:
@@ -207,115 +235,6 @@ def _integer(value: Json) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"a size expected, got {value!r}")
     return value
-
-
-def build(
-    stored: Stored, make: Make | None, path: str | PathLike[str]
-) -> dict[str, list[Parameterization]]:
-    """Return the loaded parameterizations of each weight that is not tied to another one.
-
-    Raises
-    ------
-    DataError
-        If tensors are missing or unexpected, or the description claims sizes that the file's
-        tensors do not have; before anything of that size is made.
-    NotInSetError
-        If an update is outside its declared set, or has another norm than recorded.
-    """
-    used = {own_key(x.name) for x in stored.own}
-    made: dict[str, list[Parameterization]] = {}
-    for weight in stored.weights.values():
-        if weight.tied_to == weight.name:
-            made[weight.name] = [
-                _member(stored, weight, i, make, used, path) for i in range(len(weight.recipes))
-            ]
-    for weight in stored.weights.values():
-        used |= {key for key in _settled_keys(weight) if weight.tied_to == weight.name}
-    check_keys("tensors", set(stored.tensors), used)
-    return made
-
-
-def settled_of(stored: Stored, weight: StoredWeight) -> list[LowRankOperator]:
-    """Return what is added to the updates of a weight and not trained any more.
-
-    Raises
-    ------
-    DataError, ShapeError
-        If tensors are missing, not finite, or of another shape.
-    """
-    m, n = weight.matrix
-    found: list[LowRankOperator] = []
-    for i, rank in enumerate(weight.settled):
-        own = _under(stored.tensors, f"{weight.tied_to}/{i}/{SETTLED}")
-        check_keys(f"settled tensors of {weight.name}", set(own), {"left", "right"})
-        for key, shape in (("left", (m, rank)), ("right", (n, rank))):
-            check_same_shape(f"{weight.name}/{i}/{SETTLED}{key}", shape, own[key])
-            if not bool(torch.isfinite(own[key]).all()):
-                raise DataError(f"an adapter must be finite; {weight.name} is not: train it again")
-        found.append(LowRankOperator(own["left"], own["left"].new_ones(rank), own["right"]))
-    return found
-
-
-def _settled_keys(weight: StoredWeight) -> list[str]:
-    return [
-        f"{weight.name}/{i}/{SETTLED}{key}"
-        for i in range(len(weight.settled))
-        for key in ("left", "right")
-    ]
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
-
-
-def _member(
-    stored: Stored,
-    weight: StoredWeight,
-    i: int,
-    make: Make | None,
-    used: set[str],
-    path: str | PathLike[str],
-) -> Parameterization:
-    prefix, recipe = f"{weight.name}/{i}/", weight.recipes[i]
-    own = _under(stored.tensors, prefix)
-    own = {key: x for key, x in own.items() if not key.startswith(SETTLED)}
-    used |= {prefix + key for key in own}
-    if recipe.get("shape") != [*weight.matrix]:
-        raise DataError(
-            f"a parameterization must have the shape of its matrix, {weight.matrix}; {prefix} "
-            f"claims {recipe.get('shape')}: save the adapter again"
-        )
-    numbers = sum(x.numel() for x in own.values())
-    try:
-        with at_most(numbers, f"{prefix} in {str(path)!r}"):
-            member = rebuilt(recipe) if make is None else made_alike(make, recipe)
-    except LowRankError:
-        raise
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-        raise damaged(path, error) from error
-    load(member, own, prefix)
-    _check_norm(member, weight.norms[i], prefix)
-    return member
-
-
-def _check_norm(member: Parameterization, recorded: float, key: str) -> None:
-    op, declared = member.factors().detach(), member.feasible_set
-    norm = float(op.schatten_norm(2))
-    if not math.isfinite(norm):
-        raise DataError(f"an adapter must be finite; {key} is not: train it again")
-    if not declared.contains(op):
-        excess = declared.excess(op)
-        raise NotInSetError(
-            f"an adapter must be inside the set declared for it; {key} exceeds "
-            f"{type(declared).__name__} by {excess:.2e}: it was changed, or its class is wrong",
-            excess=excess,
-        )
-    if not abs(norm - recorded) <= 1e3 * relative_tolerance(op.dtype, op.rank) * recorded:
-        raise NotInSetError(
-            f"an adapter must have the norm that was recorded, {recorded:.6g}; {key} has "
-            f"{norm:.6g}: its bound or its tensors were changed after saving",
-            excess=abs(norm - recorded),
-        )
 
 
 def check_same_shape(key: str, expected: Sequence[int], value: Tensor) -> None:

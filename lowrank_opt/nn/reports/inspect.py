@@ -7,7 +7,8 @@ from os import PathLike
 from pathlib import Path
 
 from lowrank_opt.nn.folders import files
-from lowrank_opt.nn.folders.stored import build, read
+from lowrank_opt.nn.folders.built import build
+from lowrank_opt.nn.folders.stored import Stored, StoredWeight, read
 from lowrank_opt.nn.interop import peft_folder
 from lowrank_opt.nn.interop.peft_adapter import PeftSite, read_adapter
 from lowrank_opt.nn.reports.report import SiteReport, report_member
@@ -29,7 +30,8 @@ def inspect_adapter(path: str | PathLike[str]) -> list[SiteReport]:
     -------
     list of SiteReport
         One for each matrix, in the order of the file; the drift is NaN, since the base weights
-        are not in the file.
+        are not in the file. Of an update that is made of the base weight (`ETHER`, `Orthogonal`)
+        the Frobenius norm is the recorded one and the others NaN: only loading it tells.
 
     Raises
     ------
@@ -53,11 +55,43 @@ def inspect_adapter(path: str | PathLike[str]) -> list[SiteReport]:
     if (folder / peft_folder.CONFIG).exists() and not (folder / files.DESCRIPTION).exists():
         return _inspect_peft(folder)
     stored = read(folder)
-    return [
-        report_member(f"{name}/{i}" if len(members) > 1 else name, stored.name, member, math.nan)
-        for name, members in build(stored, None, folder).items()
-        for i, member in enumerate(members)
-    ]
+    made = build(stored, None, folder)
+    reports: list[SiteReport] = []
+    for name, weight in stored.weights.items():
+        if weight.tied_to != name:
+            continue
+        for i, norm in enumerate(weight.norms):
+            site = f"{name}/{i}" if len(weight.norms) > 1 else name
+            known = name in made
+            reports.append(
+                report_member(site, stored.name, made[name][i], math.nan)
+                if known
+                else _turned(site, stored, weight, i, norm)
+            )
+    return reports
+
+
+def _turned(site: str, stored: Stored, weight: StoredWeight, i: int, norm: float) -> SiteReport:
+    """Return what a folder says of an update that is made of the base weight."""
+    recipe, prefix = weight.recipes[i], f"{weight.name}/{i}/"
+    rank = recipe["rank"]
+    assert isinstance(rank, int)
+    return SiteReport(
+        name=site,
+        adapter=stored.name,
+        kind=str(recipe["class"]).rpartition(".")[2],
+        shape=weight.matrix,
+        rank=rank,
+        bound="needs the base weight",
+        spectral=math.nan,
+        frobenius=norm,
+        nuclear=math.nan,
+        stable_rank=math.nan,
+        drift=math.nan,
+        holds=True,
+        excess=math.nan,
+        trainable=sum(x.numel() for k, x in stored.tensors.items() if k.startswith(prefix)),
+    )
 
 
 def _inspect_peft(folder: Path) -> list[SiteReport]:

@@ -14,6 +14,7 @@ from lowrank_opt.nn.adapters.present import (
     check_not_routed,
     record_of,
 )
+from lowrank_opt.nn.adapters.prints import note_base
 from lowrank_opt.nn.adapters.record import Record
 from lowrank_opt.nn.adapters.slots import (
     WeightSlot,
@@ -47,6 +48,7 @@ class Plan:
 def install(model: nn.Module, plan: Plan) -> nn.Module:
     """Put a planned adapter into the model and make it the active one; cannot fail."""
     adapted = any(True for _ in adapted_modules(model))
+    note_base(model)
     record = record_of(model) if adapted else Record()
     bases = [
         p

@@ -85,7 +85,7 @@ class Options:
         given: dict[str, object] = {"rank": 1} if self.rank_pattern else {}
         given |= {"radius": 1.0} if self.radius_pattern or self.radius is not None else {}
         try:
-            asked = dict.fromkeys(_asked(make))
+            asked = dict.fromkeys(asked_of(make))
             inspect.signature(make).bind((1, 1), **{**asked, **given})
         except TypeError as error:
             raise OptionError(
@@ -113,7 +113,7 @@ class Options:
                 relative = isinstance(radius, RelativeRadius)
                 given["radius"] = radius.of(matrix) if relative else float(radius)
             asked = {"weight": matrix, "name": slot.name, "generator": self.generator}
-            given |= {key: asked[key] for key in _asked(make) if key not in given}
+            given |= {key: asked[key] for key in asked_of(make) if key not in given}
             try:
                 made.append(_checked(make(shape, **given), shape))
             except LowRankError as error:
@@ -122,7 +122,7 @@ class Options:
         return made
 
 
-def _asked(make: Make) -> list[str]:
+def asked_of(make: Make) -> list[str]:
     """Return which of the further arguments `make` has names for, besides the shape."""
     try:
         _, *others = inspect.signature(make).parameters.values()

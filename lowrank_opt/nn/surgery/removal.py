@@ -11,6 +11,7 @@ from lowrank_opt.nn.adapters.present import (
     check_not_routed,
     record_of,
 )
+from lowrank_opt.nn.adapters.prints import forget_base
 from lowrank_opt.nn.surgery.install import follow
 
 
@@ -42,6 +43,7 @@ def detach_all(model: nn.Module) -> nn.Module:
     """Forget the adapters of every module."""
     for module, _ in list(adapted_modules(model)):
         detach(module)
+    forget_base(model)
     return model
 
 
@@ -91,5 +93,7 @@ def remove_adapter(model: nn.Module, name: str) -> nn.Module:
         store.remove(name)
         if not store.keys:
             detach(module)
+    if not record.state.names:
+        forget_base(model)
     follow(model)
     return model

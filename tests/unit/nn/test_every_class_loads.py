@@ -1,12 +1,15 @@
 """Adapters of every class of the table come back from a folder as they were."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from lowrank_opt.nn import adapt, load_adapter, save_adapter
+from lowrank_opt.errors import TargetError
+from lowrank_opt.nn import adapt, inspect_adapter, load_adapter, save_adapter
 from lowrank_opt.parameterizations.catalog import examples
 
 EXAMPLES = [e for e in examples() if "WeightDecomposed" not in e.name]
@@ -24,3 +27,33 @@ def test_a_saved_adapter_is_loaded_bit_by_bit(example, tmp_path: Path) -> None:
     save_adapter(model, tmp_path)
     assert not torch.equal(trained, fresh(x))
     assert torch.equal(trained, load_adapter(fresh, tmp_path)(x))
+
+
+TURNED = [e for e in EXAMPLES if e.name.startswith(("ETHER", "Orthogonal"))]
+
+
+@pytest.mark.parametrize("example", TURNED, ids=lambda e: e.name)
+def test_folder_holds_no_base_weight(example, tmp_path: Path) -> None:
+    model, x = nn.Sequential(nn.Linear(8, 9)), torch.ones(8)
+    fresh = copy.deepcopy(model)
+    weight = model[0].weight.detach()
+    made = example.make((9, 8), 2, dtype=torch.float32)
+
+    def make(shape, *, weight):
+        return type(made)(**{**made.options(), "weight": weight})
+
+    adapt(model, make, targets="0")
+    for parameter in filter(lambda p: p.requires_grad, model.parameters()):
+        nn.init.normal_(parameter)
+    save_adapter(model, tmp_path)
+    stored = load_file(tmp_path / "adapter.safetensors")
+    assert not any(t.shape == weight.shape and torch.equal(t, weight) for t in stored.values())
+    assert (tmp_path / "adapter.safetensors").stat().st_size < weight.nbytes + 2048
+    other = nn.Sequential(nn.Linear(8, 9))
+    with pytest.raises(TargetError, match=r"needs the one it was saved with; 0.weight/0/"):
+        load_adapter(other, tmp_path)
+    assert nn.Linear is type(other[0])
+    assert torch.equal(model(x), load_adapter(copy.deepcopy(fresh), tmp_path)(x))
+    assert torch.equal(model(x), load_adapter(fresh, tmp_path, make=make)(x))
+    (site,) = inspect_adapter(tmp_path)
+    assert "needs the base weight" == site.bound

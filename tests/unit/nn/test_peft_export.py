@@ -134,7 +134,8 @@ def test_export_refuses_a_model_that_is_one_layer(tmp_path):
 
 def test_export_refuses_what_is_half_trained(tmp_path):
     model = adapted(MAKES["NBLoRA"])
-    model.head.bias.requires_grad_(True)
+    with torch.no_grad():
+        model.head.bias.add_(1)
     with pytest.raises(TargetError, match=r"saves modules whole.*'head' with trained \['bias'\]"):
         export_peft(model, tmp_path)
 
