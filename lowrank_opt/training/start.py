@@ -46,7 +46,7 @@ def start(
     ``eva``       the weight on the leading directions V of the layer's inputs, :math:`W_0 V V^T`
                   (2410.07170 starts the right factor at V and the left one at zero)
     ``corda``     leading part of :math:`W_0 C`, times :math:`C^{-1}`, C the second moment of the
-                  inputs (2406.05223, instruction mode)
+                  inputs (2406.05223, instruction mode): :math:`U U^T W_0`, without the inverse
     ``lora_ga``   leading part of the gradient (2407.05000 takes two disjoint parts of it)
     ``lora_one``  minus the leading part of the gradient: one step of descent (2502.01235)
     ``residual``  leading part of what quantisation lost, from `residuals` (LoftQ, 2310.08659)
@@ -167,9 +167,9 @@ def _target(W0: Tensor, seen: Tensor | None, method: StartMethod, rank: int) -> 
         V = leading_svd(seen, rank)[2]
         return LowRankOperator(W0 @ V, V.new_ones(rank), V)
     if method == "corda":
-        U, sigma, V = leading_svd(W0 @ seen, rank)
-        ridge = 1e-6 * seen.diagonal().mean() * torch.eye(len(seen), dtype=seen.dtype)
-        return LowRankOperator(U, sigma, torch.linalg.solve(seen + ridge.to(seen), V))
+        # The leading part of W0 C is U U^T W0 C: no inverse, and singular moments are no matter.
+        U = leading_svd(W0 @ seen, rank)[0]
+        return LowRankOperator(U, U.new_ones(U.shape[1]), W0.mT @ U)
     sign = -1.0 if method == "lora_one" else 1.0
     return LowRankOperator(*leading_svd(seen, rank)) * sign
 
