@@ -1,15 +1,18 @@
 """Solvers of the library keep the laws of solvers, and the laws notice broken ones."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import ClassVar
 
 import pytest
+import torch
 
 import lowrank_opt as lo
 from lowrank_opt.completion import bayesian
+from lowrank_opt.completion.catalog import SOLVERS
 from lowrank_opt.testing import SOLVER_LAWS, BrokenLawError, check_solver
 from lowrank_opt.testing.search.describe import describe
+from tests.property.broken_solver_traits import ALWAYS_BIASED, BROKEN_TRAITS, MODEST, NOWHERE
 from tests.property.broken_solvers import BROKEN_SOLVERS, sound
 
 
@@ -97,3 +100,89 @@ def test_law_catches_a_defect_of_a_solver_object() -> None:
     with pytest.raises(BrokenLawError) as caught:
         check_solver(IgnoresWeights(), only=["weights"], profile="quick")
     assert "weights" == caught.value.law
+
+
+TRAITS = [field.name for field in fields(lo.solvers.Traits)]
+TRAIT_LAWS = [law.name for law in SOLVER_LAWS if law.name.startswith("trait_")]
+# Two traits are what other laws are about.
+OTHER_LAWS = {"weights": "weighted_loss", "certificate": "certificate"}
+
+
+def law_of(trait: str) -> str:
+    return OTHER_LAWS.get(trait, f"trait_{trait}")
+
+
+def test_every_trait_has_a_law() -> None:
+    assert {law.name for law in SOLVER_LAWS} >= {law_of(trait) for trait in TRAITS}
+
+
+def test_every_law_of_a_trait_has_a_defect_that_it_notices() -> None:
+    broken = {name.split(",")[0] for name in BROKEN_TRAITS} | {"weights"}
+    assert set(TRAITS) == broken
+
+
+@pytest.mark.parametrize("name", BROKEN_TRAITS)
+def test_law_catches_a_trait_that_is_not_kept(name: str) -> None:
+    law = law_of(name.split(",")[0])
+    with pytest.raises(BrokenLawError) as caught:
+        check_solver(BROKEN_TRAITS[name], only=[law], profile="quick")
+    assert law == caught.value.law
+
+
+# What is no fault of theirs, by solver.
+LOOSE = {"SGD": 0.3, "Gibbs": 0.15, "Variational": 0.15, "FirstOrder": 0.1}
+KNOWN = {"Gibbs": {"trait_sets": "a mean of matrices of a rank has a larger one"}}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[pytest.mark.slow] if kind is lo.solvers.FirstOrder else [])
+        for kind in SOLVERS.values()
+    ],
+    ids=lambda kind: kind.__name__,
+)
+def test_solvers_of_the_library_keep_their_traits(kind) -> None:
+    name = kind.__name__
+    solver = kind(radius=30.0) if kind is lo.solvers.MaxNorm else kind()
+    verdicts = check_solver(
+        solver,
+        profile="quick",
+        only=TRAIT_LAWS,
+        rtol=LOOSE.get(name, 0.05),
+        expected_failures=KNOWN.get(name),
+    )
+    passed = {v.check for v in verdicts if v.status == "passed"}
+    declared = {law_of(t) for t in TRAITS if getattr(kind.traits, t) not in (False, "no")}
+    # The squared loss is that of all other laws.
+    silent = {"trait_losses"} if kind.traits.losses == "squared" else set()
+    assert (declared & set(TRAIT_LAWS)) - silent == passed | set(KNOWN.get(name, {}))
+
+
+@pytest.mark.parametrize("name", MODEST)
+def test_solver_of_few_traits_is_checked_for_these(name: str) -> None:
+    solver, left_out = MODEST[name]
+    verdicts = check_solver(solver, profile="quick", on_fail="collect")
+    skipped = {v.check for v in verdicts if v.status == "skipped"}
+    assert not [v for v in verdicts if v.status == "failed"]
+    assert left_out <= skipped
+    assert {"contract", "recovery", "feasibility", "order"}.isdisjoint(skipped)
+
+
+def test_solver_for_a_device_that_is_not_there_is_not_refused() -> None:
+    verdicts = check_solver(NOWHERE, dtype=torch.float64, device="cpu", only=["contract"])
+    assert [("skipped", "the solver does not compute on the cpu")] == [
+        (v.status, v.message) for v in verdicts
+    ]
+
+
+def test_solver_that_cannot_do_without_biases_is_checked() -> None:
+    verdicts = check_solver(ALWAYS_BIASED, only=["contract", "recovery", "trait_biases"])
+    assert {"passed"} == {v.status for v in verdicts}
+
+
+def test_program_of_a_solver_object_raises_again() -> None:
+    with pytest.raises(BrokenLawError) as caught:
+        check_solver(lo.solvers.ALS(max_iterations=1), only=["recovery"], profile="quick")
+    with pytest.raises(BrokenLawError):
+        exec(caught.value.code, {})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -12,9 +13,11 @@ import torch
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.observations import Observations
 from lowrank_opt.sets import FeasibleSet
+from lowrank_opt.solvers import Solver
 from lowrank_opt.testing.cases.calls import call, taken
 from lowrank_opt.testing.cases.case import Trial
 from lowrank_opt.testing.cases.oracle import Array, random_frame, to_array
+from lowrank_opt.testing.cases.solver_objects import problem_by_traits, solved_by
 
 _SHARE = 0.75
 _ORDERS = {1: ("observations",), 2: ("observations", "rank")}
@@ -27,8 +30,8 @@ class SolverTrial:
 
     Parameters
     ----------
-    written : callable
-        The solver.
+    written : callable or Solver
+        The solver; an object has problems made of its traits.
     feasible_set : callable
         From shape and rank to the set that results have to be in.
     rtol : float
@@ -37,15 +40,22 @@ class SolverTrial:
         Those of `check_solver` that differ from its defaults, for programs.
     """
 
-    written: Solve
+    written: Solve | Solver
     feasible_set: Callable[[tuple[int, int], int], FeasibleSet]
     rtol: float
 
     options: Mapping[str, object] = field(default_factory=dict[str, object])
 
     @property
+    def solver(self) -> Solver | None:
+        """The solver, if it is an object with traits."""
+        return self.written if isinstance(self.written, Solver) else None
+
+    @property
     def takes_rank(self) -> bool:
         """Whether the rank is ours to choose."""
+        if isinstance(self.written, Solver):
+            return True
         available = dict.fromkeys(self._free("observations", "rank", "generator"))
         return "rank" in taken(self.written, _ORDERS, available)
 
@@ -55,13 +65,20 @@ class SolverTrial:
 
     def solve(self, observations: Observations, rank: int, *, seed: int) -> CompletionResult:
         """Call the solver with those of observations, rank and generator that it takes."""
-        generator = torch.Generator().manual_seed(seed)
-        available = {"observations": observations, "rank": rank, "generator": generator}
-        left = {k: available[k] for k in self._free(*available)}
-        with torch.random.fork_rng(devices=[]):
-            # For solvers that make a parameterization at a random start.
-            torch.manual_seed(seed)
-            return call(self.written, _ORDERS, left)
+        with seeded_start(seed) as generator:
+            if isinstance(self.written, Solver):
+                problem = problem_by_traits(self.written, observations, rank)
+                return solved_by(self.written, problem, generator=generator)
+            available = {"observations": observations, "rank": rank, "generator": generator}
+            return call(self.written, _ORDERS, {k: available[k] for k in self._free(*available)})
+
+
+@contextmanager
+def seeded_start(seed: int) -> Generator[torch.Generator]:
+    """Yield a generator, and seed torch's own, of which parameterizations begin."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield torch.Generator().manual_seed(seed)
 
 
 SolverCase = Trial[SolverTrial]

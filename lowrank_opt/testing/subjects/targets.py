@@ -19,6 +19,7 @@ from lowrank_opt.errors import LowRankError, RankError, ShapeError, TargetError
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.sets import FeasibleSet
+from lowrank_opt.solvers import Solver
 from lowrank_opt.testing.cases.case import Case, Factory
 from lowrank_opt.testing.cases.sets import set_trial
 from lowrank_opt.testing.search.check import AnyLaw
@@ -88,7 +89,8 @@ def load_target(
     kind : str, optional
         One of `KINDS`. By default what it is: parameterizations and functions
         ``make(shape, rank)`` that return them, feasible sets as classes or instances, classes
-        derived from `LowRankOperator`, functions of ``observations``, which are solvers; modules
+        derived from `LowRankOperator`, classes and objects of solvers, and functions of
+        ``observations``, which are solvers too; modules
         of other packages if a `weight` is named. A parameterization is tried as an adapter if
         that is said.
     weight : str, optional
@@ -119,7 +121,8 @@ def load_target(
         made = foreign_trial(cast("Callable[..., nn.Module]", make), named, declared)
         return Target(text, made, laws=MODULE_LAWS)
     if asked == "solver":
-        solve = cast("Callable[..., CompletionResult]", make)
+        made = make() if isinstance(found, type) and callable(make) else make
+        solve = cast("Callable[..., CompletionResult]", made)
         return Target(text, solver_trial(solve, declared), laws=SOLVER_LAWS)
     if asked == "set":
         return _set_target(text, found, make)
@@ -151,6 +154,9 @@ def _kind_of(found: object, weight: str | None) -> Kind | None:
         return "operator"
     if _is_a(found, Parameterization):
         return "parameterization"
+    if isinstance(found, Solver):
+        # A class too: the protocol asks for members alone.
+        return "solver"
     if isinstance(found, type | nn.Module) or not callable(found):
         return None
     return "solver" if _first_parameter(found) == "observations" else "parameterization"

@@ -303,6 +303,8 @@ def test_sets_that_cannot_be_built_are_wrong_calls(name, message, capsys) -> Non
     [
         (["verified.shapes:Right", "--as", "adapter"], ADAPTER_LAWS),
         (["verified.shapes:solve"], SOLVER_LAWS),
+        (["lowrank_opt.solvers:GaussNewton"], SOLVER_LAWS),
+        (["lowrank_opt.solvers:GaussNewton(max_iterations=90)"], SOLVER_LAWS),
         (["verified.shapes:make_any", "--weight", "weight"], MODULE_LAWS),
         (["torch.nn:Bilinear(in1_features=2, in2_features=3, out_features=4)"], ()),
     ],

@@ -10,6 +10,7 @@ import torch
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.solvers import Solver
 from lowrank_opt.testing.cases.case import Trial
 from lowrank_opt.testing.cases.charts import chart_of
 from lowrank_opt.testing.cases.oracle import Array, dense, to_array
@@ -31,6 +32,31 @@ _LIGHT = 1e-8
 _LOSS = 2.0
 
 
+def declaring(trial: SolverCase, trait: str) -> Solver:
+    """Return the solver object that declares a trait; else raise `NotApplicable`."""
+    solver = trial.make.solver
+    if solver is None:
+        raise NotApplicable("a function declares no traits: pass a solver object")
+    value = getattr(solver.traits, trait)
+    if value in (False, "no"):
+        raise NotApplicable(f"the solver declares {trait}={value!r}")
+    return solver
+
+
+def where_it_computes(body: Callable[[SolverCase], None]) -> Callable[[SolverCase], None]:
+    """Return the body of a law, not applicable in a dtype or on a device that is not declared."""
+
+    def checked(trial: SolverCase) -> None:
+        solver = trial.make.solver
+        if solver is not None and trial.dtype not in solver.traits.dtypes:
+            raise NotApplicable(f"the solver does not compute in {trial.dtype}")
+        if solver is not None and trial.device.type not in solver.traits.devices:
+            raise NotApplicable(f"the solver does not compute on the {trial.device.type}")
+        body(trial)
+
+    return checked
+
+
 def solved(trial: SolverCase, problem: Planted) -> CompletionResult:
     """Return the solver's result on a problem."""
     return trial.make.solve(problem.observations, problem.rank, seed=trial.seed)
@@ -41,7 +67,8 @@ def _contract(trial: SolverCase) -> None:
     obs, count = problem.observations, len(problem.observations)
     weights = torch.from_numpy(trial.rng.uniform(0.5, 2.0, count)).to(obs.values)
     weighted = Observations(obs.rows, obs.cols, obs.values, obs.shape, weights)
-    for given in (obs, weighted):
+    solver = trial.make.solver
+    for given in (obs, weighted) if solver is None or solver.traits.weights else (obs,):
         kept = {name: x.clone() for name, x in _tensors(given).items()}
         result = solved(trial, Planted(problem.truth, given, problem.rank))
         kind = type(result).__name__
@@ -59,7 +86,7 @@ def _tensors(obs: Observations) -> dict[str, torch.Tensor]:
 
 def _recovery(trial: SolverCase) -> None:
     problem = planted(trial)
-    _near(trial, problem, predictions(solved(trial, problem)), problem.truth, "of all entries")
+    near(trial, problem, predictions(solved(trial, problem)), problem.truth, "of all entries")
 
 
 def _ranks(trial: SolverCase) -> None:
@@ -69,14 +96,14 @@ def _ranks(trial: SolverCase) -> None:
         problem = larger(trial, rows, cols, rank)
         found = predictions(solved(trial, problem))
         m, n = problem.observations.shape
-        _near(trial, problem, found, problem.truth, f"of a {m} x {n} matrix of rank {rank}")
+        near(trial, problem, found, problem.truth, f"of a {m} x {n} matrix of rank {rank}")
 
 
 def _large(trial: SolverCase) -> None:
     problem = larger(trial, 90, 20, trial.case.rank)
     m, n = problem.observations.shape
     found = predictions(solved(trial, problem))
-    _near(trial, problem, found, problem.truth, f"of a {m} x {n} matrix")
+    near(trial, problem, found, problem.truth, f"of a {m} x {n} matrix")
 
 
 def _repetition(trial: SolverCase) -> None:
@@ -86,7 +113,7 @@ def _repetition(trial: SolverCase) -> None:
     other = Planted(-problem.truth, negated, problem.rank)
     first, again = (predictions(solved(trial, problem)) for _ in range(2))
     between = predictions(solved(trial, other))
-    _near(trial, other, between, other.truth, "of another problem of the same shape")
+    near(trial, other, between, other.truth, "of another problem of the same shape")
     after = predictions(solved(trial, problem))
     for found, when in ((again, ""), (after, ", another problem between them,")):
         error = difference(first, found, problem.size)
@@ -115,7 +142,7 @@ def _permutations(trial: SolverCase) -> None:
     moved = Observations(i[obs.rows], j[obs.cols], obs.values, (m, n))
     truth = predictions(solved(trial, problem))
     found = predictions(solved(trial, Planted(problem.truth, moved, problem.rank)))
-    _near(trial, problem, found[i.numpy()][:, j.numpy()], truth, "with rows and columns permuted")
+    near(trial, problem, found[i.numpy()][:, j.numpy()], truth, "with rows and columns permuted")
 
 
 def _transposition(trial: SolverCase) -> None:
@@ -124,7 +151,7 @@ def _transposition(trial: SolverCase) -> None:
     turned = Observations(obs.cols, obs.rows, obs.values, (n, m))
     truth = predictions(solved(trial, problem))
     found = predictions(solved(trial, Planted(problem.truth.T, turned, problem.rank)))
-    _near(trial, problem, found.T, truth, "of the transposed problem")
+    near(trial, problem, found.T, truth, "of the transposed problem")
 
 
 def _order(trial: SolverCase) -> None:
@@ -133,10 +160,11 @@ def _order(trial: SolverCase) -> None:
         torch.from_numpy(trial.rng.permutation(len(problem.observations)))
     )
     truth = predictions(solved(trial, problem))
-    _near(trial, problem, predictions(solved(trial, shuffled)), truth, "in another order")
+    near(trial, problem, predictions(solved(trial, shuffled)), truth, "in another order")
 
 
 def _weights(trial: SolverCase) -> None:
+    _requires_weights(trial)
     problem = planted(trial)
     obs, count = problem.observations, len(problem.observations)
     wrong = torch.from_numpy(trial.rng.permutation(count) < count // 10)
@@ -146,10 +174,11 @@ def _weights(trial: SolverCase) -> None:
         weights = torch.where(wrong, light, 1.0).to(values)
         weighted = Observations(obs.rows, obs.cols, values, obs.shape, weights)
         found = predictions(solved(trial, Planted(problem.truth, weighted, problem.rank)))
-        _near(trial, problem, found, kept, f"with wrong entries of {what}")
+        near(trial, problem, found, kept, f"with wrong entries of {what}")
 
 
 def _weighted_loss(trial: SolverCase) -> None:
+    _requires_weights(trial)
     problem = planted(trial, noise=0.3)
     obs, count = problem.observations, len(problem.observations)
     weights = torch.from_numpy(np.where(trial.rng.random(count) < 0.5, 1.0, 0.04)).to(obs.values)
@@ -163,6 +192,11 @@ def _weighted_loss(trial: SolverCase) -> None:
         f"the weighted loss of the result is {losses[0]:.4g}; under other weights the solver comes "
         f"to {min(losses):.4g}",
     )
+
+
+def _requires_weights(trial: SolverCase) -> None:
+    if trial.make.solver is not None:
+        declaring(trial, "weights")
 
 
 def _loss(trial: SolverCase, problem: Planted, weights: torch.Tensor, given: torch.Tensor) -> float:
@@ -182,10 +216,11 @@ def _unseen(trial: SolverCase) -> None:
     expect(bool(np.isfinite(found).all()), "a prediction for an unseen row or column is not finite")
     rest = np.delete(np.delete(found, 0, axis=0), 1, axis=1)
     truth = np.delete(np.delete(problem.truth, 0, axis=0), 1, axis=1)
-    _near(trial, problem, rest, truth, "beside an unseen row and column")
+    near(trial, problem, rest, truth, "beside an unseen row and column")
 
 
-def _near(trial: SolverCase, problem: Planted, found: Array, truth: Array, what: str) -> None:
+def near(trial: SolverCase, problem: Planted, found: Array, truth: Array, what: str) -> None:
+    """Expect predictions to be as close to the truth as the user allows."""
     error, allowed = difference(found, truth, problem.size), trial.make.rtol
     expect(
         error <= allowed,
@@ -202,7 +237,7 @@ def _law(
     return Law(
         name,
         statement,
-        body,
+        where_it_computes(body),
         parameters=(FreeParameters("start"),),
         sides=(12, 18),
         max_rank=2,
