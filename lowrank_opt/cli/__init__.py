@@ -6,8 +6,10 @@ Commands read, call the library, and print; nothing is computed here.
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
 from lowrank_opt import __version__
 from lowrank_opt.cli import (
@@ -50,10 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_streams()
     options = _parser().parse_args(arguments)
     try:
-        status = int(options.run(options))
-        if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison]
-            sys.stdout.flush()
-        return status
+        with _seldom_collected():
+            status = int(options.run(options))
+            if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison]
+                sys.stdout.flush()
+            return status
     except LowRankError as error:
         print(f"error: {error}", file=sys.stderr)
         return _ERROR
@@ -76,6 +79,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print("error: a fault of lowrank-opt, not of its input: please report it", file=sys.stderr)
         return _FAULT
+
+
+@contextmanager
+def _seldom_collected() -> Generator[None]:
+    """Look for cycles among objects less often: while torch and numba load there are none to free.
+
+    A tenth of the processor time of a short command goes into looking, otherwise.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(5_000_000, 20, 20)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _parser() -> argparse.ArgumentParser:

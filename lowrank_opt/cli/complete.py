@@ -9,6 +9,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -229,8 +230,21 @@ def _fit(
     model, shape = rank, observations.shape
     if options.radius is not None:
         model = HomogeneousBall(shape, rank, radius=options.radius, generator=generator)
-    result = complete(observations, model, solver=solver_of(solver), **given)
+    with _compiling_said(quiet=options.quiet):
+        result = complete(observations, model, solver=solver_of(solver), **given)
     return result if isinstance(result, CompletionResult) else result.to_completion()
+
+
+@contextmanager
+def _compiling_said(*, quiet: bool) -> Generator[None]:
+    """Say when loops are compiled, which happens once after an installation."""
+    if quiet or find_spec("numba") is None:
+        yield
+        return
+    from lowrank_opt.kernels.loops.compiler import compiling
+
+    with compiling(lambda: say("compiling loops for this machine, once: some seconds")):
+        yield
 
 
 def _ended(result: CompletionResult, checkpoint: Checkpoint | None) -> int:

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
 
     from lowrank_opt.observations import CompressedAxis, Observations
 
+# Rounds of coordinate descent in a nonnegative row, and the relative move at which they end.
+MOST_ROUNDS, SETTLED = 500, 1e-13
+
 
 class ModelParts(NamedTuple):
     """What predicts an entry; either both biases or neither.
@@ -149,6 +152,20 @@ class Backend(Protocol):
         steps: int,
     ) -> Tensor:
         """Do what `RowProblems.improve` does; return the loss of each row, float64."""
+        ...
+
+    def nonnegative_rows(
+        self,
+        entries: RowEntries,
+        x: Tensor,
+        features: Tensor,
+        offsets: Tensor,
+        *,
+        diagonal: Tensor,
+        strengths: Tensor,
+        free: int,
+    ) -> Tensor:
+        """Do what `RowProblems.solve_nonnegative` does; return the loss of each row, float64."""
         ...
 
     def posterior(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.kernels.batches.padded import Batch, batches
-from lowrank_opt.kernels.protocol import RowEntries
+from lowrank_opt.kernels.protocol import MOST_ROUNDS, SETTLED, RowEntries
 
 
 def solve_rows(
@@ -69,6 +69,41 @@ def improve_rows(
         x[rows] = found.to(x.dtype)
         losses[rows] = _losses(w, t, X, x[rows])
     return losses
+
+
+def nonnegative_rows(
+    entries: RowEntries,
+    x: Tensor,
+    features: Tensor,
+    offsets: Tensor,
+    *,
+    diagonal: Tensor,
+    strengths: Tensor,
+    free: int,
+) -> Tensor:
+    """Do what `RowProblems.solve_nonnegative` does; return the losses, shape (m,), float64."""
+    losses = x.new_empty(len(x), dtype=torch.float64)
+    K = features.shape[1]
+    for batch in batches(entries.axis, 2 * K):
+        rows, w, t, X = _gathered(batch, entries, features, offsets)
+        w, t, X = w.double(), t.double(), X.double()
+        A = (X * w.unsqueeze(-1)).mT @ X + (strengths[rows].unsqueeze(1) * diagonal).diag_embed()
+        x[rows] = _descend(A, _combine(X, w * t), x[rows].double(), K - free).to(x.dtype)
+        losses[rows] = _losses(w, t, X, x[rows])
+    return losses
+
+
+def _descend(A: Tensor, b: Tensor, x: Tensor, bounded: int) -> Tensor:
+    """Minimise ``x^T A x / 2 - b^T x`` by coordinates, the first ones nonnegative."""
+    for _ in range(MOST_ROUNDS):
+        before = x.clone()
+        for a in range(x.shape[1]):
+            slope, curvature = b[:, a] - (A[:, a] * x).sum(1), A[:, a, a]
+            new = torch.where(curvature > 0, x[:, a] + slope / curvature, x[:, a])
+            x[:, a] = new.clamp_min(0) if a < bounded else new
+        if bool((x - before).abs().max() <= SETTLED * x.abs().max()):
+            break
+    return x
 
 
 def _gathered(

@@ -5,6 +5,7 @@ from lowrank_opt.kernels.loops.entries import entries_gradient as entries_gradie
 from lowrank_opt.kernels.loops.entries import squared_loss as squared_loss
 from lowrank_opt.kernels.loops.rows import draw as draw
 from lowrank_opt.kernels.loops.rows import improve_rows as improve_rows
+from lowrank_opt.kernels.loops.rows import nonnegative_rows as nonnegative_rows
 from lowrank_opt.kernels.loops.rows import pack as pack
 from lowrank_opt.kernels.loops.rows import posterior as posterior
 from lowrank_opt.kernels.loops.rows import solve_rows as solve_rows

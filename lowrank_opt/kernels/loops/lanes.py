@@ -5,8 +5,9 @@ instruction. A lane never sees its neighbours, so a matrix gives the same result
 """
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from lowrank_opt.kernels.loops.compiler import njit
 
 Floats = NDArray[np.floating]
 

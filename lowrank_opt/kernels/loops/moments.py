@@ -10,9 +10,9 @@ A row is computed by one thread, in one order, so results do not depend on the n
 """
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from lowrank_opt.kernels.loops.compiler import njit
 from lowrank_opt.kernels.loops.lanes import LANES, factor, invert, solve
 
 Floats = NDArray[np.floating]

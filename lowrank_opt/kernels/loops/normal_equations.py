@@ -7,8 +7,9 @@ results do not depend on the number of threads.
 """
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from lowrank_opt.kernels.loops.compiler import njit
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lowrank_opt.kernels.loops.moments import draw_pass, pack_moments, posterior_pass
+from lowrank_opt.kernels.loops.nonnegative import nonnegative_pass
 from lowrank_opt.kernels.loops.normal_equations import conjugate_gradient_pass, exact_pass
 from lowrank_opt.kernels.protocol import Given, RowEntries
 from lowrank_opt.observations import CompressedAxis
@@ -62,6 +63,26 @@ def improve_rows(
     threads = _threads(len(entries.values) * features.shape[1] * steps, _WORTH_A_THREAD)
     parts = (*entries[1:], *middle, scratch, x, losses)
     _sweep(conjugate_gradient_pass, entries.axis, threads, *parts)
+    return losses
+
+
+def nonnegative_rows(
+    entries: RowEntries,
+    x: Tensor,
+    features: Tensor,
+    offsets: Tensor,
+    *,
+    diagonal: Tensor,
+    strengths: Tensor,
+    free: int,
+) -> Tensor:
+    """Do what `RowProblems.solve_nonnegative` does; return the losses, shape (m,), float64."""
+    losses = x.new_empty(len(x), dtype=torch.float64)
+    scratch = torch.empty_like(entries.values)
+    middle = (features, offsets, diagonal, strengths, free)
+    threads = _threads(len(entries.values) * features.shape[1] ** 2, _WORTH_A_THREAD)
+    parts = (*entries[1:], *middle, scratch, x, losses)
+    _sweep(nonnegative_pass, entries.axis, threads, *parts)
     return losses
 
 

@@ -8,10 +8,10 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lowrank_opt.kernels.loops.compiler import njit
 from lowrank_opt.kernels.step_order import order_of
 from lowrank_opt.observations import Observations
 

@@ -44,6 +44,16 @@ def test_inspect_command_prints_one_line_each(trained, tmp_path, capsys):
     assert 1 + len(adapter_report(trained)) == len(capsys.readouterr().out.splitlines())
 
 
+def test_inspect_command_prints_json(trained, tmp_path, capsys):
+    save_adapter(trained, tmp_path / "a")
+    assert 0 == main(["inspect", str(tmp_path / "a"), "--json"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    expected = [(s.name, list(s.shape), s.spectral, s.holds) for s in adapter_report(trained)]
+    assert expected == [(x["name"], x["shape"], x["spectral"], x["holds"]) for x in lines]
+    # The base weights are not in the file: no drift, and no NaN in JSON.
+    assert {None} == {x["drift"] for x in lines}
+
+
 @pytest.mark.parametrize(
     ("options", "scaling"),
     [
