@@ -62,8 +62,9 @@ class BatchedParameterization(nn.Module):
         return [LowRankOperator(*triple) for triple in triples]
 
     def _evaluate(self, tensors: dict[str, Tensor]) -> LowRankOperator:
+        # As a plain triple: operators that multiply in a way of their own are no trees of tensors.
         op: LowRankOperator = functional_call(self._template[0], tensors, ())
-        return op
+        return LowRankOperator(op.left, op.scale, op.right)
 
 
 def _stacked(members: nn.ModuleList) -> dict[str, Tensor]:

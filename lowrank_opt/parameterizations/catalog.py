@@ -15,7 +15,7 @@ from lowrank_opt import parameterizations as maps
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.parameterizations.config import Configured
 from lowrank_opt.parameterizations.example import Example
-from lowrank_opt.parameterizations.published import compositions, presets, starts
+from lowrank_opt.parameterizations.published import compositions, presets, rotations, starts
 from lowrank_opt.parameterizations.published.agreement import agreement
 
 # Large enough that 4 r is below min(m, n): ranks are told apart.
@@ -53,7 +53,8 @@ def examples() -> list[Example]:
     exported = [x for x in vars(maps).values() if isinstance(x, type)]
     own = (x for x in exported if issubclass(x, Configured) and not inspect.isabstract(x))
     of_classes = (example for x in own for example in x.examples())
-    return [*of_classes, *compositions.examples(), *presets.examples(), *starts.examples()]
+    published = (compositions, presets, rotations, starts)
+    return [*of_classes, *(example for module in published for example in module.examples())]
 
 
 def rows() -> list[Row]:
@@ -93,13 +94,15 @@ def _row(method: Example, rank: str, norm: str, *, onto: bool, zero: str, export
 
 
 def in_units(rank: int) -> str:
-    """Return a rank of the example as a multiple of r.
+    """Return a rank of the example as a multiple of r, or that it is not bounded.
 
     Examples
     --------
     >>> in_units(6)
     '2 r'
     """
+    if rank == min(_SHAPE):
+        return "any"
     return "r" if rank == _RANK else f"{rank // _RANK} r"
 
 

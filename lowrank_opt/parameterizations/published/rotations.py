@@ -6,12 +6,55 @@ a truncated series, and the update is what R adds to the weight, which is never 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from lowrank_opt.errors import OptionError
+from lowrank_opt.parameterizations.example import Example, example_tensor
 from lowrank_opt.parameterizations.turned.orthogonal import Map, Orthogonal
 from lowrank_opt.parameterizations.turned.turns import Butterfly
+
+
+def examples() -> Iterator[Example]:
+    """Return the published rotations, for any shape of two inputs at least, and any rank."""
+
+    def even(shape: tuple[int, int], rank: int) -> int:
+        return min(2 * rank, min(shape) - min(shape) % 2)
+
+    def whole(shape: tuple[int, int], rank: int, dtype: torch.dtype = torch.float64) -> Orthogonal:
+        return oft(example_tensor(*shape, dtype=dtype))
+
+    def between(
+        shape: tuple[int, int], rank: int, dtype: torch.dtype = torch.float64
+    ) -> Orthogonal:
+        return psoft(example_tensor(*shape, dtype=dtype), even(shape, rank))
+
+    def pairs(shape: tuple[int, int], rank: int, dtype: torch.dtype = torch.float64) -> Orthogonal:
+        return hra(example_tensor(*shape, dtype=dtype), even(shape, rank))
+
+    yield Example(
+        "oft(weight, blocks)",
+        whole,
+        "b n products a row, and one with the weight",
+        "arXiv 2306.07280",
+        "W0 (R - I), R block-diagonal without half turns: n (b - 1) / 2 dimensions",
+    )
+    yield Example(
+        "psoft(weight, 2 r)",
+        between,
+        "one 2 r x 2 r inverse, one thin product",
+        "arXiv 2505.11235",
+        "rotations of 2 r leading directions: r (2 r - 1) dimensions",
+    )
+    yield Example(
+        "hra(weight, 2 r)",
+        pairs,
+        "2 r products with the weight",
+        "arXiv 2405.17484",
+        "products of 2 r reflections: at most 2 n r dimensions",
+    )
 
 
 def oft(

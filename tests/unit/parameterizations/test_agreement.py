@@ -118,6 +118,29 @@ def dora(m):
     return array(m.magnitude)[:, None] * V / np.linalg.norm(V, axis=1, keepdims=True)
 
 
+def cayley(entries):
+    b = round((1 + (1 + 8 * len(entries)) ** 0.5) / 2)
+    S = np.zeros((b, b))
+    S[np.tril_indices(b, -1)] = entries
+    S = S - S.T
+    return (np.eye(b) - S) @ np.linalg.inv(np.eye(b) + S)
+
+
+def psoft(m):
+    """The published A (R - I) B with B the leading right singular vectors and A = U Sigma."""
+    V = array(m.frame)
+    apart = np.linalg.svd(W0)[2][:6] @ V
+    np.testing.assert_allclose(apart @ apart.T, np.eye(6), atol=1e-12)
+    return (W0 @ V) @ (cayley(array(m.skew)[0, 0]) - np.eye(6)) @ V.T
+
+
+def reflected(u):
+    R = np.eye(len(u))
+    for x in u.T:
+        R = R @ (np.eye(len(u)) - 2 * np.outer(x, x) / (x @ x))
+    return R
+
+
 FORMULAS = {
     "AdaLoRA": components,
     "DeLoRA(radius)": lambda m: m.radius / RANK * unit(array(m.left)) @ unit(array(m.right)).T,
@@ -133,11 +156,14 @@ FORMULAS = {
         @ array(m.frozen_right)
     ),
     "WeightDecomposed(inner, weight)": dora,
+    "hra(weight, 2 r)": lambda m: W0 @ reflected(array(m.vectors)) - W0,
     "lora_xs": lora_xs,
     "nora": nora,
+    "oft(weight, blocks)": lambda m: W0 @ cayley(array(m.skew)[0, 0]) - W0,
     "olora": lambda m: started(m, thin_qr()),
     "pissa": lambda m: started(m, leading()),
     "polar(radius)": capped,
+    "psoft(weight, 2 r)": psoft,
     "rslora": lambda m: RANK**-0.5 * array(m.left) @ array(m.right).T,
     "stella": lambda m: svd_form(m)[0] @ svd_form(m)[1] @ svd_form(m)[2].T,
 }  # fmt: skip
