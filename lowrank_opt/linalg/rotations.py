@@ -9,6 +9,7 @@ with :math:`t = \tan(\theta / 2)` for the Cayley map and :math:`t = \theta` for 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -19,9 +20,9 @@ from lowrank_opt.linalg.contraction import contraction, invert_contraction
 
 RotationMap = Literal["cayley", "exponential"]
 
-# Without a radius, skew matrices with larger entries count as scaled down to this size: beyond it
-# the solve leaves less than half the digits.
-_LARGEST = 1e6
+# Without a radius, larger skew matrices count as scaled down to these row sums of moduli. Beyond
+# the first, Cayley's solve leaves less than half the digits; the second belongs to the halvings.
+_LARGEST: Mapping[str, float] = {"cayley": 1e6, "exponential": 512.0}
 # The diagonal Padé approximant of order 6 of the exponential: even and odd coefficients.
 _EVEN = (1.0, 5 / 44, 1 / 792, 1 / 665280)
 _ODD = (1 / 2, 1 / 66, 1 / 15840, 0.0)
@@ -60,7 +61,8 @@ def skew_entries(matrices: Tensor) -> Tensor:
 def rotation(skew: Tensor, kind: RotationMap = "cayley", radius: float | None = None) -> Tensor:
     r"""Return :math:`R - I` for rotations R given by free skew matrices K.
 
-    Without a radius R is :math:`(I - K)(I + K)^{-1}` or :math:`\exp K`; with one, K is replaced by
+    Without a radius R is :math:`(I - K)(I + K)^{-1}` or :math:`\exp K`, of K scaled down to row
+    sums of 1e6 or 512 where they are larger; with one, K is replaced by
     :math:`S = 2 c K (I + K^T K)^{-1}` first, whose norm is at most the c that belongs to the radius
     and takes every value up to it.
 
@@ -84,7 +86,7 @@ def rotation(skew: Tensor, kind: RotationMap = "cayley", radius: float | None = 
     tensor([[ 0.,  1.],
             [-1.,  0.]], dtype=torch.float64)
     """
-    S = _capped(skew) if radius is None else _within(skew, bound_of(radius, kind))
+    S = _capped(skew, _LARGEST[kind]) if radius is None else _within(skew, bound_of(radius, kind))
     if kind == "cayley":
         return _polished(_cayley(S))
     return _polished(_exponential(S, _FREE if radius is None else _BOUNDED))
@@ -140,9 +142,11 @@ def skew_of(rotations: Tensor, kind: RotationMap, radius: float | None = None) -
     return (V @ ((-1j * size).unsqueeze(-1) * V.mH)).real
 
 
-def _capped(K: Tensor) -> Tensor:
-    peak = K.detach().abs().amax(dim=(-2, -1), keepdim=True)
-    return K * (_LARGEST / peak.clamp_min(_LARGEST))
+def _capped(K: Tensor, largest: float) -> Tensor:
+    # By the largest entry first: a sum of entries of 1e308 overflows.
+    peak = K.detach().abs().amax(dim=(-2, -1), keepdim=True).clamp_min(1.0)
+    size = (K / peak).abs().sum(dim=-1).amax(dim=-1)[..., None, None]
+    return K / peak * (largest / torch.maximum(size, largest / peak))
 
 
 def _within(K: Tensor, bound: float) -> Tensor:
