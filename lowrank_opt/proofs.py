@@ -29,7 +29,6 @@ from lowrank_opt.sets import (
     SchattenBall,
     SingularValueBox,
     SpectralSet,
-    WeightedSet,
 )
 
 # Eliminations of r x r matrices of long integers: what a minute allows.
@@ -143,14 +142,8 @@ def _columns(op: LowRankOperator) -> int:
 def _spectral_form(
     op: LowRankOperator, feasible_set: FeasibleSet
 ) -> tuple[SpectralSet, dict[str, Tensor | None]]:
-    weights: dict[str, Tensor | None] = {}
-    inner = feasible_set
-    if isinstance(feasible_set, WeightedSet):
-        inner = feasible_set.inner
-        weights = {
-            "row_weights": feasible_set.row_weights,
-            "col_weights": feasible_set.col_weights,
-        }
+    inner, rows, cols = feasible_set.unweighted
+    weights = {"row_weights": rows, "col_weights": cols}
     view = inner.as_spectral(op)
     if view is not None and view[0] is op and isinstance(view[1], _PROVED):
         return view[1], weights

@@ -34,6 +34,7 @@ from lowrank_opt.completion.loop.history import History as History
 from lowrank_opt.completion.loop.history import Iteration as Iteration
 from lowrank_opt.completion.loop.status import CompletionStatus as CompletionStatus
 from lowrank_opt.completion.model.bias import AdditiveBias as AdditiveBias
+from lowrank_opt.completion.model.losses import EntryLoss as EntryLoss
 from lowrank_opt.completion.model.problem import CompletionProblem as CompletionProblem
 from lowrank_opt.completion.results.posterior import BayesianResult as BayesianResult
 from lowrank_opt.completion.results.result import CompletionResult as CompletionResult

@@ -2,47 +2,53 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from typing import TypeVar
 
-from lowrank_opt.completion.bayes.gibbs import Gibbs
-from lowrank_opt.completion.bayes.variational import Variational
+from lowrank_opt.completion import solver_list
 from lowrank_opt.completion.model.problem import CompletionProblem
-from lowrank_opt.completion.solvers.als import ALS
+from lowrank_opt.completion.solver_list import LBFGS, Custom
 from lowrank_opt.completion.solvers.context import Run
-from lowrank_opt.completion.solvers.fixed_rank.gauss_newton import GaussNewton
-from lowrank_opt.completion.solvers.fixed_rank.riemannian import Riemannian
-from lowrank_opt.completion.solvers.fixed_rank.scaled_gd import ScaledGD
-from lowrank_opt.completion.solvers.fixed_rank.singular_value_projection import (
-    SingularValueProjection,
-)
-from lowrank_opt.completion.solvers.frank_wolfe import FrankWolfe
-from lowrank_opt.completion.solvers.gradient import LBFGS, FirstOrder
-from lowrank_opt.completion.solvers.max_norm import MaxNorm
-from lowrank_opt.completion.solvers.sgd import SGD
-from lowrank_opt.completion.solvers.soft_impute import SoftImpute
 from lowrank_opt.completion.solvers.traits import Solver, Traits
 from lowrank_opt.errors import OptionError
 
 S = TypeVar("S")
 
+# The best tried come first, where no solver is named.
+_FIRST = (
+    "lbfgs",
+    "frank_wolfe",
+    "als",
+    "variational",
+    "gibbs",
+    "gauss_newton",
+    "soft_impute",
+    "sgd",
+    "riemannian",
+    "scaled_gd",
+    "singular_value_projection",
+    "max_norm",
+    "first_order",
+)
+
+
+def _solvers() -> dict[str, type[Solver]]:
+    found: list[type[Solver]] = [
+        x for x in vars(solver_list).values() if is_dataclass(x) and hasattr(x, "solve")
+    ]
+    kinds = {_name(kind): kind for kind in found if kind is not Custom}
+    return {name: kinds[name] for name in dict.fromkeys((*_FIRST, *kinds))}
+
+
+def _name(kind: type) -> str:
+    """Return FrankWolfe as frank_wolfe, ScaledGD as scaled_gd and ALS as als."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
+
+
 # In the order in which `complete` tries them where no solver is named.
-SOLVERS: dict[str, type[Solver]] = {
-    "lbfgs": LBFGS,
-    "frank_wolfe": FrankWolfe,
-    "als": ALS,
-    "variational": Variational,
-    "gibbs": Gibbs,
-    "gauss_newton": GaussNewton,
-    "soft_impute": SoftImpute,
-    "sgd": SGD,
-    "riemannian": Riemannian,
-    "scaled_gd": ScaledGD,
-    "singular_value_projection": SingularValueProjection,
-    "max_norm": MaxNorm,
-    "first_order": FirstOrder,
-}
+SOLVERS: dict[str, type[Solver]] = _solvers()
 _OTHER_NAMES = {"gradient": "lbfgs", "bayesian": "gibbs"}
 
 
@@ -94,6 +100,7 @@ def with_options(solver: S, **given: object) -> S:
 
     Examples
     --------
+    >>> from lowrank_opt.solvers import FrankWolfe
     >>> with_options(FrankWolfe(), max_iterations=5, tolerance=None)
     FrankWolfe(gap=0.0001, max_iterations=5)
     """

@@ -151,6 +151,21 @@ class FeasibleSet(ABC):
         `gradient` is an operator, a dense or sparse tensor, or a scipy sparse matrix.
         """
 
+    @property
+    def unweighted(self) -> tuple[FeasibleSet, Tensor | None, Tensor | None]:
+        """The set before weights, and those of rows and columns; the set itself if it has none."""
+        return self, None, None
+
+    @property
+    def of_singular_values(self) -> bool:
+        """Whether singular values decide, before any weights."""
+        return False
+
+    @property
+    def only_rank(self) -> bool:
+        """Whether nothing but the rank is bounded."""
+        return False
+
     def as_spectral(self, op: LowRankOperator) -> tuple[LowRankOperator, SpectralSet] | None:
         """Return an operator and a spectral set that ask the same question about norm and rank.
 
@@ -223,6 +238,11 @@ class SpectralSet(FeasibleSet):
     @property
     def truncates(self) -> bool:
         """Truncation lowers every singular value, and K is star-shaped in each."""
+        return True
+
+    @property
+    def of_singular_values(self) -> bool:
+        """Whether singular values decide, before any weights."""
         return True
 
     def as_spectral(self, op: LowRankOperator) -> tuple[LowRankOperator, SpectralSet]:
@@ -303,6 +323,11 @@ class RankAtMost(SpectralSet):
 
     def __post_init__(self) -> None:
         check_positive_rank(self.rank)
+
+    @property
+    def only_rank(self) -> bool:
+        """Whether nothing but the rank is bounded."""
+        return True
 
     def scaled(self, factor: float) -> RankAtMost:
         """Return the set itself: it is a cone."""

@@ -244,6 +244,16 @@ class WeightedSet(LinearImage):
         rows, cols = _range(self.row_weights), _range(self.col_weights)
         return f"WeightedSet(inner={self.inner}, row_weights={rows}, col_weights={cols})"
 
+    @property
+    def unweighted(self) -> tuple[FeasibleSet, Tensor | None, Tensor | None]:
+        """The inner set, and the weights of rows and columns."""
+        return self.inner, self.row_weights, self.col_weights
+
+    @property
+    def of_singular_values(self) -> bool:
+        """Whether singular values decide about members of the inner set."""
+        return self.inner.unweighted[0] is self.inner and self.inner.of_singular_values
+
     @cached_property
     def sides(self) -> tuple[Side, Side]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return diagonal(self.row_weights), diagonal(self.col_weights)

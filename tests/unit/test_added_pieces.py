@@ -16,7 +16,7 @@ PROGRAMS = re.findall(r"^```\{code-block\} python\n(.*?)^```$", PAGE, re.MULTILI
 MOST = {
     "parameterization": (60, 2),
     "set": (30, 2),
-    "solver": (60, 3),
+    "solver": (60, 2),
     "loss": (30, 1),
     "law": (25, 2),
     "reader": (30, 1),

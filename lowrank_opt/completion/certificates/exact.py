@@ -17,7 +17,7 @@ import numpy as np
 import lowrank_opt.check_certificate as checker
 from lowrank_opt.errors import CertificateError
 from lowrank_opt.proofs import above, hexes, proved_values, stamped
-from lowrank_opt.sets import FeasibleSet, SchattenBall, WeightedSet
+from lowrank_opt.sets import FeasibleSet, SchattenBall
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,11 +76,10 @@ def _claimed(document: Document) -> tuple[Document, float, float]:
 def _kind(
     constraint: FeasibleSet | float,
 ) -> tuple[str, float, dict[str, Tensor | None]]:
-    weights: dict[str, Tensor | None] = {}
-    inner = constraint
-    if isinstance(constraint, WeightedSet):
-        inner = constraint.inner
-        weights = {"row_weights": constraint.row_weights, "col_weights": constraint.col_weights}
+    inner, rows, cols = constraint, None, None
+    if isinstance(constraint, FeasibleSet):
+        inner, rows, cols = constraint.unweighted
+    weights = {"row_weights": rows, "col_weights": cols}
     match inner:
         case float() | int():
             return "nuclear penalty", float(inner), weights
@@ -157,7 +156,7 @@ def _lines(
 ) -> tuple[Floats, int, dict[tuple[int, int], Fraction]]:
     """Return Y without empty lines, its shorter side first, which side that is, and its entries."""
     places = terms.observations.rows.tolist(), terms.observations.cols.tolist()
-    factors = [None if w is None else w.double().tolist() for w in weights.values()] or [None, None]
+    factors = [None if w is None else w.double().tolist() for w in weights.values()]
     entries: dict[tuple[int, int], Fraction] = {}
     for i, j, x in zip(*places, y.tolist(), strict=True):
         scaled = Fraction(x)

@@ -18,7 +18,7 @@ from lowrank_opt.completion.model.losses import EntryLoss, Loss, entry_loss
 from lowrank_opt.errors import OptionError, ShapeError
 from lowrank_opt.observations import Observations
 from lowrank_opt.parameterizations.base import Parameterization
-from lowrank_opt.sets import FeasibleSet, RankAtMost
+from lowrank_opt.sets import FeasibleSet
 
 if TYPE_CHECKING:
     from lowrank_opt.completion.model.side import Features
@@ -119,7 +119,7 @@ class CompletionProblem:
         """The set that bounds more than the rank; None if there is none."""
         model = self.model
         found = model.feasible_set if isinstance(model, Parameterization) else model
-        return found if isinstance(found, FeasibleSet) and not _is_free(found) else None
+        return found if isinstance(found, FeasibleSet) and not found.only_rank else None
 
     @property
     def rank(self) -> int | None:
@@ -169,7 +169,3 @@ class CompletionProblem:
 
 
 _RANKED = (Parameterization, FeasibleSet)
-
-
-def _is_free(feasible_set: FeasibleSet) -> bool:
-    return isinstance(feasible_set, RankAtMost)

@@ -19,7 +19,6 @@ from torch import Tensor
 from lowrank_opt.completion.certificates.support import sparse_matrix
 from lowrank_opt.completion.solvers.frank_wolfe import (
     corrective_steps,
-    is_spectral,
     subspace_fit,
 )
 from lowrank_opt.errors import LowRankError
@@ -93,7 +92,7 @@ def polish(objective: Objective, problem: ConvexProblem, gap: float, *, effort: 
         Multiplies the largest number of steps.
     """
     feasible_set, chart = problem.constraint, objective.parameterization
-    if not (isinstance(feasible_set, FeasibleSet) and is_spectral(feasible_set)):
+    if not (isinstance(feasible_set, FeasibleSet) and feasible_set.of_singular_values):
         return False
     op, rate = chart().detach(), objective.bias_penalty if objective.fit_bias else None
     whole = _of_any_rank(feasible_set, min(op.shape))

@@ -22,7 +22,7 @@ from lowrank_opt.completion.solvers.subspace_fit import SubspaceFit, SubspacePoi
 from lowrank_opt.completion.solvers.traits import Traits
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.sets import FeasibleSet, SpectralSet, WeightedSet
+from lowrank_opt.sets import FeasibleSet, SpectralSet
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -189,19 +189,11 @@ def _product(G: sp.csr_array, x: Tensor) -> Tensor:
     return torch.from_numpy(G @ x.cpu().numpy()).to(x.device)
 
 
-def is_spectral(feasible_set: FeasibleSet) -> bool:
-    """Return whether a set is one of singular values, or a weighted one."""
-    weighted = isinstance(feasible_set, WeightedSet)
-    return isinstance(feasible_set.inner if weighted else feasible_set, SpectralSet)
-
-
 def subspace_fit(
     fitted: Observations, feasible_set: FeasibleSet, mean: float, bias_penalty: float | None
 ) -> SubspaceFit:
-    """Return the problem within subspaces, for a set that `is_spectral`."""
-    inner, a, b = feasible_set, None, None
-    if isinstance(feasible_set, WeightedSet):
-        inner, a, b = feasible_set.inner, feasible_set.row_weights, feasible_set.col_weights
+    """Return the problem within subspaces, for a set `of_singular_values`."""
+    inner, a, b = feasible_set.unweighted
     assert isinstance(inner, SpectralSet), "the traits let no other set pass"
     exact = fitted.to(dtype=torch.float64)
     return SubspaceFit(exact, mean, inner, a, b, bias_penalty=bias_penalty)

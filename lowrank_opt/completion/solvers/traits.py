@@ -13,7 +13,6 @@ from lowrank_opt.completion.model.problem import CompletionProblem
 from lowrank_opt.completion.results.posterior import BayesianResult
 from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.parameterizations.base import Parameterization
-from lowrank_opt.sets import SpectralSet, WeightedSet
 
 if TYPE_CHECKING:
     from lowrank_opt.completion.solvers.context import Run
@@ -170,8 +169,7 @@ def kinds_of(problem: CompletionProblem) -> set[Kind]:
     kinds: set[Kind] = set()
     if isinstance(model, Parameterization):
         kinds.add("parameterization")
-    inner = feasible_set.inner if isinstance(feasible_set, WeightedSet) else feasible_set
-    if isinstance(inner, SpectralSet):
+    if feasible_set is not None and feasible_set.of_singular_values:
         kinds.add("spectral set")
     kinds.add("rank" if feasible_set is None else "set")
     return kinds
