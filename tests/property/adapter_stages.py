@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.testing.laws.adapter_play import Stage
+from lowrank_opt.testing.laws.adapter_stage import Stage
 
 
 class Tied(nn.Module):

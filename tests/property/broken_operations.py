@@ -7,9 +7,12 @@ import torch
 from torch import nn
 
 from lowrank_opt import nn as ours
+from lowrank_opt.errors import DataError
 from lowrank_opt.nn.adapters.adapted import adapted_modules
 from lowrank_opt.nn.adapters.present import record_of
-from lowrank_opt.testing.laws.adapter_play import Operations
+from lowrank_opt.nn.adapters.prints import PRINTS
+from lowrank_opt.testing.laws import adapter_moves as moves
+from lowrank_opt.testing.laws.adapter_stage import Operations
 
 
 def save_what_is_trained(model, path, *, name):
@@ -103,7 +106,45 @@ def per_sample_of_the_neighbour(model, names, *, axis):
     return ours.per_sample(model, [*names[1:], names[0]], axis=axis)
 
 
+def save_what_asks_for_gradients(model, path, *, name):
+    """Write base parameters by their flag, as it is now, and not by what they are."""
+    other = copy.deepcopy(model)
+    for module in other.modules():
+        vars(module).pop(PRINTS, None)
+    ours.save_adapter(other, path, name=name)
+
+
+def load_with_the_names_of_wrappers(model, path, *, name):
+    if type(model) is nn.DataParallel:
+        raise DataError("names must be those of the file")
+    return ours.load_adapter(model, path, name=name)
+
+
+def switch_of_the_past_too(model, weights):
+    """Change the state that checkpoints have kept."""
+    for state in record_of(model)._seen:
+        vars(state)["active"] = tuple(weights.items())
+    vars(record_of(model).state)["active"] = tuple(weights.items())
+
+
+def export_half(model, path, *, name):
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for found in ours.adapted_weights(other, {name}):
+            for p in found.updates[0].parameters():
+                p.mul_(0.5)
+    ours.export_peft(other, path, name=name)
+
+
+@contextmanager
+def per_sample_until_the_first_switch(model, names, *, axis):
+    with ours.per_sample(model, names, axis=axis):
+        yield
+    record_of(model).set(disabled=1)
+
+
 A, B = ("adapt", {"name": "a", "head": True}), ("adapt", {"name": "b", "head": True})
+PLAIN_B = ("adapt", {"name": "b", "head": False})
 PLAIN_A = ("adapt", {"name": "a", "head": False})
 TO_A = ("switch", {"weights": {"a": 1.0}})
 
@@ -156,5 +197,36 @@ BROKEN_OPERATIONS = [
         Operations(per_sample=per_sample_of_the_neighbour),
         "linear",
         steps(PLAIN_A, ("check_samples", {"names": ["a", None]})),
+    ),
+    (
+        Operations(save=save_what_asks_for_gradients),
+        "linear",
+        steps(A, (moves.train_base, {"which": 1}), reload("a", "a", fresh=True)),
+    ),
+    (
+        Operations(load=load_with_the_names_of_wrappers),
+        "linear",
+        steps(
+            A,
+            (
+                moves.reload_wrapped,
+                {"name": "a", "new": "b", "fresh": False, "wrapper": "data parallel"},
+            ),
+        ),
+    ),
+    (
+        Operations(switch=switch_of_the_past_too),
+        "linear",
+        steps(PLAIN_A, PLAIN_B, (moves.switch_before_backward, {"weights": {"a": 1.0}})),
+    ),
+    (
+        Operations(export_peft=export_half),
+        "linear",
+        steps(PLAIN_A, (moves.exchange_with_peft, {"name": "a", "new": "b"})),
+    ),
+    (
+        Operations(per_sample=per_sample_until_the_first_switch),
+        "linear",
+        steps(PLAIN_A, ("route", {"names": ["a", None]}), "leave"),
     ),
 ]

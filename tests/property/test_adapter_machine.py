@@ -16,7 +16,7 @@ def ball(shape):
 
 @pytest.mark.parametrize("kind", STAGES)
 def test_model_equals_the_dictionary(kind):
-    play_out(adapter_machine({kind: STAGES[kind]}, ball), seed=0, runs=8, steps=16)
+    play_out(adapter_machine({kind: STAGES[kind]}, ball), seed=0, runs=8, steps=18)
 
 
 def played(kind, steps, operations=None):

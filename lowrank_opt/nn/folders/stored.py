@@ -17,6 +17,8 @@ from lowrank_opt.parameterizations.config import Json, JsonObject
 
 Shape: TypeAlias = tuple[int, ...]
 
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
 # Before the names of tensors that are not trained any more.
 SETTLED = "settled/"
 
@@ -122,6 +124,12 @@ def damaged(path: str | PathLike[str], error: Exception) -> DataError:
 
 
 def _parsed(description: JsonObject, tensors: Mapping[str, Tensor]) -> Stored:
+    for key, x in tensors.items():
+        if x.is_floating_point() and x.dtype not in _FLOATS:
+            raise DataError(
+                f"an adapter's numbers are of 16 bits or more; {key} holds {x.dtype}: it was not "
+                "written by save_adapter"
+            )
     weights = [_weight(entry) for entry in cast("list[JsonObject]", description["sites"])]
     named = {weight.name: weight for weight in weights}
     own = [_own(entry, tensors) for entry in cast("list[JsonObject]", description["trained"])]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -40,6 +40,8 @@ class Book:
         Adapters with their weights; merged is None for a model that is not.
     disabled : int
         Open blocks in which the base model computes.
+    routings : list of list of str or None
+        Of open blocks in which each sample has an adapter of its own.
     """
 
     base: nn.Module
@@ -47,6 +49,7 @@ class Book:
     active: dict[str, float] = field(default_factory=dict[str, float])
     merged: dict[str, float] | None = None
     disabled: int = 0
+    routings: list[list[str | None]] = field(default_factory=list[list[str | None]])
 
     @property
     def chosen(self) -> dict[str, float]:
@@ -68,8 +71,18 @@ class Book:
     @torch.no_grad()
     def output(self, inputs: Inputs, chosen: Mapping[str, float] | None = None) -> Tensor:
         """Return what the model must compute, evaluating."""
+        if chosen is None and self.routings and not self.disabled:
+            return self.of_each(self.routings[-1], inputs)
         used = self.chosen if chosen is None else chosen
         return call(self.base.eval(), self.tensors(used), inputs)
+
+    def of_each(self, names: Sequence[str | None], inputs: Inputs) -> Tensor:
+        """Return what the samples must be, each with an adapter of its own."""
+        rows = [
+            self.output(inputs, {} if name is None else {name: 1.0})[i]
+            for i, name in enumerate(names)
+        ]
+        return torch.stack(rows)
 
     @torch.no_grad()
     def move_buffers(self, inputs: Inputs) -> None:
@@ -101,7 +114,7 @@ class Book:
             for name, page in self.pages.items()
         }
         base = copy.deepcopy(self.base).to(dtype)
-        return Book(base, pages, dict(self.active), self.merged, self.disabled)
+        return Book(base, pages, dict(self.active), self.merged, self.disabled, self.routings)
 
 
 def call(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs) -> Tensor:

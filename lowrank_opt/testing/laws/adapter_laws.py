@@ -15,7 +15,7 @@ from lowrank_opt.parameterizations import Parameterization
 from lowrank_opt.testing.cases.adapter_method import METHOD, AdapterMethod, ModelAndInput
 from lowrank_opt.testing.cases.case import RefusedCase, Subject
 from lowrank_opt.testing.laws.adapter_machine import adapter_machine, play_out
-from lowrank_opt.testing.laws.adapter_play import Stage
+from lowrank_opt.testing.laws.adapter_stage import Stage
 from lowrank_opt.testing.search.verdict import NotApplicable, expect
 
 Models = Callable[[tuple[int, int]], Mapping[str, ModelAndInput]]

@@ -15,7 +15,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from lowrank_opt.testing.laws.adapter_play import Make, Operations, Play, Stage
+from lowrank_opt.testing.laws import adapter_moves as moves
+from lowrank_opt.testing.laws.adapter_play import Make, Play
+from lowrank_opt.testing.laws.adapter_stage import Operations, Stage
 from lowrank_opt.testing.search.verdict import Violation
 
 NAMES = ["a", "b", "c"]
@@ -100,6 +102,38 @@ def adapter_machine(
         def per_sample(self, chosen: list[int]) -> None:
             known = [None if i < 0 else self.known([i])[0] for i in chosen]
             self.play.step("check_samples", names=known)
+
+        @rule(chosen=st.lists(st.integers(-1, 2), min_size=1, max_size=3))
+        def route(self, chosen: list[int]) -> None:
+            known = [None if i < 0 else self.known([i])[0] for i in chosen]
+            self.play.step("route", names=known)
+
+        @rule(
+            chosen=ONE,
+            new=st.sampled_from(NAMES),
+            fresh=st.booleans(),
+            wrapper=st.sampled_from(sorted(moves.WRAPPERS)),
+        )
+        def wrap(self, chosen: list[int], new: str, fresh: bool, wrapper: str) -> None:
+            name = self.known(chosen)[0]
+            self.play.step(moves.reload_wrapped, name=name, new=new, fresh=fresh, wrapper=wrapper)
+
+        @rule(chosen=ONE, new=st.sampled_from(NAMES))
+        def exchange(self, chosen: list[int], new: str) -> None:
+            self.play.step(moves.exchange_with_peft, name=self.known(chosen)[0], new=new)
+
+        @rule(chosen=ONE)
+        def set_free(self, chosen: list[int]) -> None:
+            self.play.step(moves.set_free, name=self.known(chosen)[0])
+
+        @rule(which=st.integers(0, 5))
+        def train_base(self, which: int) -> None:
+            self.play.step(moves.train_base, which=which)
+
+        @rule(chosen=CHOICE, weights=WEIGHTS)
+        def repeat(self, chosen: list[int], weights: list[float]) -> None:
+            given = dict(zip(self.known(chosen), weights, strict=False))
+            self.play.step(moves.switch_before_backward, weights=given)
 
         def known(self, chosen: list[int]) -> list[str]:
             """Return adapters that the model has, or a name that it has not."""

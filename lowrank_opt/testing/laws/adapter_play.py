@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import pickle
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,47 +17,12 @@ from lowrank_opt import nn as adapters
 from lowrank_opt.errors import LowRankError, OptionError
 from lowrank_opt.parameterizations import Parameterization
 from lowrank_opt.parameterizations.config import describe
-from lowrank_opt.testing.cases.adapter_book import Book, Inputs, Page
+from lowrank_opt.testing.cases.adapter_book import Book, Page
+from lowrank_opt.testing.laws.adapter_stage import Operations, Stage
 from lowrank_opt.testing.search.verdict import Violation, expect
 
 Make = Callable[[tuple[int, int]], Parameterization]
-
-
-@dataclass(frozen=True)
-class Operations:
-    """What is done to models; those of `lowrank_opt.nn`, or others to be checked against them."""
-
-    adapt: Callable[..., nn.Module] = adapters.adapt
-    switch: Callable[..., None] = adapters.switch
-    combine: Callable[..., None] = adapters.combine
-    remove: Callable[..., nn.Module] = adapters.remove_adapter
-    merge: Callable[..., None] = adapters.merge
-    unmerge: Callable[..., None] = adapters.unmerge
-    disabled: Callable[..., AbstractContextManager[None]] = adapters.disabled
-    per_sample: Callable[..., AbstractContextManager[None]] = adapters.per_sample
-    save: Callable[..., None] = adapters.save_adapter
-    load: Callable[..., nn.Module] = adapters.load_adapter
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A kind of model that is played with.
-
-    Attributes
-    ----------
-    build : callable
-        Returns a new base model, always the same.
-    inputs : tuple of Tensor
-    targets : str
-        What is adapted.
-    heads : str
-        What an adapter may train as it is; "" for nothing.
-    """
-
-    build: Callable[[], nn.Module]
-    inputs: Inputs
-    targets: str
-    heads: str = ""
+Wrap = Callable[[nn.Module], nn.Module] | None
 
 
 class Play:
@@ -85,16 +50,19 @@ class Play:
         self.do = Operations() if operations is None else operations
         self.model = stage.build()
         self.book = Book(stage.build().eval())
+        self.original = copy.deepcopy(self.book.base)
         self.blocks: list[ExitStack] = []
+        self.routed: list[ExitStack] = []
         self.draws = torch.Generator().manual_seed(0)
         self.tolerance = tolerance
         self.steps: list[str] = []
 
-    def step(self, name: str, /, **arguments: object) -> None:
-        """Take one step, and note it for the record of what was done."""
+    def step(self, act: str | Callable[..., None], /, **arguments: object) -> None:
+        """Take one step, a method's name or a function of the play, and note what was done."""
+        name = act if isinstance(act, str) else act.__name__
         self.steps.append(f"{name}({', '.join(f'{k}={v!r}' for k, v in arguments.items())})")
         try:
-            getattr(self, name)(**arguments)
+            (getattr(self, act) if isinstance(act, str) else partial(act, self))(**arguments)
             self.check()
         except Violation as error:
             raise Violation(f"{error}; after {'; '.join(self.steps)}") from error
@@ -103,7 +71,7 @@ class Play:
 
     def adapt(self, name: str, *, head: bool) -> None:
         """Add an adapter."""
-        allowed = name not in self.book.pages and self.book.merged is None
+        allowed = name not in self.book.pages and self.free
         modules = self.stage.heads if head and self.stage.heads else ()
 
         def act() -> None:
@@ -130,7 +98,7 @@ class Play:
     def combine(self, weights: Mapping[str, float], name: str) -> None:
         """Add the weighted sum of adapters as a new one."""
         known = all(key in self.book.pages for key in weights) and bool(weights)
-        free = name not in self.book.pages and self.book.merged is None
+        free = name not in self.book.pages and self.free
         allowed = known and free and self.book.agree(weights)
         if self._try(lambda: self.do.combine(self.model, dict(weights), name=name), allowed):
             page = Page()
@@ -144,7 +112,7 @@ class Play:
 
     def remove(self, name: str) -> None:
         """Remove an adapter."""
-        allowed = name in self.book.pages and self.book.merged is None
+        allowed = name in self.book.pages and self.free
         if self._try(lambda: self.do.remove(self.model, name), allowed):
             del self.book.pages[name]
             self.book.active.pop(name, None)
@@ -153,7 +121,7 @@ class Play:
 
     def merge(self) -> None:
         """Sum the active adapters into the weights."""
-        allowed = bool(self.book.pages) and self.book.merged is None
+        allowed = bool(self.book.pages) and self.free
         if self._try(lambda: self.do.merge(self.model), allowed):
             self.book.merged = dict(self.book.active)
 
@@ -171,11 +139,33 @@ class Play:
             self.blocks.append(stack)
             self.book.disabled += 1
 
+    def route(self, names: Sequence[str | None]) -> None:
+        """Open a block in which each sample has an adapter of its own, if that is possible."""
+        count, stack = self.stage.inputs[0].shape[0], ExitStack()
+        chosen = ([*names] * count)[:count]
+        try:
+            stack.enter_context(self.do.per_sample(self.model, chosen, axis=0))
+        except LowRankError:
+            return
+        self.blocks.append(stack)
+        self.book.routings.append(chosen)
+        self.routed.append(stack)
+
+    @property
+    def free(self) -> bool:
+        """Whether adapters may come and go: nothing is merged, and no sample has its own."""
+        return self.book.merged is None and not self.book.routings
+
     def leave(self) -> None:
         """Close the innermost block."""
         if self.blocks:
-            self.blocks.pop().close()
-            self.book.disabled -= 1
+            block = self.blocks.pop()
+            block.close()
+            if block in self.routed:
+                self.routed.remove(block)
+                self.book.routings.pop()
+            else:
+                self.book.disabled -= 1
 
     def leave_all(self) -> None:
         """Close every block."""
@@ -188,7 +178,7 @@ class Play:
 
     def train(self) -> None:
         """Take a step of an optimizer on all that is not frozen, in training mode."""
-        if not self.book.pages:
+        if not self.book.pages or self.book.routings:
             return
         free = [p for p in self.model.parameters() if p.requires_grad]
         self.book.move_buffers(self.stage.inputs)
@@ -219,30 +209,47 @@ class Play:
         before = next(self.model.parameters()).dtype
         self.model = self.model.to(dtype).to(before)
         self.book = self.book.converted(dtype).converted(before)
+        self.original = self.original.to(dtype).to(before)
         self.tolerance = max(self.tolerance, 64 * torch.finfo(dtype).eps)
 
-    def reload(self, name: str, new: str, *, fresh: bool) -> None:
+    def reload(self, name: str, new: str, *, fresh: bool, wrap: Wrap = None) -> None:
         """Save an adapter, and load it under a name: into a plain model, or into this one."""
-        if self._described(name) is None:
+        wrapped = (lambda model: model) if wrap is None else wrap
+        if self.described(name) is None:
             return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "adapter"
             known = name in self.book.pages
-            if not self._try(lambda: self.do.save(self.model, path, name=name), known):
+            if not self._try(lambda: self.do.save(wrapped(self.model), path, name=name), known):
                 return
+            page = self.written(name)
             if fresh:
                 self.leave_all()
-                model = self.do.load(self._fresh(), path, name=new)
-                self.model = model.eval()
-                pages = {new: self.book.pages[name]}
-                self.book = Book(self.book.base, pages, {new: 1.0})
+                self.begin_anew(lambda model: self.do.load(wrapped(model), path, name=new))
+                self.book.pages, self.book.active = {new: page}, {new: 1.0}
                 return
             known = new in self.book.pages
-            same = not known or self._alike(name, new)
-            allowed = same and self.book.merged is None
-            if self._try(lambda: self.do.load(self.model, path, name=new), allowed):
-                self.book.pages[new] = self.book.pages[name].copied()
+            same = not known or self._alike(name, new, page)
+            allowed = same and self.free
+            if self._try(lambda: self.do.load(wrapped(self.model), path, name=new), allowed):
+                self.book.pages[new] = page
                 self.book.active = self.book.active if known else {new: 1.0}
+
+    def begin_anew(self, load: Callable[[nn.Module], object]) -> None:
+        """Go on with the original base model, into which something is loaded."""
+        model = self.stage.build()
+        model.load_state_dict(self.original.state_dict())
+        load(model)
+        self.model, self.book = model.eval(), Book(copy.deepcopy(self.original))
+
+    def written(self, name: str) -> Page:
+        """Return what must be in a folder: a page, and what was trained of the base model."""
+        page = self.book.pages[name].copied()
+        before = dict(self.original.named_parameters(remove_duplicate=False))
+        for key, p in self.book.base.named_parameters(remove_duplicate=False):
+            if key not in page.heads and not torch.equal(p, before[key]):
+                page.heads[key] = p.detach().clone()
+        return page
 
     def state(self) -> None:
         """Write the state dict into a copy whose numbers are all others."""
@@ -291,11 +298,7 @@ class Play:
             return
         if self.book.disabled:
             chosen = [None] * count
-        rows = [
-            self.book.output(self.stage.inputs, {} if name is None else {name: 1.0})[i]
-            for i, name in enumerate(chosen)
-        ]
-        truth = torch.stack(rows)
+        truth = self.book.of_each(chosen, self.stage.inputs)
         error = float((found - truth).abs().max())
         expect(
             error <= self.tolerance * (1 + float(truth.abs().max())),
@@ -345,18 +348,13 @@ class Play:
         expect(allowed, "an operation must be refused here, and was done")
         return True
 
-    def _fresh(self) -> nn.Module:
-        model = self.stage.build()
-        model.load_state_dict(self.book.base.state_dict())
-        return model
+    def _alike(self, name: str, other: str, mine: Page) -> bool:
+        theirs = self.book.pages[other]
+        return mine.heads.keys() == theirs.heads.keys() and self.described(name) == self.described(
+            other
+        )
 
-    def _alike(self, name: str, other: str) -> bool:
-        mine, theirs = self.book.pages[name], self.book.pages[other]
-        return mine.heads.keys() == theirs.heads.keys() and self._described(
-            name
-        ) == self._described(other)
-
-    def _described(self, name: str) -> dict[str, list[object]] | None:
+    def described(self, name: str) -> dict[str, list[object]] | None:
         """Return the methods of an adapter, or None if they cannot be written down."""
         try:
             return {
