@@ -171,7 +171,7 @@ def _draw(runs: Sequence[Run], common: Mapping[str, float], path: Path) -> None:
         ax.set(title=name, xlabel="learning rate", xscale="log", yscale="log")
         ax.legend(fontsize=7)
         if name == OPTIMIZERS[0]:
-            ax.set_ylabel("distance to the best approximation of the rank, relative")
+            ax.set_ylabel("relative distance to the best\nrank-r approximation")
     figure.savefig(path, dpi=100)
 
 

@@ -27,6 +27,7 @@ from lowrank_opt.parameterizations import Offset as Offset
 from lowrank_opt.parameterizations import Orthogonal as Orthogonal
 from lowrank_opt.parameterizations import Parameterization as Parameterization
 from lowrank_opt.parameterizations import RadialBall as RadialBall
+from lowrank_opt.parameterizations import ScaledRotation as ScaledRotation
 from lowrank_opt.parameterizations import SimplexRankOnes as SimplexRankOnes
 from lowrank_opt.parameterizations import SpectralLoRA as SpectralLoRA
 from lowrank_opt.parameterizations import SVDFrames as SVDFrames

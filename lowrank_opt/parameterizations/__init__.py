@@ -58,3 +58,4 @@ from lowrank_opt.parameterizations.published.subspaces import osf as osf
 from lowrank_opt.parameterizations.turned.ether import ETHER as ETHER
 from lowrank_opt.parameterizations.turned.ether import ETHERPlus as ETHERPlus
 from lowrank_opt.parameterizations.turned.orthogonal import Orthogonal as Orthogonal
+from lowrank_opt.parameterizations.turned.scaled_rotation import ScaledRotation as ScaledRotation

@@ -184,3 +184,33 @@ def test_unknown_fields_are_refused(tmp_path):
     file.write_text(file.read_text().replace('"apply_GS": false', '"apply_QR": true'))
     with pytest.raises(DataError, match="apply_QR=True"):
         import_peft(base(), tmp_path)
+
+
+@pytest.mark.parametrize(("frame", "start"), [("right", "psoft_init"), ("balanced", "pissa_init")])
+def test_psoft_with_scales_is_that_of_peft(frame, start):
+    config = peft.PsoftConfig(r=4, psoft_alpha=8, target_modules=["lin"], ab_svd_init=start)
+    torch.manual_seed(0)
+    model = peft.get_peft_model(base(), config)
+    layer = model.base_model.model.lin
+    for p in layer.psoft_R.parameters():
+        nn.init.normal_(p, mean=float(p.mean()), std=0.3)
+    turn = layer.psoft_R["default"]
+    weight = base().lin.weight.detach()
+    own = lo.psoft(weight, 4, scales=True, frame=frame)
+    skew = -turn._skew_symmetric().detach()
+    # Signs of singular vectors: the frames of both, in which R stands.
+    A, B = (x.detach() for x in layer._get_psoft_ab_cache_buffers("default"))
+    with torch.no_grad():
+        own.skew.copy_(skew[tuple(torch.tril_indices(4, 4, -1))])
+        own.before.copy_(turn.vector_a)
+        own.after.copy_(turn.vector_b)
+        own.outer.copy_(layer.scaling["default"] * B)
+        own.inner.copy_(A.mT)
+    torch.testing.assert_close(
+        B @ A * 2,
+        lo.psoft(weight, 4, scales=True, frame=frame).outer
+        @ lo.psoft(weight, 4, scales=True, frame=frame).inner.mT,
+    )
+    expected = layer.get_delta_weight("default").detach()
+    assert float(expected.norm()) > 0.1
+    torch.testing.assert_close(own().detach().to_dense(), expected, rtol=1e-4, atol=1e-5)

@@ -290,3 +290,48 @@ def test_config_makes_the_same_map_again():
         module = filled(name, 0.5)
         again = type(module).from_config(module.config(), module.state_dict())
         assert torch.equal(module().to_dense(), again().to_dense())
+
+
+@given(st.integers(-150, 100), st.sampled_from([None, 0.3]), st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None)
+def test_scaled_rotations_start_at_zero_and_are_what_they_say(exponent, radius, seed):
+    W = normal(7, 5, seed=seed)
+    module = lo.ScaledRotation(W, 3, radius=radius)
+    assert not module().to_dense().any()
+    (module().to_dense() * normal(7, 5, seed=seed + 1)).sum().backward()
+    assert all(bool(p.grad.any()) for p in module.parameters())
+    with torch.no_grad():
+        module.skew.copy_(10.0**exponent * normal(3, seed=seed))
+        module.before.copy_(normal(3, seed=seed + 2))
+        module.after.copy_(normal(3, seed=seed + 3))
+    core = module.core().detach() + torch.eye(3)
+    R = core / module.before.detach() / module.after.detach().unsqueeze(1)
+    assert float(torch.linalg.matrix_norm(R.mT @ R - torch.eye(3), 2)) < 1e-10
+    assert float(torch.linalg.matrix_norm(R - torch.eye(3), 2)) <= (radius or 2.0) + 1e-10
+
+
+def test_scales_of_one_are_the_plain_rotation():
+    W = normal(7, 5)
+    plain, scaled = lo.psoft(W, 3), lo.psoft(W, 3, scales=True)
+    for module in (plain, scaled):
+        with torch.no_grad():
+            module.skew.copy_(normal(3, seed=2).view_as(module.skew))
+    torch.testing.assert_close(scaled().to_dense(), plain().to_dense(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 1}, "a single direction cannot be rotated"),
+        ({"rank": 2, "radius": 2.0}, r"must be in \(0, 2\)"),
+        ({"rank": 2, "frame": "left"}, "frame must be one of"),
+    ],
+)
+def test_scaled_rotations_refuse_options_that_do_not_fit(options, message):
+    with pytest.raises(OptionError, match=message):
+        lo.ScaledRotation(normal(6, 8), **options)
+
+
+def test_a_frame_without_scales_is_refused():
+    with pytest.raises(OptionError, match="a frame goes with scales"):
+        lo.psoft(normal(6, 8), 2, frame="balanced")

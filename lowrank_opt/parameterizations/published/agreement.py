@@ -17,6 +17,7 @@ AGREEMENT: dict[str, float] = {
     "HomogeneousBall(radius)": 1e-13,
     "NormalizedLoRA": 1e-13,
     "SVDFrames": 1e-12,
+    "ScaledRotation(weight, rank)": 1e-12,
     "VeRA": 1e-14,
     "WeightDecomposed(inner, weight)": 1e-13,
     "hra(weight, 2 r)": 1e-13,

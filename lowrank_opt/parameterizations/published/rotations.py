@@ -7,6 +7,7 @@ a truncated series, and the update is what R adds to the weight, which is never 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from lowrank_opt.errors import OptionError
 from lowrank_opt.parameterizations.example import Example, example_tensor
 from lowrank_opt.parameterizations.turned.orthogonal import Map, Orthogonal
+from lowrank_opt.parameterizations.turned.scaled_rotation import Frame, ScaledRotation
 from lowrank_opt.parameterizations.turned.turns import Butterfly
 
 
@@ -172,16 +174,43 @@ def hra(weight: Tensor, rank: int, *, generator: torch.Generator | None = None) 
     return Orthogonal(weight, map="householder", rank=rank, generator=generator)
 
 
-def psoft(weight: Tensor, rank: int, *, radius: float | None = None) -> Orthogonal:
+@overload
+def psoft(weight: Tensor, rank: int, *, radius: float | None = None) -> Orthogonal: ...
+
+
+@overload
+def psoft(
+    weight: Tensor,
+    rank: int,
+    *,
+    radius: float | None = None,
+    scales: Literal[True],
+    frame: Frame = "right",
+) -> ScaledRotation: ...
+
+
+def psoft(
+    weight: Tensor,
+    rank: int,
+    *,
+    radius: float | None = None,
+    scales: bool = False,
+    frame: Frame = "right",
+) -> Orthogonal | ScaledRotation:
     """Return PSOFT: a rotation between the `rank` leading right singular vectors of the weight.
 
-    Without the two scaling vectors of the published method, which are not orthogonal.
+    Without its two trained vectors by default, which are not orthogonal and have no bound.
 
     Parameters
     ----------
     weight : Tensor, shape (m, n)
     rank : int
     radius : float, optional
+        Bound on ``|R - I|``.
+    scales : bool
+        Whether the two vectors are trained too.
+    frame : {"right", "balanced"}
+        With scales, where the singular values stand: see `ScaledRotation`.
 
     References
     ----------
@@ -191,5 +220,11 @@ def psoft(weight: Tensor, rank: int, *, radius: float | None = None) -> Orthogon
     --------
     >>> psoft(torch.randn(5, 8), 3).rank
     3
+    >>> [name for name, _ in psoft(torch.randn(5, 8), 3, scales=True).named_parameters()]
+    ['skew', 'before', 'after']
     """
+    if scales:
+        return ScaledRotation(weight, rank, frame=frame, radius=radius)
+    if frame != "right":
+        raise OptionError(f"a frame goes with scales; got frame={frame!r}: pass scales=True")
     return Orthogonal(weight, rank=rank, radius=radius)

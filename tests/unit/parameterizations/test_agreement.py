@@ -134,6 +134,14 @@ def psoft(m):
     return (W0 @ V) @ (cayley(array(m.skew)[0, 0]) - np.eye(6)) @ V.T
 
 
+def scaled_rotation(m):
+    """PSOFT's B (diag(b) R diag(a) - I) A with B A the leading part of the weight."""
+    B, A = array(m.outer), array(m.inner).T
+    np.testing.assert_allclose(B @ A, leading(), atol=1e-12)
+    R = cayley(array(m.skew))
+    return B @ (np.diag(array(m.after)) @ R @ np.diag(array(m.before)) - np.eye(RANK)) @ A
+
+
 def reflected(u):
     R = np.eye(len(u))
     for x in u.T:
@@ -151,6 +159,7 @@ FORMULAS = {
     "HomogeneousBall(radius)": homogeneous,
     "NormalizedLoRA": lambda m: m.scaling * array(m.left) @ unit(array(m.right).T),
     "SVDFrames": lambda m: (svd_form(m)[0] * svd_form(m)[1]) @ svd_form(m)[2].T,
+    "ScaledRotation(weight, rank)": scaled_rotation,
     "VeRA": lambda m: (
         np.diag(array(m.rows)) @ array(m.frozen_left) @ np.diag(array(m.inner))
         @ array(m.frozen_right)
