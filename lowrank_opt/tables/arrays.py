@@ -29,7 +29,12 @@ def as_array(data: object) -> Array:
         data = cast("Any", data).to_numpy()
     elif not hasattr(data, "__array__") and hasattr(data, "__dlpack__"):
         data = np.from_dlpack(cast("Any", data))
-    x: Array = np.asanyarray(data)
+    try:
+        x: Array = np.asanyarray(data)
+    except ValueError as error:
+        raise ShapeError(
+            f"an array must have lines of one length; got {type(data).__name__}: {error}"
+        ) from error
     if isinstance(x, np.matrix):
         x = np.asarray(x)
     if x.dtype.kind in "iufc" and x.dtype.byteorder not in "=|":

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_opt.errors import DataError
+from lowrank_opt.extras import extra
 from lowrank_opt.tables.heading import Heading
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -82,8 +83,9 @@ class Chunk:
 class DelimitedFile:
     r"""A file of lines such as ``ann,matrix,5``: CSV, TSV, ``::``, compressed or not.
 
-    Compressed by gzip, bzip2 or xz. Every line is a record: a quoted field cannot go on in the
-    next line. Each line has as many fields as the first one. Empty lines are fine at the end only.
+    Compressed by gzip, bzip2, xz or (with pyarrow) zstd. Every line is a record: a quoted field
+    cannot go on in the next line. Each line has as many fields as the first one. Empty lines are
+    fine at the end only.
     Not read by pyarrow, which has no separator of two characters, stops at a byte that is no UTF-8
     even in a column that is not read, and does not number the lines that it leaves out.
 
@@ -158,12 +160,20 @@ class DelimitedFile:
             self.stream = _open(path)
             self.first = self.stream.readline()
         first = self.first.removesuffix("\n")
+        if first.startswith(("PK\3\4", '{"', '[{"')) or "\0" in first:
+            raise DataError(
+                f"a file must hold a table as text in UTF-8; {self.path!r} begins like "
+                f"{_likeness(first)}: write CSV or Parquet"
+            )
         if not first.strip():
             raise DataError(f"a file must begin with a line of data; {self.path!r} has none")
-        if "\0" in first:
-            raise DataError(f"a file must be text in UTF-8; {self.path!r} is not: convert it first")
         self.separator = separator or _guess(first, self.path)
-        fields = _split(first, self.separator)
+        try:
+            fields = _split(first, self.separator)
+        except csv.Error as error:
+            raise DataError(
+                f"quotes must match; {self.path!r} begins with {first[:_SHOWN]!r}: {error}"
+            ) from error
         self.width = len(fields)
         found = Heading(self.path, fields, known, is_number).find(
             texts, number, values=values, header=header
@@ -250,7 +260,7 @@ class DelimitedFile:
             if not _is_unicode(fields[c]):
                 raise ValueError(f"column {c + 1} is not UTF-8")
         if self.number is not None and not is_number(fields[self.number]):
-            raise ValueError(f"{fields[self.number]!r} is not a finite number")
+            raise ValueError(_no_number(fields[self.number]))
         return fields
 
     def _too_many(self, number: int) -> DataError:
@@ -259,6 +269,17 @@ class DelimitedFile:
             f"at most {self.bad.limit} lines may be malformed; {self.path!r} has {count} in its "
             f"first {number}: {self.bad}: repair them, or allow more bad lines"
         )
+
+
+def _no_number(text: str) -> str:
+    comma = ", but a comma, which could be of decimals or of thousands"
+    return f"{text!r} is not a finite number{comma if is_number(text.replace(',', '')) else ''}"
+
+
+def _likeness(first: str) -> str:
+    if first.startswith("PK\3\4"):
+        return "a zip archive"
+    return "JSON" if first.startswith(("{", "[")) else "binary data, or UTF-16"
 
 
 def _guess(line: str, path: str) -> str:
@@ -325,6 +346,10 @@ def _decompressed(raw: io.BufferedReader) -> object:
         return gzip.GzipFile(fileobj=raw)
     if begin.startswith(b"BZh"):
         return bz2.BZ2File(raw)
+    if begin.startswith(b"\x28\xb5\x2f\xfd"):
+        with extra("parquet"):
+            import pyarrow as pa
+        return io.BufferedReader(pa.CompressedInputStream(raw, "zstd"))
     return lzma.LZMAFile(raw) if begin.startswith(b"\xfd7zXZ") else raw
 
 

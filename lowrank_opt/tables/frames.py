@@ -42,14 +42,54 @@ def from_frame(data: object, *, values: bool | None) -> Triplets:
     """
     if _is_pivot(data):
         return _from_pivot(cast("Any", data))
+    _refuse_sparse(data)
     names, column = _columns(data)
-    chosen = choose(names, values=values, what="a frame")
+    try:
+        chosen = choose(names, values=values, what="a frame")
+    except ShapeError:
+        if None in _index_names(data):
+            raise
+        # Ids may be in the index, which has names then, as after set_index.
+        return from_frame(cast("Any", data).reset_index(), values=values)
     i, j = column(chosen.row), column(chosen.col)
     value = None if chosen.value is None else as_finite(column(chosen.value), names[chosen.value])
     row, col = names[chosen.row], names[chosen.col]
     labels = getattr(data, "columns", names) if hasattr(data, "iloc") else names
     pair = (row, col) if all(isinstance(name, str) for name in labels) else None
     return Triplets(as_ids(i, row), as_ids(j, col), value, names=pair)
+
+
+def from_series(data: object) -> Triplets:
+    """Return the values of a series of pandas whose index has two levels, row and column ids."""
+    series: Any = data
+    rows, cols = (series.index.get_level_values(k) for k in (0, 1))
+    names = tuple(series.index.names)
+    pair = (str(names[0]), str(names[1])) if None not in names else None
+    values = as_finite(series.to_numpy(), "values")
+    return Triplets(as_ids(rows, "rows"), as_ids(cols, "cols"), values, names=pair)
+
+
+def is_indexed_series(data: object) -> bool:
+    """Whether this is a series of pandas with two levels of index."""
+    return not is_frame(data) and getattr(getattr(data, "index", None), "nlevels", 1) == 2
+
+
+def _index_names(data: object) -> list[object]:
+    index = getattr(data, "index", None) if hasattr(data, "iloc") else None
+    return [None] if index is None else list(index.names)
+
+
+def _refuse_sparse(data: object) -> None:
+    """Raise ObservationError if all columns are sparse: a matrix, or three columns."""
+    if not hasattr(data, "iloc"):
+        return
+    frame: Any = data
+    if len(frame.columns) > 0 and all(str(x).startswith("Sparse") for x in frame.dtypes):
+        raise ObservationError(
+            "a frame must have columns of ids and values; got sparse ones alone, which could be a "
+            "matrix as well: pass frame.sparse.to_coo() for that, frame.sparse.to_dense() for the "
+            "columns"
+        )
 
 
 def _columns(data: object) -> tuple[list[str], Any]:
@@ -82,6 +122,12 @@ def _columns(data: object) -> tuple[list[str], Any]:
 def _vector(column: nw.Series[Any]) -> np.ndarray:
     """Return a column; one of integers with gaps stays one of integers and None."""
     if column.null_count() > 0:
+        items = np.empty(len(column), dtype=object)
+        items[:] = column.to_list()
+        return items
+    zone = getattr(column.dtype, "time_zone", None)
+    if zone is not None:
+        # NumPy has no time zones: the id would become another one.
         items = np.empty(len(column), dtype=object)
         items[:] = column.to_list()
         return items

@@ -32,7 +32,7 @@ def as_dense(data: Array) -> Array | None:
     """
     mask = mask_of(data)
     if mask is not None and data.dtype.kind in "iuf":
-        return np.where(mask, np.nan, np.asarray(data).astype(_wide(data.dtype)))
+        data = np.where(mask, np.nan, np.asarray(data).astype(_wide(data.dtype)))
     x = np.asarray(data)
     if x.dtype.kind != "f" or x.size == 0:
         return None

@@ -14,7 +14,7 @@ from lowrank_opt.errors import ObservationError, ShapeError
 from lowrank_opt.tables.arrays import Array, as_array, as_finite
 from lowrank_opt.tables.columns import choose
 from lowrank_opt.tables.files import read_file
-from lowrank_opt.tables.frames import from_frame, is_frame
+from lowrank_opt.tables.frames import from_frame, from_series, is_frame, is_indexed_series
 from lowrank_opt.tables.ids import as_ids
 from lowrank_opt.tables.matrices import (
     as_dense,
@@ -119,6 +119,12 @@ def _read(
         return from_scipy(cast("spmatrix", data))
     if is_frame(data):
         return from_frame(data, values=values)
+    if is_indexed_series(data):
+        return from_series(data)
+    if hasattr(data, "readline"):
+        raise ShapeError(
+            f"a file must come by its path; got an open one, {type(data).__name__}: pass the path"
+        )
     if isinstance(data, Mapping):
         return _from_mapping(data, values=values)
     if isinstance(data, Iterator):
@@ -184,13 +190,16 @@ def _are_numbers(lines: list[Any]) -> bool:
 
 
 def _from_array(data: Array, *, alone: bool) -> Triplets:
+    if data.dtype.names is not None and data.ndim == 1:
+        fields = {name: data[name] for name in data.dtype.names}
+        return _from_mapping(fields, values=None if alone else False)
     if data.ndim != 2:
         raise ShapeError(
             f"index pairs must be an array of shape (n, 2); got shape {data.shape}. "
             "Reshape your data: one line for each pair"
         )
     if data.dtype.names is not None:
-        raise ShapeError("an array must have no named fields; got some: pass a tuple of vectors")
+        raise ShapeError("an array of named fields must be a vector; got a matrix: pass one line")
     if alone and (dense := as_dense(data)) is not None:
         return from_dense(dense)
     _check_width(data.shape[1], "an array")

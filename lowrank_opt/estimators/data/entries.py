@@ -117,9 +117,11 @@ def _positions(labels: Labels, ids: Ids, name: str) -> Positions:
     if unknown.any():
         k = int(unknown.argmax())
         first = ids[k : k + 1].tolist()[0]
+        one = ids.dtype.kind == "i" and int(ids.min()) == 1 and int(ids.max()) == len(labels)
+        cure = "subtract one from ids that count from 1, or " if one else ""
         raise ObservationError(
             f"with a shape, {name} must be positions in 0..{len(labels) - 1}; got {first!r} at "
-            f"position {k}: leave shape out to use other ids"
+            f"position {k}: {cure}leave shape out to use other ids"
         )
     return positions
 

@@ -143,7 +143,7 @@ def test_duplicates_are_named_with_their_lines(tmp_path: Path):
         ("\n", {}, "must begin with a line of data"),
         ("user\n", {}, "fields with a separator; .* begins with 'user': name"),
         ("user,item,stars\n", {}, "must have a line of data"),
-        (CLEAN.encode("utf-16"), {}, "must be text in UTF-8; .* convert it first"),
+        (CLEAN.encode("utf-16"), {}, "table as text in UTF-8; .* or UTF-16: write CSV"),
         (CLEAN, {"row": "usr"}, r"one of \['user', 'item', 'stars'\]; got 'usr'"),
         (CLEAN, {"row": "1"}, "got '1' for"),
         (CLEAN, {"header": False}, r"must be in 1\.\.3; got 'user'"),
