@@ -151,33 +151,52 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return list({line["id"]: line for line in found}.values())
 
 
-def run(wanted: Sequence[Mutant], folder: Path, seconds: float, *, fresh: bool = False) -> None:
+def run(chosen: Sequence[Mutant], folder: Path, seconds: float) -> None:
     """Run mutants against the tests of their packages, and the survivors against all others.
 
-    What is known of the tests is measured once, or anew if `fresh`.
+    Those whose outcome is known are left out. What tests cost and call is measured once.
     """
-    files = {name: folder.resolve() / f"{name.replace('/', '-')}.tests.jsonl" for name in GROUPS}
-    if fresh:
-        for path in files.values():
-            path.unlink(missing_ok=True)
+    files = {name: str(_tests_file(folder, name)) for name in GROUPS}
     tests = {
         name: [*tests, *(f"lowrank_opt/{place}" for place in places)]
         for name, (places, tests) in GROUPS.items()
     }
+    known = {x["id"] for x in read_lines(folder / "mutants.jsonl")}
+    wanted = [m for m in chosen if m.id not in known]
     own: list[dict[str, object]] = [
         {
-            "known": [str(files[name])],
+            "known": [files[name]],
             "tests": tests[name],
+            "everywhere": False,
             "mutants": [vars(m) for m in wanted if _group(m.path) == name],
         }
         for name in GROUPS
     ]
     _serve(own, folder, seconds)
-    outcomes = {x["id"]: x for x in read_lines(folder / "mutants.jsonl")}
-    left = [vars(m) for m in wanted if not _noticed(outcomes[m.id])]
-    everywhere = [test for same in tests.values() for test in same]
-    known = [str(path) for path in files.values()]
-    _serve([{"known": known, "tests": everywhere, "mutants": left}], folder, seconds)
+    done = {
+        x["id"] for x in read_lines(folder / "mutants.jsonl") if _noticed(x) or x.get("everywhere")
+    }
+    everywhere: dict[str, object] = {
+        "known": [*files.values()],
+        "tests": [test for same in tests.values() for test in same],
+        "everywhere": True,
+        "mutants": [vars(m) for m in chosen if m.id not in done],
+    }
+    _serve([everywhere], folder, seconds)
+
+
+def _tests_file(folder: Path, group: str) -> Path:
+    """Return where it is written what the tests of a group cost and call."""
+    return folder.resolve() / f"{group.replace('/', '-')}.tests.jsonl"
+
+
+def forget(folder: Path) -> None:
+    """Have survivors run again, against the tests of today."""
+    lines = [x for x in read_lines(folder / "mutants.jsonl") if _noticed(x)]
+    text = "".join(json.dumps(x) + "\n" for x in lines)
+    (folder / "mutants.jsonl").write_text(text, encoding="utf-8")
+    for name in GROUPS:
+        _tests_file(folder, name).unlink(missing_ok=True)
 
 
 def _serve(groups: Sequence[dict[str, object]], folder: Path, seconds: float) -> None:
@@ -204,14 +223,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folder = prepare_folder(options.out)
     chosen = sample(population(), options.size, options.seed)
-    known = {x["id"]: x for x in read_lines(folder / "mutants.jsonl")}
-    if not (options.resume or options.again):
-        (folder / "mutants.jsonl").unlink(missing_ok=True)
-        known = {}
-    wanted = [m for m in chosen if m.id not in known]
     if options.again:
-        wanted = [m for m in chosen if m.id in known and not _noticed(known[m.id])]
-    run(wanted, folder, options.seconds, fresh=options.again)
+        forget(folder)
+    elif not options.resume:
+        (folder / "mutants.jsonl").unlink(missing_ok=True)
+    run(chosen, folder, options.seconds)
     report(chosen, folder, vars(options))
     return 0
 

@@ -50,6 +50,7 @@ class Group(TypedDict):
 
     known: list[str]
     tests: list[str]
+    everywhere: bool
     mutants: list[dict[str, object]]
 
 
@@ -242,7 +243,7 @@ class Runner:
     def __init__(self, plan: dict[str, object], results: Path) -> None:
         self.groups: list[Group] = plan["groups"]  # pyright: ignore[reportAttributeAccessIssue]
         self.seconds = float(plan["seconds"])  # pyright: ignore[reportArgumentType]
-        self.results = results
+        self.results, self.everywhere = results, False
         self.sources = {
             str(m["path"]): (ROOT / str(m["path"])).read_text(encoding="utf-8")
             for group in self.groups
@@ -252,6 +253,7 @@ class Runner:
     def run(self) -> None:
         """Run all groups: first what their tests cost, then their mutants."""
         for group in self.groups:
+            self.everywhere = group["everywhere"]
             self._measured(Path(group["known"][0]), group["tests"])
             texts = [Path(name).read_text(encoding="utf-8") for name in group["known"]]
             known: list[Ran] = [json.loads(line) for text in texts for line in text.splitlines()]
@@ -284,6 +286,8 @@ class Runner:
             tests, cost = selected(mutant, here, self.seconds)
 
             def work(out: int, m: Mutant = mutant, tests: Sequence[str] = tests) -> None:
+                # For files that are only imported when they are needed.
+                imported_mutated(m, self.sources[m.path])
                 replace(m, self.sources[m.path], functions)
                 _tried(loop, tests, out)
 
@@ -315,7 +319,8 @@ class Runner:
         outcome = {0: "survived", 1: "killed"}.get(status, "stopped")
         line = {
             "id": mutant.id, "outcome": outcome if tests else "not run", "by": killer,
-            "tests": len(tests), "seconds": round(used, 2), "mutant": vars(mutant),
+            "tests": len(tests), "seconds": round(used, 2), "everywhere": self.everywhere,
+            "mutant": vars(mutant),
         }  # fmt: skip
         with self.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
