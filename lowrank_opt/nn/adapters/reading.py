@@ -99,9 +99,10 @@ class EffectiveWeight(_ReadOnly):
     _is_param = True
 
     def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):
+        base = self.__dict__.get("lowrank_base")
+        if name.startswith("__") or base is None:
             raise AttributeError(name)
-        return getattr(self.__dict__["lowrank_base"], name)
+        return getattr(base, name)
 
     def __setattr__(self, name: str, value: object) -> None:
         own = hasattr(Tensor, name)
@@ -119,6 +120,9 @@ def standing_for(total: Tensor, base: Tensor) -> Tensor:
 
     Unless it is a sum, it is no leaf of the graph: torch refuses to register or to optimize it.
     """
+    if torch.compiler.is_compiling():
+        # After a break of the graph, for a recurrent layer say, this is compiled on its own.
+        return total
     if type(total) not in (Tensor, nn.Parameter):
         # Sharded and quantised weights are of classes of their own, which cannot be covered.
         total._is_param = True  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage]
@@ -132,6 +136,8 @@ def standing_for(total: Tensor, base: Tensor) -> Tensor:
 
 def sum_standing_for(total: Tensor, base: Tensor) -> Tensor:
     """Return a sum that lasts as such a weight, the same one at each access."""
+    if torch.compiler.is_compiling():
+        return total
     known = vars_of(total).get("lowrank_cover")
     if isinstance(known, EffectiveWeight) and is_of(known, base):
         return known

@@ -170,7 +170,9 @@ def test_state_dict_loaded_into_a_merged_model_is_seen(kind, assign):
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize(("kind", "merged"), [("linear", True), ("bilinear", False)])
+@pytest.mark.parametrize(
+    ("kind", "merged"), [("linear", True), ("bilinear", False), ("lstm", False), ("lstm", True)]
+)
 def test_compiled_model_reads_the_same(backend, kind, merged):
     model = adapted(kind)
     if merged:
