@@ -67,7 +67,9 @@ class ScaledRotation(Parameterization):
         frame: Frame = "right",
         radius: float | None = None,
     ) -> None:
-        super().__init__((weight.shape[0], weight.shape[1]), check_rank(rank, weight.shape))
+        super().__init__(
+            (weight.shape[0], weight.shape[1]), check_rank(rank, (weight.shape[0], weight.shape[1]))
+        )
         if rank < 2:
             raise OptionError(
                 f"a single direction cannot be rotated; got rank={rank}: use 2 or more"
