@@ -59,7 +59,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
     "lowrank_opt.estimators": {
         "data": set(),
         "choice": set(),
-        "folders": {"choice"},
+        "folders": {"choice", "data"},
         "": {"data", "choice", "folders"},
     },
     "lowrank_opt.testing": {

@@ -27,6 +27,7 @@ from lowrank_opt.estimators.choice.options import check_imputer_options
 from lowrank_opt.estimators.choice.search import Search
 from lowrank_opt.estimators.choice.starts import EXPONENT
 from lowrank_opt.estimators.data.columns import ColumnScales, column_bounds, is_nan, without_masks
+from lowrank_opt.estimators.folders.saved_imputer import SavedImputer
 from lowrank_opt.observations import Observations
 from lowrank_opt.solvers import ALS
 
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
 Matrix = NDArray[np.floating]
 
 
-class LowRankImputer(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+class LowRankImputer(
+    CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, SavedImputer, BaseEstimator
+):
     r"""Replace missing values by those of a matrix of low rank.
 
     Columns are centred and scaled by what is observed of them. The matrix minimises the squared

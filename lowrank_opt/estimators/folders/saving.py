@@ -194,6 +194,10 @@ def _plain(name: str, value: object) -> Any:  # noqa: ANN401
         return None
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, np.ndarray):
+        return {"array": [_plain(name, x) for x in value.tolist()], "dtype": str(value.dtype)}
+    if type(value).__name__ == "NAType":
+        return {"float": "nan"}
     if isinstance(value, tuple | list):
         return {"tuple": [_plain("", x) for x in value]}
     if isinstance(value, float) and not np.isfinite(value):
@@ -214,6 +218,8 @@ def _restored(value: Any) -> Any:  # noqa: ANN401
         return value
     if "tuple" in value:
         return tuple(_restored(x) for x in value["tuple"])
+    if "array" in value:
+        return np.array([_restored(x) for x in value["array"]], dtype=value["dtype"])
     if "float" in value:
         return float(value["float"])
     from lowrank_opt import solvers
