@@ -1,19 +1,20 @@
-"""Independent fits on all cores, one thread each, with one progress bar."""
+"""Independent fits on all cores, one thread each, with one progress bar: joblib's processes."""
 
-import multiprocessing
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from typing import Self, TypeVar
 
 import torch
+from joblib import Parallel, delayed
+from joblib.externals.loky import get_reusable_executor
 from tqdm import tqdm
 
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
 class Workers:
-    """A pool of processes, one for each core, as a context manager.
+    """Processes, one for each core, that stay for all runs of a block.
 
     Parameters
     ----------
@@ -23,24 +24,22 @@ class Workers:
         No progress bar.
     """
 
-    def __init__(self, prepare: Callable[[], None], *, quiet: bool = False) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.quiet = quiet
-        self._pool = ProcessPoolExecutor(os.cpu_count(), context, _initialize, (prepare,))
+    prepare: Callable[[], None]
+    quiet: bool = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        get_reusable_executor().shutdown(kill_workers=True)
 
     def run(self, calls: Sequence[Callable[[], T]], description: str) -> list[T]:
         """Return the results of `calls`, in order; each is picklable, a partial application."""
-        futures: list[Future[T]] = [self._pool.submit(call) for call in calls]
-        done = as_completed(futures)
-        for _ in tqdm(done, description, len(futures), unit="fit", disable=self.quiet):
-            pass
-        return [future.result() for future in futures]
+        processes = Parallel(
+            -1, return_as="generator", initializer=_initialize, initargs=(self.prepare,)
+        )
+        results = processes(delayed(call)() for call in calls)
+        return list(tqdm(results, description, len(calls), unit="fit", disable=self.quiet))
 
 
 def _initialize(prepare: Callable[[], None]) -> None:
