@@ -6,9 +6,10 @@ import math
 
 import torch
 
-from lowrank_opt.errors import NoRightInverseError
+from lowrank_opt.errors import NoRightInverseError, NotInSetError, TargetError
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import Parameterization
+from lowrank_opt.sets import relative_tolerance
 
 
 @torch.no_grad()
@@ -19,8 +20,9 @@ def start_at_random_(
 
     Where every layer of a stack is at zero, so are all gradients. The start is the member nearest
     to :math:`s\, A B^T` with normal A and B of `rank` columns, where s gives its entries the
-    variance that torch gives those of a dense layer. Maps without a right inverse get normal
-    numbers in the parameters that are zero. One that is elsewhere is left alone.
+    variance that torch gives those of a dense layer. Maps without a right inverse, or whose image
+    is a part of their set, get normal numbers in the parameters that are zero; in all of them if
+    none is, as where an equal matrix is taken off. One that is elsewhere is left alone.
 
     Parameters
     ----------
@@ -39,14 +41,17 @@ def start_at_random_(
     device = next((p.device for p in weight.parameters()), torch.device("cpu"))
     try:
         return weight.assign(target.to(device=device), project=True)
-    except (NoRightInverseError, NotImplementedError):
-        for p in weight.parameters():
-            if not bool(p.any()):
-                noise = torch.randn(p.shape, dtype=torch.float64, generator=generator)
-                p.copy_(noise / math.sqrt(max(1, p.shape[-1] if p.ndim else 1)))
+    except (NoRightInverseError, NotImplementedError, TargetError, NotInSetError):
+        own = [p for p in weight.parameters() if p.requires_grad]
+        for p in [p for p in own if not bool(p.any())] or own:
+            noise = torch.randn(p.shape, dtype=torch.float64, generator=generator)
+            p.copy_(noise / math.sqrt(max(1, p.shape[-1] if p.ndim else 1)))
         return weight
 
 
 def _is_zero(op: LowRankOperator) -> bool:
-    left, scale, right = op.detach()
-    return not bool((left.any(dim=-2) & right.any(dim=-2) & (scale != 0)).any())
+    """Whether the matrix is zero, to the rounding of its terms, which may cancel."""
+    left, scale, right = (x.double() for x in op.detach())
+    terms = left.norm(dim=-2) * scale.abs() * right.norm(dim=-2)
+    norm = float(op.detach().to(dtype=torch.float64).schatten_norm(2))
+    return norm <= relative_tolerance(op.dtype, op.rank) * float(terms.sum())
