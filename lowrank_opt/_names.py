@@ -101,6 +101,7 @@ __all__ = [
     "RadialBall",
     "RankAtMost",
     "SVDFrames",
+    "ScaledRotation",
     "SchattenBall",
     "ShiftedSet",
     "SimplexRankOnes",
