@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lowrank_opt.errors import ShapeError
 from lowrank_opt.kernels import functions
-from lowrank_opt.kernels.backend import backend_of
+from lowrank_opt.kernels.parts import backend_for
 from lowrank_opt.kernels.protocol import ModelParts
 from lowrank_opt.observations import Observations
 from lowrank_opt.observations.coordinates import check_weights
@@ -59,7 +59,7 @@ def observed_squared_loss(
     if weights is not None:
         _check_placed(weights, "weights", (len(observations),), observations.device)
         check_weights(weights)
-    loss = functions.squared_loss(model, observations, weights, backend_of(op.device))
+    loss = functions.squared_loss(model, observations, weights, backend_for(observations))
     return loss.to(model.left.dtype if dtype is None else dtype)
 
 
@@ -97,7 +97,8 @@ def observed_entries(
     >>> observed_entries(op, Observations([0, 1], [2, 0], [3.0, 1.0], (2, 3)))
     tensor([1., 1.])
     """
-    return functions.entries(_model(op, observations, bias), observations, backend_of(op.device))
+    backend = backend_for(observations)
+    return functions.entries(_model(op, observations, bias), observations, backend)
 
 
 def _model(

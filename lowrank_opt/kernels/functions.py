@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lowrank_opt.kernels.protocol import Backend, ModelParts, Needed
+from lowrank_opt.kernels.protocol import ModelParts, Needed, ObservedBackend
 from lowrank_opt.observations import Observations
 
 
 def squared_loss(
-    model: ModelParts, observations: Observations, weights: Tensor | None, backend: Backend
+    model: ModelParts, observations: Observations, weights: Tensor | None, backend: ObservedBackend
 ) -> Tensor:
     """Return the sum of weighted squared residuals, float64, differentiable once."""
     if not _records(model):
@@ -23,7 +23,7 @@ def squared_loss(
     return _SquaredLoss.apply(*model, observations, weights, backend)
 
 
-def entries(model: ModelParts, observations: Observations, backend: Backend) -> Tensor:
+def entries(model: ModelParts, observations: Observations, backend: ObservedBackend) -> Tensor:
     """Return the predictions, shape (nnz,), differentiable once."""
     if not _records(model):
         return backend.entries(model, observations)
@@ -56,7 +56,7 @@ class _SquaredLoss(Function):
         col_bias: Tensor | None,
         observations: Observations,
         weights: Tensor | None,
-        backend: Backend,
+        backend: ObservedBackend,
     ) -> Tensor:
         model, needed = (
             ModelParts(left, right, row_bias, col_bias),
@@ -83,7 +83,7 @@ class _Entries(Function):
         row_bias: Tensor | None,
         col_bias: Tensor | None,
         observations: Observations,
-        backend: Backend,
+        backend: ObservedBackend,
     ) -> Tensor:
         ctx.save_for_backward(left, right, row_bias, col_bias)
         ctx.observations, ctx.backend = observations, backend
@@ -93,6 +93,6 @@ class _Entries(Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         _refuse_second_order()
         model, needed = ModelParts(*ctx.saved_tensors), Needed(*ctx.needs_input_grad[:4])
-        backend: Backend = ctx.backend
+        backend: ObservedBackend = ctx.backend
         parts = backend.entries_gradient(model, ctx.observations, grad_outputs[0], needed)
         return (*parts, None, None)

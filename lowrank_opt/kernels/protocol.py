@@ -105,8 +105,8 @@ class Steps(Protocol):
         ...
 
 
-class Backend(Protocol):
-    """The operations. `weights` of None are those of the observations, or one."""
+class ObservedBackend(Protocol):
+    """Predictions and loss. `weights` of None are those of the observations, or one."""
 
     def squared_loss(
         self, model: ModelParts, observations: Observations, weights: Tensor | None, needed: Needed
@@ -123,6 +123,10 @@ class Backend(Protocol):
     ) -> Gradient:
         """Return the gradient of ``(gradient * entries).sum()``."""
         ...
+
+
+class Backend(ObservedBackend, Protocol):
+    """All operations, on the entries of one process."""
 
     def solve_rows(
         self,

@@ -26,6 +26,7 @@ from lowrank_opt.observations.coordinates import (
     common_device,
     merge_duplicates,
 )
+from lowrank_opt.observations.part import Part
 from lowrank_opt.observations.sparsity import CompressedAxis, SparsityPattern, sort_pairs
 from lowrank_opt.tables.arrays import as_array, mask_of
 from lowrank_opt.tables.arrays import as_reals as real_numbers
@@ -33,6 +34,7 @@ from lowrank_opt.tables.arrays import as_reals as real_numbers
 if TYPE_CHECKING:
     from pandas import DataFrame
     from scipy.sparse import sparray, spmatrix
+
 
 IndexLike: TypeAlias = Tensor | NDArray[np.integer] | Sequence[int]
 RealLike: TypeAlias = Tensor | NDArray[np.floating] | NDArray[np.integer] | Sequence[float]
@@ -116,7 +118,10 @@ class Observations:
             object.__setattr__(self, name, value)
 
     @classmethod
-    def _of(cls, pattern: SparsityPattern, values: Tensor, weights: Tensor | None) -> Observations:
+    def of_pattern(
+        cls, pattern: SparsityPattern, values: Tensor, weights: Tensor | None = None
+    ) -> Observations:
+        """Return values and weights, checked where they come from, at the pairs of a pattern."""
         observations = cls.__new__(cls)
         observations._store(pattern, values, weights)
         return observations
@@ -225,6 +230,11 @@ class Observations:
         return self.values.device
 
     @property
+    def part(self) -> Part[Observations] | None:
+        """Of what, if other processes have the other entries; see `lowrank_opt.distributed`."""
+        return self.pattern.part
+
+    @property
     def csr(self) -> CompressedAxis:
         """The entries grouped by rows, built once."""
         return self.pattern.csr
@@ -237,12 +247,12 @@ class Observations:
     @property
     def row_counts(self) -> Tensor:
         """Number of entries in each row, shape (m,)."""
-        return self.csr.counts
+        return self.pattern.counts[0]
 
     @property
     def col_counts(self) -> Tensor:
         """Number of entries in each column, shape (n,)."""
-        return self.csc.counts
+        return self.pattern.counts[1]
 
     @cached_property
     def csr_values(self) -> Tensor:
@@ -285,7 +295,7 @@ class Observations:
         pattern = self.pattern.to(where)
         check_finite(values, pattern.rows, pattern.cols)
         weights = None if self.weights is None else self.weights.to(where, target)
-        return Observations._of(pattern, values, weights)
+        return Observations.of_pattern(pattern, values, weights)
 
     def with_values(self, values: Tensor) -> Observations:
         """Return other values at the same entries, sharing the sorted views.
@@ -298,7 +308,7 @@ class Observations:
         v = as_reals(values, "values", self.device).to(self.dtype)
         check_equal_lengths(self.rows, self.cols, v, None)
         check_finite(v, self.rows, self.cols)
-        return Observations._of(self.pattern, v, self.weights)
+        return Observations.of_pattern(self.pattern, v, self.weights)
 
     def take(self, index: Tensor | Sequence[int]) -> Observations:
         """Return the entries at positions `index`, or where a boolean mask is true.

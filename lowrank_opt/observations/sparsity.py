@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from lowrank_opt.observations.part import Part
 
 _INT32_MAX = torch.iinfo(torch.int32).max
 
@@ -47,6 +50,8 @@ class SparsityPattern:
         ``(m, n)``.
     csr : CompressedAxis
         The pairs by rows.
+    part : Part, optional
+        Of what, where other processes have the other pairs.
 
     Examples
     --------
@@ -60,6 +65,7 @@ class SparsityPattern:
     cols: Tensor
     shape: tuple[int, int]
     csr: CompressedAxis
+    part: Part[Any] | None = None
 
     @classmethod
     def of_sorted(
@@ -70,6 +76,14 @@ class SparsityPattern:
         pointers = _pointers(torch.bincount(rows, minlength=m))
         csr = CompressedAxis(pointers, as_short_index(pairs.cols, n), pairs.order)
         return cls(rows, cols, shape, csr)
+
+    @cached_property
+    def counts(self) -> tuple[Tensor, Tensor]:
+        """Number of entries of each row and of each column, those of other processes too."""
+        rows, cols = self.csr.counts, self.csc.counts
+        if self.part is None:
+            return rows, cols
+        return self.part.gather(rows[self.part.spans[0]], 0), self.part.total(cols)
 
     @cached_property
     def csr_of_csc(self) -> Tensor:
@@ -93,7 +107,7 @@ class SparsityPattern:
             return self
         csr = (self.csr.pointers, self.csr.indices, self.csr.order)
         rows, cols, *parts = (x.to(device) for x in (self.rows, self.cols, *csr))
-        return SparsityPattern(rows, cols, self.shape, CompressedAxis(*parts))
+        return SparsityPattern(rows, cols, self.shape, CompressedAxis(*parts), self.part)
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,7 @@ from lowrank_opt.completion.results.posterior import BayesianResult
 from lowrank_opt.completion.solvers.context import Run
 from lowrank_opt.completion.solvers.traits import Traits
 from lowrank_opt.observations import Observations
+from lowrank_opt.observations.parts import whole
 
 _RANK = 16
 # Variational sweeps before the first draw: cheaper than as many draws, and they get further.
@@ -79,6 +80,7 @@ class Gibbs:
         bias_penalty=False,
         side=True,
         validation=False,
+        distributed=True,
     )
     noise_strength: float = 50.0
     burn_in: int = 10
@@ -170,6 +172,6 @@ class _Sampler:
 def _links(problem: CompletionProblem) -> tuple[list[FeatureLink], list[FeatureLink]]:
     rows, cols = list(problem.row_features), list(problem.col_features)
     if problem.implicit:
-        extra = implicit_features(problem.observations)
+        extra = implicit_features(whole(problem.observations))
         rows, cols = [*rows, extra[0]], [*cols, extra[1]]
     return [FeatureLink.of(x) for x in rows], [FeatureLink.of(x) for x in cols]

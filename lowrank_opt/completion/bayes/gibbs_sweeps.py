@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lowrank_opt.completion.bayes.noise import relative
 from lowrank_opt.completion.model.side import FeatureLink
 from lowrank_opt.kernels.gaussian_rows import GaussianRows, Moments
+from lowrank_opt.kernels.parts import PartialGaussianRows
 
 Floats = NDArray[np.floating]
 
@@ -38,7 +39,7 @@ class Side:
 
     def __init__(
         self,
-        rows: GaussianRows,
+        rows: GaussianRows | PartialGaussianRows,
         moments: Moments,
         links: Sequence[FeatureLink],
         noise_strength: float,

@@ -15,6 +15,7 @@ from lowrank_opt.completion.solvers.context import Run
 from lowrank_opt.completion.solvers.iterates import iterate
 from lowrank_opt.completion.solvers.traits import Traits
 from lowrank_opt.observations import Observations
+from lowrank_opt.observations.parts import entry_count
 
 _PATIENCE = 5
 
@@ -74,7 +75,7 @@ class Variational:
     """
 
     traits: ClassVar[Traits] = Traits(
-        sets=("nothing", "rank", "set"), bias_penalty=False, checkpoint=True
+        sets=("nothing", "rank", "set"), bias_penalty=False, checkpoint=True, distributed=True
     )
     noise_strength: float = 50.0
     tolerance: float = 2e-3
@@ -114,5 +115,5 @@ def _rank_of(problem: CompletionProblem) -> int:
 
 
 def _ample_rank(observations: Observations) -> int:
-    ample = round(1.3 * (len(observations) / sum(observations.shape)) ** 0.65)
+    ample = round(1.3 * (entry_count(observations) / sum(observations.shape)) ** 0.65)
     return min(max(ample, 2), 32)

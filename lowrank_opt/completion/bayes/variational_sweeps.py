@@ -15,8 +15,10 @@ from lowrank_opt.completion.bayes.normal_wishart import NormalWishart
 from lowrank_opt.completion.loop.checkpoint import State, packed, unpacked
 from lowrank_opt.completion.model.bias import AdditiveBias
 from lowrank_opt.completion.model.standardize import standardize
-from lowrank_opt.kernels.gaussian_rows import GaussianRows, Moments
+from lowrank_opt.kernels.gaussian_rows import Moments
+from lowrank_opt.kernels.parts import gaussian_rows
 from lowrank_opt.observations import Observations
+from lowrank_opt.observations.parts import total
 from lowrank_opt.operator import LowRankOperator
 
 Floats = NDArray[np.floating]
@@ -64,10 +66,10 @@ class VariationalPosterior:
         self.offset, self.unit, scaled = standardize(observations, centre=biased)
         narrow = single or observations.dtype == torch.float32
         dtype = torch.float32 if narrow else torch.float64
-        self.rows = [GaussianRows.of(scaled, axis, dtype) for axis in (scaled.csr, scaled.csc)]
+        self.rows = list(gaussian_rows(scaled, dtype))
         weights = self.rows[0].weights
-        self.count = int((weights > 0).sum())
-        self.log_weights = float(weights[weights > 0].double().log().sum())
+        self.count = int(total(scaled, weights > 0))
+        self.log_weights = float(total(scaled, weights[weights > 0].double().log()))
         self.counts = [rows.positive_counts.cpu().numpy() for rows in self.rows]
         where = torch.device("cpu") if generator is None else generator.device
         self.seed = int(torch.randint(2**62, (), generator=generator, device=where))
@@ -167,12 +169,12 @@ class VariationalPosterior:
         if not self.biased:
             own.means[:, -1] = 0
             logs -= size * math.log(_PINNED)
-        total = own.unknowns.sum(0, dtype=torch.float64).cpu().numpy()[: self.unknowns]
+        sums = own.unknowns.sum(0, dtype=torch.float64).cpu().numpy()[: self.unknowns]
         squares = own.total().cpu().numpy()[: self.unknowns, : self.unknowns]
-        prior = NormalWishart.posterior(total, squares, size)
+        prior = NormalWishart.posterior(sums, squares, size)
         self.priors[side], self.precisions[side] = prior, prior.precision
         self.relative[side] = noise.relative(self.counts[side], precision * losses, self.strength)
-        distance = prior.expected_distance(total, squares, size)
+        distance = prior.expected_distance(sums, squares, size)
         constant = size * (self.unknowns + prior.expected_log_determinant())
         self.divergences[side] = (logs - constant + distance) / 2
         return float(self.relative[side].mean @ losses)

@@ -27,6 +27,7 @@ from lowrank_opt.completion.certificates.exact import prove_optimality
 from lowrank_opt.completion.certificates.support import largest_singular_value, support_function
 from lowrank_opt.completion.model.bias import AdditiveBias, no_bias
 from lowrank_opt.errors import ShapeError
+from lowrank_opt.observations.parts import whole
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.proofs import save_document
 from lowrank_opt.sets import FeasibleSet
@@ -143,7 +144,7 @@ def certify_completion(
     >>> round(certificate.objective, 6), certificate.gap < 1e-12
     (1.0, True)
     """
-    observations = problem.observations.to(dtype=torch.float64, device="cpu")
+    observations = whole(problem.observations).to(dtype=torch.float64, device="cpu")
     bias = no_bias(observations) if bias is None else bias
     shapes = (operator.shape, (len(bias.rows), len(bias.cols)))
     if shapes != (observations.shape, observations.shape):

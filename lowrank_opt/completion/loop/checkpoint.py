@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass, replace
 from hashlib import sha256
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +39,50 @@ _LAYOUT = files.Layout(
 )
 
 
+class Store(Protocol):
+    """Where a `Checkpoint` keeps its states."""
+
+    def write(self, path: Path, description: JsonObject, tensors: dict[str, Tensor]) -> None:
+        """Replace the state of a folder, whole or not at all."""
+        ...
+
+    def exists(self, path: Path) -> bool:
+        """Whether a folder has a state."""
+        ...
+
+    def read(self, path: Path) -> tuple[JsonObject, dict[str, Tensor]]:
+        """Return the state of a folder."""
+        ...
+
+    def remove(self, path: Path) -> None:
+        """Delete the state of a folder."""
+        ...
+
+
+class FileStore:
+    """The store of one process: two files."""
+
+    def write(self, path: Path, description: JsonObject, tensors: dict[str, Tensor]) -> None:
+        """Replace the state of a folder, whole or not at all."""
+        files.write(_LAYOUT, path, description, tensors)
+
+    def exists(self, path: Path) -> bool:
+        """Whether a folder has a state."""
+        return files.exists(_LAYOUT, path)
+
+    def read(self, path: Path) -> tuple[JsonObject, dict[str, Tensor]]:
+        """Return the state of a folder."""
+        return files.read(_LAYOUT, path)
+
+    def remove(self, path: Path) -> None:
+        """Delete the state of a folder, and the folder if nothing else is in it."""
+        for name in (_LAYOUT.description, _LAYOUT.tensors):
+            (path / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            # Not empty, or not there.
+            path.rmdir()
+
+
 class Checkpoint:
     """A folder to which an iteration writes its whole state every so often.
 
@@ -58,6 +102,8 @@ class Checkpoint:
         Go on from the state that is there, if there is one.
     settings : mapping of str to JSON values, optional
         What the iteration depends on. A state that was written with others is refused.
+    store : Store, optional
+        Two files by default; `lowrank_opt.distributed.SharedStore` where there are more processes.
 
     Raises
     ------
@@ -80,10 +126,12 @@ class Checkpoint:
         every: int = 10,
         resume: bool = False,
         settings: Mapping[str, Json] | None = None,
+        store: Store | None = None,
     ) -> None:
         if int(every) != every or every < 1:
             raise OptionError(f"every must be a positive integer; got every={every!r}")
         self.path, self.every, self.resume = Path(path), every, resume
+        self.store: Store = FileStore() if store is None else store
         self.settings: JsonObject = dict(settings or {})
 
     def offer(self, iteration: int, state: Callable[[], State]) -> None:
@@ -98,7 +146,7 @@ class Checkpoint:
             tensors: dict[str, Tensor] = {}
             tree = _encode(state(), tensors)
             description: JsonObject = {"settings": self.settings, "state": tree}
-            files.write(_LAYOUT, self.path, description, tensors)
+            self.store.write(self.path, description, tensors)
 
     def restored(self, device: torch.device | str = "cpu") -> State | None:
         """Return the state to go on from; None if there is none, or `resume` is false.
@@ -115,9 +163,9 @@ class Checkpoint:
         OptionError
             If it was written with other settings.
         """
-        if not (self.resume and files.exists(_LAYOUT, self.path)):
+        if not (self.resume and self.store.exists(self.path)):
             return None
-        description, tensors = files.read(_LAYOUT, self.path)
+        description, tensors = self.store.read(self.path)
         self._check_settings(description.get("settings"))
         try:
             placed = {k: _placed(x, device) for k, x in tensors.items()}
@@ -127,11 +175,7 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Delete the state, once the result is safe."""
-        for name in (_LAYOUT.description, _LAYOUT.tensors):
-            (self.path / name).unlink(missing_ok=True)
-        with suppress(OSError):
-            # Not empty, or not there.
-            self.path.rmdir()
+        self.store.remove(self.path)
 
     def _check_settings(self, found: Json) -> None:
         known = found if isinstance(found, dict) else {}

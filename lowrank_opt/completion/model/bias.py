@@ -11,6 +11,7 @@ from torch import Tensor
 from lowrank_opt.errors import OptionError
 from lowrank_opt.kernels import observed_squared_loss
 from lowrank_opt.observations import Observations
+from lowrank_opt.observations.parts import total
 from lowrank_opt.operator import LowRankOperator
 
 _TOLERANCE = 1e-10
@@ -60,11 +61,13 @@ def no_bias(observations: Observations) -> AdditiveBias:
 
 def weighted_mean(observations: Observations) -> float:
     """Return the mean of the values, weighted, in float64."""
-    values = observations.values.double()
-    if observations.weights is None:
+    values, w = observations.values.double(), observations.weights
+    if observations.part is not None:
+        mass = torch.ones_like(values) if w is None else w.double()
+        return float(total(observations, mass * values) / total(observations, mass))
+    if w is None:
         return float(values.mean())
-    weights = observations.weights.double()
-    return float(torch.dot(weights, values) / weights.sum())
+    return float(torch.dot(w.double(), values) / w.double().sum())
 
 
 def fit_additive_bias(observations: Observations, *, penalty: float) -> AdditiveBias:

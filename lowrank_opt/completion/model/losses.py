@@ -31,6 +31,7 @@ from lowrank_opt.completion.model.ordinal import (
 )
 from lowrank_opt.errors import ObservationError, OptionError
 from lowrank_opt.observations import Observations
+from lowrank_opt.observations.parts import largest, total
 
 LossName: TypeAlias = Literal[
     "squared", "absolute", "huber", "logistic", "ordered_probit", "poisson"
@@ -142,7 +143,8 @@ class Logistic(EntryLoss):
         return float(free.detach().sum())
 
     def link(self, free: Tensor, observations: Observations) -> Link:
-        return LogisticMean(-1.0 if bool((observations.values < 0).any()) else 0.0, 1.0)
+        negative = bool(largest(observations, (observations.values < 0).double()))
+        return LogisticMean(-1.0 if negative else 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,10 @@ class OrderedProbit(EntryLoss):
     convex = True
 
     def check(self, observations: Observations) -> None:
+        if observations.part is not None:
+            raise ObservationError(
+                "the ordered probit loss needs all entries in one process; got a part of them"
+            )
         count = len(observations.values.unique())
         if not 2 <= count <= _MOST_LEVELS:
             raise ObservationError(
@@ -259,4 +265,5 @@ def entry_loss(loss: Loss) -> EntryLoss:
 
 def _mean(observations: Observations, values: Tensor) -> Tensor:
     w = observations.weights
-    return values.mean() if w is None else torch.dot(w.double(), values) / w.double().sum()
+    mass = torch.ones_like(values) if w is None else w.double()
+    return total(observations, mass * values) / total(observations, mass)

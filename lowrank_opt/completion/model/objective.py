@@ -13,6 +13,7 @@ from lowrank_opt.completion.model.problem import CompletionProblem
 from lowrank_opt.completion.model.seen import seen_factors
 from lowrank_opt.kernels import observed_entries, observed_squared_loss
 from lowrank_opt.observations import Observations
+from lowrank_opt.observations.parts import entry_count, largest, shared, total
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
 
@@ -102,15 +103,15 @@ class Objective:
     @torch.no_grad()
     def rmse(self, observations: Observations) -> float:
         """Return the root of the (weighted) mean squared error of predictions of other entries."""
-        op, total = self.operator() * (1 / self.spread), _total_weight(observations)
+        op, mass = self.operator() * (1 / self.spread), _total_weight(observations)
         centred, link = self._centred(observations), self.link()
         if link == IDENTITY:
             loss = observed_squared_loss(op, centred, bias=self.biases, dtype=torch.float64)
-            return self.spread * float((loss / total).sqrt())
+            return self.spread * float((loss / mass).sqrt())
         entries = self.spread * observed_entries(op, centred, bias=self.biases).double()
         scores = entries + self.mean + self.loss.intercept(self.extra)
         errors = link.mean(scores) - observations.values.double()
-        return float((self._weighted_sum(errors.square(), observations) / total).sqrt())
+        return float((self._weighted_sum(errors.square(), observations) / mass).sqrt())
 
     def _centred(self, observations: Observations) -> Observations:
         return observations.with_values((observations.values - self.mean) / self.spread)
@@ -126,16 +127,17 @@ class Objective:
     def _loss_of(self, entries: Tensor) -> Tensor:
         """Return the loss of centred and scaled scores."""
         values, scores = self.observations.values, self.spread * entries
+        extra = shared(self.observations, self.extra)
         if isinstance(self.loss, Residual):
             # Without the mean, beside which small residuals would be rounded.
-            losses = self.loss.losses(scores, self.spread * self.centred.values, self.extra)
+            losses = self.loss.losses(scores, self.spread * self.centred.values, extra)
         else:
-            losses = self.loss.losses(scores.double() + self.mean, values.double(), self.extra)
+            losses = self.loss.losses(scores.double() + self.mean, values.double(), extra)
         return self._weighted_sum(losses, self.observations)
 
     def _weighted_sum(self, losses: Tensor, observations: Observations) -> Tensor:
         w = observations.weights
-        return (losses if w is None else losses * w).sum(dtype=torch.float64)
+        return total(observations, losses if w is None else losses * w)
 
     @torch.no_grad()
     def _unit(self) -> float:
@@ -150,15 +152,15 @@ class Objective:
 def _root_mean_square(observations: Observations, mean: float) -> float:
     """Return the root of the (weighted) mean squared deviation; one where that is zero."""
     deviations, w = observations.values.double() - mean, observations.weights
-    peak = float(deviations.abs().max()) or 1.0
+    peak = float(largest(observations, deviations.abs())) or 1.0
     squares = (deviations / peak).square()
-    total = (squares if w is None else squares * w).sum() / _total_weight(observations)
-    return peak * math.sqrt(total) or 1.0
+    mean = total(observations, squares if w is None else squares * w) / _total_weight(observations)
+    return peak * math.sqrt(mean) or 1.0
 
 
 def _total_weight(observations: Observations) -> float:
     w = observations.weights
-    return float(len(observations)) if w is None else float(w.sum(dtype=torch.float64))
+    return float(entry_count(observations)) if w is None else float(total(observations, w))
 
 
 def _squares(tensors: Sequence[Tensor]) -> Tensor:
@@ -173,4 +175,7 @@ def _seen(observations: Observations) -> tuple[Tensor, Tensor]:
     masks = (torch.zeros(size, dtype=torch.bool, device=rows.device) for size in observations.shape)
     row_mask, col_mask = masks
     row_mask[rows], col_mask[cols] = True, True
-    return row_mask, col_mask
+    part = observations.part
+    if part is None:
+        return row_mask, col_mask
+    return part.total(row_mask.long()) > 0, part.total(col_mask.long()) > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lowrank_opt.completion.model.bias import weighted_mean
 from lowrank_opt.observations import Observations
+from lowrank_opt.observations.parts import largest as largest_of
 
 
 def standardize(
@@ -23,8 +24,9 @@ def standardize(
     mean = weighted_mean(observations) if centre else 0.0
     centred = observations.values.double() - mean
     # Squares of 1e-200 underflow: measure in the unit of the largest deviation first.
-    seen = centred if observations.weights is None else centred[observations.weights > 0]
-    largest = float(seen.abs().max())
+    w = observations.weights
+    seen = centred if w is None else centred.where(w > 0, 0.0)
+    largest = float(largest_of(observations, seen.abs()))
     if largest == 0:
         return mean, 1.0, observations.with_values(centred.to(observations.dtype))
     relative = observations.with_values((centred / largest).square().to(observations.dtype))

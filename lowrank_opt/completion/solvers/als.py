@@ -24,7 +24,7 @@ from lowrank_opt.completion.solvers.held_out import root_mean_square_error
 from lowrank_opt.completion.solvers.proof import Proof
 from lowrank_opt.completion.solvers.traits import Traits
 from lowrank_opt.errors import OptionError
-from lowrank_opt.kernels.row_solves import RowProblems
+from lowrank_opt.kernels.parts import row_problems
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
 
@@ -89,7 +89,7 @@ class ALS:
     """
 
     traits: ClassVar[Traits] = Traits(
-        sets=("rank",), penalty="needed", start=True, certificate=True
+        sets=("rank",), penalty="needed", start=True, certificate=True, distributed=True
     )
     exponent: float = 0.0
     method: Literal["exact", "cg"] = "exact"
@@ -141,9 +141,7 @@ class _Model:
         # Grams are summed in float64 whatever the data: the exact minimum keeps the descent.
         centred = observations.to(dtype=torch.float64)
         centred = centred.with_values(centred.values - self.mean)
-        self.problems = tuple(
-            RowProblems.of(centred, x, torch.float64) for x in (centred.csr, centred.csc)
-        )
+        self.problems = row_problems(centred, torch.float64)
         counts = (observations.row_counts, observations.col_counts)
         self.strengths = tuple(_strengths(c, problem.penalty, solver.exponent) for c in counts)
         K = rank + int(self.biased)

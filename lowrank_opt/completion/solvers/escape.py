@@ -24,6 +24,7 @@ from lowrank_opt.completion.solvers.frank_wolfe import (
 from lowrank_opt.errors import LowRankError
 from lowrank_opt.kernels import observed_entries
 from lowrank_opt.linalg import leading_svd
+from lowrank_opt.observations.parts import whole
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.sets import FeasibleSet, SchattenBall, WeightedSet
 
@@ -95,10 +96,10 @@ def polish(objective: Objective, problem: ConvexProblem, gap: float, *, effort: 
     if not (isinstance(feasible_set, FeasibleSet) and feasible_set.of_singular_values):
         return False
     op, rate = chart().detach(), objective.bias_penalty if objective.fit_bias else None
-    whole = _of_any_rank(feasible_set, min(op.shape))
-    fit = subspace_fit(objective.observations, whole, objective.mean, rate)
+    hull = _of_any_rank(feasible_set, min(op.shape))
+    fit = subspace_fit(whole(objective.observations), hull, objective.mean, rate)
     start = fit.point(op.to(dtype=torch.float64), objective.bias())
-    steps = corrective_steps(fit, whole, gap / 2, torch.float64, start, effort * _POLISHING)
+    steps = corrective_steps(fit, hull, gap / 2, torch.float64, start, effort * _POLISHING)
     best = next(steps)
     for better in islice(steps, effort * _CORRECTIONS):
         best = better
@@ -123,7 +124,8 @@ def polish(objective: Objective, problem: ConvexProblem, gap: float, *, effort: 
 def _targets(objective: Objective, problem: ConvexProblem) -> Iterator[LowRankOperator]:
     """Yield points along the direction of the certificate, cut to the rank."""
     op, rank = objective.parameterization().detach(), objective.parameterization.rank
-    W, observations = op.to(dtype=torch.float64), problem.observations.to(dtype=torch.float64)
+    W, observations = op.to(dtype=torch.float64), whole(problem.observations)
+    observations = observations.to(dtype=torch.float64)
     entries, bias = observed_entries(W, observations), objective.bias().to(dtype=torch.float64)
     shift = bias.predict(observations.rows, observations.cols) - observations.values
     w = 1.0 if observations.weights is None else observations.weights

@@ -40,6 +40,7 @@ _TRAITS = Traits(
     penalty="yes",
     checkpoint=True,
     certificate=True,
+    distributed=True,
 )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from lowrank_opt.completion.results.result import CompletionResult
-from lowrank_opt.errors import ShapeError
+from lowrank_opt.errors import ObservationError, ShapeError
 from lowrank_opt.observations import Observations
+from lowrank_opt.observations.parts import total
 
 
 def training_and_validation(
@@ -33,6 +34,11 @@ def training_and_validation(
     if validation is None:
         return observations, None
     if not isinstance(validation, Observations):
+        if observations.part is not None:
+            raise ObservationError(
+                "a share cannot be held out of entries that several processes have; got "
+                f"validation={validation!r}: pass parts of other entries"
+            )
         return observations.split(validation, generator=generator)
     if (validation.shape, validation.device) != (observations.shape, observations.device):
         raise ShapeError(
@@ -47,6 +53,9 @@ def root_mean_square_error(result: CompletionResult, entries: Observations) -> f
     """Return the root of the (weighted) mean squared error of predictions, in float64."""
     errors = result.predict(entries.rows, entries.cols).double() - entries.values.double()
     squares, w = errors.square(), entries.weights
+    if entries.part is not None:
+        mass = torch.ones_like(squares) if w is None else w.double()
+        return float((total(entries, mass * squares) / total(entries, mass)).sqrt())
     if w is None:
         return float(squares.mean().sqrt())
     return float((torch.dot(w.double(), squares) / w.double().sum()).sqrt())

@@ -20,6 +20,7 @@ from lowrank_opt.completion.solvers.held_out import root_mean_square_error
 from lowrank_opt.completion.solvers.proof import Proof
 from lowrank_opt.errors import OptionError
 from lowrank_opt.observations import Observations
+from lowrank_opt.observations.parts import total
 from lowrank_opt.operator import LowRankOperator
 
 
@@ -232,4 +233,4 @@ def loss_of_the_mean(observations: Observations) -> float:
     deviations = observations.values.double() - weighted_mean(observations)
     w = observations.weights
     squares = deviations.square() if w is None else deviations.square() * w.double()
-    return 0.5 * float(squares.sum())
+    return 0.5 * float(total(observations, squares))

@@ -12,6 +12,7 @@ from torch.optim import LBFGS, Optimizer
 
 from lowrank_opt.completion.loop.checkpoint import State
 from lowrank_opt.completion.model.objective import Objective
+from lowrank_opt.observations.parts import entry_count
 
 MakeOptimizer: TypeAlias = Callable[[Sequence[Tensor]], Optimizer]
 
@@ -77,7 +78,7 @@ class OptimizerSteps(Minimizer):
     def __init__(self, objective: Objective, make: MakeOptimizer) -> None:
         self.objective, self.make = objective, make
         self.met_not_finite = False
-        self.factor = float(len(objective.centred))
+        self.factor = float(entry_count(objective.centred))
         self.optimizer = make(objective.variables)
 
     def evaluate(self) -> Evaluation:

@@ -122,6 +122,8 @@ class Traits:
         if not self.side and (problem.row_features or problem.col_features or problem.implicit):
             yield "takes no side information; got some"
         yield from self._device_misfits(observations.device)
+        if observations.part is not None and not self.distributed:
+            yield "takes all entries in one process; got a part of them"
         if observations.dtype not in self.dtypes:
             yield f"computes in {' or '.join(map(str, self.dtypes))}; got {observations.dtype}"
 

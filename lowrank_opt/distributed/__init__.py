@@ -1,0 +1,12 @@
+"""Completion over several processes, on `torch.distributed`: entries are split, factors are whole.
+
+No solver lives here: those with the trait `distributed` compute with a part of the entries as
+with all of them. Nothing of this is imported before it is used.
+"""
+
+from lowrank_opt.distributed.complete import complete as complete
+from lowrank_opt.distributed.processes import ProcessPart as ProcessPart
+from lowrank_opt.distributed.split import gather_observations as gather_observations
+from lowrank_opt.distributed.split import own_rows as own_rows
+from lowrank_opt.distributed.split import split_rows as split_rows
+from lowrank_opt.distributed.store import SharedStore as SharedStore

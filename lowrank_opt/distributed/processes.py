@@ -1,0 +1,124 @@
+"""What a process knows of the parts of the others: the `Part` of its entries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from lowrank_opt.distributed.exchange import Processes
+from lowrank_opt.observations import Observations, SparsityPattern
+from lowrank_opt.observations.part import Side
+from lowrank_opt.observations.sparsity import sort_pairs
+
+
+@dataclass(frozen=True, eq=False)
+class ProcessPart:
+    """A `Part`: rows and columns are cut into consecutive ranges, one for each process.
+
+    Parameters
+    ----------
+    processes : Processes
+    shape : tuple of int
+        Of the whole matrix.
+    count : int
+        Entries of all processes.
+    """
+
+    processes: Processes
+    shape: tuple[int, int]
+    count: int
+
+    @property
+    def spans(self) -> tuple[slice, slice]:
+        """The rows, and the columns, that this process solves for."""
+        rank = self.processes.rank
+        rows, cols = (slice(ends[rank], ends[rank + 1]) for ends in self.ends)
+        return rows, cols
+
+    @cached_property
+    def ends(self) -> tuple[list[int], list[int]]:
+        """Where the ranges of rows, and of columns, begin and end."""
+        rows, cols = (cuts(size, self.processes.size) for size in self.shape)
+        return rows, cols
+
+    def total(self, x: Tensor) -> Tensor:
+        """Return the sum over the processes; its gradient is that of each one's own part."""
+        return self.processes.total(x)
+
+    def shared(self, x: Tensor) -> Tensor:
+        """Return a tensor that all have, such that its gradient is the sum of theirs."""
+        return self.processes.shared(x)
+
+    def largest(self, x: Tensor) -> Tensor:
+        """Return the elementwise maximum over the processes."""
+        return self.processes.largest(x)
+
+    def gather(self, x: Tensor, side: Side) -> Tensor:
+        """Return lines of all rows (or columns), of which this process has those of its span."""
+        ends = self.ends[side]
+        return self.processes.gather(x, [b - a for a, b in pairwise(ends)])
+
+    def columns(self, observations: Observations) -> Observations:
+        """Return the entries of this process's columns, with the values of these entries."""
+        order, sizes = by_owner(observations.cols, self.ends[1])
+        send = (observations.rows, observations.cols, observations.values, observations.weights)
+        rows, cols, values, weights = (
+            None if x is None else self.processes.exchange(x[order], sizes)[0] for x in send
+        )
+        assert rows is not None, "sent"
+        assert cols is not None, "sent"
+        assert values is not None, "sent"
+        return _bare(rows, cols, values, weights, observations.shape)
+
+    def whole(self, observations: Observations) -> Observations:
+        """Return all entries, in every process: by rows, in the order of each one's own."""
+        sizes = self.processes.counts(len(observations), observations.values)
+        send = (observations.rows, observations.cols, observations.values, observations.weights)
+        rows, cols, values, weights = (
+            None if x is None else self.processes.gather(x, sizes) for x in send
+        )
+        assert rows is not None, "sent"
+        assert cols is not None, "sent"
+        assert values is not None, "sent"
+        return Observations(rows, cols, values, observations.shape, weights)
+
+
+def cuts(size: int, parts: int) -> list[int]:
+    """Return the ends of ranges of about equal length.
+
+    Examples
+    --------
+    >>> cuts(10, 4)
+    [0, 2, 5, 7, 10]
+    """
+    return [size * k // parts for k in range(parts + 1)]
+
+
+def by_owner(index: Tensor, ends: list[int]) -> tuple[Tensor, list[int]]:
+    """Return an order in which positions are sorted by the range they are in, and the counts.
+
+    Examples
+    --------
+    >>> order, sizes = by_owner(torch.tensor([7, 0, 8, 1]), [0, 2, 5, 7, 10])
+    >>> order.tolist(), sizes
+    ([1, 3, 0, 2], [2, 0, 0, 2])
+    """
+    # Ends are ascending: the range is the number of inner ends at or below the position.
+    inner = torch.tensor(ends[1:-1], dtype=index.dtype).to(index.device)
+    owner = torch.bucketize(index, inner, right=True)
+    sizes = torch.bincount(owner, minlength=len(ends) - 1).tolist()
+    return owner.argsort(stable=True), sizes
+
+
+def _bare(
+    rows: Tensor, cols: Tensor, values: Tensor, weights: Tensor | None, shape: tuple[int, int]
+) -> Observations:
+    """Return entries that were checked where they came from; there may be none."""
+    pairs = sort_pairs(rows, cols, shape)
+    return Observations.of_pattern(
+        SparsityPattern.of_sorted(rows, cols, shape, pairs), values, weights
+    )

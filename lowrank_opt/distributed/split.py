@@ -1,0 +1,135 @@
+"""Entries of all, cut into those of each process, and put together again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lowrank_opt.distributed.exchange import Processes
+from lowrank_opt.distributed.processes import ProcessPart, by_owner, cuts
+from lowrank_opt.errors import ObservationError
+from lowrank_opt.observations import Observations, SparsityPattern
+from lowrank_opt.observations.coordinates import Duplicates
+
+
+def split_rows(observations: Observations, processes: Processes | None = None) -> Observations:
+    """Return this process's rows of entries that all processes have.
+
+    Parameters
+    ----------
+    observations : Observations, shape (m, n)
+        The same in every process.
+    processes : Processes, optional
+        All of them by default.
+
+    Returns
+    -------
+    Observations, shape (m, n)
+        With a `part`: solvers with the trait `distributed` compute with it as with all entries.
+
+    Raises
+    ------
+    ObservationError
+        If a process has none, as with fewer rows than processes.
+
+    Examples
+    --------
+    >>> import torch.distributed as dist
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> split_rows(Observations([0, 1], [0, 1], [3.0, 1.0], (2, 2))).part.spans
+    (slice(0, 2, None), slice(0, 2, None))
+    >>> dist.destroy_process_group()
+    """
+    found = Processes() if processes is None else processes
+    ends = cuts(observations.shape[0], found.size)
+    here = slice(ends[found.rank], ends[found.rank + 1])
+    mine = (observations.rows >= here.start) & (observations.rows < here.stop)
+    _check_any(found, int(mine.sum()), observations.values)
+    return _as_part(observations.take(mine), found)
+
+
+def own_rows(
+    rows: Tensor,
+    cols: Tensor,
+    values: Tensor,
+    shape: tuple[int, int],
+    weights: Tensor | None = None,
+    *,
+    duplicates: Duplicates = "error",
+    processes: Processes | None = None,
+) -> Observations:
+    """Return this process's rows of entries that came to the processes in any way.
+
+    Each entry is sent to the process of its row. Copies of a pair meet there, in the order of the
+    processes that had them, and within each in its own.
+
+    Parameters
+    ----------
+    rows, cols, values, weights
+        As in `Observations`: this process's share, which may be empty.
+    shape : tuple of int
+        Of the whole matrix.
+    duplicates : {"error", "mean", "sum", "last"}
+    processes : Processes, optional
+
+    Raises
+    ------
+    ObservationError
+        As `Observations`, or if a process has no entry.
+    """
+    found = Processes() if processes is None else processes
+    order, sizes = by_owner(rows, cuts(shape[0], found.size))
+    parts = [x if x is None else x[order] for x in (rows, cols, values, weights)]
+    i, j, v, w = (x if x is None else found.exchange(x, sizes)[0] for x in parts)
+    assert i is not None, "sent"
+    assert j is not None, "sent"
+    assert v is not None, "sent"
+    _check_any(found, len(i), v)
+    return _as_part(Observations(i, j, v, shape, w, duplicates=duplicates), found)
+
+
+def gather_observations(observations: Observations) -> Observations:
+    """Return the entries of all processes, in every one, in canonical order by rows."""
+    part = observations.part
+    return observations if part is None else part.whole(observations)
+
+
+def _check_any(processes: Processes, count: int, like: Tensor) -> None:
+    # In all processes at once: one that raised alone would leave the others waiting.
+    counts = processes.counts(count, like)
+    if min(counts) == 0:
+        raise ObservationError(
+            f"every process must have entries; got {counts} of {len(counts)} processes: use fewer, "
+            "or spread the rows"
+        )
+
+
+def _as_part(own: Observations, processes: Processes) -> Observations:
+    count = sum(processes.counts(len(own), own.values))
+    part = ProcessPart(processes, own.shape, count)
+    p = own.pattern
+    pattern = SparsityPattern(p.rows, p.cols, p.shape, p.csr, part)
+    return Observations.of_pattern(pattern, own.values, own.weights)
+
+
+def checksum(observations: Observations) -> int:
+    """Return a digest of entries, values and weights, whatever process has them.
+
+    For the settings of a `Checkpoint`: the same on another number of processes.
+    """
+    values = observations.values.double().view(torch.int64)
+    w = observations.weights
+    weights = torch.zeros_like(values) if w is None else w.double().view(torch.int64)
+    mixed = torch.zeros_like(values)
+    for x in (observations.rows, observations.cols, values, weights):
+        mixed = _mixed(mixed ^ x)
+    here = mixed.sum()
+    part = observations.part
+    return int(here if part is None else part.total(here))
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """Return the finaliser of SplitMix64 with the odd constants of its author, as int64."""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return x ^ ((x >> 31) & ((1 << 33) - 1))

@@ -1,0 +1,183 @@
+"""What each process of the tests of `lowrank_opt.distributed` computes, and leaves in a file."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import lowrank_opt as lo
+from lowrank_opt import distributed
+from lowrank_opt.completion.loop.checkpoint import Checkpoint
+from lowrank_opt.distributed.exchange import Processes
+from lowrank_opt.distributed.split import checksum
+from lowrank_opt.kernels.parts import row_problems
+from lowrank_opt.observations import Observations
+from lowrank_opt.solvers import ALS, LBFGS, FirstOrder, Gibbs, Variational
+
+SHAPE = (23, 17)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def observed() -> Observations:
+    (m, n), cells = SHAPE, torch.randperm(23 * 17, generator=seeded(1))[:220].sort().values
+    truth = normal(m, 2) @ normal(2, n, seed=1)
+    values = truth[cells // n, cells % n] + 0.1 * normal(220, seed=2)
+    return Observations(cells // n, cells % n, values, SHAPE, normal(220, seed=3).abs() + 0.1)
+
+
+def plain_steps(variables: list[Tensor]) -> torch.optim.Optimizer:
+    # Adam divides gradients that are rounding by themselves.
+    return torch.optim.SGD(variables, lr=1e-3)
+
+
+def maps() -> dict[str, lo.Parameterization]:
+    given = {"dtype": torch.float64, "generator": seeded()}
+    return {
+        "homogeneous": lo.HomogeneousBall(SHAPE, 2, radius=30.0, **given),
+        "nb_lora": lo.NBLoRA(SHAPE, 2, radius=30.0, p=1, **given),
+        "radial": lo.RadialBall(SHAPE, 2, radius=30.0, norm=1, **given),
+        "simplex": lo.SimplexRankOnes(SHAPE, 2, radius=30.0, **given),
+        "spectral_lora": lo.SpectralLoRA(SHAPE, 2, radius=9.0, **given),
+        "svd_frames": lo.SVDFrames(SHAPE, 2, radius=9.0, **given),
+        "contractions": lo.Contractions(SHAPE, 2, radius=9.0, **given),
+        "factored": lo.Factored(SHAPE, 2, **given),
+    }
+
+
+def fits(part: Observations) -> dict[str, Tensor]:
+    """Fit with every solver that says it can, every map, and losses that are not squares."""
+    plan = {
+        "als": lambda: lo.complete(part, 2, solver=ALS(), penalty=0.5, generator=seeded()),
+        "als_cg": lambda: lo.complete(
+            part, 2, solver=ALS(method="cg", max_iterations=4), penalty=0.5, generator=seeded()
+        ),
+        "variational": lambda: lo.complete(
+            part, 2, solver=Variational(max_iterations=5), generator=seeded()
+        ),
+        "gibbs": lambda: lo.complete(
+            part, 2, solver=Gibbs(burn_in=1, samples=2), generator=seeded()
+        ),
+    }
+    for name, chart in maps().items():
+        plan[name] = lambda chart=chart: lo.complete(part, chart, solver=LBFGS(max_iterations=6))
+    for loss in ("absolute", "logistic"):
+        values = (part.values > 0).double() if loss == "logistic" else part.values
+        plan[loss] = lambda loss=loss, values=values: lo.complete(
+            part.with_values(values),
+            maps()["homogeneous"],
+            solver=FirstOrder(plain_steps, max_iterations=4),
+            loss=loss,
+        )
+    i, j = torch.arange(SHAPE[0]).unsqueeze(1), torch.arange(SHAPE[1])
+    found = {}
+    for name, fit in plan.items():
+        result = fit()
+        found[name] = result.predict(i, j).double()
+        found[f"{name}.objective"] = torch.tensor(result.history.objective, dtype=torch.float64)
+    return found
+
+
+def proofs(part: Observations) -> dict[str, Tensor]:
+    chart = maps()["homogeneous"]
+    result = lo.complete(part, chart, solver=LBFGS())
+    certificate = result.certificate()
+    return {
+        "proof": normal(0).new_tensor([certificate.objective, certificate.lower_bound]),
+        "proved": torch.tensor(float(result.status.name == "CONVERGED")),
+    }
+
+
+def counts() -> dict[str, Tensor]:
+    """Return bytes that this process sends for one evaluation and one half sweep of each side."""
+    processes = Processes()
+    part = distributed.split_rows(observed(), processes)
+    factors = (normal(23, 2), normal(2), normal(17, 2))
+    op = lo.LowRankOperator(*(x.requires_grad_() for x in factors))
+    found = {}
+    processes.sent.clear()
+    lo.kernels.observed_squared_loss(op, part).backward()
+    found["bytes.gradient"] = torch.tensor(sum(processes.sent.values()))
+    problems = row_problems(part, torch.float64)
+    for side, size, other in ((0, 23, 17), (1, 17, 23)):
+        processes.sent.clear()
+        x, features = normal(size, 3), normal(other, 3)
+        given = {"precision": torch.eye(3).double(), "strengths": torch.ones(size).double()}
+        problems[side].solve(x, features, features[:, 0].clone(), **given)
+        found[f"bytes.half_sweep.{side}"] = torch.tensor(sum(processes.sent.values()))
+    return found
+
+
+def exchanged() -> dict[str, Tensor]:
+    """Deal entries out by their number, and bring each to the process of its row."""
+    obs, processes = observed(), Processes()
+    mine = torch.arange(len(obs)) % processes.size == processes.rank
+    parts = (x[mine] for x in (obs.rows, obs.cols, obs.values))
+    part = distributed.own_rows(*parts, SHAPE, obs.weights[mine], processes=processes)
+    whole = distributed.gather_observations(part)
+    dense = torch.zeros(SHAPE, dtype=torch.float64)
+    dense[whole.rows, whole.cols] = whole.values
+    span = part.part.spans[0]
+    assert bool(((part.rows >= span.start) & (part.rows < span.stop)).all())
+    assert torch.equal(obs.row_counts, part.row_counts)
+    assert torch.equal(obs.col_counts, part.col_counts)
+    return {"whole": dense, "checksum": torch.tensor(checksum(part))}
+
+
+def unequal_randomness() -> dict[str, Tensor]:
+    """Start every process from another seed: those of the first one count."""
+    torch.manual_seed(dist.get_rank())
+    part = distributed.split_rows(observed())
+    result = distributed.complete(part, 2, solver="als", penalty=0.5)
+    chart = lo.HomogeneousBall(SHAPE, 2, radius=30.0, dtype=torch.float64)
+    fit = distributed.complete(part, chart, solver=LBFGS(max_iterations=3))
+    return {"agreed": result.to_dense(), "agreed.map": fit.to_dense()}
+
+
+def checkpoints(folder: Path, step: str) -> dict[str, Tensor]:
+    """Go some iterations and leave a checkpoint, or go on from it."""
+    part, resume = distributed.split_rows(observed()), step == "on"
+    store = distributed.SharedStore()
+    most, found = {"first": 4, "on": 8, "whole": 8}[step], {}
+    for name, solver, model in (
+        ("variational", Variational(max_iterations=most), 2),
+        ("lbfgs", LBFGS(max_iterations=most), maps()["homogeneous"]),
+    ):
+        kept = None
+        if step != "whole":
+            kept = Checkpoint(folder / name, every=2, resume=resume, store=store)
+        result = distributed.complete(
+            part, model, solver=solver, generator=seeded(), checkpoint=kept
+        )
+        found[f"{step}.{name}"] = result.to_dense().double()
+    return found
+
+
+def main(folder: str, *steps: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    try:
+        found: dict[str, Tensor] = {}
+        for step in steps:
+            if step == "fits":
+                found |= fits(distributed.split_rows(observed()))
+                found |= proofs(distributed.split_rows(observed()))
+                found |= counts() | exchanged() | unequal_randomness()
+            else:
+                found |= checkpoints(Path(folder), step)
+        torch.save(found, Path(folder) / f"{os.environ['WORLD_SIZE']}.{dist.get_rank()}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
