@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lowrank_opt.cli import complete_parts
 from lowrank_opt.cli.tables import add_columns, count, report, say
 from lowrank_opt.errors import OptionError
 
@@ -81,6 +82,8 @@ def _run(options: Namespace) -> int:
     from lowrank_opt.completion import check_writable
 
     folder, solver = check_writable(options.out), _solver(options)
+    if complete_parts.launched():
+        return complete_parts.run(options, folder, solver, _every(options, solver), _fit, _held)
     with _held(folder):
         return _completed(options, folder, solver)
 
@@ -186,15 +189,22 @@ def _facts(result: CompletionResult, ratings: Ratings) -> dict[str, object]:
     }
 
 
+def _every(options: Namespace, solver: str) -> int:
+    """Return the number of iterations between checkpoints, zero for none."""
+    if options.checkpoint_every is not None:
+        return int(options.checkpoint_every)
+    traits = _traits(solver)
+    if not traits.checkpoint:
+        return 0
+    return _EVERY_OF_GRADIENTS if "parameterization" in traits.sets else _EVERY
+
+
 def _checkpoint(
     options: Namespace, solver: str, folder: Path, observations: Observations
 ) -> Checkpoint | None:
     from lowrank_opt.completion.loop.checkpoint import Checkpoint, fingerprint
 
-    traits, every = _traits(solver), options.checkpoint_every
-    if every is None:
-        trained = "parameterization" in traits.sets
-        every = (_EVERY_OF_GRADIENTS if trained else _EVERY) if traits.checkpoint else 0
+    every = _every(options, solver)
     if every == 0:
         return None
     # The number of iterations is no setting: an iteration that ended early may be given more.

@@ -175,6 +175,22 @@ class PartialRows:
         loss = self.own.improve(y, features, offsets, **given, steps=steps)
         return self._gathered(x, y, loss)
 
+    def solve_nonnegative(
+        self,
+        x: Tensor,
+        features: Tensor,
+        offsets: Tensor,
+        *,
+        diagonal: Tensor,
+        strengths: Tensor,
+        free: int,
+    ) -> float:
+        """Do what `RowProblems.solve_nonnegative` does, with all x and all strengths."""
+        span = self.part.spans[self.side]
+        y, given = x[span].clone(), {"diagonal": diagonal, "strengths": strengths[span]}
+        loss = self.own.solve_nonnegative(y, features, offsets, **given, free=free)
+        return self._gathered(x, y, loss)
+
     def _gathered(self, x: Tensor, y: Tensor, loss: float) -> float:
         x.copy_(self.part.gather(y, self.side))
         return float(self.part.total(x.new_tensor(loss, dtype=torch.float64)))

@@ -28,6 +28,8 @@ class ColumnFile:
     path : str or path
     texts, number, values
         As in `DelimitedFile`; columns always have names.
+    row_groups : list of int, optional
+        Of a Parquet file, those to be read; all by default.
 
     Attributes
     ----------
@@ -51,9 +53,10 @@ class ColumnFile:
         number: str | int | None = None,
         *,
         values: bool | None = False,
+        row_groups: list[int] | None = None,
     ) -> None:
         self.path, self.bad = fspath(path), BadLines()
-        self._batches, names = _opened(self.path)
+        self._batches, names = _opened(self.path, row_groups)
         self.names: list[str] | None = names
         self._names = names
         chosen = self._asked(texts, number) or self._chosen(texts, number, values=values)
@@ -142,7 +145,9 @@ class ColumnFile:
         )
 
 
-def _opened(path: str) -> tuple[Callable[[list[str]], Iterator[Any]], list[str]]:
+def _opened(
+    path: str, row_groups: list[int] | None = None
+) -> tuple[Callable[[list[str]], Iterator[Any]], list[str]]:
     """Return a function from names to batches, and the names there are."""
     with extra("parquet"):
         import pyarrow as pa
@@ -153,7 +158,7 @@ def _opened(path: str) -> tuple[Callable[[list[str]], Iterator[Any]], list[str]]
         if parquet:
             source = pq.ParquetFile(path)
             names = list(source.schema_arrow.names)
-            return lambda columns: source.iter_batches(BATCH, columns=columns), names
+            return lambda columns: source.iter_batches(BATCH, row_groups, columns), names
         reader = pa.ipc.open_file(path)
         count = reader.num_record_batches
         batches = (reader.get_batch(k) for k in range(count))

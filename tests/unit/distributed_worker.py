@@ -61,6 +61,13 @@ def fits(part: Observations) -> dict[str, Tensor]:
         "als_cg": lambda: lo.complete(
             part, 2, solver=ALS(method="cg", max_iterations=4), penalty=0.5, generator=seeded()
         ),
+        "als_nonnegative": lambda: lo.complete(
+            part,
+            2,
+            solver=ALS(nonnegative=True, max_iterations=4),
+            penalty=0.5,
+            generator=seeded(),
+        ),
         "variational": lambda: lo.complete(
             part, 2, solver=Variational(max_iterations=5), generator=seeded()
         ),

@@ -154,8 +154,8 @@ def _root_mean_square(observations: Observations, mean: float) -> float:
     deviations, w = observations.values.double() - mean, observations.weights
     peak = float(largest(observations, deviations.abs())) or 1.0
     squares = (deviations / peak).square()
-    mean = total(observations, squares if w is None else squares * w) / _total_weight(observations)
-    return peak * math.sqrt(mean) or 1.0
+    sums = total(observations, squares if w is None else squares * w)
+    return peak * math.sqrt(sums / _total_weight(observations)) or 1.0
 
 
 def _total_weight(observations: Observations) -> float:

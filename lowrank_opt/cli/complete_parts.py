@@ -1,0 +1,120 @@
+"""``torchrun -m lowrank_opt complete``: a folder of Parquet files, in several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lowrank_opt.cli.tables import say
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from lowrank_opt.completion import Checkpoint, CompletionResult
+    from lowrank_opt.distributed.folder import PartialRatings
+    from lowrank_opt.files import Json
+    from lowrank_opt.observations import Observations
+
+
+def launched() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def run(
+    options: Namespace,
+    folder: Path,
+    solver: str,
+    every: int,
+    fit: Callable[[Namespace, str, Observations, Checkpoint | None], CompletionResult],
+    held: Callable[[Path], AbstractContextManager[None]],
+) -> int:
+    """Complete in all processes; the first one speaks, and writes the model."""
+    with _group() as first, held(folder) if first else nullcontext():
+        options.quiet = options.quiet or not first
+        ratings = _read(options)
+        checkpoint = _checkpoint(options, folder, solver, every, ratings.observations)
+        result = fit(options, solver, ratings.observations, checkpoint)
+        rows, cols = ratings.users.gathered(), ratings.items.gathered()
+        if first:
+            replace(result, row_ids=rows, col_ids=cols).save(folder)
+            print(json.dumps(_facts(result, ratings)) if options.json else result.summary())
+        if checkpoint is not None and result.status.succeeded:
+            checkpoint.remove()
+        return 0 if result.status.succeeded else 1
+
+
+@contextmanager
+def _group() -> Generator[bool]:
+    """Join the other processes; yield whether this is the first one."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    try:
+        yield dist.get_rank() == 0
+    finally:
+        dist.destroy_process_group()
+
+
+def _read(options: Namespace) -> PartialRatings:
+    from lowrank_opt.distributed.folder import read_folder
+
+    ratings = read_folder(
+        options.ratings,
+        row=options.user,
+        col=options.item,
+        value=options.value,
+        duplicates=options.duplicates,
+    )
+    part, (m, n) = ratings.observations.part, ratings.observations.shape
+    assert part is not None, "as it was read"
+    if not options.quiet:
+        say(f"read {options.ratings}: {part.count} ratings, {m} users x {n} items")
+    return ratings
+
+
+def _checkpoint(
+    options: Namespace, folder: Path, solver: str, every: int, observations: Observations
+) -> Checkpoint | None:
+    if every == 0:
+        return None
+    from lowrank_opt.completion import Checkpoint
+    from lowrank_opt.distributed import SharedStore
+    from lowrank_opt.distributed.split import checksum
+
+    # The number of processes is no setting: any number may go on.
+    names = ("rank", "radius", "penalty", "tolerance", "seed")
+    settings: dict[str, Json] = {name: getattr(options, name) for name in names}
+    settings |= {"solver": solver, "data": checksum(observations)}
+    again = options.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    path, store = folder / "checkpoint", SharedStore()
+    checkpoint = Checkpoint(path, every=every, resume=again, settings=settings, store=store)
+    if again:
+        found = checkpoint.restored() is not None
+        if not options.quiet:
+            say(f"going on from {path}" if found else f"no checkpoint in {path}: starting anew")
+    return checkpoint
+
+
+def _facts(result: CompletionResult, ratings: PartialRatings) -> dict[str, object]:
+    (m, n), history, part = result.shape, result.history, ratings.observations.part
+    assert part is not None, "as it was read"
+    return {
+        "status": result.status.name,
+        "message": result.status.value,
+        "ratings": part.count,
+        "users": m,
+        "items": n,
+        "rank": result.operator.rank,
+        "mean": result.bias.mean,
+        "objective": history.objective[-1] if len(history) > 0 else None,
+        "steps": len(history) - 1,
+        "seconds": history.seconds[-1] if len(history) > 0 else 0.0,
+    }
