@@ -127,12 +127,26 @@ class Traits:
         if observations.dtype not in self.dtypes:
             yield f"computes in {' or '.join(map(str, self.dtypes))}; got {observations.dtype}"
 
+    def computes_on(self, device_type: str) -> bool:
+        """Return whether observations may be on devices of a type.
+
+        Examples
+        --------
+        >>> traits = Traits()
+        >>> traits.computes_on("cuda"), traits.computes_on("mps")
+        (True, False)
+        """
+        if "any" in self.devices:
+            return device_type not in _WITHOUT_FLOAT64 or device_type in self.devices
+        return device_type in self.devices
+
     def _device_misfits(self, device: torch.device) -> Iterator[str]:
-        if self.devices != ("any",) and device.type not in self.devices:
-            devices = " or ".join(self.devices)
-            yield f"needs observations on the {devices}; got {device}"
-        elif device.type in _WITHOUT_FLOAT64 and device.type not in self.devices:
+        if self.computes_on(device.type):
+            return
+        if "any" in self.devices:
             yield f"computes sums in float64, which {device.type} has not; got {device}"
+        else:
+            yield f"needs observations on the {' or '.join(self.devices)}; got {device}"
 
     def _run_misfits(self, run: Run | None) -> Iterator[str]:
         if run is None:

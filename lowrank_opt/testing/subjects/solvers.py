@@ -87,7 +87,7 @@ def _place(solver: Solver) -> CheckOptions:
     dtypes, devices = solver.traits.dtypes, solver.traits.devices
     return {
         "dtype": torch.float64 if torch.float64 in dtypes else dtypes[0],
-        "device": "cpu" if "cpu" in devices else devices[0],
+        "device": "cpu" if solver.traits.computes_on("cpu") else devices[0],
     }
 
 

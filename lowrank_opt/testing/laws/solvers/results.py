@@ -50,7 +50,7 @@ def where_it_computes(body: Callable[[SolverCase], None]) -> Callable[[SolverCas
         solver = trial.make.solver
         if solver is not None and trial.dtype not in solver.traits.dtypes:
             raise NotApplicable(f"the solver does not compute in {trial.dtype}")
-        if solver is not None and trial.device.type not in solver.traits.devices:
+        if solver is not None and not solver.traits.computes_on(trial.device.type):
             raise NotApplicable(f"the solver does not compute on the {trial.device.type}")
         body(trial)
 

@@ -182,12 +182,17 @@ def _dtypes(trial: SolverCase, solver: Solver) -> None:
 
 
 def _devices(trial: SolverCase, solver: Solver) -> None:
-    for name in filter(_is_there, solver.traits.devices):
+    for name in filter(_is_there, _named_devices(solver)):
         problem = planted(replace(trial, device=torch.device(name)))
         result = _solve(trial, solver, problem)
         found = result.operator.device.type
         expect(found == name, f"entries on the {name} give a result on the {found}")
         near(trial, problem, predictions(result), problem.truth, f"on the {name}")
+
+
+def _named_devices(solver: Solver) -> tuple[str, ...]:
+    devices = solver.traits.devices
+    return tuple(filter(solver.traits.computes_on, _USUAL)) if "any" in devices else devices
 
 
 def _is_there(device: str) -> bool:
@@ -216,6 +221,9 @@ def _start(trial: SolverCase, solver: Solver) -> None:
     near(trial, problem, predictions(again), problem.truth, "after going on from a result")
     fewer = more < steps or steps <= 3 or not first.status.succeeded
     expect(fewer, f"{steps} iterations lead there, {more} lead on from there")
+
+
+_USUAL = ("cpu", "cuda", "xpu")
 
 
 class _BrokenOff(Exception):  # noqa: N818 (no error: what a killed process is played by)
