@@ -48,6 +48,9 @@ class OptimalityCertificate:
         involved, and this is the probability that it was a bad one.
     document : mapping, optional
         The proof in exact arithmetic, with ratings, factors, multipliers and witness.
+    price_of_rank : float, optional
+        Of the gap, what a larger rank could gain at most: the rest is gone where the iterate is
+        stationary at its rank. Solvers that stopped on a gap state it; see `gap_at_rank`.
 
     Examples
     --------
@@ -60,6 +63,7 @@ class OptimalityCertificate:
     lower_bound: float
     failure_probability: float = 0.0
     document: Mapping[str, object] | None = field(default=None, repr=False)
+    price_of_rank: float | None = None
 
     @property
     def gap(self) -> float:

@@ -19,6 +19,10 @@ class CompletionStatus(Enum):
     EXACT_FIT = "Converged: the observed entries are fitted exactly, to the precision asked for."
     STALLED = "Converged: no step decreases the objective any further in this arithmetic."
     STOPPED_BY_VALIDATION = "Stopped early: the validation error no longer improved."
+    RANK_BINDS = (
+        "Converged at this rank: no direction of the same rank lowers the objective any further; "
+        "what is left of the gap is at most the price of the rank."
+    )
     GAP_OPEN = (
         "Not proved optimal: no step found lowers the objective at this rank, and the gap asked "
         "for was not reached."

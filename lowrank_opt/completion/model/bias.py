@@ -162,3 +162,11 @@ def _halves(x: Tensor, m: int) -> tuple[Tensor, Tensor]:
     """Return `x` with its end after m zeroed, and with its beginning zeroed."""
     first = torch.arange(len(x), device=x.device) < m
     return x * first, x * ~first
+
+
+def loss_of_the_mean(observations: Observations) -> float:
+    """Return half the weighted sum of squared deviations from the mean: the unit of objectives."""
+    deviations = observations.values.double() - weighted_mean(observations)
+    w = observations.weights
+    squares = deviations.square() if w is None else deviations.square() * w.double()
+    return 0.5 * float(total(observations, squares))

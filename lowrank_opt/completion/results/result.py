@@ -224,6 +224,8 @@ class CompletionResult:
         if self.proved is not None:
             share = self.proved.gap / (self.proved.objective or 1.0)
             lines.append(f"at most {self.proved.gap:.3g} above the optimum ({share:.1e} of it)")
+            if self.proved.price_of_rank:
+                lines[-1] += f", of which the rank costs at most {self.proved.price_of_rank:.3g}"
         errors = [x for x in history.validation_rmse if not math.isnan(x)]
         return "\n".join(lines + ([f"validation RMSE {min(errors):.4f}"] if errors else []))
 

@@ -235,8 +235,8 @@ def _iterate(
         if ended is CompletionStatus.CONVERGED and proof is not None:
             now, tolerance = model.result(status, history), tolerance / 10
             if not proof.reached(now.operator, now.bias):
-                going_on = proof.worthwhile() and tolerance > _LEAST
-                ended = None if going_on else CompletionStatus.GAP_OPEN
+                going_on = proof.worthwhile() and tolerance > _LEAST and not proof.rank_binds
+                ended = None if going_on else proof.status
         if ended is not None:
             status = ended
             break

@@ -62,8 +62,8 @@ class FrankWolfe:
     Computed in float64. Every iterate is in the set. CONVERGED means that the gap is reached, and
     that `CompletionResult.certificate` proves it, with a positive bias penalty over the biases too.
     Where the best matrix of the convex hull has a larger rank than the set allows, the projections
-    truncate to that rank: the result is then a local minimum, with a gap that stays: GAP_OPEN, when
-    an iteration lowers the objective by less than 3 % of `gap`. A nuclear ball with
+    truncate to that rank: the result is then a local minimum, with a gap that stays: RANK_BINDS or
+    GAP_OPEN, when an iteration lowers the objective by less than 3 % of `gap`. A nuclear ball with
     ``rank=min(m, n)`` never truncates.
 
     References

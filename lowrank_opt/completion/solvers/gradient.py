@@ -66,8 +66,10 @@ class LBFGS:
         iteration has settled, the certificate is asked for. A larger gap than this, relative to the
         objective, and the iteration goes on, out of where it is along the direction of the
         certificate (`escape`), or with a smaller tolerance. CONVERGED then means that the gap is
-        proved; GAP_OPEN, that it is not: by `CompletionResult.proved`, the gap that is, at most,
-        the rank binds. None for the tolerance alone. With validation entries those decide.
+        proved; RANK_BINDS, that the iterate is stationary and only a larger rank could do better,
+        by at most ``proved.price_of_rank``; GAP_OPEN, neither. Nearly exact fits count relative to
+        a hundredth of the loss of predicting the mean. None for the tolerance alone. With
+        validation entries those decide.
 
     Raises
     ------
@@ -234,11 +236,13 @@ class _Fit:
         self._restore_best()
         if proof is None or proof.reached(objective.operator(), objective.bias()):
             return CompletionStatus.CONVERGED
-        if proof.may_escape and self._escapes(proof):
+        if proof.rank_binds and not escape(objective, proof.problem, proof.worth_leaving_for):
+            return proof.status
+        if proof.rank_binds or (proof.may_escape and self._escapes(proof)):
             proof.escapes += 1
             self.stopping.look_again()
         elif not (proof.worthwhile() and self.stopping.tighten()):
-            return CompletionStatus.GAP_OPEN
+            return proof.status
         self.minimizer.restart()
         return None
 

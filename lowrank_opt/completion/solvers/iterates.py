@@ -13,14 +13,13 @@ from lowrank_opt.completion.loop.checkpoint import Checkpoint, State
 from lowrank_opt.completion.loop.history import History, Iteration
 from lowrank_opt.completion.loop.status import CompletionStatus
 from lowrank_opt.completion.loop.stopping import Stopping
-from lowrank_opt.completion.model.bias import AdditiveBias, weighted_mean
+from lowrank_opt.completion.model.bias import AdditiveBias, loss_of_the_mean
 from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.completion.solvers.context import Run
 from lowrank_opt.completion.solvers.held_out import root_mean_square_error
 from lowrank_opt.completion.solvers.proof import Proof
 from lowrank_opt.errors import OptionError
 from lowrank_opt.observations import Observations
-from lowrank_opt.observations.parts import total
 from lowrank_opt.operator import LowRankOperator
 
 
@@ -158,8 +157,9 @@ class _Loop:
         proof, best = self.proof, self.best
         if proof is None or best is None:
             return CompletionStatus.STALLED
-        proved = proof.reached(best.operator, best.bias)
-        return CompletionStatus.CONVERGED if proved else CompletionStatus.GAP_OPEN
+        if proof.reached(best.operator, best.bias):
+            return CompletionStatus.CONVERGED
+        return proof.status
 
     def resume(self, iterates: Iterator[Iterate], checkpoint: Checkpoint) -> int:
         """Go on from a checkpoint, if there is one; return the number of iterates so far."""
@@ -216,8 +216,9 @@ class _Loop:
         proof = self.proof
         if proof is None or proof.reached(iterate.operator, iterate.bias):
             return CompletionStatus.CONVERGED
-        going_on = proof.worthwhile() and self.stopping.tighten()
-        return None if going_on else CompletionStatus.GAP_OPEN
+        if proof.rank_binds or not (proof.worthwhile() and self.stopping.tighten()):
+            return proof.status
+        return None
 
     def _rmse(self, iterate: Iterate) -> float:
         if self.held_out is None:
@@ -226,11 +227,3 @@ class _Loop:
             iterate.operator, iterate.bias, CompletionStatus.CONVERGED, History()
         )
         return root_mean_square_error(result, self.held_out)
-
-
-def loss_of_the_mean(observations: Observations) -> float:
-    """Return half the weighted sum of squared deviations from the mean: the unit of objectives."""
-    deviations = observations.values.double() - weighted_mean(observations)
-    w = observations.weights
-    squares = deviations.square() if w is None else deviations.square() * w.double()
-    return 0.5 * float(total(observations, squares))

@@ -98,7 +98,7 @@ def test_a_rank_bound_is_kept_and_the_gap_tells_its_price():
     feasible_set = SchattenBall(1, 8.0, 2)
     result = frank_wolfe(obs, feasible_set, tolerance=1e-4)
     assert feasible_set.contains(result.operator)
-    assert CompletionStatus.GAP_OPEN is result.status
+    assert result.status in (CompletionStatus.RANK_BINDS, CompletionStatus.GAP_OPEN)
     assert result.certificate().relative_gap > 1e-4
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import lowrank_opt as lo
-from lowrank_opt.completion import CompletionStatus
+from lowrank_opt.completion import CompletionStatus, ConvexProblem, certify_completion
+from lowrank_opt.completion.certificates.at_rank import gap_at_rank
 from lowrank_opt.completion.solvers import gradient
 from lowrank_opt.completion.solvers.proof import Proof
 from lowrank_opt.observations import Observations
@@ -83,19 +84,58 @@ def test_penalties_end_at_the_optimum_or_say_that_not(solver: str, rank: int, pe
     )
     certificate = result.certificate()
     proved = certificate.gap <= 1e-4 * certificate.objective
-    assert proved == result.status.succeeded
+    assert proved == (result.status is CompletionStatus.CONVERGED)
     assert proved or rank == 1 or solver == "first_order"
+    if not proved and result.status.succeeded:
+        assert result.status is CompletionStatus.RANK_BINDS
 
 
 def test_a_rank_that_binds_says_by_how_much():
     observations = noisy(0)
     result = lo.complete(observations, homogeneous(1, 15.0, 0))
-    assert result.status is CompletionStatus.GAP_OPEN
-    assert not result.status.succeeded
+    assert result.status is CompletionStatus.RANK_BINDS
+    assert result.status.succeeded
     assert result.proved is not None
+    assert result.proved.price_of_rank is not None
     best = optimum(observations, homogeneous(1, 15.0, 0))
     assert 0 < result.history.objective[-1] - best <= result.proved.gap
-    assert "above the optimum" in result.summary()
+    # Stationary at its rank: nearly all of the gap is the price of the rank.
+    assert 0.9 * result.proved.gap <= result.proved.price_of_rank <= result.proved.gap
+    assert "of which the rank costs at most" in result.summary()
+
+
+def test_a_rank_that_binds_ends_the_search():
+    # Looking for the optimum of any rank, which this rank cannot hold, cost several times the fit.
+    observations = noisy(0)
+    chart, again = homogeneous(2, 25.0, 0), homogeneous(2, 25.0, 0)
+    plain = lo.complete(observations, chart, solver=lo.solvers.LBFGS(gap=None))
+    proved = lo.complete(observations, again)
+    assert proved.status is CompletionStatus.RANK_BINDS
+    assert len(proved.history) <= 2 * len(plain.history)
+
+
+def test_empty_columns_are_no_rank_that_binds():
+    observations = noisy(0)
+    chart = homogeneous(6, 8.0, 0)
+    problem = ConvexProblem(observations, chart.feasible_set, bias_penalty=1.0)
+    best_of_rank_one = lo.complete(observations, homogeneous(1, 8.0, 0), bias_penalty=1.0)
+    one, bias = best_of_rank_one.operator, best_of_rank_one.bias
+    alone = gap_at_rank(problem, one, bias)
+    filled = lo.LowRankOperator(*(x[..., :1] for x in one.thin_svd()))
+    assert alone.amount <= 0.1 * certify_completion(problem, one, bias).gap
+    assert not alone.full
+    assert not gap_at_rank(problem, filled, bias).full
+
+
+def test_a_nearly_exact_fit_is_proved_to_the_size_of_the_data():
+    truth = normal(14, 2, seed=0) @ normal(2, 11, seed=1)
+    observations = observe(truth + 1e-3 * normal(14, 11, seed=2), 0.8)
+    radius = 0.999 * float(torch.linalg.matrix_norm(truth, "nuc"))
+    result = lo.complete(observations, homogeneous(11, radius, 0), bias=None)
+    assert result.status is CompletionStatus.CONVERGED
+    assert result.proved is not None
+    unit = 0.5 * float((observations.values - observations.values.mean()).square().sum())
+    assert result.proved.gap <= 1e-4 * max(result.proved.objective, 1e-2 * unit)
 
 
 @pytest.mark.parametrize("make", [homogeneous, norm_bounded, weighted])
