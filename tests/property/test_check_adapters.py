@@ -10,6 +10,7 @@ from lowrank_opt.testing import ADAPTER_LAWS, BrokenLawError, check_adapter
 from lowrank_opt.testing.search.describe import describe
 from tests.property.broken_adapter_uses import BROKEN_ADAPTER_USES
 from tests.property.broken_adapters import BROKEN_ADAPTERS, SOUND
+from tests.property.programs import raises_again
 
 
 def offset_factored(shape) -> lo.Offset:
@@ -45,6 +46,7 @@ def test_law_catches_defect_of_an_adapter(make, method, law) -> None:
     with pytest.raises(BrokenLawError) as caught:
         check_adapter(make, method=method, only=[law])
     assert law == caught.value.law
+    raises_again(caught.value, make=make, method=method)
 
 
 def test_counter_example_names_the_model() -> None:

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrizations import orthogonal
 import lowrank_opt as lo
 from lowrank_opt.errors import TargetError
 from lowrank_opt.testing import MODULE_LAWS, BrokenLawError, check_module
+from tests.property.programs import raises_again
 
 
 def linear(shape) -> nn.Linear:
@@ -105,6 +106,7 @@ def test_law_catches_defect_of_a_module(make, feasible_set, law) -> None:
     with pytest.raises(BrokenLawError) as caught:
         check_module(make, feasible_set=feasible_set, only=[law])
     assert law == caught.value.law
+    raises_again(caught.value, make=make, feasible_set=feasible_set)
 
 
 def test_counter_example_has_the_options() -> None:

@@ -8,6 +8,7 @@ from lowrank_opt.testing import OPERATOR_LAWS, BrokenLawError, check_operator
 from lowrank_opt.testing.search.describe import describe
 from tests.property.broken_operator_views import BROKEN_OPERATOR_VIEWS
 from tests.property.broken_operators import BROKEN_OPERATORS
+from tests.property.programs import raises_again
 
 BROKEN = [*BROKEN_OPERATORS, *BROKEN_OPERATOR_VIEWS]
 
@@ -39,6 +40,7 @@ def test_law_catches_defect_of_an_operator(make, law) -> None:
     with pytest.raises(BrokenLawError) as caught:
         check_operator(make, only=[law])
     assert law == caught.value.law
+    raises_again(caught.value, make=make)
 
 
 def test_one_broken_operator_is_noticed() -> None:

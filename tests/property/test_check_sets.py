@@ -13,6 +13,7 @@ from lowrank_opt.testing import SET_LAWS, BrokenLawError, Case, check_set, check
 from lowrank_opt.testing.search.describe import describe
 from tests.property.broken_set_views import BROKEN_SET_VIEWS
 from tests.property.broken_sets import BROKEN_SETS, Ball
+from tests.property.programs import raises_again
 
 Shape = tuple[int, int]
 
@@ -71,6 +72,7 @@ def test_law_catches_defect_of_a_set(make, law) -> None:
     with pytest.raises(BrokenLawError) as caught:
         check_set(make, only=[law])
     assert law == caught.value.law
+    raises_again(caught.value, make=make)
 
 
 def test_a_set_itself_can_be_checked() -> None:

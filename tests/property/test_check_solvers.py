@@ -14,6 +14,7 @@ from lowrank_opt.testing import SOLVER_LAWS, BrokenLawError, check_solver
 from lowrank_opt.testing.search.describe import describe
 from tests.property.broken_solver_traits import ALWAYS_BIASED, BROKEN_TRAITS, MODEST, NOWHERE
 from tests.property.broken_solvers import BROKEN_SOLVERS, sound
+from tests.property.programs import raises_again
 
 
 def in_a_nuclear_ball(observations, rank) -> lo.CompletionResult:
@@ -63,6 +64,7 @@ def test_law_catches_defect_of_a_solver(solve, law) -> None:
     with pytest.raises(BrokenLawError) as caught:
         check_solver(solve, only=[law])
     assert law == caught.value.law
+    raises_again(caught.value, make=solve)
 
 
 SYMMETRIC = ["contract", "feasibility", "weights", "unseen", "repetition"]

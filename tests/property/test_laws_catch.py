@@ -11,6 +11,7 @@ from tests.property.broken_calls import BROKEN_CALLS
 from tests.property.broken_in_corners import BROKEN_IN_CORNERS
 from tests.property.broken_promises import BROKEN_PROMISES
 from tests.property.broken_state import BROKEN_STATE
+from tests.property.programs import raises_again
 
 BROKEN = [*BROKEN_MAPS, *BROKEN_STATE, *BROKEN_IN_CORNERS, *BROKEN_CALLS, *BROKEN_PROMISES]
 LAW_OF: dict[str, Law] = {law.name: law for law in LAWS}
@@ -22,6 +23,7 @@ def test_law_catches_defect(make, law, dtype) -> None:
     with pytest.raises(BrokenLawError) as caught:
         LAW_OF[law](make, dtype=dtype)
     assert law == caught.value.law
+    raises_again(caught.value, make=make)
 
 
 @pytest.mark.parametrize("law", LAW_OF)

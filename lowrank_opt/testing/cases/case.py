@@ -56,7 +56,7 @@ class Case:
         p, t = self.parameters, self.target
         parameters = f"FreeParameters({p.structure!r}, {p.magnitudes}, seed={p.seed})"
         target = f"Member({t.values!r}, {t.size}, {t.frames!r}, seed={t.seed})"
-        last = "" if t == Member(seed=p.seed) or t == Member() else f", {target}"
+        last = "" if t == Member() else f", {target}"
         return f"Case({self.shape}, {self.rank}, {parameters}{last})"
 
     def build(

@@ -15,6 +15,15 @@ from torch import Tensor
 from lowrank_opt.testing.cases.case import Subject, Trial
 from lowrank_opt.testing.search.expressions import Expression, expression, tensor_code
 
+# What is shown of laws that have nothing of their own to show: of a parameterization, of the rest.
+_SHOW_MAP = """
+print("set:", W.feasible_set)
+print("singular values of W:", W().singular_values().tolist())
+"""
+_SHOW_OTHER = """
+print("checked:", make)
+print("at:", case)
+"""
 # Parameters with more entries are filled by the case instead of being written out.
 _MAX_PRINTED = 60
 
@@ -33,6 +42,11 @@ class _Maker:
     imports: tuple[str, ...]
     code: str
 
+    @property
+    def is_unnamed(self) -> bool:
+        """Whether the reader has to fill it in, on a line of its own."""
+        return self.code.startswith("...")
+
 
 def program(entry: str, law: str, trial: Trial[Any], found: str, show: str = "") -> str:
     """Return a program that shows what is violated, and checks the law there.
@@ -50,7 +64,8 @@ def program(entry: str, law: str, trial: Trial[Any], found: str, show: str = "")
     found : str
         What was found there.
     show : str
-        A template of Python: see `Law`.
+        A template of Python: see `Law`. By default what is checked, and for a parameterization
+        its set and singular values.
 
     Returns
     -------
@@ -64,6 +79,7 @@ def program(entry: str, law: str, trial: Trial[Any], found: str, show: str = "")
         *_imports(entry, [maker, *options.values()]),
         "",
         f"make = {maker.code}",
+        *(f"{name} = {option.code}" for name, option in options.items() if option.is_unnamed),
         f"case = {trial.case!r}",
         *_shown(trial, show),
         "",
@@ -77,7 +93,7 @@ def _call(entry: str, law: str, trial: Trial[Any], options: Mapping[str, _Maker]
     words = [
         f"only=[{law!r}], case=case, dtype={trial.dtype}",
         *([] if str(trial.device) == "cpu" else [f"device={str(trial.device)!r}"]),
-        *(f"{name}={maker.code}" for name, maker in options.items()),
+        *(f"{name}={name if m.is_unnamed else m.code}" for name, m in options.items()),
     ]
     return f"{entry}(make, {', '.join(words)})"
 
@@ -95,9 +111,8 @@ def _imports(entry: str, makers: Sequence[_Maker]) -> list[str]:
 
 def _shown(trial: Trial[Any], show: str) -> list[str]:
     """Return the lines that show what is violated, and go on when they fail."""
-    if not show:
-        return []
     subject = trial if isinstance(trial, Subject) else None
+    show = show or (_SHOW_OTHER if subject is None else _SHOW_MAP)
     m, n = trial.case.shape
     values: dict[str, object] = {"m": m, "n": n, "dtype": trial.dtype, "seed": trial.seed}
     if subject is not None:

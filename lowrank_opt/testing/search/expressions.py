@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, cast
 
 import torch
@@ -166,10 +166,18 @@ def _named(value: object) -> Expression | None:
     name, module = getattr(value, "__qualname__", ""), getattr(value, "__module__", "")
     if module == "__main__":
         return _of_main(name)
-    if not name or "<" in name or not module or module not in sys.modules:
+    if not name or "<" in name or not _leads_to(value, module, name):
         return None
     line = f"from {module} import {name.partition('.')[0]}"
     return Expression(name, (*_path_lines(module), line))
+
+
+def _leads_to(value: object, module: str, name: str) -> bool:
+    """Whether a name is that of the object: classes made by functions have names that are not."""
+    found: object = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found is value or (isinstance(value, MethodType) and found == value)
 
 
 def _of_main(name: str) -> Expression | None:

@@ -188,6 +188,7 @@ def _never_dense(trial: OperatorTrial) -> None:
 def _purity(trial: OperatorTrial) -> None:
     # Detaching would give a plain operator: the class itself is on trial.
     op, (m, n) = trial.operator(), trial.case.shape
+    torch.rand(())  # A state that no seed leads to.
     kept, state = [x.detach().clone() for x in op], torch.get_rng_state()
     x, y = trial.normal(n), trial.normal(m)
     given = x.clone(), y.clone()

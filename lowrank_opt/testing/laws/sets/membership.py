@@ -150,6 +150,7 @@ def _sizes(trial: SetTrial) -> None:
 def _purity(trial: SetTrial) -> None:
     feasible_set, op = trial.feasible_set, trial.full(37.0)
     kept, dense_op = op.clone(), op.to_dense()
+    torch.rand(())  # A state that no seed leads to.
     kept_dense, state = dense_op.clone(), torch.get_rng_state()
     first = feasible_set.project(op), feasible_set.excess(op), feasible_set.contains(op)
     if trial.chart.bounded:
