@@ -31,6 +31,8 @@ _MACHINE = (
     *("-c", os.devnull),
     *("-p", "no:terminal", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-p", "no:logging"),
     *("-p", "no:warnings", "-p", "no:hypothesispytest", "-p", "no:randomly"),
+    # With torch imported, its six garbage collections at the end take longer than a quick law.
+    *("-p", "no:unraisableexception", "-p", "no:threadexception"),
 )
 
 
