@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.func import jvp, vjp
 
+from lowrank_opt.errors import DerivativeError
 from lowrank_opt.linalg import (
     contraction,
     differentiable_values,
@@ -77,6 +78,7 @@ TRIPLE = L, torch.tensor([2.0, -0.5], dtype=D), R
 PAIRS = {
     "scaled": (scaled_product, lambda a, b: 0.7 * a @ b.mT, (L, R)),
     "scaled stack": (scaled_product, lambda a, b: 0.7 * a @ b.mT, pair(3, 4, 2, 3)),
+    "scaled, two axes": (scaled_product, lambda a, b: 0.7 * a @ b.mT, pair(3, 4, 2, 3, 5)),
     "scaled from zero": (scaled_product, lambda a, b: 0.7 * a @ b.mT, (0 * L, R)),
     "contracted": (contracted_product, dense_contracted, (L, R)),
     "contracted stack": (contracted_product, dense_contracted, pair(3, 4, 2, 3)),
@@ -141,6 +143,11 @@ def test_singular_values_are_differentiated_in_each_factor(argument, x):
     agree(of(singular_values), of(dense_values), at)
     agree(along(of(singular_values), 10), along(of(dense_values), 10), at)
     agree(pulled(of(singular_values), 20), pulled(of(dense_values), 20), at)
+
+
+def test_a_second_derivative_of_singular_values_is_refused():
+    with pytest.raises(DerivativeError, match="differentiable once"):
+        along(pulled(singular_values, 20), 30)(*TRIPLE)
 
 
 BLOCKS = {
