@@ -17,14 +17,15 @@ copyright = "the lowrank_opt authors"
 version = release = installed_version("lowrank_opt")
 
 extensions = [
+    "mathml",
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
 exclude_patterns = ["_build"]
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = "lowrank_opt"
 html_show_sphinx = False

@@ -1,27 +1,35 @@
-"""Write one page of reference for each public module of a package, as far as they exist."""
+"""Write the reference: a page for each public name, as users import it, and one for each package.
 
-import pkgutil
+A name is public if it is in ``__all__``, or if a public module defines it or imports it as itself
+(``import name as name``).
+One that several packages offer has its page under the shortest path; the others point there.
+"""
+
+import ast
+import importlib
+import inspect
 from pathlib import Path
 from types import ModuleType
 
-PAGE = """{title}
-{line}
-
-.. automodule:: {name}
-   :members:
+CLASS = """   :members:
    :show-inheritance:
 """
-TREE = """
-.. toctree::
-   :maxdepth: 1
+HEAD = """{title}
+{line}
+
+.. py:currentmodule:: {package}
 
 """
+# In the order of the table of contents: what most people look for comes first.
+PUBLIC = (
+    "solvers", "estimators", "nn", "training", "merging", "testing", "plots", "completion",
+    "parameterizations", "sets", "observations", "tables", "linalg", "kernels", "errors",
+)  # fmt: skip
 
 
 def write(package: ModuleType, folder: Path) -> None:
-    """Write the pages, those of unchanged modules untouched, and remove those of modules gone."""
-    names = [package.__name__, *_public_modules(package)]
-    pages = {folder / f"{name}.rst": _page(package, name, names) for name in names}
+    """Write the pages, those of unchanged names untouched, and remove those of names gone."""
+    pages = {folder / f"{name}.rst": text for name, text in _pages(package).items()}
     folder.mkdir(parents=True, exist_ok=True)
     for gone in set(folder.glob("*.rst")) - set(pages):
         gone.unlink()
@@ -30,25 +38,99 @@ def write(package: ModuleType, folder: Path) -> None:
             path.write_text(text, encoding="utf-8")
 
 
-def _public_modules(package: ModuleType) -> list[str]:
-    found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-    return [m.name for m in found if not any(part.startswith("_") for part in m.name.split("."))]
+def public_modules(package: ModuleType) -> list[ModuleType]:
+    """Return the package and its public modules, in the order of the pages."""
+    return [package, *(importlib.import_module(f"{package.__name__}.{name}") for name in PUBLIC)]
 
 
-def _page(package: ModuleType, name: str, names: list[str]) -> str:
-    page = PAGE.format(title=name.replace("_", r"\_"), line="=" * (len(name) + 9), name=name)
-    if name == package.__name__:
-        page += _top_level(package)
-    children = [child for child in names if child.rpartition(".")[0] == name]
-    return page + (TREE + "".join(f"   {child}\n" for child in children) if children else "")
+def public_names(module: ModuleType) -> list[str]:
+    """Return the classes, functions and constants that a module offers, modules left out."""
+    offered = getattr(module, "__all__", None) or _defined_or_passed_on(module)
+    names = [
+        n for n in offered if not n.startswith("_") and not inspect.ismodule(getattr(module, n))
+    ]
+    return sorted(names, key=str.casefold)
 
 
-def _top_level(package: ModuleType) -> str:
-    """Return the list of what the package re-exports, by the name it is documented under."""
-    full = sorted(
-        f"{value.__module__}.{name}"
-        for name, value in vars(package).items()
-        if not name.startswith("_") and hasattr(value, "__module__")
+def _defined_or_passed_on(module: ModuleType) -> list[str]:
+    names: list[str] = []
+    for statement in ast.parse(inspect.getsource(module)).body:
+        if isinstance(statement, ast.ClassDef | ast.FunctionDef):
+            names.append(statement.name)
+        if isinstance(statement, ast.ImportFrom):
+            names += [alias.name for alias in statement.names if alias.asname == alias.name]
+    return names
+
+
+def homes(package: ModuleType) -> dict[str, str]:
+    """Return, for each public path, the path under which its object has its page."""
+    first: dict[int, str] = {}
+    paths: dict[str, str] = {}
+    for module in public_modules(package):
+        for name in public_names(module):
+            path = f"{module.__name__}.{name}"
+            paths[path] = first.setdefault(id(getattr(module, name)), path)
+    return paths
+
+
+def _pages(package: ModuleType) -> dict[str, str]:
+    paths = homes(package)
+    pages: dict[str, str] = {}
+    for module in public_modules(package):
+        pages[f"{module.__name__}-package"] = _package_page(module, paths)
+        for name in public_names(module):
+            path = f"{module.__name__}.{name}"
+            if paths[path] == path:
+                pages[path] = _name_page(module, name)
+    return pages
+
+
+def _package_page(module: ModuleType, paths: dict[str, str]) -> str:
+    names = public_names(module)
+    rows = [
+        f"   * - :py:obj:`{name} <{paths[f'{module.__name__}.{name}']}>`\n"
+        f"     - {_summary(getattr(module, name))}\n"
+        for name in names
+    ]
+    own = [f"{module.__name__}.{name}" for name in names]
+    tree = "".join(f"   {path}\n" for path in own if paths[path] == path)
+    title = module.__name__.replace("_", r"\_")
+    return (
+        f"{title}\n{'=' * len(title)}\n\n.. automodule:: {module.__name__}\n   :no-members:\n\n"
+        + (".. list-table::\n   :widths: 30 70\n\n" + "".join(rows) if rows else "")
+        + (f"\n.. toctree::\n   :hidden:\n\n{tree}" if tree else "")
     )
-    lines = "".join(f"- :py:obj:`~{name}`\n" for name in full)
-    return f"\n.. rubric:: Names at the top of the package\n\n{lines}"
+
+
+def _name_page(module: ModuleType, name: str) -> str:
+    value = getattr(module, name)
+    path = f"{module.__name__}.{name}"
+    title = path.replace("_", r"\_")
+    head = HEAD.format(title=title, line="=" * len(title), package=module.__name__)
+    if inspect.isclass(value) and _is_ours(value):
+        return f"{head}.. autoclass:: {path}\n{CLASS}"
+    if callable(value) and _is_ours(value):
+        return f"{head}.. autofunction:: {path}\n"
+    # What the library made nothing of, as an alias of a type, has the docstring of something else.
+    return f"{head}.. py:data:: {path}\n   :value: {_value(value)}\n"
+
+
+def _value(value: object) -> str:
+    """Return a constant as it is read on a page: the names it holds, for a table of objects."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(map(repr, value)) + "}"
+    if isinstance(value, tuple):
+        return "(" + ", ".join(str(getattr(one, "name", one)) for one in value) + ")"
+    return str(value)
+
+
+def _summary(value: object) -> str:
+    """Return the first sentence of a docstring, on one line."""
+    if not _is_ours(value):
+        return f"Constant or alias: ``{type(value).__name__}``."
+    text = inspect.getdoc(value) or ""
+    return " ".join(text.partition("\n\n")[0].split())
+
+
+def _is_ours(value: object) -> bool:
+    return callable(value) and str(getattr(value, "__module__", "")).startswith("lowrank_opt")
