@@ -54,7 +54,7 @@ types: $(STAMP) ## Check the types (strict)
 	@$(BIN)/python -m basedpyright $(wildcard lowrank_opt problems experiments)
 
 docs: $(STAMP) ## Build the documentation into docs/_build/html, warnings are errors
-	@rm -rf docs/_build docs/reference/generated
+	@rm -rf docs/_build docs/reference/generated docs/tutorials docs/gallery
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "built docs/_build/html/index.html"
 
@@ -65,7 +65,7 @@ wheel: $(STAMP) ## Build the wheel into dist/ and check what is in it
 	@ls dist
 
 clean: ## Remove the virtual environment and everything that was built
-	rm -rf $(VENV) $(PEERS) $(COMPLETION_PEERS) build dist docs/_build docs/reference/generated *.egg-info
+	rm -rf $(VENV) $(PEERS) $(COMPLETION_PEERS) build dist docs/_build docs/reference/generated docs/tutorials docs/gallery *.egg-info
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find lowrank_opt problems experiments tests docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 

@@ -22,8 +22,23 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build"]
+# Scripts that run while the pages are built; what they print and draw stands under their code.
+sphinx_gallery_conf = {
+    "examples_dirs": ["examples/tutorials", "examples/gallery"],
+    "gallery_dirs": ["tutorials", "gallery"],
+    "filename_pattern": ".*",
+    "within_subsection_order": "FileNameSortKey",
+    "download_all_examples": False,
+    # Its page of times asks a network for scripts.
+    "write_computation_times": False,
+    "abort_on_example_error": True,
+    "show_memory": False,
+    "min_reported_time": 60,
+    "remove_config_comments": True,
+}
+exclude_patterns = ["_build", "examples"]
 
 html_math_renderer = "mathml"
 html_theme = "furo"

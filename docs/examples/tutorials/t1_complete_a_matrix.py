@@ -63,7 +63,9 @@ def error(fit: lo.CompletionResult, entries: lo.Observations) -> float:
 
 radii = [80, 120, 160, 200, 240, 280, 320, 400]
 fits = [
-    lo.complete(train, lo.HomogeneousBall(train.shape, rank=30, radius=r, dtype=torch.float64), bias=None)
+    lo.complete(
+        train, lo.HomogeneousBall(train.shape, rank=30, radius=r, dtype=torch.float64), bias=None
+    )
     for r in radii
 ]
 plt.plot(radii, [error(fit, train) for fit in fits], "o-", label="fitted entries")

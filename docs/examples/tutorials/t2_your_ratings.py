@@ -21,9 +21,15 @@ rng = np.random.default_rng(0)
 tastes, kinds = rng.normal(size=(150, 2)), rng.normal(size=(60, 2))
 cells = rng.permutation(150 * 60)[:3500]
 users, films = cells // 60, cells % 60
-stars = np.clip(np.round(3.4 + (tastes[users] * kinds[films]).sum(1) + 0.4 * rng.normal(size=3500)), 1, 5)
+stars = np.clip(
+    np.round(3.4 + (tastes[users] * kinds[films]).sum(1) + 0.4 * rng.normal(size=3500)), 1, 5
+)
 frame = pd.DataFrame(
-    {"user": [f"{u:03d}" for u in users], "film": [f"film {f}" for f in films], "stars": stars.astype(int)}
+    {
+        "user": [f"{u:03d}" for u in users],
+        "film": [f"film {f}" for f in films],
+        "stars": stars.astype(int),
+    }
 )
 folder = Path(tempfile.mkdtemp())
 frame.to_csv(folder / "ratings.csv", index=False)
@@ -64,7 +70,9 @@ print(recommender.recommend(["007", "010"], k=3).to_pandas())
 # %%
 # Somebody new comes in with three ratings; nothing is fitted again.
 
-recommender.fold_in_rows([("new user", "film 3", 5.0), ("new user", "film 8", 1.0), ("new user", "film 9", 5.0)])
+recommender.fold_in_rows(
+    [("new user", "film 3", 5.0), ("new user", "film 8", 1.0), ("new user", "film 9", 5.0)]
+)
 print(recommender.recommend("new user", k=3).ids)
 
 # %%

@@ -16,7 +16,16 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import lowrank_opt as lo
-from lowrank_opt.nn import adapt, disabled, load_adapter, merge, rewind, save_adapter, summary, unmerge
+from lowrank_opt.nn import (
+    adapt,
+    disabled,
+    load_adapter,
+    merge,
+    rewind,
+    save_adapter,
+    summary,
+    unmerge,
+)
 
 torch.manual_seed(0)
 digits = load_digits()
@@ -75,7 +84,9 @@ print("moved digits:", accuracy(model, moved[test], labels[test]))
 # the model computes exactly what it did.
 
 before = model(images[test]).detach()
-adapt(model, lambda shape: lo.NBLoRA(shape, rank=4, radius=1.5), targets="all-linear", exclude="head")
+adapt(
+    model, lambda shape: lo.NBLoRA(shape, rank=4, radius=1.5), targets="all-linear", exclude="head"
+)
 print("same outputs:", torch.equal(before, model(images[test])))
 
 fit(model, moved[few], labels[few], steps=400, rate=1e-2)
@@ -100,6 +111,12 @@ report = rewind(
     source=lambda: loss(images[valid], labels[valid]),
 )
 print(report.table())
+
+# %%
+# Here every step back costs something on the new task, so that nothing is wound back by itself: the table is the price list.
+# With a radius you decide.
+
+rewind(model, radius=1.9)
 print("moved digits:", accuracy(model, moved[test], labels[test]))
 print("upright digits:", accuracy(model, images[test], labels[test]))
 

@@ -61,7 +61,9 @@ class Ball(FirstTry):
         left, right = (x / peak for x, peak in zip((left, right), peaks, strict=True))
         size = (left.norm() * right.norm()).clamp(min=1 / peaks[0] / peaks[1])
         left, right = left.to(self.left.dtype), right.to(self.left.dtype)
-        return lo.LowRankOperator(left, (self.radius / size).to(left.dtype).expand(self.rank), right)
+        return lo.LowRankOperator(
+            left, (self.radius / size).to(left.dtype).expand(self.rank), right
+        )
 
     def right_inverse(self, target: lo.LowRankOperator) -> dict[str, torch.Tensor]:
         u, sigma, v = self.svd_of(target)
@@ -74,10 +76,10 @@ print("never leaves its ball")
 # %%
 # Does it reach every member? ``right_inverse`` claims so: parameters for a given matrix. Its law does not believe it.
 
-from lowrank_opt.testing import check_right_inverse
+from lowrank_opt.testing import check_section
 
 try:
-    check_right_inverse(Ball, profile="quick")
+    check_section(Ball, profile="quick")
 except BrokenLawError as error:
     print(str(error).splitlines()[0])
 
@@ -100,16 +102,18 @@ class NuclearBall(Ball):
         return {"left": u * root, "right": v * root}
 
 
-check_right_inverse(NuclearBall, profile="quick")
+check_section(NuclearBall, profile="quick")
 print("reaches every member")
 
 # %%
-# Every law at once, one line each; ``parametrize_with_checks`` does the same inside pytest.
+# More laws at once. Without ``only`` all of them: that of derivatives then stops at parameters where ``clamp`` has its
+# kink, which this map does have. ``parametrize_with_checks`` does the same inside pytest.
 
 from lowrank_opt.testing import check_parameterization
 
-for verdict in check_parameterization(NuclearBall, profile="quick"):
-    print(verdict.law, verdict.status)
+laws = ["membership", "rank", "section", "completeness", "never_dense", "copies"]
+for verdict in check_parameterization(NuclearBall, profile="quick", only=laws):
+    print(verdict.check, verdict.status)
 
 # %%
 # Use it
@@ -119,5 +123,7 @@ generator = torch.Generator().manual_seed(0)
 truth = torch.randn(30, 2, generator=generator) @ torch.randn(2, 20, generator=generator)
 seen = torch.rand(30, 20, generator=generator) < 0.5
 observations = lo.Observations.from_dense(truth.where(seen, torch.nan))
-result = lo.complete(observations, NuclearBall((30, 20), 4, radius=60.0), bias=None, max_iterations=300)
+result = lo.complete(
+    observations, NuclearBall((30, 20), 4, radius=60.0), bias=None, max_iterations=300
+)
 print(result.status.value, "nuclear norm", float(result.operator.schatten_norm(1)))
