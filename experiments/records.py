@@ -76,6 +76,9 @@ def write_record(path: Path, record: Mapping[str, Json]) -> None:
 
 
 def _version(package: str) -> str:
+    if package == "torch":
+        # Its metadata leave out which build it is, as +cpu or +cu130.
+        return torch.__version__
     try:
         return version(package)
     except PackageNotFoundError:

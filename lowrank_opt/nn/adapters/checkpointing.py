@@ -36,7 +36,8 @@ def present_state(record: Record) -> State:
     ------
     AdapterStateError
         If layers are called in the backward pass by a checkpoint that does not tell which one it
-        repeats (``use_reentrant=True``, or one inside another), and the state has changed since.
+        repeats (``use_reentrant=True``, or one inside another; any checkpoint of torch 2.5), and
+        the state has changed since.
     """
     state = record.state
     if torch.compiler.is_compiling():
@@ -61,7 +62,8 @@ def _ambiguous() -> AdapterStateError:
     return AdapterStateError(
         "a checkpoint must be repeated by the adapters it was computed by; they were switched "
         "before the backward pass, and this kind of checkpoint does not tell: call "
-        "checkpoint(..., use_reentrant=False), or backward() before switching"
+        "checkpoint(..., use_reentrant=False), with a torch newer than 2.5, or backward() before "
+        "switching"
     )
 
 

@@ -79,7 +79,7 @@ class _ReadOnly(Tensor):
             raise _refusal(func)
         if isinstance(found, Tensor):
             return _guarded(found, args)
-        if isinstance(found, tuple | list):
+        if isinstance(found, (tuple, list)):
             kept = (_guarded(x, args) if isinstance(x, Tensor) else x for x in found)
             plain = type(found) in (tuple, list)
             return type(found)(kept) if plain else found
@@ -173,7 +173,7 @@ def _written(
 
 def _flat(values: Iterable[object]) -> Iterable[object]:
     for x in values:
-        yield from x if isinstance(x, tuple | list) else (x,)
+        yield from x if isinstance(x, (tuple, list)) else (x,)
 
 
 def _guarded(found: Tensor, args: tuple[object, ...]) -> Tensor:

@@ -136,7 +136,7 @@ def as_weights(chosen: Iterable[str] | Mapping[str, float]) -> Weights:
     if not isinstance(chosen, Mapping):
         return tuple((name, 1.0) for name in dict.fromkeys(chosen))
     for name, weight in chosen.items():
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
             raise OptionError(f"an adapter's weight must be a number; got {weight!r} for {name!r}")
         if not math.isfinite(weight):
             raise OptionError(f"an adapter's weight must be finite; got {weight!r} for {name!r}")

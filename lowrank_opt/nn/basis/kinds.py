@@ -103,12 +103,12 @@ def _embedding(layer: nn.Module, op: LowRankOperator, x: Tensor, y: Tensor) -> T
 
 
 def _conv(layer: nn.Module, op: LowRankOperator, x: Tensor, y: Tensor) -> Tensor:
-    assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    assert isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
     return products.convolution(op, x, products.ConvGeometry.of(layer))
 
 
 def _conv_transposed(layer: nn.Module, op: LowRankOperator, x: Tensor, y: Tensor) -> Tensor:
-    assert isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+    assert isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
     geometry = products.ConvGeometry.of(layer)
     return products.transposed_convolution(op, x, geometry, tuple(y.shape[-geometry.dimensions :]))
 

@@ -51,7 +51,7 @@ class DecomposedModule(nn.Module):
 
     def __init__(self, base: nn.Module, inner: Parameterization) -> None:
         super().__init__()
-        if not isinstance(base, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if not isinstance(base, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             raise TargetError(
                 f"rows are rescaled in linear layers and convolutions; got {type(base).__name__}: "
                 "adapt it with adapt(...)"

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lowrank_opt.errors import OptionError
+from lowrank_opt.errors import OptionError, ShapeError
 
 Butterfly = Literal["strides", "halves"]
 
@@ -41,10 +41,14 @@ def check_blocks(n: int, blocks: int, stages: int, butterfly: Butterfly) -> int:
 
     Raises
     ------
+    ShapeError
+        If there are fewer than two inputs: nothing turns.
     OptionError
         Unless blocks of two coordinates at least divide n, and the butterfly fits: ``b ** stages``,
         or an even b times ``2 ** (stages - 1)``, divides n.
     """
+    if n < 2:
+        raise ShapeError(f"a rotation needs at least 2 inputs; got {n}: give a wider weight")
     b = n // blocks
     whole = b**stages if butterfly == "strides" else b * 2 ** (stages - 1)
     odd = butterfly == "halves" and stages > 1 and b % 2

@@ -8,6 +8,12 @@ from torch.utils.checkpoint import checkpoint
 import lowrank_opt as lo
 from lowrank_opt.nn import AdapterStateError, adapt, disabled, switch
 
+# Torch 2.5 does not say which checkpoint repeats: then nothing is followed that may be wrong.
+TELLS = hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks")
+refused_by_old_torch = pytest.mark.xfail(
+    not TELLS, raises=AdapterStateError, reason="this torch does not tell checkpoints apart"
+)
+
 
 def make(shape):
     return lo.Factored(shape, 2)
@@ -71,6 +77,7 @@ def test_gradients_are_those_of_the_forward_pass(call, options, after):
         torch.testing.assert_close(gradient, found[key])
 
 
+@refused_by_old_torch
 def test_two_checkpoints_keep_an_adapter_each():
     model = model_of_two(targets=["0", "2"])
     expected = gradients(model, plain, ["a", "b"], ["a"])
@@ -80,6 +87,7 @@ def test_two_checkpoints_keep_an_adapter_each():
         torch.testing.assert_close(gradient, found[key])
 
 
+@refused_by_old_torch
 def test_block_inside_of_a_checkpoint_is_repeated():
     model = model_of_two(targets=["0", "2"])
 
