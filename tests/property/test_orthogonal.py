@@ -125,12 +125,18 @@ def test_gradients_are_those_of_differences(name):
     assert torch.autograd.gradcheck(value, given_, rtol=1e-6, atol=1e-8)
 
 
-@families
-@pytest.mark.parametrize("shape", [(6, 8), (8, 8), (12, 8)])
+def tells(name: str, shape: tuple[int, int]) -> bool:
+    """Whether the product tells the rotation: a wide weight does so for one stage of blocks."""
+    narrow = shape[0] >= shape[1]
+    return narrow or (name != "hra" and FAMILIES[name](normal(*shape)).stages == 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [(n, s) for n in FAMILIES for s in [(6, 8), (8, 8), (12, 8)] if tells(n, s)],
+)
 def test_right_inverse_reproduces_what_the_map_made(name, shape):
     module = filled(name, 0.5, shape=shape)
-    if (name == "hra" or module.stages > 1) and shape[0] < shape[1]:
-        pytest.skip("a wide weight does not tell the rotation")
     target = module().detach().to_dense()
     fresh = FAMILIES[name](module.weight)
     got = fresh.assign(target)().detach().to_dense()
