@@ -1,7 +1,7 @@
 """Write the reference: a page for each public name, as users import it, and one for each package.
 
 A name is public if it is in ``__all__``, or if a public module defines it or imports it as itself
-(``import name as name``).
+(``import name as name``), or all names of another.
 One that several packages offer has its page under the shortest path; the others point there.
 """
 
@@ -59,6 +59,8 @@ def _defined_or_passed_on(module: ModuleType) -> list[str]:
             names.append(statement.name)
         if isinstance(statement, ast.ImportFrom):
             names += [alias.name for alias in statement.names if alias.asname == alias.name]
+            if statement.names[0].name == "*" and statement.module is not None:
+                names += public_names(importlib.import_module(statement.module))
     return names
 
 
