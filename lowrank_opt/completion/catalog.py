@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from lowrank_opt.completion import solver_list
 from lowrank_opt.completion.model.problem import CompletionProblem
@@ -35,9 +35,8 @@ _FIRST = (
 
 
 def _solvers() -> dict[str, type[Solver]]:
-    found: list[type[Solver]] = [
-        x for x in vars(solver_list).values() if is_dataclass(x) and hasattr(x, "solve")
-    ]
+    values = [x for x in vars(solver_list).values() if isinstance(x, type)]
+    found = [cast("type[Solver]", x) for x in values if is_dataclass(x) and hasattr(x, "solve")]
     kinds = {_name(kind): kind for kind in found if kind is not Custom}
     return {name: kinds[name] for name in dict.fromkeys((*_FIRST, *kinds))}
 

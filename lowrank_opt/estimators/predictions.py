@@ -114,8 +114,8 @@ class PredictingCompletion(SavedCompletion):
         check_is_fitted(self)
         if self._intervals is None:
             raise OptionError(
-                f"intervals need errors on held-out entries; {_NO_ERRORS}: leave rank, radius or "
-                "penalty at None"
+                f"intervals need errors on held-out entries; {_NO_ERRORS}: leave rank at "
+                "None, or give a penalty or radius beside it"
             )
         pairs = read_pairs(X, known=self._knows)
         i, j = self._found(pairs)
@@ -157,7 +157,8 @@ class PredictingCompletion(SavedCompletion):
         else:
             raise OptionError(
                 "standard deviations need errors on held-out entries, or draws from a posterior; "
-                f"{_NO_ERRORS}: leave rank, radius or penalty at None, or use solver='bayesian'"
+                f"{_NO_ERRORS}: leave rank at None, give a penalty or radius beside it, or use "
+                "solver='bayesian'"
             )
         return self._clipped(mean), std.astype(mean.dtype)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -120,7 +121,7 @@ def standing_for(total: Tensor, base: Tensor) -> Tensor:
 
     Unless it is a sum, it is no leaf of the graph: torch refuses to register or to optimize it.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _is_read_by_a_layer_of_torch():
         # After a break of the graph, for a recurrent layer say, this is compiled on its own.
         return total
     if type(total) not in (Tensor, nn.Parameter):
@@ -136,7 +137,7 @@ def standing_for(total: Tensor, base: Tensor) -> Tensor:
 
 def sum_standing_for(total: Tensor, base: Tensor) -> Tensor:
     """Return a sum that lasts as such a weight, the same one at each access."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _is_read_by_a_layer_of_torch():
         return total
     known = vars_of(total).get("lowrank_cover")
     if isinstance(known, EffectiveWeight) and is_of(known, base):
@@ -144,6 +145,22 @@ def sum_standing_for(total: Tensor, base: Tensor) -> Tensor:
     covered = standing_for(total, base)
     vars(total)["lowrank_cover"] = covered
     return covered
+
+
+def _is_read_by_a_layer_of_torch() -> bool:
+    """Whether the forward of a layer of torch asks: those read weights, and do not write to them.
+
+    A tensor of another class would turn off the fused kernels of its encoders, and with them the
+    last bits of the base model.
+    """
+    frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    while frame.f_back is not None and (
+        frame.f_code.co_name == "__getattr__"
+        or frame.f_globals.get("__name__", "").startswith("lowrank_opt.nn.")
+    ):
+        frame = frame.f_back
+    home = str(frame.f_globals.get("__name__", ""))
+    return frame.f_code.co_name == "forward" and home.startswith("torch.nn.modules.")
 
 
 def is_of(value: object, base: Tensor | None) -> bool:

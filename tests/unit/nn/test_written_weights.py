@@ -104,6 +104,13 @@ def test_message_of_a_write():
         model.weight.data.zero_()
 
 
+def test_methods_of_torch_layers_that_write_are_refused():
+    # Their forward reads plain tensors, for the sake of fused kernels; what else they do does not.
+    model = adapt(nn.Sequential(nn.Linear(4, 4)), lambda s: lo.NBLoRA(s, 2), targets="all-linear")
+    with pytest.raises(AdapterStateError, match="cannot be written to"):
+        model[0].reset_parameters()
+
+
 def test_deletion_of_an_adapted_weight_names_it():
     with pytest.raises(AdapterStateError, match="cannot be deleted; got 'weight'"):
         del adapted("linear").weight
