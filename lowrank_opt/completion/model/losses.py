@@ -7,6 +7,7 @@ that vanishes at a perfect fit. The latter may have free parameters of their own
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -99,10 +100,25 @@ class Residual(EntryLoss):
 
 @dataclass(frozen=True)
 class Squared(EntryLoss):
-    """Half the squared residual: the one for which a fused kernel exists."""
+    """Half the squared residual: the one for which a fused kernel exists.
+
+    Squares, in float64, must neither overflow nor vanish: a fit whose squares are all zero would
+    pass for an exact one.
+    """
 
     on_value_scale = True
     convex = True
+
+    def check(self, observations: Observations) -> None:
+        limits = torch.finfo(torch.float64)
+        low, high = math.sqrt(limits.tiny), math.sqrt(limits.max)
+        peak = float(largest(observations, observations.values.abs()).double())
+        if not (peak == 0 or low <= peak <= high):
+            raise ObservationError(
+                f"values must be of a size between {low:.0e} and {high:.0e} under the squared "
+                f"loss, or their squares overflow or vanish; the largest has {peak:.1e}: rescale "
+                "them, and radius or penalty with them"
+            )
 
     def losses(self, scores: Tensor, values: Tensor, free: Tensor) -> Tensor:
         return (scores - values).square() / 2
