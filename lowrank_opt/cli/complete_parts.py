@@ -55,8 +55,16 @@ def run(
 def _group() -> Generator[bool]:
     """Join the other processes; yield whether this is the first one."""
     import torch.distributed as dist
+    from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
+    from torch.distributed.rendezvous import rendezvous
 
-    dist.init_process_group("gloo")
+    store, rank, size = next(rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(size):
+        # On one machine a launcher restarts workers with the store of before, which still has the
+        # addresses of those that are gone. Several launchers may count their restarts differently.
+        store = PrefixStore(f"attempt {attempt}", store)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
     try:
         yield dist.get_rank() == 0
     finally:
