@@ -23,7 +23,7 @@ HEAD = """{title}
 # In the order of the table of contents: what most people look for comes first.
 PUBLIC = (
     "solvers", "estimators", "nn", "training", "merging", "testing", "plots", "completion",
-    "parameterizations", "sets", "observations", "tables", "linalg", "kernels", "errors",
+    "parameterizations", "sets", "observations", "metrics", "tables", "linalg", "kernels", "errors",
 )  # fmt: skip
 
 

@@ -20,7 +20,15 @@ PACKAGES = ("lowrank_opt", "problems", "experiments")
 MAX_LINES = 400
 
 BASEMENT = {"errors", "checks", "extras", "files"}
-FOUNDATION = BASEMENT | {"linalg", "operator", "sets", "tables", "observations", "proofs"}
+FOUNDATION = BASEMENT | {
+    "linalg",
+    "operator",
+    "sets",
+    "tables",
+    "observations",
+    "proofs",
+    "metrics",
+}
 CORE = FOUNDATION | {"combination", "parameterizations", "kernels", "completion", "solvers", "nn"}
 CONSUMERS = {"estimators", "training", "merging", "distributed", "plots"}
 
@@ -31,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     **{key: {"errors"} for key in ("checks", "extras", "files", "linalg")},
     "tables": {"errors", "extras"},
     "observations": {"errors", "checks", "tables"},
+    "metrics": {"errors", "observations"},
     "operator": {"errors", "checks", "linalg"},
     **{key: {"errors", "checks", "linalg", "operator"} for key in ("sets", "combination")},
     "proofs": {"errors", "check_certificate", "linalg", "operator", "sets"},

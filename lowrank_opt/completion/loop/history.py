@@ -32,7 +32,7 @@ class Iteration(NamedTuple):
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class History:
     """Iterations as columns; the first is the start.
 
@@ -40,8 +40,11 @@ class History:
     --------
     >>> history = History()
     >>> history.append(Iteration(2.0, 1.0, float("nan"), 0.1))
-    >>> len(history), history.objective
-    (1, [2.0])
+    >>> history.append(Iteration(0.5, 0.1, float("nan"), 0.2))
+    >>> history
+    History(2 lines, objective 2 to 0.5, 0.2 s)
+    >>> history.objective
+    [2.0, 0.5]
     """
 
     objective: list[float] = field(default_factory=list[float])
@@ -56,6 +59,15 @@ class History:
 
     def __len__(self) -> int:
         return len(self.objective)
+
+    def __repr__(self) -> str:
+        if not self.objective:
+            return "History(0 lines)"
+        first, last = self.objective[0], self.objective[-1]
+        return (
+            f"History({len(self)} lines, objective {first:.6g} to {last:.6g}, "
+            f"{self.seconds[-1]:.3g} s)"
+        )
 
     def columns(self) -> dict[str, list[float]]:
         """Return the columns by name."""

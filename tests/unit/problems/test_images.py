@@ -8,8 +8,8 @@ import torch
 from sklearn.datasets import load_sample_image
 
 from lowrank_opt.errors import DataError, ObservationError, OptionError, ShapeError
+from lowrank_opt.metrics import psnr
 from problems.images import block_mask, observe, photograph, random_mask, to_image, to_matrix
-from problems.metrics import psnr
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowrank_opt.errors import ObservationError, ShapeError
+from lowrank_opt.metrics import mae, rmse
 from lowrank_opt.observations import Observations
-from problems.metrics import mae, rmse
 from problems.splits import k_folds, random_split, validation_split
 
 

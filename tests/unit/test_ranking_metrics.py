@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
 from lowrank_opt.errors import ObservationError, OptionError, ShapeError
+from lowrank_opt.metrics import map_at_k, ndcg_at_k, recall_at_k
 from lowrank_opt.observations import Observations
-from problems.metrics import map_at_k, ndcg_at_k, recall_at_k
 
 
 @st.composite
