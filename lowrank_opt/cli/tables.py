@@ -75,8 +75,7 @@ def open_table(
 def announce(options: Namespace, path: str, file: TableFile) -> None:
     """Say in one line what is read of a file."""
     if not options.quiet:
-        names = "names in the first line" if file.header else "no header"
-        say(f"reading {path}: {file.reading}; {names}")
+        say(f"reading {path}: {file.reading}")
 
 
 def say(message: str) -> None:

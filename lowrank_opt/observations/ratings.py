@@ -123,6 +123,9 @@ def read_ratings(
         max_bad_lines=max_bad_lines,
     )
     row_codes, col_codes = Codes(), Codes()
+    if file.shape is not None:
+        for codes, size in zip((row_codes, col_codes), file.shape, strict=True):
+            codes.of(range(size))
     parts: tuple[list[NDArray[np.int32]], list[NDArray[np.int32]], list[NDArray[np.floating]]]
     parts, count = ([], [], []), 0
     for chunk in file.chunks():

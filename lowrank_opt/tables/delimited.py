@@ -139,6 +139,8 @@ class DelimitedFile:
         the first line mean.
     """
 
+    shape: tuple[int, int] | None = None
+
     def __init__(
         self,
         path: str | PathLike[str] | BinaryIO,
@@ -178,7 +180,9 @@ class DelimitedFile:
         found = Heading(self.path, fields, known, is_number).find(
             texts, number, values=values, header=header
         )
-        self.header, self.reading = found.header, found.reading
+        self.header = found.header
+        first_line = "names in the first line" if found.header else "no header"
+        self.reading = f"{found.reading}; {first_line}"
         self.names = [name.strip() for name in fields] if found.header else None
         self.texts, self.number = found.texts, found.number
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from os import PathLike, fspath
 from pathlib import PurePath
 from typing import BinaryIO, Protocol
@@ -13,16 +14,23 @@ import numpy as np
 from lowrank_opt.errors import DataError
 from lowrank_opt.tables.delimited import BadLines, Chunk, DelimitedFile
 from lowrank_opt.tables.ids import Ids, as_ids
+from lowrank_opt.tables.matrices import from_scipy
+from lowrank_opt.tables.parquet import ColumnFile
 from lowrank_opt.tables.triplets import Triplets
+from lowrank_opt.tables.whole import WholeFile
 
-_COLUMNS = (".parquet", ".pq", ".feather", ".arrow")
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
 class TableFile(Protocol):
-    """A file whose columns are known, and are read in chunks."""
+    """A file whose columns are known, and are read in chunks.
+
+    `DelimitedFile` says what its attributes are; `shape` is that of a matrix, whose ids are the
+    positions in it.
+    """
 
     path: str
+    shape: tuple[int, int] | None
     names: list[str] | None
     header: bool
     texts: list[int]
@@ -59,24 +67,26 @@ def open_table(
     max_bad_lines: int = 0,
     known: Callable[[str, str], bool] | None = None,
 ) -> TableFile:
-    """Return a file whose columns have been found; nothing else is read yet.
+    """Return a file whose columns have been found; of text, nothing else is read yet.
 
     Parameters
     ----------
     path : str or path
-        Ends in .parquet, .feather or .arrow; all else is text; "-" is standard input.
+        Ends in one of `FORMATS`; all else is text; "-" is standard input.
     texts, number, values, separator, header, max_bad_lines, known
         As in `lowrank_opt.tables.delimited.DelimitedFile`.
 
     Raises
     ------
     DataError
-        If the file cannot be read, or nothing says what its columns mean.
+        If the file cannot be read, or nothing says what its columns mean; or it is no text, and
+        an option is given that is of text alone.
     """
-    if ending(path) in _COLUMNS:
-        from lowrank_opt.tables.parquet import ColumnFile
-
-        return ColumnFile(path, texts, number, values=values)
+    if (opened := FORMATS.get(ending(path))) is not None:
+        given: dict[str, object]
+        given = {"separator": separator, "header": header, "max_bad_lines": max_bad_lines or None}
+        _refuse_of_text(path, given)
+        return opened(path, texts, number, values=values)
     source: str | PathLike[str] | BinaryIO = sys.stdin.buffer if fspath(path) == "-" else path
     return DelimitedFile(
         source,
@@ -96,14 +106,14 @@ def read_file(
     values: bool | None,
     known: Callable[[str, str], bool] | None = None,
 ) -> Triplets:
-    """Read a table, or a sparse matrix, as a whole.
+    """Read a table, or a matrix, as a whole.
 
     Ids in text are text, character by character: ``007`` and ``7`` are two.
 
     Parameters
     ----------
     path : str or path
-        As for `open_table`; or ends in .mtx, a Matrix Market file, perhaps compressed.
+        As for `open_table`.
     values : bool or None
         Whether a column of values is needed, or taken if there is one.
     known : callable, optional
@@ -114,9 +124,9 @@ def read_file(
     DataError
         If the file cannot be read.
     """
-    if ending(path) == ".mtx":
-        return _read_matrix_market(path)
     file = open_table(path, values=values, known=known)
+    if isinstance(file, WholeFile):
+        return file.found
     rows, cols = Codes(), Codes()
     parts: tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]] = ([], [], [])
     for chunk in file.chunks():
@@ -143,10 +153,17 @@ def _spread(codes: Codes, parts: list[np.ndarray]) -> Ids:
     return as_ids(list(codes), "ids")[np.concatenate(parts)]
 
 
+def _refuse_of_text(path: str | PathLike[str], options: dict[str, object]) -> None:
+    given = " and ".join(name for name, value in options.items() if value is not None)
+    if given:
+        raise DataError(
+            f"{given} can be given for text alone; got {fspath(path)!r}, whose ending names "
+            "another format: leave it out"
+        )
+
+
 def _read_matrix_market(path: str | PathLike[str]) -> Triplets:
     from scipy.io import mmread
-
-    from lowrank_opt.tables.matrices import from_scipy
 
     try:
         found = mmread(path)
@@ -158,3 +175,14 @@ def _read_matrix_market(path: str | PathLike[str]) -> Triplets:
             f"a Matrix Market file must be of coordinates; {str(path)!r} is of an array"
         )
     return from_scipy(found)
+
+
+# The formats that are no text, by their endings: a class with the face of `TableFile`, or a
+# function that returns `Triplets`, in a `WholeFile`.
+FORMATS: dict[str, Callable[..., TableFile]] = {
+    ".parquet": ColumnFile,
+    ".pq": ColumnFile,
+    ".feather": ColumnFile,
+    ".arrow": ColumnFile,
+    ".mtx": partial(WholeFile, _read_matrix_market),
+}

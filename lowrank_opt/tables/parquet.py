@@ -45,6 +45,7 @@ class ColumnFile:
     """
 
     header, unterminated = True, False
+    shape: tuple[int, int] | None = None
 
     def __init__(
         self,

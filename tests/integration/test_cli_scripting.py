@@ -89,7 +89,8 @@ def test_what_was_read_is_said(folder: Path, tmp_path: Path, capsys: pytest.Capt
     main(["complete", str(folder / "r.csv"), "--out", str(tmp_path / "m")])
     line = next(x for x in capsys.readouterr().err.splitlines() if x.startswith("read "))
     values = table()["rating"]
-    assert "rows user, columns item, values rating (by name); 400 ratings" in line
+    rule = "rows user, columns item, values rating (by name); names in the first line"
+    assert f"{rule}; 400 ratings" in line
     assert f"from {values.min():g} to {values.max():g}, 30 users x 20 items, 0 repeated" in line
     assert 0 == main(["predict", str(folder / "m"), str(folder / "r.csv"), "--quiet"])
     assert "" == capsys.readouterr().err

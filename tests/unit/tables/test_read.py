@@ -1,5 +1,6 @@
 """Every form of input gives the same triplets."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,10 @@ import torch
 
 from lowrank_opt.errors import DataError, ObservationError, ShapeError
 from lowrank_opt.observations import Observations
+from lowrank_opt.observations.ratings import read_ratings
 from lowrank_opt.tables import Triplets, read_pairs, read_triplets
+from lowrank_opt.tables.files import FORMATS, open_table
+from lowrank_opt.tables.whole import WholeFile
 
 ROWS, COLS, VALUES = [2, 0, 2], [1, 0, 0], [4.0, 0.0, 3.5]
 USERS, ITEMS = ["zoe", "äda", "zoe"], ["b", "a", "a"]
@@ -102,23 +106,77 @@ def test_polars():
         read_pairs(polars.DataFrame({"u": ["a", None], "i": ["b", "c"]}))
 
 
-@pytest.mark.parametrize(
-    "ending", [".csv", ".tsv", ".csv.gz", ".csv.bz2", ".csv.xz", ".parquet", ".mtx"]
-)
-def test_files(tmp_path: Path, ending: str):
-    path = tmp_path / f"ratings{ending}"
+ENDINGS = [".csv", ".tsv", ".csv.gz", ".csv.bz2", ".csv.xz", *FORMATS]
+
+
+def written(folder: Path, ending: str) -> Path:
+    path = folder / f"ratings{ending}"
     frame = pd.DataFrame({"u": ROWS, "i": COLS, "v": VALUES})
     if ending == ".mtx":
         scipy.io.mmwrite(path, COO)
-    elif ending == ".parquet":
-        pytest.importorskip("polars").DataFrame(frame.to_dict("list")).write_parquet(path)
+    elif ending in (".feather", ".arrow"):
+        frame.to_feather(path)
+    elif ending in FORMATS:
+        frame.to_parquet(path)
     else:
         frame.to_csv(path, index=False, sep="\t" if ending == ".tsv" else ",")
+    return path
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_files(tmp_path: Path, ending: str):
+    path = written(tmp_path, ending)
     # Ids in text are text.
-    text = ending not in (".parquet", ".mtx")
+    text = ending not in FORMATS
     expected = {(str(i), str(j), v) for i, j, v in EXPECTED} if text else EXPECTED
     for given in (path, str(path)):
         assert as_set(read_triplets(given)) == expected
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_file_in_chunks_is_the_file_at_once(tmp_path: Path, ending: str):
+    path = written(tmp_path, ending)
+    file, found = open_table(path, values=True), read_triplets(path)
+    chunks = list(file.chunks())
+    ids = [[x for chunk in chunks for x in chunk.texts[k]] for k in (0, 1)]
+    assert [found.rows.tolist(), found.cols.tolist()] == ids
+    assert found.values.tolist() == [x for chunk in chunks for x in chunk.values]
+    assert [None] == [
+        chunk.values for chunk in open_table(path, header=ending not in FORMATS or None).chunks()
+    ]
+
+
+def test_a_matrix_in_a_file_keeps_its_shape(tmp_path: Path):
+    path = tmp_path / "ratings.mtx"
+    scipy.io.mmwrite(path, sp.coo_array((VALUES, (ROWS, COLS)), shape=(5, 4)))
+    ratings = read_ratings(path)
+    assert ((5, 4), [*range(5)], [*range(4)]) == (
+        ratings.observations.shape,
+        ratings.row_ids,
+        ratings.col_ids,
+    )
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+@pytest.mark.parametrize("options", [{"separator": ","}, {"header": False}, {"max_bad_lines": 3}])
+def test_options_of_text_are_refused_elsewhere(tmp_path: Path, ending: str, options: dict):
+    with pytest.raises(DataError, match=f"{next(iter(options))} can be given for text alone"):
+        open_table(written(tmp_path, ending), **options)
+
+
+def test_columns_of_a_file_read_at_once(tmp_path: Path):
+    path = written(tmp_path, ".mtx")
+    file = open_table(path, (1, "2"), 3)
+    assert (None, [0, 1], 2, 3) == (file.names, file.texts, file.number, len(file.found))
+    with pytest.raises(DataError, match="got 'stars' for the values"):
+        open_table(path, number="stars")
+    named = replace(file.found, names=("user", "film"), values=None)
+    assert "rows user, columns film" == WholeFile(lambda _: named, path, ("user", "film")).reading
+    with pytest.raises(DataError, match="a column of values is needed"):
+        WholeFile(lambda _: named, path, values=True)
+    weighted = replace(file.found, weights=np.ones(3))
+    with pytest.raises(DataError, match="must have no weights here"):
+        next(WholeFile(lambda _: weighted, path, values=True).chunks())
 
 
 @pytest.mark.parametrize(
