@@ -25,7 +25,7 @@ from lowrank_opt.estimators.choice.callbacks import (
 from lowrank_opt.estimators.choice.choosing import choose_and_fit, clip_range
 from lowrank_opt.estimators.choice.known import Known
 from lowrank_opt.estimators.choice.options import check_options, given_settings
-from lowrank_opt.estimators.choice.search import Search, Sides, chosen_solver
+from lowrank_opt.estimators.choice.search import Search, Sides, chosen_solver, described_by
 from lowrank_opt.estimators.choice.starts import Bias, moved, spread_or_zero
 from lowrank_opt.estimators.data.entries import Entries, entries_of
 from lowrank_opt.estimators.data.side import with_side
@@ -202,7 +202,7 @@ class MatrixCompletion(CallbackSupportMixin, PredictingCompletion, RegressorMixi
         check_options(self)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         entries, side = with_side(entries_of(found, self.shape), row_features, col_features)
-        self._sides = (bool(side[0]), bool(side[1]))
+        self._described = described_by(side, entries.shape)
         pairs = (found.rows, found.cols)
         weights = {} if found.weights is None else {"sample_weight": found.weights}
         data = {"X": pairs, "y": found.values, "metadata": weights}
@@ -218,7 +218,7 @@ class MatrixCompletion(CallbackSupportMixin, PredictingCompletion, RegressorMixi
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
         observations = entries.observations
-        self._known = Known.of(result, observations, self.bias, self._sides)
+        self._known = Known.of(result, observations, self.bias, self._described)
         self._spread = spread_or_zero(observations, self.bias)
         self.result_ = result
         self.name_result()

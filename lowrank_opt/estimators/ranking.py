@@ -74,14 +74,17 @@ class Candidates:
     ----------
     result : CompletionResult, shape (m, n)
     observations : Observations, shape (m, n)
-        Columns without an entry are never candidates.
+        Columns without an entry are no candidates, unless they are described.
     allowed : Tensor, shape (n,), bool, optional
         The columns that may be ranked; all by default.
+    described : pair of int
+        How many rows and columns, the first ones, have side information.
     """
 
     result: CompletionResult
     observations: Observations
     allowed: Tensor | None = None
+    described: tuple[int, int] = (0, 0)
 
     def among(self, cols: Tensor) -> Candidates:
         """Return candidates of which these columns alone may be ranked."""
@@ -91,13 +94,16 @@ class Candidates:
 
     def flipped(self) -> Candidates:
         """Return the candidates of the transpose: rows are ranked."""
-        return Candidates(transposed(self.result), flipped(self.observations))
+        rows, cols = self.described
+        turned = flipped(self.observations)
+        return Candidates(transposed(self.result), turned, described=(cols, rows))
 
     @cached_property
     def known_cols(self) -> Tensor:
-        """Which columns have an entry and are allowed, shape (n,)."""
-        seen = self.observations.col_counts > 0
-        return seen if self.allowed is None else seen & self.allowed
+        """Which columns have an entry or side information and are allowed, shape (n,)."""
+        known = self.observations.col_counts > 0
+        known[: self.described[1]] = True
+        return known if self.allowed is None else known & self.allowed
 
     @cached_property
     def factors(self) -> tuple[Tensor, Tensor]:

@@ -2,17 +2,75 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lowrank_opt.completion import AdditiveBias, CompletionResult
-from lowrank_opt.completion.after.fold_in import FactorPrior, fold_in_rows, put_rows, transposed
+from lowrank_opt.completion.after.fold_in import (
+    FactorPrior,
+    balanced_factors,
+    fold_in_rows,
+    put_rows,
+    transposed,
+)
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
 
 _ROUNDS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class RowPrior:
+    """What is expected of rows before their entries.
+
+    Parameters
+    ----------
+    common : FactorPrior
+        Of rows of which nothing else is known.
+    anchors : Tensor, shape (d, K), float64
+        Means of the first d rows, which have side information.
+    """
+
+    common: FactorPrior
+    anchors: Tensor
+
+    @classmethod
+    def of(
+        cls, result: CompletionResult, observations: Observations, described: int, *, biased: bool
+    ) -> RowPrior:
+        """Learn it from a fit and what it was fitted to.
+
+        Described rows without entries stand where their side information puts them: they start
+        from there when entries come.
+        """
+        common = FactorPrior.empirical(result, observations, biased=biased)
+        left, _ = balanced_factors(result.operator)
+        rows = torch.cat((left, result.bias.rows.double().unsqueeze(1)), 1) if biased else left
+        empty = (observations.row_counts == 0).unsqueeze(1)
+        return cls(common, torch.where(empty, rows, common.mean)[:described])
+
+    def at(self, positions: Tensor) -> FactorPrior:
+        """Return the prior of some rows."""
+        d = len(self.anchors)
+        means = self.common.mean.expand(len(positions), -1)
+        if d > 0:
+            inside = (positions < d).unsqueeze(1)
+            means = torch.where(inside, self.anchors[positions.clamp_max(d - 1)], means)
+        return replace(self.common, mean=means)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return what files hold of it."""
+        exponent = torch.tensor(self.common.exponent, dtype=torch.float64)
+        common = {"precision": self.common.precision, "mean": self.common.mean}
+        return {**common, "exponent": exponent, "anchors": self.anchors}
+
+    @classmethod
+    def from_tensors(cls, x: dict[str, Tensor]) -> RowPrior:
+        """Return what `to_tensors` came from."""
+        common = FactorPrior(x["precision"], x["mean"], float(x["exponent"]))
+        return cls(common, x.get("anchors", common.mean.new_zeros(0, len(common.mean))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,19 +79,26 @@ class Updater:
 
     Parameters
     ----------
-    row_prior, col_prior : FactorPrior
+    row_prior, col_prior : RowPrior
     """
 
-    row_prior: FactorPrior
-    col_prior: FactorPrior
+    row_prior: RowPrior
+    col_prior: RowPrior
 
     @classmethod
-    def of(cls, result: CompletionResult, observations: Observations, *, biased: bool) -> Updater:
+    def of(
+        cls,
+        result: CompletionResult,
+        observations: Observations,
+        *,
+        biased: bool,
+        described: tuple[int, int] = (0, 0),
+    ) -> Updater:
         """Learn the priors from a fit and what it was fitted to."""
-        turned = flipped(observations)
+        (rows, cols), turned = described, flipped(observations)
         return cls(
-            FactorPrior.empirical(result, observations, biased=biased),
-            FactorPrior.empirical(transposed(result), turned, biased=biased),
+            RowPrior.of(result, observations, rows, biased=biased),
+            RowPrior.of(transposed(result), turned, cols, biased=biased),
         )
 
     def rows(
@@ -73,7 +138,7 @@ class Updater:
 
 
 def _with_rows(
-    result: CompletionResult, observations: Observations, touched: Tensor, prior: FactorPrior
+    result: CompletionResult, observations: Observations, touched: Tensor, prior: RowPrior
 ) -> CompletionResult:
     place = torch.full((observations.shape[0],), -1).index_put(
         (touched,), torch.arange(len(touched))
@@ -82,7 +147,7 @@ def _with_rows(
     part = observations.take(here)
     shape = (len(touched), observations.shape[1])
     entries = Observations(place[part.rows], part.cols, part.values, shape, part.weights)
-    return put_rows(result, fold_in_rows(result, entries, prior), touched)
+    return put_rows(result, fold_in_rows(result, entries, prior.at(touched)), touched)
 
 
 def _enlarged(result: CompletionResult, shape: tuple[int, int]) -> CompletionResult:

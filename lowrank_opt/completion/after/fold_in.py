@@ -31,7 +31,8 @@ class FactorPrior:
     ----------
     precision : Tensor, shape (K, K), float64
         P, positive definite; K is the rank, and one more for the bias.
-    mean : Tensor, shape (K,), float64
+    mean : Tensor, shape (K,) or (k, K), float64
+        Of all rows, or of each of the k new ones.
     exponent : float
 
     Examples
@@ -141,7 +142,7 @@ def fold_in_rows(
     tensor([ 4.,  8., 12.])
     """
     right = balanced_factors(result.operator)[1]
-    rank, K = right.shape[1], len(prior.mean)
+    rank, K = right.shape[1], prior.mean.shape[-1]
     if entries.shape[1] != result.shape[1] or K not in (rank, rank + 1):
         raise ShapeError(
             f"new rows must have {result.shape[1]} columns, and the prior {rank} or {rank + 1} "
@@ -231,8 +232,9 @@ def _solve(
     centred = values.with_values(values.values - bias.mean)
     strengths = entries.row_counts.clamp_min(1).double() ** prior.exponent
     precision = prior.precision.to(features.device)
-    target = precision @ prior.mean.to(features.device)
-    x = features.new_zeros(entries.shape[0], len(target))
+    # The precision is symmetric.
+    target = prior.mean.to(features.device) @ precision
+    x = features.new_zeros(entries.shape[0], target.shape[-1])
     RowProblems.of(centred, centred.csr, torch.float64).solve(
         x,
         features,

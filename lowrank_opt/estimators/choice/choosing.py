@@ -15,7 +15,7 @@ from lowrank_opt.completion.solvers.traits import AnyResult
 from lowrank_opt.errors import OptionError
 from lowrank_opt.estimators.choice.intervals import Intervals
 from lowrank_opt.estimators.choice.known import calibrated
-from lowrank_opt.estimators.choice.search import Search
+from lowrank_opt.estimators.choice.search import Search, described_by
 from lowrank_opt.estimators.choice.starts import Bias, constant, spread_or_zero
 from lowrank_opt.estimators.choice.units import (
     intervals_out_of,
@@ -132,7 +132,7 @@ def choose_and_fit(
             mean=weighted_mean(observations),
             bias=bias,
             clip=clip_range(observations),
-            sides=(bool(search.side[0]), bool(search.side[1])),
+            described=described_by(search.side, observations.shape),
         )
     return Choice(search.refit(observations, setting, start), setting, path, intervals)
 

@@ -12,6 +12,7 @@ from lowrank_opt.completion import AdditiveBias, CompletionResult
 from lowrank_opt.completion.model.bias import weighted_mean
 from lowrank_opt.completion.solvers.traits import AnyResult
 from lowrank_opt.estimators.choice.intervals import LEVELS, Intervals
+from lowrank_opt.estimators.choice.search import Described
 from lowrank_opt.estimators.choice.starts import Bias
 from lowrank_opt.observations import Observations
 from lowrank_opt.tables.ids import UNKNOWN
@@ -42,14 +43,18 @@ class Known:
         result: AnyResult,
         observations: Observations,
         bias: Bias,
-        sides: tuple[bool, bool] = (False, False),
+        described: Described = (0, 0),
     ) -> Known:
         """Return what a result knows that was fitted to these entries.
 
-        Rows and columns with side information, as `sides` says of each, are known without entries.
+        The first rows and columns, as many as `described` says, have side information, and are
+        known without entries.
         """
         counts = (observations.row_counts.numpy(), observations.col_counts.numpy())
-        rows, cols = (np.maximum(n, int(side)) for n, side in zip(counts, sides, strict=True))
+        rows, cols = (
+            np.maximum(n, np.arange(len(n)) < count)
+            for n, count in zip(counts, described, strict=True)
+        )
         return cls(rows, cols, _fallback(result, observations, bias))
 
     def counts(self, side: Literal["row", "col"], positions: Positions) -> NDArray[np.int64]:
@@ -77,7 +82,7 @@ def calibrated(
     mean: float,
     bias: Bias,
     clip: tuple[float, float] | None,
-    sides: tuple[bool, bool] = (False, False),
+    described: Described = (0, 0),
 ) -> Intervals:
     """Return intervals from the errors of a fit on entries that it has not seen.
 
@@ -88,10 +93,10 @@ def calibrated(
     kept, held_out : Observations
     mean : float
         What will be predicted where nothing is known: the mean of all entries.
-    bias, clip, sides
+    bias, clip, described
         As fitted.
     """
-    known = Known.of(result, kept, bias, sides)
+    known = Known.of(result, kept, bias, described)
     known = replace(known, fallback=replace(known.fallback, mean=mean))
     i, j = held_out.rows.numpy(), held_out.cols.numpy()
     values, low_high = held_out.values.double().numpy(), clip or (-np.inf, np.inf)

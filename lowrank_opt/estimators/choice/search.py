@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lowrank_opt.tables.features import Matrix
 
 Sides: TypeAlias = "tuple[Sequence[Matrix], Sequence[Matrix]]"
+Described: TypeAlias = tuple[int, int]
 
 _SMALL_RANK, _RANK, _RANK_OF_DRAWS, _LARGEST_RANK = 8, 12, 16, 32
 
@@ -44,6 +45,12 @@ _BY_NAME: dict[str, Solver] = {
     "variational": Variational(max_iterations=40),
     "bayesian": Gibbs(samples=160),
 }
+
+
+def described_by(side: Sides, shape: tuple[int, int]) -> Described:
+    """Return how many rows and columns, the first ones, have side information."""
+    rows, cols = (size if part else 0 for part, size in zip(side, shape, strict=True))
+    return rows, cols
 
 
 @dataclass(frozen=True)

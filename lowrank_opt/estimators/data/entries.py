@@ -35,6 +35,13 @@ class Entries:
         """``(m, n)``."""
         return self.observations.shape
 
+    def widened(self, rows: Labels, cols: Labels) -> Entries:
+        """Return the same entries, with labels that begin with these and go on."""
+        seen, shape = self.observations, (len(rows), len(cols))
+        if shape != seen.shape:
+            seen = Observations(seen.rows, seen.cols, seen.values, shape, seen.weights)
+        return Entries(seen, rows, cols, self.names)
+
 
 def entries_of(found: Triplets, shape: tuple[int, int] | None) -> Entries:
     """Return the entries, of weights that repeat as often as a pair comes.

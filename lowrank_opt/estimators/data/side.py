@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from lowrank_opt.errors import ObservationError, ShapeError
 from lowrank_opt.estimators.data.entries import Entries
-from lowrank_opt.observations import Observations
 from lowrank_opt.tables.features import as_features
 from lowrank_opt.tables.frames import is_frame
 from lowrank_opt.tables.ids import UNKNOWN, Labels
@@ -40,12 +38,7 @@ def with_side(
     """
     rows, left = _aligned(row_features, entries.row_labels, "row_features")
     cols, right = _aligned(col_features, entries.col_labels, "col_features")
-    seen = entries.observations
-    shape = (len(rows), len(cols))
-    if shape != seen.shape:
-        seen = Observations(seen.rows, seen.cols, seen.values, shape, seen.weights)
-    enlarged = replace(entries, observations=seen, row_labels=rows, col_labels=cols)
-    return enlarged, (left, right)
+    return entries.widened(rows, cols), (left, right)
 
 
 def _aligned(features: object, labels: Labels, name: str) -> tuple[Labels, list[Matrix]]:

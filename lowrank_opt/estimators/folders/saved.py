@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lowrank_opt.completion.results.posterior import BayesianResult
     from lowrank_opt.estimators.choice.intervals import Intervals
     from lowrank_opt.estimators.choice.known import Known
+    from lowrank_opt.estimators.choice.search import Described
     from lowrank_opt.tables import Labels
 
 
@@ -34,7 +35,12 @@ class SavedCompletion(BaseEstimator):
     _known: Known
     _intervals: Intervals | None
     _spread: float
-    _sides: tuple[bool, bool]
+    _described: Described
+
+    @property
+    def described(self) -> Described:
+        """How many rows and columns, the first ones, were fitted with side information."""
+        return self._described
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a folder from which `load` makes this estimator again; nothing is pickled.
@@ -73,6 +79,7 @@ class SavedCompletion(BaseEstimator):
             "clip": None if self.clip_ is None else list(self.clip_),
             "names": [str(x) for x in getattr(self, "feature_names_in_", ())],
             "spread": self._spread,
+            "described": list(self._described),
             "result": description,
         }
         return facts, {
@@ -94,7 +101,8 @@ class SavedCompletion(BaseEstimator):
             model.feature_names_in_ = np.array(facts["names"], dtype=object)
         model.clip_ = None if facts["clip"] is None else (facts["clip"][0], facts["clip"][1])
         model.set_setting(facts["setting"])
-        model._spread, model._sides = facts["spread"], (False, False)
+        rows, cols = facts.get("described", (0, 0))
+        model._spread, model._described = facts["spread"], (int(rows), int(cols))
         model._known = saving.known_from_tensors(saving.of("known", tensors))
         model._intervals = saving.intervals_from_tensors(saving.of("intervals", tensors))
         model.result_ = saving.result_from_parts(facts["result"], saving.of("result", tensors))

@@ -1,0 +1,93 @@
+"""What a fitted `Recommender` is, and how it comes into a folder and back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+from sklearn.base import BaseEstimator, clone
+from sklearn.utils.validation import check_is_fitted
+
+from lowrank_opt.completion import CompletionResult
+from lowrank_opt.estimators.choice.choosing import clip_range, fitted_completion
+from lowrank_opt.estimators.data.entries import Entries
+from lowrank_opt.estimators.folders import saving
+from lowrank_opt.estimators.matrix_completion import MatrixCompletion
+from lowrank_opt.estimators.updates import RowPrior, Updater
+from lowrank_opt.observations import Observations
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from lowrank_opt.tables import Labels
+
+
+_PRIORS = ("row_prior", "col_prior")
+
+
+class SavedRecommender(BaseEstimator):
+    """Holds a fitted model with all its ratings; saves and loads it."""
+
+    model_: MatrixCompletion
+    result_: CompletionResult
+    row_labels_: Labels
+    col_labels_: Labels
+    _entries: Entries
+    _updater: Updater
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write a folder with all ratings, from which `load` makes this recommender again.
+
+        Raises
+        ------
+        DataError
+            If the folder cannot be written, or settings or ids have no form in files.
+        """
+        check_is_fitted(self)
+        facts, tensors = self.model_.parts()
+        seen = self._entries.observations
+        tensors |= {"seen.rows": seen.rows, "seen.cols": seen.cols, "seen.values": seen.values}
+        tensors |= {} if seen.weights is None else {"seen.weights": seen.weights}
+        for name in _PRIORS:
+            prior: RowPrior = getattr(self._updater, name)
+            tensors |= saving.under(name, prior.to_tensors())
+        saving.write(path, type(self).__name__, facts, tensors)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Self:
+        """Read a folder that `save` wrote.
+
+        Raises
+        ------
+        DataError
+            If it is missing, damaged, foreign, or of another estimator.
+        """
+        return saving.read(path, cls.__name__, cls._of_parts)
+
+    @classmethod
+    def _of_parts(cls, facts: dict[str, Any], tensors: saving.Tensors) -> Self:
+        inner = MatrixCompletion.of_parts(facts, tensors)
+        model = cls(clone(inner))
+        model.model_ = inner
+        rows, cols = inner.row_labels_, inner.col_labels_
+        x = saving.of("seen", tensors)
+        shape = (len(rows), len(cols))
+        seen = Observations(x["rows"], x["cols"], x["values"], shape, x.get("weights"))
+        names = tuple(facts["names"]) or None
+        priors = (saving.of(name, tensors) for name in _PRIORS)
+        model._updater = Updater(*map(RowPrior.from_tensors, priors))
+        result = inner.result_
+        model._take(Entries(seen, rows, cols, names), fitted_completion(result))
+        # Not chosen anew: folded-in ratings leave it as it is.
+        inner.clip_ = None if facts["clip"] is None else (facts["clip"][0], facts["clip"][1])
+        return model
+
+    def _take(self, entries: Entries, result: CompletionResult) -> None:
+        self._entries = entries
+        self.model_.take(entries, result)
+        assert isinstance(self.model_.result_, CompletionResult), "a point estimate was given"
+        self.result_ = self.model_.result_
+        self.row_labels_, self.col_labels_ = entries.row_labels, entries.col_labels
+        self.n_features_in_ = self.model_.n_features_in_
+        if self.model_.clip == "auto":
+            # New ratings may reach beyond the old ones.
+            self.model_.clip_ = clip_range(entries.observations)
