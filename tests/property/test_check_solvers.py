@@ -104,6 +104,36 @@ def test_law_catches_a_defect_of_a_solver_object() -> None:
     assert "weights" == caught.value.law
 
 
+@dataclass(frozen=True)
+class PenalisesInUnitsOfOne:
+    """A solver object with a defect."""
+
+    traits: ClassVar[lo.solvers.Traits] = lo.solvers.ALS.traits
+
+    def solve(self, problem, run):
+        return lo.solvers.ALS().solve(replace(problem, penalty=1e-3), run)
+
+
+@dataclass(frozen=True)
+class RoundsBeforeItCentres:
+    """A solver object with a defect."""
+
+    traits: ClassVar[lo.solvers.Traits] = lo.solvers.ALS.traits
+
+    def solve(self, problem, run):
+        rounded = problem.observations.to(dtype=torch.float32).to(dtype=torch.float64)
+        return lo.solvers.ALS().solve(replace(problem, observations=rounded), run)
+
+
+@pytest.mark.parametrize(
+    ("solver", "law"), [(PenalisesInUnitsOfOne(), "units"), (RoundsBeforeItCentres(), "offsets")]
+)
+def test_law_catches_units_and_offsets_that_count(solver, law) -> None:
+    with pytest.raises(BrokenLawError) as caught:
+        check_solver(solver, only=[law], profile="quick")
+    assert law == caught.value.law
+
+
 TRAITS = [field.name for field in fields(lo.solvers.Traits)]
 TRAIT_LAWS = [law.name for law in SOLVER_LAWS if law.name.startswith("trait_")]
 # Two traits are what other laws are about.
@@ -136,7 +166,7 @@ LOOSE = {"SGD": 0.3, "Gibbs": 0.15, "Variational": 0.15, "FirstOrder": 0.1}
 KNOWN = {"Gibbs": {"trait_sets": "a mean of matrices of a rank has a larger one"}}
 
 
-@pytest.mark.parametrize(
+every_solver = pytest.mark.parametrize(
     "kind",
     [
         pytest.param(kind, marks=[pytest.mark.slow] if kind is lo.solvers.FirstOrder else [])
@@ -144,6 +174,9 @@ KNOWN = {"Gibbs": {"trait_sets": "a mean of matrices of a rank has a larger one"
     ],
     ids=lambda kind: kind.__name__,
 )
+
+
+@every_solver
 def test_solvers_of_the_library_keep_their_traits(kind) -> None:
     name = kind.__name__
     solver = kind(radius=30.0) if kind is lo.solvers.MaxNorm else kind()
@@ -159,6 +192,13 @@ def test_solvers_of_the_library_keep_their_traits(kind) -> None:
     # The squared loss is that of all other laws.
     silent = {"trait_losses"} if kind.traits.losses == "squared" else set()
     assert (declared & set(TRAIT_LAWS)) - silent == passed | set(KNOWN.get(name, {}))
+
+
+@every_solver
+def test_unit_and_zero_of_the_values_make_no_difference(kind) -> None:
+    solver = kind(radius=30.0) if kind is lo.solvers.MaxNorm else kind()
+    verdicts = check_solver(solver, profile="quick", only=["units", "offsets"])
+    assert {"passed"} == {v.status for v in verdicts}
 
 
 @pytest.mark.parametrize("name", MODEST)

@@ -277,7 +277,9 @@ def calibrate(
     >>> truth = torch.outer(torch.arange(1.0, 21.0), torch.arange(1.0, 11.0))
     >>> seen = Observations.from_dense(truth.where(torch.eye(20, 10) == 0, torch.nan))
     >>> generator = torch.Generator().manual_seed(0)
-    >>> intervals = calibrate(lambda part: als(part, 1, penalty=0.01), seen, generator=generator)
+    >>> def fit(part: Observations) -> CompletionResult:
+    ...     return als(part, 1, penalty=0.01, bias=None)
+    >>> intervals = calibrate(fit, seen, generator=generator)
     >>> lower, upper = intervals.interval(3, 3)
     >>> bool(lower <= truth[3, 3] <= upper)
     True

@@ -14,10 +14,11 @@ from torch import Tensor
 from lowrank_opt.completion.certificates.convex_problem import convex_problem_of
 from lowrank_opt.completion.loop.history import History, Iteration
 from lowrank_opt.completion.loop.status import CompletionStatus
-from lowrank_opt.completion.model.bias import AdditiveBias, weighted_mean
+from lowrank_opt.completion.model.bias import AdditiveBias
 from lowrank_opt.completion.model.checks import check_amounts, check_counts
 from lowrank_opt.completion.model.problem import CompletionProblem
 from lowrank_opt.completion.model.randomness import normal
+from lowrank_opt.completion.model.standardize import standardize
 from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.completion.solvers.context import Run
 from lowrank_opt.completion.solvers.held_out import root_mean_square_error
@@ -120,7 +121,10 @@ class ALS:
 
 
 class _Model:
-    """Factors with the bias as a last column, and the half sweeps that improve them."""
+    """Factors with the bias as a last column, and the half sweeps that improve them.
+
+    In a unit in which the values are of size one: a power of two, so that it rounds nothing.
+    """
 
     def __init__(
         self,
@@ -137,17 +141,18 @@ class _Model:
             )
         self.dtype, self.rank, self.biased = observations.dtype, rank, rate is not None
         self.exact, self.nonnegative = solver.method == "exact", solver.nonnegative
-        self.mean = weighted_mean(observations) if self.biased else 0.0
+        self.mean, deviation, _ = standardize(observations, centre=self.biased)
+        self.unit = 2.0 ** round(math.log2(deviation))
         # Grams are summed in float64 whatever the data: the exact minimum keeps the descent.
         centred = observations.to(dtype=torch.float64)
-        centred = centred.with_values(centred.values - self.mean)
+        centred = centred.with_values((centred.values - self.mean) / self.unit)
         self.problems = row_problems(centred, torch.float64)
         counts = (observations.row_counts, observations.col_counts)
-        self.strengths = tuple(_strengths(c, problem.penalty, solver.exponent) for c in counts)
+        penalty = problem.penalty / self.unit
+        self.strengths = tuple(_strengths(c, penalty, solver.exponent) for c in counts)
         K = rank + int(self.biased)
         self.diagonal = centred.values.new_ones(K)
-        # The bias has no unit, the penalty that of the values.
-        self.diagonal[rank:] = (rate or 0.0) / problem.penalty
+        self.diagonal[rank:] = (rate or 0.0) / penalty
         start = normal((m + n, rank), generator, like=centred.values)
         self.sides = [centred.values.new_zeros(size, K) for size in (m, n)]
         for x, part in zip(self.sides, (start * 0.1 / rank**0.5).split((m, n)), strict=True):
@@ -156,6 +161,7 @@ class _Model:
     def start_from(self, result: CompletionResult) -> None:
         """Take over as many leading factors as fit, balanced, and the biases."""
         operator = result.operator.to(dtype=torch.float64, device=self.diagonal.device)
+        operator = operator * (1 / self.unit)
         U, scale, V = operator if operator.rank <= self.rank else operator.thin_svd()
         sizes = scale.abs() * U.norm(dim=0) * V.norm(dim=0)
         # A column of zeros on both sides would stay zero: those keep their random start.
@@ -170,9 +176,14 @@ class _Model:
             # Both signs of a column start as one: a factor and its mirror image are one factor.
             x[:known, :k] = half.abs() if self.nonnegative else half
             if self.biased:
-                x[:known, self.rank] = bias
+                x[:known, self.rank] = bias / self.unit
 
-    def improve(self, side: int) -> float:
+    def sweep(self) -> float:
+        """Update rows, then columns; return the objective."""
+        self._improve(0)
+        return (self._improve(1) + self._penalties()) * self.unit**2
+
+    def _improve(self, side: int) -> float:
         """Update rows (0) or columns (1); return the weighted sum of squared residuals."""
         x, problems, strengths = self.sides[side], self.problems[side], self.strengths[side]
         features, offsets = self._as_features(self.sides[1 - side])
@@ -187,17 +198,18 @@ class _Model:
         settings = {"diagonal": self.diagonal, "strengths": strengths}
         return problems.improve(x, features, offsets, **settings, steps=_CG_STEPS)
 
-    def penalties(self) -> float:
+    def _penalties(self) -> float:
         """Return the sum of the penalty terms."""
         pairs = zip(self.sides, self.strengths, strict=True)
         return float(sum(float(s @ (x**2 @ self.diagonal)) for x, s in pairs))
 
     def result(self, status: CompletionStatus, history: History) -> CompletionResult:
         """Return the factors and biases in the dtype of the observations."""
-        rows, cols = (x.to(self.dtype) for x in self.sides)
-        r = self.rank
-        operator = LowRankOperator(rows[:, :r], rows.new_ones(r), cols[:, :r])
-        a, c = (x[:, r] if self.biased else x.new_zeros(len(x)) for x in (rows, cols))
+        r, root = self.rank, math.sqrt(self.unit)
+        U, V = ((x[:, :r] * root).to(self.dtype) for x in self.sides)
+        operator = LowRankOperator(U, U.new_ones(r), V)
+        biases = (x[:, r] if self.biased else x.new_zeros(len(x)) for x in self.sides)
+        a, c = ((x * self.unit).to(self.dtype) for x in biases)
         return CompletionResult(operator, AdditiveBias(self.mean, a, c), status, history)
 
     def _as_features(self, other: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,8 +232,7 @@ def _iterate(
     history, started, status = History(), time.perf_counter(), CompletionStatus.MAX_ITERATIONS
     best, best_rmse, best_sweep = None, math.inf, 0
     for sweep in range(solver.max_iterations):
-        model.improve(0)
-        objective = model.improve(1) + model.penalties()
+        objective = model.sweep()
         rmse = math.nan
         if validation is not None:
             rmse = root_mean_square_error(model.result(status, history), validation)

@@ -36,23 +36,24 @@ def problem_by_traits(
     rank: int,
     *,
     kind: Kind | None = None,
+    unit: float = 1.0,
     **changes: Unpack[Changes],
 ) -> CompletionProblem:
     """Return a problem that a solver takes, but for the changes.
 
     Any matrix of the rank, where it takes one; a nuclear ball around the planted matrix, as a
     parameterization or as a set, unless another kind is asked for; without biases, if it can do
-    without; with a small penalty, if it needs one.
+    without; with a small penalty, if it needs one. Radius and penalty are in a unit.
     """
     traits = solver.traits
     options: dict[str, Any] = {
         "bias": None if "none" in traits.biases else "additive",
-        "penalty": _PENALTY if traits.penalty == "needed" else 0.0,
+        "penalty": unit * _PENALTY if traits.penalty == "needed" else 0.0,
     }
     if "none" not in traits.biases and traits.bias_penalty:
         options["bias_penalty"] = _NO_BIASES
     asked = kind or default_kind(solver)
-    options |= {"model": _model(asked, observations, rank), **changes}
+    options |= {"model": _model(asked, observations, rank, unit), **changes}
     return CompletionProblem(observations, **options)
 
 
@@ -69,21 +70,21 @@ def default_kind(solver: Solver) -> Kind:
     return next(kind for kind in _KINDS if kind in solver.traits.sets)
 
 
-def set_of_kind(kind: Kind, shape: tuple[int, int], rank: int) -> FeasibleSet:
+def set_of_kind(kind: Kind, shape: tuple[int, int], rank: int, unit: float = 1.0) -> FeasibleSet:
     """Return the set that results have to be in, for a kind of model."""
     if kind == "rank":
         return RankAtMost(rank)
     if kind == "nothing":
         return RankAtMost(min(shape))
-    return SchattenBall(1, _RADIUS * math.sqrt(math.prod(shape)), rank)
+    return SchattenBall(1, unit * _RADIUS * math.sqrt(math.prod(shape)), rank)
 
 
 def _model(
-    kind: Kind, observations: Observations, rank: int
+    kind: Kind, observations: Observations, rank: int, unit: float
 ) -> HomogeneousBall | FeasibleSet | int | None:
     if kind in ("rank", "nothing"):
         return rank if kind == "rank" else None
-    ball = set_of_kind(kind, observations.shape, rank)
+    ball = set_of_kind(kind, observations.shape, rank, unit)
     if kind != "parameterization":
         return ball
     assert isinstance(ball, SchattenBall), "made above"

@@ -13,11 +13,11 @@ from lowrank_opt.solvers import Solver
 from lowrank_opt.testing.cases.calls import call
 from lowrank_opt.testing.cases.planted import SolverTrial
 from lowrank_opt.testing.cases.solver_objects import default_kind, set_of_kind
-from lowrank_opt.testing.laws.solvers import optimality, results, traits
+from lowrank_opt.testing.laws.solvers import optimality, results, traits, units
 from lowrank_opt.testing.search.check import AnyLaw, CheckOptions, check
 from lowrank_opt.testing.search.verdict import CheckResult
 
-SOLVER_LAWS: tuple[AnyLaw, ...] = (*results.LAWS, *optimality.LAWS, *traits.LAWS)
+SOLVER_LAWS: tuple[AnyLaw, ...] = (*results.LAWS, *units.LAWS, *optimality.LAWS, *traits.LAWS)
 
 
 def _rank_at_most(_shape: tuple[int, int], rank: int) -> FeasibleSet:

@@ -36,7 +36,7 @@ def test_squares_that_vanish_or_overflow_are_refused(solver: str, unit: float) -
 
 
 @pytest.mark.parametrize("unit", [1e-100, 1e100])
-@pytest.mark.parametrize("solver", ["lbfgs", "frank_wolfe", "soft_impute"])
+@pytest.mark.parametrize("solver", ["lbfgs", "frank_wolfe", "soft_impute", "als"])
 def test_sizes_in_between_make_no_difference(solver: str, unit: float) -> None:
     assert error(solver, unit) == pytest.approx(error(solver, 1.0), rel=1e-3)
 
