@@ -30,9 +30,10 @@ from experiments.tables import markdown_table, text_table
 
 ROOT = Path(__file__).resolve().parents[1]
 UNIT = "tests/unit"
-PROOFS = [f"{UNIT}/parameterizations/test_{name}.py" for name in ("proofs", "bounds_are_proofs")]
+PROOFS = [f"{UNIT}/parameterizations/test_{name}.py" for name in ("proofs", "roots")]
 CERTIFICATES = [
-    f"{UNIT}/completion/test_{name}.py" for name in ("completion_certificate", "proved")
+    f"{UNIT}/completion/test_{name}.py"
+    for name in ("completion_certificate", "bounds_are_proofs", "spectral_bounds", "at_rank")
 ]
 # What is mutated, and the tests of it: its own folder, its laws, its examples.
 GROUPS: dict[str, tuple[list[str], list[str]]] = {
@@ -44,9 +45,9 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "proofs": (
         ["proofs.py", "check_certificate.py"],
-        [*PROOFS, f"{UNIT}/parameterizations/test_certificate.py", CERTIFICATES[1]],
+        [*PROOFS, f"{UNIT}/parameterizations/test_certificate.py"],
     ),
-    "completion/certificates": (["completion/certificates"], CERTIFICATES),
+    "completion/certificates": (["completion/certificates"], [*CERTIFICATES, *PROOFS]),
     "nn": (["nn"], [f"{UNIT}/nn", "tests/property/test_adapters.py"]),
     "parameterizations": (["parameterizations"], [f"{UNIT}/parameterizations"]),
     # Of everything: what the tests of a package do not notice, its laws may.
