@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.nn import DecomposedModule, adapt, adapted_weights, merge
+from lowrank_opt.nn import adapt, adapted_weights, merge
 from lowrank_opt.parameterizations import Parameterization, WeightDecomposed
 from lowrank_opt.parameterizations.catalog import examples
 from lowrank_opt.parameterizations.example import Example
@@ -86,10 +86,10 @@ def bare(shape: Shape) -> nn.Linear:
 
 def _ours(method: Example, shape: Shape, rank: int) -> Layer:
     made = method.make(shape, rank, dtype=torch.float32)
-    if isinstance(made, WeightDecomposed):
-        return _decomposed(method.name, made.inner, shape)
-    assert isinstance(made, Parameterization), "the other classes are decomposed ones"
-    module = adapt(bare(shape), lambda _: made, targets=".*")
+    decomposed = isinstance(made, WeightDecomposed)
+    inner = made.inner if decomposed else made
+    assert isinstance(inner, Parameterization), "the catalog has no other classes"
+    module = adapt(bare(shape), lambda _: inner, targets=".*", magnitude=decomposed)
     _randomize(module)
     parts = [member for found in adapted_weights(module) for member in found.updates]
 
@@ -98,18 +98,6 @@ def _ours(method: Example, shape: Shape, rank: int) -> Layer:
         return module
 
     return Layer(method.name, module, parts, merged)
-
-
-def _decomposed(name: str, inner: Parameterization, shape: Shape) -> Layer:
-    module = DecomposedModule(bare(shape), inner.to(torch.float32))
-    _randomize(module)
-
-    def merged() -> nn.Module:
-        layer = bare(shape)
-        layer.weight.data = module.weight.detach()
-        return layer
-
-    return Layer(name, module, [inner], merged)
 
 
 def _randomize(module: nn.Module) -> None:

@@ -18,7 +18,6 @@ from lowrank_opt.nn.interop import export_peft as export_peft
 from lowrank_opt.nn.interop import import_peft as import_peft
 from lowrank_opt.nn.interop import peft_residuals as peft_residuals
 from lowrank_opt.nn.low_rank.bridge import register_dense as register_dense
-from lowrank_opt.nn.low_rank.decomposed import DecomposedModule as DecomposedModule
 from lowrank_opt.nn.low_rank.layers import LowRankConv1d as LowRankConv1d
 from lowrank_opt.nn.low_rank.layers import LowRankConv2d as LowRankConv2d
 from lowrank_opt.nn.low_rank.layers import LowRankConv3d as LowRankConv3d

@@ -8,7 +8,6 @@ from torch import nn
 
 import lowrank_opt as lo
 from lowrank_opt.nn import (
-    DecomposedModule,
     adapt,
     export_peft,
     import_peft,
@@ -67,7 +66,9 @@ CONFIGS = {
     "orthogonal start": lambda: peft.LoraConfig(
         r=2, init_lora_weights="orthogonal", target_modules=["fc"], lora_dropout=0.2
     ),
-    "dora": lambda: peft.LoraConfig(r=2, use_dora=True, target_modules=["fc", "conv"]),
+    "dora": lambda: peft.LoraConfig(
+        r=2, use_dora=True, target_modules=["fc", "conv", "table"], lora_dropout=0.1
+    ),
     "adalora": lambda: peft.AdaLoraConfig(
         init_r=4, target_r=2, lora_alpha=8, target_modules=["fc"], total_step=10, tinit=1,
         tfinal=3, deltaT=1,
@@ -101,13 +102,17 @@ def test_we_train_and_peft_computes_the_same(kind, tmp_path):
     assert {"table", "conv", "fc", "block.fc"} == {site.name for site in sites}
 
 
-def test_we_train_dora_and_peft_computes_the_same(tmp_path):
-    ours = base().requires_grad_(False)
-    ours.fc = DecomposedModule(ours.fc, lo.Factored((5, 6), 2, scaling=2.0))
-    ours.conv = DecomposedModule(ours.conv, lo.NBLoRA((6, 12), 2, radius=1.0))
+@pytest.mark.parametrize("kind", ["Factored", "NBLoRA"])
+def test_we_train_dora_and_peft_computes_the_same(kind, tmp_path):
+    ours = adapt(
+        base(), MAKES[kind], targets="table|conv|fc", exclude="head", magnitude=True, dropout=0.25
+    )
     train(ours)
     export_peft(ours, tmp_path)
-    assert difference(outputs(loaded(tmp_path)), outputs(ours)) < ROUNDING
+    theirs = loaded(tmp_path)
+    assert 0.25 == theirs.peft_config["default"].lora_dropout
+    assert difference(outputs(theirs), outputs(ours)) < ROUNDING
+    assert difference(outputs(theirs.merge_and_unload()), outputs(ours)) < ROUNDING
 
 
 def test_an_adapter_of_peft_is_brought_into_a_ball(tmp_path):

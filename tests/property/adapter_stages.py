@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from lowrank_opt.nn import LayerKind
 from lowrank_opt.testing.laws.adapter_stage import Stage
 
 
@@ -17,6 +18,24 @@ class Tied(nn.Module):
 
     def forward(self, indices: Tensor) -> Tensor:
         return self.head(self.norm(self.emb(indices).tanh()))
+
+
+class Across(nn.Module):
+    """A layer that keeps its weight as in x out, the class of GPT-2."""
+
+    lowrank_kind = LayerKind(
+        lambda layer: ("weight",),
+        lambda layer, op, x, y: op.mT.linear(x),
+        outputs="columns",
+        rescale=lambda layer, lengths, x, y: (y - layer.bias) * lengths,
+    )
+
+    def __init__(self, n: int, m: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(n, m)), nn.Parameter(torch.randn(m))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
 
 
 class Recurrent(nn.Module):
@@ -71,6 +90,10 @@ def _plain():
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
 
 
+def _across():
+    return nn.Sequential(Across(3, 4), nn.Tanh(), nn.Linear(4, 2))
+
+
 def _normalised():
     return nn.Sequential(
         nn.Conv1d(2, 4, 2), nn.BatchNorm1d(4), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)
@@ -84,8 +107,9 @@ def _hidden():
 
 
 STAGES = {
-    "linear": Stage(_built(_plain), (_normal(5, 3),), "0", "2"),
-    "normalised": Stage(_built(_normalised), (_normal(5, 2, 4),), "0|4"),
+    "linear": Stage(_built(_plain), (_normal(5, 3),), "0", "2", has_inputs=True),
+    "across": Stage(_built(_across), (_normal(5, 3),), "0", "2", has_inputs=True),
+    "normalised": Stage(_built(_normalised), (_normal(5, 2, 4),), "0|4", has_inputs=True),
     "normalised head": Stage(_built(_normalised), (_normal(5, 2, 4),), "0", "1|4"),
     "weight norm": Stage(_built(_hidden), (_normal(5, 3),), "0", "2"),
     "tied": Stage(_built(Tied), (torch.tensor([[1, 2, 0], [6, 0, 2]]),), "emb", "norm"),

@@ -16,9 +16,10 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor, nn
 
+from lowrank_opt.nn.adapters.change import Change, added, fits
 from lowrank_opt.nn.adapters.checkpointing import present_state
-from lowrank_opt.nn.adapters.record import Record, State
-from lowrank_opt.nn.adapters.routing import routed
+from lowrank_opt.nn.adapters.record import Record, State, Weights
+from lowrank_opt.nn.adapters.routing import dropped, routed
 from lowrank_opt.nn.adapters.store import STORE, Store
 from lowrank_opt.nn.basis.kinds import ORIGINAL, LayerKind, kind_of, original_type
 from lowrank_opt.operator import LowRankOperator
@@ -129,24 +130,33 @@ def _forward(original: type[nn.Module], kind: LayerKind) -> Callable[..., Tensor
         found = store_of(self)
         assert found is not None, "an adapted module has a store"
         state, layer = present_state(found.record), _view(self, found)
-        y = original.forward(layer, *args, **kwargs)
         if state.merged is not None and not state.disabled:
-            return y
+            return original.forward(layer, *args, **kwargs)
+        groups = () if state.routing is not None else found.groups(state.chosen, self.training)
+        changes = [
+            (change, p) for chosen, p in groups for change in _change(found, self, chosen, state)
+        ]
+        if not all(fits(kind, side) for change, _ in changes for side in change.sides):
+            # Lengths of inputs, as a tied weight may have them: with the dense weight.
+            return original.forward(self, *args, **kwargs)
+        y = original.forward(layer, *args, **kwargs)
         x = args[0] if args else next(iter(kwargs.values()))
         if state.routing is not None:
-            return routed(found, kind, layer, state.routing, x, y)
-        op = _operator(found, state)
-        return y if op is None else y + kind.update(layer, op, x, y).to(y.dtype)  # pyright: ignore[reportOptionalCall]
+            return routed(found, kind, self, layer, state.routing, x, y)
+        total = y
+        for change, p in changes:
+            total = total + added(kind, layer, change, dropped(x, p), y)
+        return total
 
     return forward
 
 
-def _operator(found: Store, state: State) -> LowRankOperator | None:
-    for name in found.changed if state.chosen else ():
-        ops = found.operators(name, state.chosen, state)
-        if ops is not None:
-            return ops[0]
-    return None
+def _change(found: Store, module: nn.Module, chosen: Weights, state: State) -> list[Change]:
+    for name in found.changed:
+        change = found.change(module, name, chosen, state)
+        if change is not None:
+            return [change]
+    return []
 
 
 def _view(module: nn.Module, found: Store) -> nn.Module:
@@ -179,12 +189,19 @@ def store_of(module: nn.Module) -> Store | None:
 
 
 def present_updates(module: nn.Module, name: str) -> list[LowRankOperator]:
-    """Return what is added to a weight of a module now: an operator for each of its matrices."""
+    """Return what is added to a weight of a module now: an operator for each of its matrices.
+
+    Raises
+    ------
+    TargetError
+        If that is not of low rank: adapters have magnitudes.
+    """
     found = store_of(module)
     state = None if found is None else found.record.state
     if found is None or state is None or state.merged is not None:
         return []
-    return found.operators(name, state.chosen, state) or []
+    change = found.change(module, name, state.chosen, state)
+    return [] if change is None else [*change.low_rank]
 
 
 def read_by_forward(module: nn.Module, name: str) -> Tensor | nn.Module:

@@ -16,7 +16,6 @@ from torch.autograd.function import FunctionCtx
 
 from lowrank_opt.nn.adapters.record import Record, State
 from lowrank_opt.nn.basis.errors import AdapterStateError
-from lowrank_opt.operator import LowRankOperator
 
 _LOGS = "lowrank_states"
 
@@ -129,12 +128,6 @@ def marked(x: Tensor, state: State) -> Tensor:
     if not x.requires_grad or torch.compiler.is_compiling() or _hooks() is None:
         return x
     return _Mark.apply(x, hash((state.active, state.merged, state.leading)) % (1 << 31))
-
-
-def marked_operator(op: LowRankOperator, state: State) -> LowRankOperator:
-    """Return the operator with a factor that is `marked`."""
-    left = marked(op.left, state)
-    return op if left is op.left else LowRankOperator(left, op.scale, op.right)
 
 
 def in_transform() -> bool:

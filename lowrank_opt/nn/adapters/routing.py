@@ -5,33 +5,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_opt.errors import ShapeError
+from lowrank_opt.nn.adapters.change import added
 from lowrank_opt.nn.adapters.record import Routing
 from lowrank_opt.nn.adapters.store import Store
 from lowrank_opt.nn.basis.kinds import LayerKind
 
 
 def routed(
-    found: Store, kind: LayerKind, layer: nn.Module, routing: Routing, x: Tensor, y: Tensor
+    found: Store,
+    kind: LayerKind,
+    module: nn.Module,
+    layer: nn.Module,
+    routing: Routing,
+    x: Tensor,
+    y: Tensor,
 ) -> Tensor:
-    """Return y with the update of each sample's adapter added to its rows."""
-    axis = _axis(routing, layer, x, y)
-    assert kind.update is not None
+    """Return y with the change of each sample's adapter added to its rows."""
+    axis, base = _axis(routing, layer, x, y), y
     state = found.record.state
     for name in dict.fromkeys(n for n in routing.names if n is not None):
         part = found.part(name)
         for weight in () if part is None else part.updates:
-            ops = found.operators(weight, ((name, 1.0),), state)
-            assert ops is not None
+            change = found.change(module, weight, ((name, 1.0),), state)
+            assert part is not None
+            assert change is not None, "what is in a part is a change"
             chosen = [i for i, n in enumerate(routing.names) if n == name]
             rows = torch.tensor(chosen, device=x.device)
-            part_y = kind.update(
-                layer, ops[0], x.index_select(axis, rows), y.index_select(axis, rows)
-            )
-            y = y.index_add(axis, rows, part_y.to(y.dtype))
+            own = dropped(x.index_select(axis, rows), part.dropout if module.training else 0.0)
+            part_y = added(kind, layer, change, own, base.index_select(axis, rows))
+            y = y.index_add(axis, rows, part_y)
     return y
+
+
+def dropped(x: Tensor, p: float) -> Tensor:
+    """Return the input of an update with dropout; indices have none."""
+    return F.dropout(x, p) if p and x.is_floating_point() else x
 
 
 def _axis(routing: Routing, layer: nn.Module, x: Tensor, y: Tensor) -> int:

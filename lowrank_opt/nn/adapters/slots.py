@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from lowrank_opt.nn.adapters.adapted import store_of
-from lowrank_opt.nn.adapters.store import STORE, Store, stored
+from lowrank_opt.nn.adapters.part import stored
+from lowrank_opt.nn.adapters.store import STORE, Store
 from lowrank_opt.nn.basis.kinds import kind_of, matrix_shapes, type_name
 from lowrank_opt.parameterizations import Parameterization
 

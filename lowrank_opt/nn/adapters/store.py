@@ -2,139 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils.hooks import RemovableHandle
 
-from lowrank_opt.nn.adapters.checkpointing import (
-    in_transform,
-    marked,
-    marked_operator,
-    present_state,
-)
-from lowrank_opt.nn.adapters.gradients import awake, delivering
+from lowrank_opt.nn.adapters.change import Change
+from lowrank_opt.nn.adapters.checkpointing import in_transform, marked, present_state
+from lowrank_opt.nn.adapters.gradients import awake
+from lowrank_opt.nn.adapters.part import Part, safe_key, stored
 from lowrank_opt.nn.adapters.reading import is_of, standing_for, sum_standing_for, without_numbers
 from lowrank_opt.nn.adapters.record import Record, State, Weights
 from lowrank_opt.nn.basis.errors import AdapterStateError
-from lowrank_opt.nn.basis.frozen import Frozen
-from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations import Parameterization
 
 # The one name that an adapted module has besides those of its author.
 STORE = "lowrank_adapters"
-
-
-class Tensors(nn.Module):
-    """Parameters and buffers by names of any kind; some are kept elsewhere and only known here."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.homes: dict[str, tuple[Tensors, str]] = {}
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Keep a tensor: a parameter if it is one, else a buffer."""
-        key = safe_key(self, name)
-        if isinstance(tensor, nn.Parameter):
-            self.register_parameter(key, tensor)
-        else:
-            self.register_buffer(key, tensor)
-        self.homes[name] = (self, key)
-
-    def link(self, name: str, home: Tensors, other: str) -> None:
-        """Know a tensor that is kept by others, for weights that are tied."""
-        self.homes[name] = home.homes[other]
-
-    def get(self, name: str) -> Tensor | None:
-        """Return the tensor of a name, or None."""
-        if name not in self.homes:
-            return None
-        home, key = self.homes[name]
-        return stored(home, key)
-
-    def put(self, name: str, tensor: Tensor) -> None:
-        """Replace a tensor, as a module does that assigns to its buffers."""
-        home, key = self.homes[name]
-        setattr(home, key, tensor)
-
-    def kept(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors that are kept here."""
-        for name, (home, key) in self.homes.items():
-            tensor = stored(home, key)
-            if home is self and tensor is not None:
-                yield name, tensor
-
-
-class Part(nn.Module):
-    """What one adapter has in one module.
-
-    Parameters
-    ----------
-    updates : mapping from weights to sequences of Parameterization
-        One for each matrix of the weight.
-    elsewhere : collection of str
-        Weights that are tied to one of another module, which keeps their parameterizations.
-    """
-
-    def __init__(
-        self,
-        updates: Mapping[str, Sequence[Parameterization]] | None = None,
-        elsewhere: Sequence[str] = (),
-    ) -> None:
-        super().__init__()
-        self.updates: dict[str, Sequence[Parameterization]] = {}
-        self.settled: dict[str, Sequence[Frozen]] = {}
-        self.parts, self.own = nn.ModuleList(), Tensors()
-        self.settled_parts = nn.ModuleList()
-        # Names of parameters that were frozen on purpose while the rest was trained.
-        self.fixed: frozenset[str] = frozenset()
-        self._handles: dict[int, RemovableHandle] = {}
-        for name, members in (updates or {}).items():
-            self.add(name, members, linked=name in elsewhere)
-
-    def add(self, weight: str, members: Sequence[Parameterization], *, linked: bool) -> None:
-        """Add the update of a weight; `linked` if another module keeps it."""
-        self.updates[weight] = list(members)
-        if not linked:
-            self.parts.append(nn.ModuleList(members))
-
-    def settle(self, weight: str, fixed: Sequence[Frozen], *, linked: bool) -> None:
-        """Set the part of a weight's update that is not trained any more."""
-        kept = [x for x in self.settled_parts if x is not self._home(weight)]
-        new = [] if linked or not fixed else [nn.ModuleList(fixed)]
-        self.settled_parts = nn.ModuleList([*kept, *new])
-        self.settled[weight] = list(fixed)
-
-    def _home(self, weight: str) -> nn.Module | None:
-        old = self.settled.get(weight)
-        return next((x for x in self.settled_parts if old and x[0] is old[0]), None)  # pyright: ignore[reportIndexIssue]
-
-    @property
-    def names(self) -> set[str]:
-        """The tensors of the module that the adapter changes."""
-        return {*self.updates, *self.own.homes}
-
-    def train_only_if(self, active: bool) -> None:
-        """Let the parameters be trained or not, but for those that were fixed on purpose."""
-        own = dict(self.named_parameters())
-        if not active and any(p.requires_grad for p in own.values()):
-            self.fixed = frozenset(k for k, p in own.items() if not p.requires_grad)
-        for name, p in own.items():
-            if p.is_floating_point() or p.is_complex():
-                self._let(p, trained=active and name not in self.fixed)
-
-    def _let(self, parameter: nn.Parameter, *, trained: bool) -> None:
-        if parameter.requires_grad and not trained:
-            self._handles[id(parameter)] = parameter.register_hook(delivering(parameter))
-        elif trained and id(parameter) in self._handles:
-            self._handles.pop(id(parameter)).remove()
-        parameter.requires_grad_(trained)
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_handles": {}}
 
 
 class Store(nn.Module):
@@ -188,21 +71,30 @@ class Store(nn.Module):
                 return found
         return None
 
-    def operators(self, name: str, chosen: Weights, state: State) -> list[LowRankOperator] | None:
-        """Return the weighted sum of the chosen adapters' updates of one weight, or None."""
-        total: list[LowRankOperator] | None = None
+    def change(self, module: nn.Module, name: str, chosen: Weights, state: State) -> Change | None:
+        """Return what the chosen adapters, weighted, add to one weight; None if that is nothing."""
+        total: Change | None = None
+        asleep = state is not self.record.state
         for adapter, factor in chosen:
             part = self.part(adapter)
             if part is None or name not in part.updates:
                 continue
-            asleep, members = state is not self.record.state, part.updates[name]
-            ops = [_repeated(part, member) if asleep else member() for member in members]
-            fixed = [x().to(dtype=op.dtype) for x, op in zip(part.settled.get(name, ()), ops)]  # noqa: B905
-            ops = [op + more for op, more in zip(ops, fixed, strict=True)] if fixed else ops
-            if factor != 1.0:
-                ops = [factor * op for op in ops]
-            total = ops if total is None else [a + b for a, b in zip(total, ops, strict=True)]
-        return None if total is None else [marked_operator(op, state) for op in total]
+            base = self.base(module, name, state)
+            one = part.change(name, base, asleep=asleep).times(factor)
+            total = one if total is None else total + one
+        return None if total is None else total.marked(lambda x: marked(x, state))
+
+    def groups(self, chosen: Weights, training: bool) -> list[tuple[Weights, float]]:
+        """Return the chosen adapters in groups that have one input, and its dropout."""
+        rates = {name: part.dropout for name, part in self.parts().items() if training}
+        apart = [(((name, w),), p) for name, w in chosen if (p := rates.get(name, 0.0))]
+        rest = tuple(pair for pair in chosen if not rates.get(pair[0]))
+        return [(rest, 0.0), *apart] if rest else apart
+
+    def base(self, module: nn.Module, name: str, state: State) -> Tensor:
+        """Return what updates of a weight are added to: the module's own, or an adapter's."""
+        own = self.own(name, state.chosen, state.leading)
+        return base_of(module, name) if own is None else own
 
     def inside(self, module: nn.Module, name: str) -> Tensor | None:
         """Return what the forward of the module's own class reads where updates are added to it."""
@@ -239,10 +131,10 @@ class Store(nn.Module):
             if total is None or plain:
                 return value if total is None else total
             return sum_standing_for(total, base_of(module, name))
-        ops = self.operators(name, state.active, state)
-        if ops is None:
+        change = self.change(module, name, state.active, state)
+        if change is None:
             return value
-        total = add_dense(value, ops)
+        total = as_trainable(change.add_dense(value))
         return total if plain else standing_for(total, base_of(module, name))
 
     def sum(self, module: nn.Module, name: str, state: State) -> Tensor | None:
@@ -250,13 +142,12 @@ class Store(nn.Module):
         total = self.sums._buffers.get(sum_key(name))  # pyright: ignore[reportPrivateUsage]
         if total is None or torch.compiler.is_compiling():
             return total
-        base = self.own(name, state.chosen, state.leading)
-        base = base_of(module, name) if base is None else base
+        base = self.base(module, name, state)
         if self.stamps.get(name) != stamp(base):
-            ops = self.operators(name, state.chosen, state)
-            assert ops is not None, "what is merged has an update"
             with torch.no_grad():
-                total = nn.Parameter(add_dense(base, ops), requires_grad=False)
+                change = self.change(module, name, state.chosen, state)
+                assert change is not None, "what is merged has an update"
+                total = nn.Parameter(change.add_dense(base), requires_grad=False)
             self.sums._buffers[sum_key(name)] = total  # pyright: ignore[reportPrivateUsage]
             self.stamps[name] = stamp(base)
         return total
@@ -331,29 +222,9 @@ class Store(nn.Module):
         return {key: value for key, value in self.__dict__.items() if key != "view"}
 
 
-def _repeated(part: Part, member: Parameterization) -> LowRankOperator:
-    """Return an update as it was when its adapter was active: with its gradients."""
-    fixed = {id(p) for name, p in part.named_parameters() if name in part.fixed}
-    own = {k: awake(p) for k, p in member.named_parameters() if id(p) not in fixed}
-    return functional_call(member, own, ())
-
-
 def sum_key(name: str) -> str:
     """Return the name under which a merged weight is held."""
     return f"sum_of_{name}"
-
-
-def safe_key(module: nn.Module, name: str) -> str:
-    """Return a key for a part of a module, which takes no names of its attributes ("half")."""
-    return f"{name}_" if hasattr(module, name) else name
-
-
-def stored(module: nn.Module, name: str) -> Tensor | None:
-    """Return a parameter or buffer of a module as it stands in the module itself."""
-    for kept in (module._parameters, module._buffers):  # pyright: ignore[reportPrivateUsage]
-        if name in kept:
-            return kept[name]
-    return None
 
 
 def base_of(module: nn.Module, name: str) -> Tensor:
@@ -368,11 +239,8 @@ def stamp(x: Tensor) -> tuple[int, int]:
     return id(x), 0 if x.is_inference() else x._version
 
 
-def add_dense(weight: Tensor, ops: Sequence[LowRankOperator]) -> Tensor:
-    r"""Return the dense :math:`W_0 + \Delta W`, rounded once to the dtype of `weight`."""
-    dense = [op.to_dense() for op in ops]
-    update = dense[0] if len(dense) == 1 else torch.stack(dense)
-    total = (weight + update.reshape(weight.shape)).to(weight.dtype)
+def as_trainable(total: Tensor) -> Tensor:
+    """Return a weight that asks for gradients, whether something in it does or not."""
     # torch's matmul folds its input by this flag of the weight, with grad or without: as trainable
     # weights have it, the zero start gives what they gave, to the last bit.
     plain = total.requires_grad or torch.compiler.is_compiling() or in_transform()

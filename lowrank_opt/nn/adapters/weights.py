@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.nn.adapters.slots import (
-    WeightSlot,
-    every_slot,
-)
-from lowrank_opt.nn.adapters.store import Part
+from lowrank_opt.nn.adapters.change import Magnitude, not_low_rank
+from lowrank_opt.nn.adapters.part import Part
+from lowrank_opt.nn.adapters.slots import WeightSlot, every_slot
 from lowrank_opt.nn.basis.frozen import Frozen
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import Offset, Parameterization
@@ -31,12 +29,15 @@ class AdaptedWeight:
     settled : sequence of Frozen
         What is added to each of them and not trained any more: earlier links of a chain, earlier
         rounds; empty if there is nothing.
+    magnitude : (side, lengths), optional
+        The lengths that the adapter gives to the rows, or columns, of the weight plus its update.
     """
 
     slot: WeightSlot
     adapter: str
     updates: Sequence[Parameterization]
     settled: Sequence[Frozen] = ()
+    magnitude: Magnitude | None = None
 
     @property
     def name(self) -> str:
@@ -50,7 +51,19 @@ class AdaptedWeight:
         return [f"{self.name}/{i}" for i in range(count)] if count > 1 else [self.name]
 
     def totals(self) -> list[Parameterization]:
-        """Return the whole update of each matrix, settled part and all."""
+        """Return the whole change of each matrix, settled part and all.
+
+        Raises
+        ------
+        TargetError
+            If it is not of low rank, for the adapter has magnitudes.
+        """
+        if self.magnitude is not None:
+            raise not_low_rank(self.name)
+        return self.totals_before_rescaling()
+
+    def totals_before_rescaling(self) -> list[Parameterization]:
+        """Return the whole update of each matrix, before its rows get the lengths of magnitudes."""
         if not self.settled:
             return list(self.updates)
         return [
@@ -95,9 +108,17 @@ def adapted_weights(
             for weight, updates in part.updates.items():
                 if tied or id(updates[0]) not in seen:
                     settled = part.settled.get(weight, ())
-                    found.append(AdaptedWeight(WeightSlot(slot, weight), adapter, updates, settled))
+                    at, magnitude = WeightSlot(slot, weight), part.magnitude(weight)
+                    found.append(AdaptedWeight(at, adapter, updates, settled, magnitude))
                 seen.add(id(updates[0]))
     return found
+
+
+def dropout_of(model: nn.Module, adapter: str) -> float:
+    """Return the dropout of an adapter, the same in all of its modules."""
+    stores = [slot.store for slot in every_slot(model)]
+    parts = [None if store is None else store.part(adapter) for store in stores]
+    return max((part.dropout for part in parts if part is not None), default=0.0)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -20,6 +20,8 @@ ORIGINAL = "__lowrank_original__"
 OWN_KIND = "lowrank_kind"
 
 OutputUpdate = Callable[[nn.Module, LowRankOperator, Tensor, Tensor], Tensor]
+OutputRescaling = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+Side: TypeAlias = Literal["rows", "columns"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,12 @@ class LayerKind:
         Whether ``targets="all-linear"`` takes it.
     refuse : function of a module, optional
         Returns why this one cannot be adapted, or None.
+    outputs : {"rows", "columns"}, optional
+        Where in a matrix of the weight the outputs are, whose lengths ``magnitude=True`` trains;
+        None if they are on neither side.
+    rescale : function of (layer, lengths, input, output), optional
+        Returns what :math:`\mathrm{diag}(\text{lengths}) W_0` adds to the layer's output, from
+        that output. Without it the layer is called with the dense weight where it has magnitudes.
 
     Examples
     --------
@@ -69,6 +77,8 @@ class LayerKind:
     companions: tuple[str, ...] = ()
     linear: bool = False
     refuse: Callable[[nn.Module], str | None] | None = None
+    outputs: Side | None = "rows"
+    rescale: OutputRescaling | None = None
 
 
 def _weight(module: nn.Module) -> tuple[str, ...]:
@@ -113,6 +123,25 @@ def _conv_transposed(layer: nn.Module, op: LowRankOperator, x: Tensor, y: Tensor
     return products.transposed_convolution(op, x, geometry, tuple(y.shape[-geometry.dimensions :]))
 
 
+def _rescale(layer: nn.Module, lengths: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    bias = getattr(layer, "bias", None)
+    return (y if bias is None else y - bias) * lengths.to(y.dtype)
+
+
+def _rescale_embedding(layer: nn.Module, lengths: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    assert isinstance(layer, nn.Embedding)
+    rows = y * lengths.to(y.dtype)
+    padding = layer.padding_idx
+    return rows if padding is None else rows.where((x != padding).unsqueeze(-1), rows.detach())
+
+
+def _rescale_channels(layer: nn.Module, lengths: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    assert isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    ones = (1,) * len(layer.kernel_size)
+    bias = None if layer.bias is None else layer.bias.reshape(-1, *ones)
+    return (y if bias is None else y - bias) * lengths.to(y.dtype).reshape(-1, *ones)
+
+
 def _refuse_embedding(layer: nn.Module) -> str | None:
     assert isinstance(layer, nn.Embedding)
     if layer.max_norm is not None:
@@ -122,14 +151,22 @@ def _refuse_embedding(layer: nn.Module) -> str | None:
 
 _DENSE = LayerKind(_matrices, view="stack")
 _RECURRENT = LayerKind(_recurrent_weights)
-_CONVOLUTION = LayerKind(_weight, _conv)
-_TRANSPOSED = LayerKind(_weight, _conv_transposed)
+_CONVOLUTION = LayerKind(_weight, _conv, rescale=_rescale_channels)
+_TRANSPOSED = LayerKind(_weight, _conv_transposed, outputs=None)
 
 # By name: the package of a type need not be imported to know it.
 _FOREIGN: Mapping[str, LayerKind] = {
-    "torch.nn.modules.linear.Linear": LayerKind(_weight, _linear, linear=True),
-    "transformers.pytorch_utils.Conv1D": LayerKind(_weight, _linear_transposed, linear=True),
-    "torch.nn.modules.sparse.Embedding": LayerKind(_weight, _embedding, refuse=_refuse_embedding),
+    "torch.nn.modules.linear.Linear": LayerKind(_weight, _linear, linear=True, rescale=_rescale),
+    "transformers.pytorch_utils.Conv1D": LayerKind(
+        _weight, _linear_transposed, linear=True, outputs="columns", rescale=_rescale
+    ),
+    "torch.nn.modules.sparse.Embedding": LayerKind(
+        _weight,
+        _embedding,
+        refuse=_refuse_embedding,
+        outputs="columns",
+        rescale=_rescale_embedding,
+    ),
     **{f"torch.nn.modules.conv.Conv{d}d": _CONVOLUTION for d in (1, 2, 3)},
     **{f"torch.nn.modules.conv.ConvTranspose{d}d": _TRANSPOSED for d in (1, 2, 3)},
     "torch.nn.modules.activation.MultiheadAttention": LayerKind(
@@ -172,7 +209,7 @@ def known_kind(module: nn.Module | type[nn.Module]) -> LayerKind | None:
                 f"{type_name(cls)}.{OWN_KIND} must be a LayerKind; got {kind!r}: make one"
             )
         overridden = getattr(own, "forward", None) is not getattr(cls, "forward", None)
-        return replace(kind, update=None) if overridden and kind.update else kind
+        return replace(kind, update=None, rescale=None) if overridden and kind.update else kind
     return None
 
 

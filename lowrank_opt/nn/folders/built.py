@@ -20,8 +20,10 @@ from lowrank_opt.nn.folders.stored import (
     Stored,
     StoredWeight,
     check_keys,
+    check_same_kind,
     check_same_shape,
     damaged,
+    magnitude_key,
     own_key,
 )
 from lowrank_opt.nn.surgery.options import Make
@@ -59,6 +61,8 @@ def build(
         elif weight.tied_to == weight.name:
             used |= {key for key in stored.tensors if key.startswith(f"{weight.name}/")}
     for weight in stored.weights.values():
+        if weight.tied_to == weight.name and weight.magnitude is not None:
+            used.add(magnitude_key(weight.name))
         used |= {key for key in _settled_keys(weight) if weight.tied_to == weight.name}
     check_keys("tensors", set(stored.tensors), used)
     return made
@@ -82,6 +86,27 @@ def settled_of(stored: Stored, weight: StoredWeight) -> list[LowRankOperator]:
             if not bool(torch.isfinite(own[key]).all()):
                 raise DataError(f"an adapter must be finite; {weight.name} is not: train it again")
         found.append(LowRankOperator(own["left"], own["left"].new_ones(rank), own["right"]))
+    return found
+
+
+def magnitude_of(stored: Stored, weight: StoredWeight) -> Tensor | None:
+    """Return the magnitudes of a weight, shape (matrices, outputs), or None if it has none.
+
+    Raises
+    ------
+    DataError, ShapeError
+        If they are missing, not finite, or of another shape.
+    """
+    if weight.magnitude is None:
+        return None
+    key = magnitude_key(weight.tied_to)
+    check_keys("magnitudes", {key} & set(stored.tensors), {key})
+    m, n = weight.matrix
+    found = stored.tensors[key]
+    check_same_shape(key, (len(weight.recipes), m if weight.magnitude == "rows" else n), found)
+    check_same_kind(key, torch.empty(0), found)
+    if not bool(torch.isfinite(found).all()):
+        raise DataError(f"an adapter must be finite; {key} is not: train it again")
     return found
 
 

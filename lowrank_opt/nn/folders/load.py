@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from lowrank_opt.errors import DataError, ShapeError, TargetError
 from lowrank_opt.nn.adapters.adapted import adapted_modules
+from lowrank_opt.nn.adapters.change import Magnitude
+from lowrank_opt.nn.adapters.part import Part, stored
 from lowrank_opt.nn.adapters.present import (
     check_not_merged,
     check_not_routed,
@@ -21,7 +23,6 @@ from lowrank_opt.nn.adapters.slots import (
     every_slot,
     join,
 )
-from lowrank_opt.nn.adapters.store import Part, stored
 from lowrank_opt.nn.adapters.weights import (
     AdaptedWeight,
     adapted_weights,
@@ -29,7 +30,7 @@ from lowrank_opt.nn.adapters.weights import (
     unsettle,
 )
 from lowrank_opt.nn.basis.kinds import kind_of, matrix_shapes
-from lowrank_opt.nn.folders.built import build, settled_of
+from lowrank_opt.nn.folders.built import build, magnitude_of, settled_of
 from lowrank_opt.nn.folders.described import described
 from lowrank_opt.nn.folders.stored import (
     Bases,
@@ -41,6 +42,7 @@ from lowrank_opt.nn.folders.stored import (
     check_same_shape,
     read,
 )
+from lowrank_opt.nn.surgery.extras import magnitude_of as as_magnitude
 from lowrank_opt.nn.surgery.install import Plan, Updates, check_new_name, install
 from lowrank_opt.nn.surgery.options import Make
 from lowrank_opt.nn.surgery.own import Own, own_buffers, trainable_copy
@@ -104,8 +106,9 @@ def load_adapter(
     updates: Updates = [(slots[k], made[w.tied_to]) for k, w in found.weights.items()]
     known = record_of(model).state.names if any(adapted_modules(model)) else ()
     settled = {key: settled_of(found, weight) for key, weight in found.weights.items()}
+    magnitudes = _magnitudes(found, slots)
     if name in known:
-        _load_into(model, name, updates, found.own)
+        _load_into(model, Plan(name, updates, (), magnitudes, found.dropout), found.own)
         for adapted in adapted_weights(model, {name}, tied=False):
             unsettle(model, adapted)
         _settle(model, name, settled)
@@ -115,9 +118,20 @@ def load_adapter(
         device = slot.parameter.device
         for member in members:
             member.to(device="cpu" if device.type == "meta" else device)
-    install(model, Plan(name, updates, _own(found, targets, everywhere)))
+    own = _own(found, targets, everywhere)
+    install(model, Plan(name, updates, own, magnitudes, found.dropout))
     _settle(model, name, settled)
     return model
+
+
+def _magnitudes(found: Stored, slots: Mapping[str, WeightSlot]) -> dict[str, Magnitude]:
+    made: dict[str, Magnitude] = {}
+    for key, weight in found.weights.items():
+        lengths = magnitude_of(found, weight)
+        if lengths is not None and weight.magnitude is not None:
+            first = made.get(weight.tied_to)
+            made[key] = first or as_magnitude(slots[key], weight.magnitude, lengths)
+    return made
 
 
 def _settle(model: nn.Module, name: str, settled: Mapping[str, Sequence[LowRankOperator]]) -> None:
@@ -220,9 +234,12 @@ def _beside(module: nn.Module, tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _load_into(model: nn.Module, name: str, updates: Updates, own: Sequence[StoredOwn]) -> None:
+def _load_into(model: nn.Module, plan: Plan, own: Sequence[StoredOwn]) -> None:
     """Copy what was loaded into the adapter of that name, or raise with nothing changed."""
-    present = {found.name: found.updates for found in adapted_weights(model, {name})}
+    name, updates = plan.name, plan.updates
+    found = adapted_weights(model, {name})
+    present = {adapted.name: adapted.updates for adapted in found}
+    lengths = {x.name: x.magnitude for x in found if x.magnitude is not None}
     check_keys("sites", {slot.name for slot, _ in updates}, set(present))
     for slot, members in updates:
         for mine, theirs in zip(present[slot.name], members, strict=True):
@@ -231,6 +248,11 @@ def _load_into(model: nn.Module, name: str, updates: Updates, own: Sequence[Stor
                     f"the file's adapter must be of the method of {name!r}; {slot.name} has "
                     f"{mine!r} and the file {theirs!r}: load under another name"
                 )
+    if {k: x.side for k, x in lengths.items()} != {k: x.side for k, x in plan.magnitudes.items()}:
+        raise TargetError(
+            f"the file's adapter must have magnitudes where {name!r} has; got "
+            f"{sorted(plan.magnitudes)} in the file and {sorted(lengths)}: load under another name"
+        )
     kept = _kept(model, name)
     parameters = {key for key, (part, _, k) in kept.items() if _is_parameter(part, k)}
     check_keys("trained tensors", {p for x in own if x.parameter for p in x.places}, parameters)
@@ -238,6 +260,12 @@ def _load_into(model: nn.Module, name: str, updates: Updates, own: Sequence[Stor
     for slot, members in updates:
         for mine, theirs in zip(present[slot.name], members, strict=True):
             mine.load_state_dict(theirs.state_dict())
+    for key, magnitude in plan.magnitudes.items():
+        lengths[key].lengths.copy_(magnitude.lengths)
+    for _, store in adapted_modules(model):
+        part = store.part(name)
+        if part is not None:
+            part.dropout = plan.dropout
     for place, (part, module, key) in kept.items():
         target, base = part.own.get(key), stored(module, key)
         assert target is not None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.errors import TargetError
+from lowrank_opt.nn.adapters.part import stored
 from lowrank_opt.nn.adapters.present import (
     adapter_names,
     check_known,
@@ -20,16 +21,12 @@ from lowrank_opt.nn.adapters.slots import (
     every_slot,
     join,
 )
-from lowrank_opt.nn.adapters.store import stored
-from lowrank_opt.nn.adapters.weights import (
-    AdaptedWeight,
-    adapted_weights,
-)
+from lowrank_opt.nn.adapters.weights import AdaptedWeight, adapted_weights, dropout_of
 from lowrank_opt.nn.basis.errors import AdapterStateError
 from lowrank_opt.nn.basis.kinds import original_type, type_name
 from lowrank_opt.nn.folders import files
 from lowrank_opt.nn.folders.described import described
-from lowrank_opt.nn.folders.stored import SETTLED, norm_of, own_key
+from lowrank_opt.nn.folders.stored import SETTLED, magnitude_key, norm_of, own_key
 from lowrank_opt.nn.surgery.own import differs, own_tensors
 from lowrank_opt.parameterizations import Parameterization
 from lowrank_opt.parameterizations.config import Json, JsonObject
@@ -77,7 +74,8 @@ def save_adapter(model: nn.Module, path: str | PathLike[str], *, name: str | Non
         kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
         trained.append({"places": [*places], "kind": kind, "norm": norm_of(tensor)})
         tensors[own_key(places[0])] = _finite(tensor, places[0])
-    files.write(path, {"adapter": name, "sites": entries, "trained": trained}, tensors)
+    description: JsonObject = {"adapter": name, "sites": entries, "trained": trained}
+    files.write(path, description | {"dropout": dropout_of(model, name)}, tensors)
 
 
 def own_of(model: nn.Module, name: str) -> list[tuple[list[str], Tensor]]:
@@ -127,6 +125,7 @@ def _entry(adapted: AdaptedWeight, tied_to: str) -> JsonObject:
         "sets": [type(member.feasible_set).__name__ for member in adapted.updates],
         "frobenius_norms": norms,
         "settled": [fixed.rank for fixed in adapted.settled],
+        "magnitude": None if adapted.magnitude is None else adapted.magnitude.side,
     }
 
 
@@ -163,15 +162,26 @@ def _base_of(adapted: AdaptedWeight, i: int) -> JsonObject:
 
 def _member_tensors(adapted: AdaptedWeight) -> dict[str, Tensor]:
     """Return what is written of the parameterizations of a weight: not the base weight."""
-    return {
-        f"{adapted.name}/{i}/{key}": x
-        for i, member in enumerate(adapted.updates)
-        for key, x in _without(member.state_dict(), _base_of(adapted, i)).items()
-    } | {
-        f"{adapted.name}/{i}/{SETTLED}{key}": x
-        for i, fixed in enumerate(adapted.settled)
-        for key, x in fixed.state_dict().items()
-    }
+    return (
+        {
+            f"{adapted.name}/{i}/{key}": x
+            for i, member in enumerate(adapted.updates)
+            for key, x in _without(member.state_dict(), _base_of(adapted, i)).items()
+        }
+        | {
+            f"{adapted.name}/{i}/{SETTLED}{key}": x
+            for i, fixed in enumerate(adapted.settled)
+            for key, x in fixed.state_dict().items()
+        }
+        | _magnitude(adapted)
+    )
+
+
+def _magnitude(adapted: AdaptedWeight) -> dict[str, Tensor]:
+    if adapted.magnitude is None:
+        return {}
+    key = magnitude_key(adapted.name)
+    return {key: _finite(adapted.magnitude.lengths, key)}
 
 
 def _without(state: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:

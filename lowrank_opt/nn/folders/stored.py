@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.errors import DataError, LowRankError, ShapeError
+from lowrank_opt.nn.basis.kinds import Side
 from lowrank_opt.nn.folders import files
 from lowrank_opt.parameterizations.config import Json, JsonObject
 
@@ -50,6 +51,8 @@ class StoredWeight:
         Of the parameterizations of its matrices.
     norms : list of float
         Frobenius norms of the updates.
+    magnitude : {"rows", "columns"}, optional
+        Which lengths of the weight plus its update the adapter has.
     settled : list of int
         Ranks of what is added to them and not trained any more; empty if nothing is.
     base : list of dict
@@ -64,6 +67,7 @@ class StoredWeight:
     norms: Sequence[float]
     settled: Sequence[int]
     base: Sequence[Mapping[str, BaseLink]]
+    magnitude: Side | None = None
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -96,6 +100,7 @@ class Stored:
     weights: Mapping[str, StoredWeight]
     own: Sequence[StoredOwn]
     tensors: Mapping[str, Tensor]
+    dropout: float = 0.0
 
 
 def read(path: str | PathLike[str]) -> Stored:
@@ -142,14 +147,18 @@ def _parsed(description: JsonObject, tensors: Mapping[str, Tensor]) -> Stored:
     if loose:
         raise DataError(f"tied weights must be tied to one with an update; got {loose}")
     for weight in weights:
-        if weight.recipes != named[weight.tied_to].recipes:
+        first = named[weight.tied_to]
+        if (weight.recipes, weight.magnitude) != (first.recipes, first.magnitude):
             raise DataError(f"tied weights have one update; {weight.name} is described by another")
     for key, x in tensors.items():
         if x.is_floating_point() and bool(torch.isnan(x).any()):
             raise DataError(f"an adapter must be finite; {key} holds NaN: train it again")
     if not weights:
         raise DataError("an adapter must have an update; the folder lists none: save it again")
-    return Stored(_text(description["adapter"]), named, own, tensors)
+    dropout = description.get("dropout", 0.0)
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise ValueError(f"a dropout is a probability, got {dropout!r}")
+    return Stored(_text(description["adapter"]), named, own, tensors, float(dropout))
 
 
 def _first_of(weight: StoredWeight, named: Mapping[str, StoredWeight]) -> StoredWeight:
@@ -176,8 +185,11 @@ def _weight(entry: JsonObject) -> StoredWeight:
     if len(base) != len(recipes):
         raise ValueError("the base must be told for each matrix")
     name, layer, tied_to = (_text(entry[key]) for key in ("site", "layer", "tied_to"))
+    magnitude = entry.get("magnitude")
+    if magnitude not in (None, "rows", "columns"):
+        raise ValueError(f"magnitudes are of rows or columns, got {magnitude!r}")
     return StoredWeight(
-        name, layer, shape, tied_to, recipes, [float(x) for x in norms], ranks, base
+        name, layer, shape, tied_to, recipes, [float(x) for x in norms], ranks, base, magnitude
     )
 
 
@@ -231,6 +243,11 @@ def same_norm(recorded: Json, x: Tensor) -> bool:
 def own_key(name: str) -> str:
     """Return under which key the own tensor of that name is in the file."""
     return f"trained/{name}"
+
+
+def magnitude_key(name: str) -> str:
+    """Return under which key the magnitudes of a weight are in the file."""
+    return f"{name}/magnitude"
 
 
 def _text(value: Json) -> str:

@@ -15,7 +15,7 @@ METHODS = ("LORA", "ADALORA", "DELORA")
 _READ = {
     "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
     "modules_to_save", "init_r", "init_lora_weights", "bias", "delora_lambda", "lambda_pattern",
-    "lora_bias", "trainable_token_indices", "ensure_weight_tying",
+    "lora_bias", "trainable_token_indices", "ensure_weight_tying", "lora_dropout",
 }  # fmt: skip
 
 # They say how the adapter was trained or which modules it has. The first changes nothing in a
@@ -24,7 +24,7 @@ _READ = {
 _WITHOUT_EFFECT = {
     "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode",
     "peft_version", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
-    "fan_in_fan_out", "lora_dropout", "module_dropout", "init_weights", "eva_config",
+    "fan_in_fan_out", "module_dropout", "init_weights", "eva_config",
     "loftq_config", "runtime_config", "megatron_core", "target_r", "tinit", "tfinal", "deltaT",
     "beta1", "beta2", "orth_reg_weight", "total_step", "qalora_group_size",
 }  # fmt: skip
@@ -87,6 +87,14 @@ def scaling(config: JsonObject, name: str, rank: int) -> float:
     if config.get("peft_type") == "ADALORA":
         return (alpha if alpha > 0 else rank) / (_number(config.get("init_r", 12)) + 1e-5)
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def dropout(config: JsonObject) -> float:
+    """Return the probability of dropout of the updates' inputs."""
+    p = _number(config.get("lora_dropout") or 0.0)
+    if not 0 <= p < 1:
+        raise DataError(f"lora_dropout must be a probability below 1; got {p!r}")
+    return p
 
 
 def modules_to_save(config: JsonObject) -> list[str]:

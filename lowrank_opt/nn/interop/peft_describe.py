@@ -16,7 +16,6 @@ from lowrank_opt.nn.adapters.slots import (
 )
 from lowrank_opt.nn.adapters.store import STORE
 from lowrank_opt.nn.folders.save import own_or_trained
-from lowrank_opt.nn.low_rank.decomposed import DecomposedModule
 from lowrank_opt.nn.surgery.own import own_tensors
 from lowrank_opt.parameterizations.config import Json, JsonObject
 
@@ -61,7 +60,6 @@ def describe(sites: Sequence[ExportedSite], names: Sequence[str]) -> JsonObject:
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": alpha,
-        "lora_dropout": 0.0,
         "target_modules": _targets([site.name for site in sites], names),
         "rank_pattern": _patterns(ranks),
         "alpha_pattern": _patterns(alphas),
@@ -99,12 +97,11 @@ def origin(model: nn.Module) -> str | None:
 
 
 def trained_modules(
-    everywhere: Sequence[LayerSlot], adapter: str | None
+    everywhere: Sequence[LayerSlot], adapter: str
 ) -> tuple[list[str], dict[str, Tensor]]:
     """Return the modules that PEFT must save whole, and their tensors.
 
-    Those of which the adapter has tensors of its own, buffers if they differ from the model's;
-    without an adapter, those that are trained.
+    Those of which the adapter has tensors of its own, buffers if they differ from the model's.
 
     Raises
     ------
@@ -113,13 +110,12 @@ def trained_modules(
     """
     saved: list[str] = []
     tensors: dict[str, Tensor] = {}
-    inside = [f"{s.name}." for s in everywhere if isinstance(s.module, DecomposedModule)]
     for slot in everywhere:
         whole, wanted = _state(slot, adapter)
-        if not wanted or any(slot.name.startswith(prefix) for prefix in inside):
+        if not wanted:
             continue
         alike = [s.name for s in everywhere if s is not slot and s.name.endswith(slot.name)]
-        part = None if adapter is None or slot.store is None else slot.store.part(adapter)
+        part = None if slot.store is None else slot.store.part(adapter)
         parts = any(key != STORE for key in slot.module._modules)  # pyright: ignore[reportPrivateUsage]
         apart = {key for key, x in whole.items() if isinstance(x, nn.Parameter)} - set(wanted)
         # Buffers alone may differ: then the parameters are the model's own.
@@ -135,10 +131,7 @@ def trained_modules(
     return saved, tensors
 
 
-def _state(slot: LayerSlot, adapter: str | None) -> tuple[dict[str, Tensor], list[str]]:
+def _state(slot: LayerSlot, adapter: str) -> tuple[dict[str, Tensor], list[str]]:
     """Return the tensors of a module as the adapter has them, and the names of its own ones."""
-    base = own_tensors(slot)
-    if adapter is None:
-        return base, [key for key, x in base.items() if x.requires_grad]
     own = own_or_trained(slot, adapter)
-    return {**base, **own}, list(own)
+    return {**own_tensors(slot), **own}, list(own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from typing import TypeVar
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.errors import OptionError, TargetError
-from lowrank_opt.nn.adapters.adapted import adapted_modules
 from lowrank_opt.nn.adapters.present import (
     check_known,
 )
@@ -20,9 +19,7 @@ from lowrank_opt.nn.adapters.slots import (
     WeightSlot,
     every_slot,
 )
-from lowrank_opt.nn.adapters.weights import (
-    adapted_weights,
-)
+from lowrank_opt.nn.adapters.weights import AdaptedWeight, adapted_weights, dropout_of
 from lowrank_opt.nn.folders.save import only_name
 from lowrank_opt.nn.interop import peft_folder
 from lowrank_opt.nn.interop.peft_adapter import PREFIX
@@ -34,13 +31,12 @@ from lowrank_opt.nn.interop.peft_describe import (
 )
 from lowrank_opt.nn.interop.peft_factors import has_bound_proof, peft_factors
 from lowrank_opt.nn.interop.peft_layers import Sharing, is_transposed, obstacle, to_tensors
-from lowrank_opt.nn.low_rank.decomposed import DecomposedModule
 from lowrank_opt.nn.surgery.targets import matches
-from lowrank_opt.parameterizations import Parameterization
 from lowrank_opt.parameterizations.certificate import certify
 from lowrank_opt.parameterizations.config import Json
 
 _T = TypeVar("_T")
+_MAGNITUDE = "lora_magnitude_vector"
 
 
 @dataclass(frozen=True)
@@ -65,8 +61,8 @@ def export_peft(
 
     Every parameterization of bounded rank is written, not only `Factored`: its factors are
     LoRA's, and its product is the same to one rounding. Where the declared set has a norm bound,
-    the exact product of the written numbers is proved to keep it. `DecomposedModule` is written
-    as DoRA, and modules that are trained beside the adapter as ``modules_to_save``.
+    the exact product of the written numbers is proved to keep it. An adapter with magnitudes is
+    written as DoRA, and modules that are trained beside it as ``modules_to_save``.
 
     Parameters
     ----------
@@ -112,12 +108,8 @@ def export_peft(
     [('0', 2, True), ('2', 2, True)]
     """
     everywhere = every_slot(model)
-    decomposed = [slot for slot in everywhere if isinstance(slot.module, DecomposedModule)]
-    if decomposed:
-        packed, name = _pack_decomposed(model, decomposed, everywhere, skip, dtype), None
-    else:
-        name = only_name(model) if name is None else name
-        packed = _pack_adapter(model, everywhere, name, skip, dtype)
+    name = only_name(model) if name is None else name
+    packed = _pack_adapter(model, everywhere, name, skip, dtype)
     saved, trained = trained_modules(everywhere, name)
     tensors = {f"{PREFIX}{key}": x for key, x in trained.items()}
     for layer in packed:
@@ -131,6 +123,8 @@ def export_peft(
         "task_type": task_type,
         "base_model_name_or_path": origin(model),
     }
+    config |= {"lora_dropout": dropout_of(model, name)}
+    decomposed = any(_MAGNITUDE in layer.tensors for layer in packed)
     config |= {"use_dora": True} if decomposed else {}
     peft_folder.write(path, config, tensors)
     return sites
@@ -144,54 +138,35 @@ def _pack_adapter(
     dtype: torch.dtype | None,
 ) -> list[_Packed]:
     check_known(model, [name])
-    held = [(found.slot, found.totals()) for found in adapted_weights(model, {name})]
+    held = [(found.slot, found) for found in adapted_weights(model, {name})]
     kept = _without(held, skip)
     _check_layers([slot for slot, _ in kept], everywhere)
-    return [_pack(slot, member, dtype) for slot, (member,) in kept]
-
-
-def _pack_decomposed(
-    model: nn.Module,
-    decomposed: list[LayerSlot],
-    everywhere: list[LayerSlot],
-    skip: str | Sequence[str],
-    dtype: torch.dtype | None,
-) -> list[_Packed]:
-    if any(True for _ in adapted_modules(model)):
+    if len({found.magnitude is None for _, found in kept}) > 1:
         raise TargetError(
-            "a PEFT checkpoint is DoRA in all layers or in none; got both adapters and "
-            "DecomposedModule: export them from two models"
+            "a PEFT checkpoint is DoRA in all layers or in none; got magnitudes in some: leave "
+            "the others out with skip=..."
         )
-    held: list[tuple[WeightSlot, DecomposedModule]] = []
-    for slot in decomposed:
-        layer = slot.module
-        assert isinstance(layer, DecomposedModule)
-        held.append((WeightSlot(LayerSlot(slot.name, layer.base, slot.holders), "weight"), layer))
-    kept = _without(held, skip)
-    _check_layers([slot for slot, _ in kept], everywhere)
-    packed: list[_Packed] = []
-    for slot, layer in kept:
-        one = _pack(slot, layer.decomposed.inner, dtype)
-        magnitude = layer.decomposed.magnitude.detach()
-        ones = (1,) * (slot.parameter.ndim - 2)
-        shaped = magnitude.reshape(1, -1, *ones) if ones else magnitude
-        tensors = {**one.tensors, "lora_magnitude_vector": shaped}
-        packed.append(_Packed(replace(one.site, certified=False), tensors, one.transposed))
-    return packed
+    return [_pack(found, dtype) for _, found in kept]
 
 
-def _pack(slot: WeightSlot, member: Parameterization, dtype: torch.dtype | None) -> _Packed:
+def _pack(found: AdaptedWeight, dtype: torch.dtype | None) -> _Packed:
+    slot, (member,) = found.slot, found.totals_before_rescaling()
     op, scaling = peft_factors(member, dtype, slot.name)
-    module = slot.layer.module
+    module, magnitude = slot.layer.module, found.magnitude
     bounds = certify(op, member.feasible_set)
     written = ExportedSite(
         name=slot.layer.name,
         rank=op.rank,
         scaling=scaling,
         spectral_bound=bounds.singular_values[0],
-        certified=has_bound_proof(member) and bounds.exact,
+        certified=magnitude is None and has_bound_proof(member) and bounds.exact,
     )
-    return _Packed(written, to_tensors(module, op), is_transposed(module))
+    tensors = to_tensors(module, op)
+    if magnitude is not None:
+        ones = (1,) * (slot.parameter.ndim - 2)
+        lengths = magnitude.lengths.detach().flatten()
+        tensors[_MAGNITUDE] = lengths.reshape(1, -1, *ones) if ones else lengths
+    return _Packed(written, tensors, is_transposed(module))
 
 
 def _without(

@@ -9,23 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.errors import DataError, ShapeError, TargetError
+from lowrank_opt.nn.adapters.change import Magnitude
+from lowrank_opt.nn.adapters.part import stored
 from lowrank_opt.nn.adapters.slots import (
     LayerSlot,
     WeightSlot,
     every_slot,
 )
-from lowrank_opt.nn.adapters.store import stored
 from lowrank_opt.nn.interop import peft_config
 from lowrank_opt.nn.interop.peft_adapter import PeftAdapter, PeftSite, read_adapter
-from lowrank_opt.nn.interop.peft_decomposed import check_bare, install_decomposed
 from lowrank_opt.nn.interop.peft_layers import Sharing, in_model, is_embedding, obstacle
 from lowrank_opt.nn.interop.peft_members import imported
 from lowrank_opt.nn.interop.peft_own import imported_own
 from lowrank_opt.nn.interop.peft_rotations import import_rotations, rotates
-from lowrank_opt.nn.low_rank.decomposed import DecomposedModule
+from lowrank_opt.nn.surgery.extras import magnitude_of, outputs_of
 from lowrank_opt.nn.surgery.install import Plan, Updates, check_new_name, install
 from lowrank_opt.nn.surgery.options import Make
-from lowrank_opt.nn.surgery.own import Own
 from lowrank_opt.nn.surgery.targets import candidates, describe
 from lowrank_opt.parameterizations import Parameterization
 
@@ -46,11 +45,11 @@ def import_peft(
     own, apart from what they are tied to if PEFT keeps them apart. The
     imported update is the one that PEFT computes, to one rounding of the factors' dtype (the base
     weight's, at least float32). LoRA becomes `Factored` with the factors and the scaling of the
-    file, AdaLoRA `AdaLoRA`, DeLoRA ``DeLoRA(variant="peft")`` with its strength as a fixed radius,
-    the layers of DoRA `DecomposedModule`, and rotations `Orthogonal`, in a `DecomposedModule` where
-    BOFT scales rows. PEFT's default OFT is a truncated series and no rotation: `project` takes the
-    nearest one. Dropout is training's and not imported. After any
-    error the model is what it was.
+    file, with magnitudes if it is DoRA, AdaLoRA `AdaLoRA`, DeLoRA ``DeLoRA(variant="peft")`` with
+    its strength as a fixed radius, and rotations `Orthogonal`, with magnitudes where BOFT scales
+    rows. PEFT's default OFT is a truncated series and no rotation: `project` takes the nearest one.
+    ``lora_dropout`` becomes the adapter's dropout; that of whole modules (``module_dropout``) is
+    not imported. After any error the model is what it was.
 
     Parameters
     ----------
@@ -110,15 +109,34 @@ def import_peft(
     everywhere = every_slot(model)
     slots = _slots(adapter, everywhere)
     own = imported_own(adapter, everywhere)
-    if adapter.config.get("use_dora"):
-        return _install_decomposed(model, adapter, slots, own, make)
+    if adapter.config.get("use_dora") and make is not None:
+        raise TargetError(
+            "DoRA rescales rows and is no low-rank update, so make= cannot take it; got a "
+            "checkpoint with use_dora: import it without make"
+        )
     made: dict[int, list[Parameterization]] = {}
     for slot in slots:
         if id(slot.parameter) not in made:
             held = adapter.sites[slot.layer.name]
             made[id(slot.parameter)] = [imported(held, slot, make, project)]
     updates: Updates = [(slot, made[id(slot.parameter)]) for slot in slots]
-    return install(model, Plan(name, updates, own))
+    magnitudes = _magnitudes(adapter, slots)
+    dropout = peft_config.dropout(adapter.config)
+    return install(model, Plan(name, updates, own, magnitudes, dropout))
+
+
+def _magnitudes(adapter: PeftAdapter, slots: Sequence[WeightSlot]) -> dict[str, Magnitude]:
+    found: dict[str, Magnitude] = {}
+    made: dict[int, Magnitude] = {}
+    for slot in slots:
+        lengths = adapter.sites[slot.layer.name].tensors.get("magnitude")
+        side = outputs_of(slot)
+        if lengths is None:
+            continue
+        assert side is not None, "PEFT has no layers of other kinds"
+        new = magnitude_of(slot, side, lengths.reshape(1, -1))
+        found[slot.name] = made.setdefault(id(slot.parameter), new)
+    return found
 
 
 def _slots(adapter: PeftAdapter, everywhere: list[LayerSlot]) -> list[WeightSlot]:
@@ -181,16 +199,12 @@ def _check_slot(slot: WeightSlot, held: PeftSite) -> None:
             f"the update of {held.name} must have the weight's shape {slot.shapes[0]}; got {shape} "
             "in the checkpoint: load the base model that PEFT had"
         )
-    magnitude = held.tensors.get("magnitude")
-    if magnitude is not None and magnitude.numel() != shape[0]:
+    magnitude, side = held.tensors.get("magnitude"), outputs_of(slot)
+    count = shape[1] if side == "columns" else shape[0]
+    if magnitude is not None and magnitude.numel() != count:
         raise ShapeError(
-            f"the magnitude of {held.name} must have {shape[0]} numbers; got {magnitude.numel()}: "
+            f"the magnitude of {held.name} must have {count} numbers; got {magnitude.numel()}: "
             "load the base model that PEFT had"
-        )
-    if magnitude is not None and not isinstance(module, DecomposedModule.LAYERS):
-        raise TargetError(
-            f"DoRA is imported for linear layers and convolutions; got {type(module).__name__} for "
-            f"{held.name}: merge the adapter with PEFT instead"
         )
 
 
@@ -204,29 +218,3 @@ def _check_base(key: str, weight: Tensor, known: dict[str, LayerSlot]) -> None:
             f"a checkpoint must belong to the model's own weights; it brings another {key}.weight "
             "(save_embedding_layers): load that into the base model first"
         )
-
-
-def _install_decomposed(
-    model: nn.Module,
-    adapter: PeftAdapter,
-    slots: Sequence[WeightSlot],
-    own: Sequence[Own],
-    make: Make | None,
-) -> nn.Module:
-    if make is not None:
-        raise TargetError(
-            "DoRA rescales rows and is no low-rank update, so make= cannot take it; got a "
-            "checkpoint with use_dora: import it without make"
-        )
-    check_bare(model, slots, "DoRA")
-    layers = [(slot, _decomposed(adapter.sites[slot.layer.name], slot)) for slot in slots]
-    return install_decomposed(model, layers, own)
-
-
-@torch.no_grad()
-def _decomposed(held: PeftSite, slot: WeightSlot) -> DecomposedModule:
-    member = imported(held, slot, None, project=False)
-    layer = DecomposedModule(slot.layer.module, member)
-    layer.train(slot.layer.module.training)
-    layer.decomposed.magnitude.copy_(held.tensors["magnitude"].flatten())
-    return layer

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.errors import DataError, ShapeError
+from lowrank_opt.nn.adapters.part import stored
 from lowrank_opt.nn.adapters.slots import LayerSlot, join, owners
-from lowrank_opt.nn.adapters.store import stored
 from lowrank_opt.nn.interop import peft_config
 from lowrank_opt.nn.interop.peft_adapter import PeftAdapter
 from lowrank_opt.nn.surgery.own import Own, own_buffers, own_tensors, trainable_copy

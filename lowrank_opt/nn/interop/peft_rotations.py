@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.errors import DataError, LowRankError, NotInSetError, ShapeError, TargetError
+from lowrank_opt.nn.adapters.change import Magnitude
+from lowrank_opt.nn.adapters.part import stored
 from lowrank_opt.nn.adapters.slots import LayerSlot, WeightSlot, every_slot
-from lowrank_opt.nn.adapters.store import stored
 from lowrank_opt.nn.interop import peft_folder
 from lowrank_opt.nn.interop.peft_adapter import PREFIX, PeftAdapter
-from lowrank_opt.nn.interop.peft_decomposed import check_bare, install_decomposed
 from lowrank_opt.nn.interop.peft_layers import obstacle
 from lowrank_opt.nn.interop.peft_members import assigned, made_for
 from lowrank_opt.nn.interop.peft_own import imported_own
-from lowrank_opt.nn.low_rank.decomposed import DecomposedModule
+from lowrank_opt.nn.surgery.extras import magnitude_of
 from lowrank_opt.nn.surgery.install import Plan, Updates, check_new_name, install
 from lowrank_opt.nn.surgery.options import Make
 from lowrank_opt.nn.surgery.targets import candidates, describe
@@ -114,15 +114,11 @@ def import_rotations(
     slots = _slots(sites, everywhere)
     own = imported_own(adapter, everywhere)
     scaled = make is None and any(not bool((x.scale == 1).all()) for x in sites.values())
-    if scaled:
-        check_bare(model, slots, "BOFT with scales")
     members = [_member(sites[slot.layer.name], slot, make, project) for slot in slots]
-    if not scaled:
-        updates: Updates = [(slot, [x]) for slot, x in zip(slots, members, strict=True)]
-        return install(model, Plan(name, updates, own))
-    pairs = zip(slots, members, strict=True)
-    layers = [(slot, _rescaled(slot, x, sites[slot.layer.name].scale)) for slot, x in pairs]
-    return install_decomposed(model, layers, own)
+    updates: Updates = [(slot, [x]) for slot, x in zip(slots, members, strict=True)]
+    scales = {slot.name: sites[slot.layer.name].scale for slot in slots} if scaled else {}
+    magnitudes = {slot.name: _magnitude(slot, scales[slot.name]) for slot in slots if scaled}
+    return install(model, Plan(name, updates, own, magnitudes))
 
 
 def rotation_targets(
@@ -263,11 +259,7 @@ def _member(held: _Site, slot: WeightSlot, make: Make | None, project: bool) -> 
     return member
 
 
-@torch.no_grad()
-def _rescaled(slot: WeightSlot, member: Parameterization, scale: Tensor) -> DecomposedModule:
+def _magnitude(slot: WeightSlot, scale: Tensor) -> Magnitude:
     """Rows keep their lengths under a rotation: times the scales they are DoRA's magnitudes."""
-    layer = DecomposedModule(slot.layer.module, member)
-    layer.train(slot.layer.module.training)
     rows = slot.parameter.detach().flatten(1).double()
-    layer.decomposed.magnitude.copy_(scale * torch.linalg.vector_norm(rows, dim=1))
-    return layer
+    return magnitude_of(slot, "rows", (scale * torch.linalg.vector_norm(rows, dim=1)).unsqueeze(0))

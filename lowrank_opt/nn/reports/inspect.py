@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 
 from lowrank_opt.nn.folders import files
-from lowrank_opt.nn.folders.built import build
+from lowrank_opt.nn.folders.built import build, magnitude_of
 from lowrank_opt.nn.folders.stored import Stored, StoredWeight, read
 from lowrank_opt.nn.interop import peft_folder
 from lowrank_opt.nn.interop.peft_adapter import PeftSite, read_adapter
@@ -56,6 +56,8 @@ def inspect_adapter(path: str | PathLike[str]) -> list[SiteReport]:
         return _inspect_peft(folder)
     stored = read(folder)
     made = build(stored, None, folder)
+    for weight in stored.weights.values():
+        magnitude_of(stored, weight)
     reports: list[SiteReport] = []
     for name, weight in stored.weights.items():
         if weight.tied_to != name:
@@ -64,7 +66,13 @@ def inspect_adapter(path: str | PathLike[str]) -> list[SiteReport]:
             site = f"{name}/{i}" if len(weight.norms) > 1 else name
             known = name in made
             reports.append(
-                report_member(site, stored.name, made[name][i], math.nan)
+                report_member(
+                    site,
+                    stored.name,
+                    made[name][i],
+                    math.nan,
+                    rescaled=weight.magnitude is not None,
+                )
                 if known
                 else _turned(site, stored, weight, i, norm)
             )

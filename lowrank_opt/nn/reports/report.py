@@ -31,9 +31,9 @@ class SiteReport:
     shape : tuple of int
     rank : int
     bound : str
-        The declared norm bound, or "none".
+        The declared norm bound, or "none"; "none: magnitudes" where the adapter rescales rows.
     spectral, frobenius, nuclear : float
-        Norms of the update.
+        Norms of the update, before rows are rescaled.
     stable_rank : float
         :math:`\|\Delta W\|_F^2 / \|\Delta W\|_2^2`, between 1 and the rank; 0 for no update.
     drift : float
@@ -89,10 +89,15 @@ def adapter_report(model: nn.Module, *names: str) -> list[SiteReport]:
     record_of(model)
     check_known(model, names)
     return [
-        report_member(name, found.adapter, member, _norm(matrix))
+        report_member(
+            name, found.adapter, member, _norm(matrix), rescaled=found.magnitude is not None
+        )
         for found in adapted_weights(model, names or None)
         for name, member, matrix in zip(
-            found.matrix_names, found.totals(), found.base_matrices(), strict=True
+            found.matrix_names,
+            found.totals_before_rescaling(),
+            found.base_matrices(),
+            strict=True,
         )
     ]
 
@@ -175,7 +180,12 @@ def _norm(matrix: Tensor) -> float:
 
 
 def report_member(
-    name: str, adapter: str, member: Parameterization, base_norm: float
+    name: str,
+    adapter: str,
+    member: Parameterization,
+    base_norm: float,
+    *,
+    rescaled: bool = False,
 ) -> SiteReport:
     """Return the report of one matrix whose base weight has the given Frobenius norm."""
     op, certificate = member.factors().detach(), member.certify()
@@ -186,7 +196,7 @@ def report_member(
         kind=type(member).__name__,
         shape=member.shape,
         rank=member.feasible_set.rank,
-        bound=member.feasible_set.bound,
+        bound="none: magnitudes" if rescaled else member.feasible_set.bound,
         spectral=spectral,
         frobenius=frobenius,
         nuclear=nuclear,

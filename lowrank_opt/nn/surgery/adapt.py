@@ -16,6 +16,7 @@ from lowrank_opt.nn.adapters.slots import (
     layer_slots,
     owners,
 )
+from lowrank_opt.nn.surgery.extras import check_extras, first_magnitudes
 from lowrank_opt.nn.surgery.install import Plan, Updates, check_new_name, install
 from lowrank_opt.nn.surgery.options import Make, Options, Radius
 from lowrank_opt.nn.surgery.own import own_buffers, own_modules, own_parameters
@@ -35,6 +36,8 @@ def adapt(
     rank_pattern: Mapping[str, int] | None = None,
     radius_pattern: Mapping[str, Radius] | None = None,
     modules_to_train: str | Sequence[str] = (),
+    magnitude: bool = False,
+    dropout: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
     r"""Add a low-rank update to chosen weights of a model, in place.
@@ -73,6 +76,16 @@ def adapt(
     modules_to_train : str or sequence of str
         Regular expressions for modules of which this adapter gets a copy of its own to train, a
         head for example: with another adapter, or `disabled`, the model has its own again.
+    magnitude : bool
+        Whether to train the lengths of the rows of :math:`W_0 + \Delta W` too, one for each
+        output of a layer: weight-decomposed adaptation, DoRA [1]_ if `make` returns `Factored`.
+        They start at what they are, so that nothing changes, and their gradients take the lengths
+        of the sum for constants, as the paper does. The change of the weight is not of low rank
+        then: what needs that raises TargetError.
+    dropout : float
+        In [0, 1). In training mode, entries of the input of an update are set to zero with this
+        probability, and the others divided by the rest: ``lora_dropout`` in PEFT. As there, the
+        base layer's own input is whole, and embeddings, whose inputs are indices, have none.
     generator : torch.Generator, optional
         Passed to `make` as ``generator=``.
 
@@ -84,13 +97,19 @@ def adapt(
     Raises
     ------
     OptionError
-        If a pattern matches nothing, a target is not adaptable, or `make` returns one object twice.
+        If a pattern matches nothing, a target is not adaptable, or `make` returns one object twice;
+        if there is to be dropout and a layer is called with dense weights, or magnitudes of a
+        layer whose outputs are no side of its weight.
     TargetError
-        If a weight is not finite.
+        If a weight is not finite; on the meta device, and there are to be magnitudes.
     RankError, RadiusError
         From `make`, if a rank or radius does not fit; the error names the weight.
     AdapterStateError
         If the name is taken, the model is merged, or inside a `per_sample` block.
+
+    References
+    ----------
+    .. [1] Liu et al., DoRA (ICML 2024, arXiv 2402.09353), equation 5.
 
     Examples
     --------
@@ -107,6 +126,7 @@ def adapt(
     groups = _tied_groups(select(targets, everywhere, exclude), everywhere, exclude)
     whole = every_slot(model)
     trained = own_modules(modules_to_train, whole, [s for group in groups for s in group])
+    check_extras(groups, magnitude=magnitude, dropout=dropout)
     updates: Updates = []
     for group in groups:
         _check_weight(group[0])
@@ -114,7 +134,8 @@ def adapt(
         updates += [(slot, members) for slot in group]
     _check_distinct([members for _, members in updates])
     own = [*own_parameters(trained, whole), *own_buffers(whole)]
-    return install(model, Plan(name, updates, own))
+    magnitudes = first_magnitudes(updates) if magnitude else {}
+    return install(model, Plan(name, updates, own, magnitudes, dropout))
 
 
 def _tied_groups(

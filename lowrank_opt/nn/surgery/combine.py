@@ -93,6 +93,9 @@ def combine(
     AdapterStateError
         If an adapter does not exist, the name is taken, the model is merged, or the adapters'
         own modules or buffers differ and there is no `lead`.
+    TargetError
+        If an adapter has magnitudes: the sum is no low-rank update, and `switch` with weights
+        gives it.
 
     References
     ----------

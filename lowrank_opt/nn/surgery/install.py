@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from torch import nn
 
 from lowrank_opt.nn.adapters.adapted import adapted_modules, attach
+from lowrank_opt.nn.adapters.change import Magnitude
+from lowrank_opt.nn.adapters.part import Part, stored
 from lowrank_opt.nn.adapters.present import (
     check_not_merged,
     check_not_routed,
@@ -20,7 +22,6 @@ from lowrank_opt.nn.adapters.slots import (
     WeightSlot,
     every_slot,
 )
-from lowrank_opt.nn.adapters.store import Part, stored
 from lowrank_opt.nn.basis.errors import AdapterStateError
 from lowrank_opt.nn.surgery.own import Own
 from lowrank_opt.parameterizations import Parameterization
@@ -38,11 +39,16 @@ class Plan:
     updates : list of (WeightSlot, list of Parameterization)
         Weights that are tied have one list.
     own : sequence of Own
+    magnitudes : mapping from names of weights to Magnitude
+        Weights that are tied have one.
+    dropout : float
     """
 
     name: str
     updates: Updates
     own: Sequence[Own] = field(default=())
+    magnitudes: Mapping[str, Magnitude] = field(default_factory=dict[str, Magnitude])
+    dropout: float = 0.0
 
 
 def install(model: nn.Module, plan: Plan) -> nn.Module:
@@ -67,6 +73,7 @@ def install(model: nn.Module, plan: Plan) -> nn.Module:
         parameter.requires_grad_(False)
     for module, part in _parts(plan):
         part.train(module.training)
+        part.dropout = plan.dropout
         attach(module, record).add(plan.name, part)
     state = record.state
     record.set(names=(*state.names, plan.name), active=((plan.name, 1.0),), lead=None)
@@ -76,11 +83,14 @@ def install(model: nn.Module, plan: Plan) -> nn.Module:
 
 def _parts(plan: Plan) -> list[tuple[nn.Module, Part]]:
     parts: dict[int, tuple[nn.Module, Part]] = {}
-    kept: set[int] = set()
+    homes: dict[int, tuple[Part, str]] = {}
     for slot, members in plan.updates:
         _, part = parts.setdefault(id(slot.layer.module), (slot.layer.module, Part()))
-        part.add(slot.weight, members, linked=id(members[0]) in kept)
-        kept.add(id(members[0]))
+        part.add(slot.weight, members, linked=id(members[0]) in homes)
+        home = homes.setdefault(id(members[0]), (part, slot.weight))
+        magnitude = plan.magnitudes.get(slot.name)
+        if magnitude is not None:
+            part.magnify(slot.weight, magnitude, *home)
     for own in plan.own:
         (first, key), *others = own.places
         _, home = parts.setdefault(id(first.module), (first.module, Part()))

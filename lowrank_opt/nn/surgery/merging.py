@@ -22,7 +22,7 @@ from lowrank_opt.nn.adapters.record import State, Weights, as_weights, names_of
 from lowrank_opt.nn.adapters.slots import (
     is_finite,
 )
-from lowrank_opt.nn.adapters.store import Store, add_dense, stored
+from lowrank_opt.nn.adapters.store import Store
 from lowrank_opt.nn.basis.errors import AdapterStateError
 from lowrank_opt.nn.surgery.removal import detach_all
 from lowrank_opt.nn.surgery.switching import check_lead
@@ -162,14 +162,12 @@ def _sums(model: nn.Module, chosen: Weights, state: State) -> list[tuple[Store, 
     for module, store in adapted_modules(model):
         sums: Sums = {}
         for name in sorted(store.changed):
-            ops = store.operators(name, chosen, state)
-            if ops is None:
+            change = store.change(module, name, chosen, state)
+            if change is None:
                 continue
-            own = store.own(name, chosen, state.leading)
-            base = stored(module, name) if own is None else own
-            assert base is not None, "only weights that exist are adapted"
+            base = store.base(module, name, state)
             if id(base) not in made:
-                made[id(base)] = nn.Parameter(add_dense(base, ops), requires_grad=False)
+                made[id(base)] = nn.Parameter(change.add_dense(base), requires_grad=False)
             sums[name] = made[id(base)], base
         result.append((store, sums))
     if not all(is_finite(w) for w in made.values()):

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.errors import OptionError
+from lowrank_opt.nn.adapters.part import stored
 from lowrank_opt.nn.adapters.slots import (
     LayerSlot,
     WeightSlot,
     join,
     owners,
 )
-from lowrank_opt.nn.adapters.store import stored
 from lowrank_opt.nn.surgery.targets import matches
 from lowrank_opt.parameterizations import Parameterization
 

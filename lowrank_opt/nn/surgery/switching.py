@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from lowrank_opt.errors import OptionError, TargetError
 from lowrank_opt.nn.adapters.adapted import adapted_modules
+from lowrank_opt.nn.adapters.change import fits
+from lowrank_opt.nn.adapters.part import Part, stored
 from lowrank_opt.nn.adapters.present import (
     check_known,
     check_not_merged,
@@ -19,10 +21,7 @@ from lowrank_opt.nn.adapters.slots import (
     every_slot,
     join,
 )
-from lowrank_opt.nn.adapters.store import Part, stored
-from lowrank_opt.nn.adapters.weights import (
-    adapted_weights,
-)
+from lowrank_opt.nn.adapters.weights import AdaptedWeight, adapted_weights
 from lowrank_opt.nn.basis.errors import AdapterStateError
 from lowrank_opt.nn.basis.kinds import kind_of, original_type, type_name
 from lowrank_opt.nn.surgery.install import follow
@@ -121,7 +120,8 @@ def per_sample(
     Raises
     ------
     TargetError
-        If an adapted layer needs dense weights (attention, recurrent layers, bare parameters).
+        If an adapted layer needs dense weights (attention, recurrent layers, bare parameters,
+        magnitudes of a weight that is tied to one with outputs on the other side).
     AdapterStateError
         If the model has no such adapter, or is merged; if one of them has modules of its own, or
         buffers that differ from the base model's. Inside the block, if a module reads the weight
@@ -148,7 +148,7 @@ def per_sample(
     dense = {
         type_name(original_type(found.slot.layer.module))
         for found in adapted_weights(model)
-        if kind_of(found.slot.layer.module).update is None
+        if not _adds(found, found.adapter in used)
     }
     if dense:
         raise TargetError(
@@ -164,6 +164,12 @@ def per_sample(
     finally:
         hook.remove()
         record.set(routings=tuple(r for r in record.state.routings if r is not routing))
+
+
+def _adds(found: AdaptedWeight, used: bool) -> bool:
+    """Whether a layer adds what an adapter changes to its output, magnitudes too if it is used."""
+    side = found.magnitude.side if used and found.magnitude is not None else None
+    return fits(kind_of(found.slot.layer.module), side)
 
 
 def _noting(routing: Routing):  # noqa: ANN202

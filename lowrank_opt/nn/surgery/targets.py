@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lowrank_opt.errors import OptionError
+from lowrank_opt.nn.adapters.part import stored
 from lowrank_opt.nn.adapters.slots import (
     LayerSlot,
     WeightSlot,
     join,
 )
-from lowrank_opt.nn.adapters.store import stored
 from lowrank_opt.nn.basis.kinds import kind_of, known_kind, original_type, type_name
 
 Targets = str | Sequence[str] | Callable[[str, nn.Module | nn.Parameter], bool]

@@ -107,7 +107,7 @@ class WeightDecomposed(Configured):
         """
         self._check(weight)
         op = self.inner.factors() if update is None else update
-        norms = _row_norms(weight, op.detach() if self.detach_norm else op)
+        norms = row_norms_of_sum(weight, op.detach() if self.detach_norm else op)
         return norms.to(next(self.inner.parameters()).dtype)
 
     def row_scale(self, weight: Tensor, update: LowRankOperator | None = None) -> Tensor:
@@ -152,7 +152,18 @@ class WeightDecomposed(Configured):
             )
 
 
-def _row_norms(weight: Tensor, op: LowRankOperator) -> Tensor:
+def row_norms_of_sum(weight: Tensor, op: LowRankOperator) -> Tensor:
+    r"""Return :math:`\|w_i + \Delta_i\|`, shape (m,), as `WeightDecomposed` takes them.
+
+    In the working dtype, float64 for float32 and float64; relative error 1e-9 at worst.
+
+    Parameters
+    ----------
+    weight : Tensor, shape (m, n)
+        A constant.
+    op : LowRankOperator
+        Of that shape.
+    """
     dtype = working_dtype(weight)
     # One power of two for all: squares of 1e200 or 1e-200 stay in range.
     size = _power_of_two(weight, op)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,16 +15,46 @@ Inputs = tuple[Tensor, ...]
 
 @dataclass
 class Page:
-    """One adapter: dense updates, modules and buffers of its own, by names in the base model."""
+    """One adapter: dense updates, modules and buffers of its own, by names in the base model.
+
+    Attributes
+    ----------
+    updates, heads, buffers : dict of Tensor
+    lengths : dict of Tensor
+        Of the rows or columns of weights plus their updates, shaped to multiply matrices.
+    dropout : float
+    """
 
     updates: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     heads: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     buffers: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    lengths: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    dropout: float = 0.0
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Page:
+        """Return a page with a function applied to all numbers."""
+        parts = (self.updates, self.heads, self.buffers, self.lengths)
+        updates, heads, buffers, lengths = (
+            {key: function(x) for key, x in part.items()} for part in parts
+        )
+        return Page(updates, heads, buffers, lengths, self.dropout)
 
     def copied(self) -> Page:
         """Return a page of the same numbers."""
-        parts = (self.updates, self.heads, self.buffers)
-        return Page(*({key: x.clone() for key, x in part.items()} for part in parts))
+        return self.mapped(torch.Tensor.clone)
+
+    def change(self, key: str, weight: Tensor) -> Tensor:
+        """Return what the adapter adds to a weight."""
+        total = weight + self.updates[key]
+        if key not in self.lengths:
+            return self.updates[key]
+        lengths = self.lengths[key]
+        matrices = total.reshape(
+            len(lengths), -1, total[0].numel() if len(lengths) == 1 else total.shape[-1]
+        )
+        axis = 1 if lengths.shape[1:] == (1, matrices.shape[2]) else 2
+        sizes = matrices.square().sum(axis, keepdim=True).sqrt()
+        return (lengths * matrices / sizes.where(sizes > 0, 1.0)).reshape(weight.shape) - weight
 
 
 @dataclass
@@ -63,9 +93,13 @@ class Book:
         found = {**_tensors(self.base)}
         for name in chosen:
             found |= self.pages[name].heads | self.pages[name].buffers
-        for name, weight in chosen.items():
-            for key, update in self.pages[name].updates.items():
-                found[key] = found[key] + weight * update
+        changes = [
+            (key, weight * self.pages[name].change(key, found[key]))
+            for name, weight in chosen.items()
+            for key in self.pages[name].updates
+        ]
+        for key, change in changes:
+            found[key] = found[key] + change
         return found
 
     @torch.no_grad()
@@ -109,10 +143,7 @@ class Book:
 
     def converted(self, dtype: torch.dtype) -> Book:
         """Return the book with all its numbers in another dtype."""
-        pages = {
-            name: Page(*({k: _to(x, dtype) for k, x in part.items()} for part in _parts(page)))
-            for name, page in self.pages.items()
-        }
+        pages = {n: page.mapped(lambda x: _to(x, dtype)) for n, page in self.pages.items()}
         base = copy.deepcopy(self.base).to(dtype)
         return Book(base, pages, dict(self.active), self.merged, self.disabled, self.routings)
 
@@ -127,10 +158,6 @@ def call(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs) -> Ten
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     own = dict(model.named_parameters(remove_duplicate=False))
     return {**{k: p.detach() for k, p in own.items()}, **dict(model.named_buffers())}
-
-
-def _parts(page: Page) -> tuple[dict[str, Tensor], ...]:
-    return page.updates, page.heads, page.buffers
 
 
 def _to(x: Tensor, dtype: torch.dtype) -> Tensor:

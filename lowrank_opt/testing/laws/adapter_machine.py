@@ -65,9 +65,15 @@ def adapter_machine(
             for name, head in zip(NAMES, heads, strict=False):
                 self.play.step("adapt", name=name, head=head)
 
-        @rule(name=st.sampled_from(NAMES), head=st.booleans())
-        def adapt(self, name: str, head: bool) -> None:
-            self.play.step("adapt", name=name, head=head)
+        @rule(
+            name=st.sampled_from(NAMES),
+            head=st.booleans(),
+            magnitude=st.booleans(),
+            dropout=st.sampled_from([0.0, 0.5]),
+        )
+        def adapt(self, name: str, head: bool, magnitude: bool, dropout: float) -> None:
+            given = {"head": head, "magnitude": magnitude, "dropout": dropout}
+            self.play.step("adapt", name=name, **given)
 
         @rule(chosen=CHOICE, weights=WEIGHTS)
         def switch(self, chosen: list[int], weights: list[float]) -> None:

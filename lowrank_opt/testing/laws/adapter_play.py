@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lowrank_opt import nn as adapters
 from lowrank_opt.errors import LowRankError, OptionError
+from lowrank_opt.nn.adapters.weights import dropout_of
 from lowrank_opt.parameterizations import Parameterization
 from lowrank_opt.parameterizations.config import describe
 from lowrank_opt.testing.cases.adapter_book import Book, Page
@@ -69,10 +70,13 @@ class Play:
 
     # What is played. Each returns whether it must have been possible.
 
-    def adapt(self, name: str, *, head: bool) -> None:
+    def adapt(
+        self, name: str, *, head: bool, magnitude: bool = False, dropout: float = 0.0
+    ) -> None:
         """Add an adapter."""
         allowed = name not in self.book.pages and self.free
         modules = self.stage.heads if head and self.stage.heads else ()
+        rate = dropout if self.stage.has_inputs else 0.0
 
         def act() -> None:
             self.model = self.do.adapt(
@@ -81,10 +85,12 @@ class Play:
                 targets=self.stage.targets,
                 name=name,
                 modules_to_train=modules,
+                magnitude=magnitude,
+                dropout=rate,
             )
 
         if self._try(act, allowed):
-            self.book.pages[name], self.book.active = Page(), {name: 1.0}
+            self.book.pages[name], self.book.active = Page(dropout=rate), {name: 1.0}
             self._shake()
             self.read(name)
 
@@ -99,7 +105,8 @@ class Play:
         """Add the weighted sum of adapters as a new one."""
         known = all(key in self.book.pages for key in weights) and bool(weights)
         free = name not in self.book.pages and self.free
-        allowed = known and free and self.book.agree(weights)
+        rescaled = known and any(self.book.pages[key].lengths for key in weights)
+        allowed = known and free and not rescaled and self.book.agree(weights)
         if self._try(lambda: self.do.combine(self.model, dict(weights), name=name), allowed):
             page = Page()
             for key, weight in weights.items():
@@ -282,6 +289,9 @@ class Play:
             if key not in own or not torch.equal(x, own[key])
         ]
         expect(not moved, f"the base model's own {moved[:3]} have changed")
+        rates = {name: dropout_of(self.model, name) for name in self.book.pages}
+        kept = {name: page.dropout for name, page in self.book.pages.items()}
+        expect(rates == kept, f"dropout must be {kept}; got {rates}")
         idle = {f".{name}." for name in self.book.pages if name not in self.book.active}
         free = [n for n, p in self.model.named_parameters() if p.requires_grad]
         awake = [n for n in free if any(part in n for part in idle)]
@@ -310,8 +320,12 @@ class Play:
         """Write the present numbers of an adapter, which has just been made or trained, down."""
         page = self.book.pages[name]
         for found in adapters.adapted_weights(self.model, {name}):
-            dense = torch.stack([update().to_dense() for update in found.totals()])
+            before = found.totals_before_rescaling()
+            dense = torch.stack([update().to_dense() for update in before])
             page.updates[found.name] = dense.reshape(found.slot.parameter.shape).clone()
+            if found.magnitude is not None:
+                side, lengths = found.magnitude
+                page.lengths[found.name] = lengths.unsqueeze(2 if side == "rows" else 1).clone()
         for key, x in self._own(name).items():
             if isinstance(x, nn.Parameter):
                 page.heads[key] = x.detach().clone()
@@ -350,9 +364,9 @@ class Play:
 
     def _alike(self, name: str, other: str, mine: Page) -> bool:
         theirs = self.book.pages[other]
-        return mine.heads.keys() == theirs.heads.keys() and self.described(name) == self.described(
-            other
-        )
+        keys = mine.heads.keys() == theirs.heads.keys()
+        keys = keys and mine.lengths.keys() == theirs.lengths.keys()
+        return keys and self.described(name) == self.described(other)
 
     def described(self, name: str) -> dict[str, list[object]] | None:
         """Return the methods of an adapter, or None if they cannot be written down."""

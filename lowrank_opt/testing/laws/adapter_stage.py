@@ -43,9 +43,13 @@ class Stage:
         What is adapted.
     heads : str
         What an adapter may train as it is; "" for nothing.
+    has_inputs : bool
+        Whether each adapted layer adds its update to its output, so that the update's input may
+        have dropout.
     """
 
     build: Callable[[], nn.Module]
     inputs: Inputs
     targets: str
     heads: str = ""
+    has_inputs: bool = False

@@ -1,5 +1,6 @@
 """PEFT checkpoints, written by the rules of the format and read; tests/peers runs PEFT itself."""
 
+import json
 import math
 from functools import partial
 
@@ -12,7 +13,7 @@ import lowrank_opt as lo
 from lowrank_opt.errors import DataError, NotInSetError, OptionError, ShapeError, TargetError
 from lowrank_opt.nn import (
     AdapterStateError,
-    DecomposedModule,
+    adapt,
     disabled,
     export_peft,
     import_peft,
@@ -93,31 +94,40 @@ def test_import_of_delora(strength, norms, tmp_path):
     torch.testing.assert_close(with_weights({"fc": update})(INDICES), model(INDICES))
 
 
-def test_import_and_export_of_dora(tmp_path):
-    tensors, products = lora(["conv", "fc"])
+@pytest.mark.parametrize("others", [(), ("a", "b")])
+def test_import_and_export_of_dora(others, tmp_path):
+    tensors, products = lora(["conv", "fc", "table"])
     tensors["conv.lora_magnitude_vector"] = normal(1, 6, 1, seed=7)
     tensors["fc.lora_magnitude_vector"] = normal(5, seed=8)
-    config = {"peft_type": "LORA", "lora_alpha": 4, "use_dora": True}
-    model, oracle = import_peft(small(), checkpoint(tmp_path / "a", config, tensors)), small()
+    tensors["table.lora_magnitude_vector"] = normal(4, seed=9)
+    config = {"peft_type": "LORA", "lora_alpha": 4, "use_dora": True, "lora_dropout": 0.25}
+    model, oracle = small(), small()
+    for name in others:
+        adapt(model, MAKES["NBLoRA"], targets="fc", name=name)
+    import_peft(model, checkpoint(tmp_path / "a", config, tensors), name="dora")
     for name, update in products.items():
         V = oracle.get_submodule(name).weight
         rows = (V.data + 2 * update.reshape(V.shape)).flatten(1)
-        g = tensors[f"{name}.lora_magnitude_vector"].reshape(-1, 1)
-        V.data = (g * rows / rows.norm(dim=1, keepdim=True)).reshape(V.shape)
-        torch.testing.assert_close(V.data, model.get_submodule(name).weight)
+        g = tensors[f"{name}.lora_magnitude_vector"].flatten()
+        # PEFT takes an embedding for a layer with words in and features out.
+        g, axis = (g, 0) if name == "table" else (g.unsqueeze(1), 1)
+        V.data = (g * rows / rows.norm(dim=axis, keepdim=True)).reshape(V.shape)
+        torch.testing.assert_close(V.data, model.get_submodule(name).weight.detach().clone())
     torch.testing.assert_close(oracle(INDICES), model(INDICES))
-    export_peft(model, tmp_path / "b")
+    export_peft(model, tmp_path / "b", name="dora")
     back = safetensors.torch.load_file(tmp_path / "b" / "adapter_model.safetensors")
     assert {f"{PREFIX}{key}" for key in tensors} == set(back)
     assert all(torch.equal(x, back[f"{PREFIX}{key}"]) for key, x in tensors.items())
+    written = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
+    assert (True, 0.25) == (written["use_dora"], written["lora_dropout"])
 
 
-def test_decomposed_convolution_starts_at_the_base_layer():
-    base, x = nn.Conv2d(3, 4, 2), torch.randn(2, 3, 5, 5)
-    layer = DecomposedModule(base, lo.Factored((4, 12), 2))
-    assert torch.equal(base(x), layer(x))
-    with pytest.raises(TargetError, match=r"rescaled in linear layers and convolutions; got Emb"):
-        DecomposedModule(nn.Embedding(3, 2), lo.Factored((3, 2), 1))
+def test_export_of_magnitudes_in_some_layers_is_refused(tmp_path):
+    model = adapt(small(), MAKES["NBLoRA"], targets="fc|conv", magnitude=True)
+    del model.conv.lowrank_adapters.part("default").magnitudes.homes["weight"]
+    with pytest.raises(TargetError, match="DoRA in all layers or in none; got magnitudes in some"):
+        export_peft(model, tmp_path)
+    assert ["conv"] == [site.name for site in export_peft(model, tmp_path, skip="fc")]
 
 
 @pytest.mark.parametrize("name", ["second", "default"])
@@ -243,21 +253,19 @@ def with_adapters():
 DORA = {"peft_type": "LORA", "lora_alpha": 4, "use_dora": True}
 
 
-@pytest.mark.parametrize(
-    ("layer", "model", "options", "message"),
-    [
-        ("fc", small, {"make": lambda s: lo.Factored(s, 2)}, "make= cannot take it"),
-        ("fc", with_adapters, {"name": "x"}, "no adapters beside it; fc has adapters"),
-        ("fc", lambda: small().to("meta"), {}, "a real weight.*fc is on the meta device"),
-        ("table", small, {}, "linear layers and convolutions; got Embedding for table"),
-    ],
-)
-def test_import_refuses_dora(layer, model, options, message, tmp_path):
-    tensors, _ = lora([layer])
-    tensors[f"{layer}.lora_magnitude_vector"] = normal(LAYERS[layer][0])
+def test_import_of_dora_takes_no_other_parameterization(tmp_path):
+    tensors, _ = lora(["fc"])
+    tensors["fc.lora_magnitude_vector"] = normal(5)
     checkpoint(tmp_path, DORA, tensors)
-    with pytest.raises(TargetError, match=message):
-        import_peft(model(), tmp_path, **options)
+    with pytest.raises(TargetError, match="make= cannot take it"):
+        import_peft(small(), tmp_path, make=lambda s: lo.Factored(s, 2))
+
+
+def test_import_refuses_a_dropout_that_is_no_probability(tmp_path):
+    tensors, _ = lora(["fc"])
+    config = {"peft_type": "LORA", "lora_alpha": 4, "lora_dropout": 1.0}
+    with pytest.raises(DataError, match="lora_dropout must be a probability below 1; got 1"):
+        import_peft(small(), checkpoint(tmp_path, config, tensors))
 
 
 def test_import_refuses_a_magnitude_of_another_length(tmp_path):

@@ -6,7 +6,8 @@ from torch.func import vmap
 
 import lowrank_opt as lo
 from lowrank_opt.linalg import frozen, frozen_product, frozen_row_norms
-from lowrank_opt.nn import DecomposedModule
+from lowrank_opt.nn import adapt, adapted_weights
+from lowrank_opt.nn.adapters.part import stored
 from lowrank_opt.testing import forbid_dense
 from tests.builders import normal
 
@@ -75,23 +76,26 @@ def test_compiled_product_is_one_graph_with_the_same_gradient():
     )
 
 
-def layer(dtype: torch.dtype = torch.float32, *, bias: bool = True) -> DecomposedModule:
+def decomposed(base: torch.nn.Module) -> torch.nn.Module:
+    return adapt(base, lambda shape: lo.Factored(shape, 2), targets=".*", magnitude=True)
+
+
+def layer(dtype: torch.dtype = torch.float32, *, bias: bool = True) -> torch.nn.Module:
     m, n = SHAPE
-    base = torch.nn.Linear(n, m, bias=bias)
-    module = DecomposedModule(base, lo.Factored(SHAPE, 2))
+    module = decomposed(torch.nn.Linear(n, m, bias=bias))
     with torch.no_grad():
         for k, p in enumerate(module.parameters()):
             p.copy_(normal(*p.shape, seed=k))
     return module.to(dtype)
 
 
-def dense_output(module: DecomposedModule, x: torch.Tensor) -> torch.Tensor:
+def dense_output(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Return the layer's output in float64; norms are constants."""
-    decomposed, weight = module.decomposed, module.base.weight.double()
-    V = weight + decomposed.inner().to_dense().double()
+    (found,) = adapted_weights(module)
+    V = found.slot.parameter.double() + found.updates[0]().to_dense().double()
     rows = V / torch.linalg.vector_norm(V.detach(), dim=1, keepdim=True)
-    y = x.double() @ (decomposed.magnitude.double().unsqueeze(1) * rows).mT
-    return y if module.base.bias is None else y + module.base.bias.double()
+    y = x.double() @ (found.magnitude.lengths[0].double().unsqueeze(1) * rows).mT
+    return y if module.bias is None else y + module.bias.double()
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -110,27 +114,28 @@ def test_decomposed_layer_and_its_gradients_equal_the_dense_ones(bias):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_decomposed_layer_starts_at_the_base_layer(dtype):
     base, x = torch.nn.Linear(SHAPE[1], SHAPE[0]).to(dtype), normal(3, SHAPE[1]).to(dtype)
-    assert torch.equal(base(x), DecomposedModule(base, lo.Factored(SHAPE, 2, dtype=dtype))(x))
+    expected = base(x)
+    assert torch.equal(expected, decomposed(base)(x))
 
 
-def change_in_place(module: DecomposedModule) -> None:
+def change_in_place(module: torch.nn.Module) -> None:
     with torch.no_grad():
-        module.base.weight[3:7].mul_(5)
+        stored(module, "weight")[3:7].mul_(5)
 
 
-def change_data(module: DecomposedModule) -> None:
-    module.base.weight.data.mul_(-3)
+def change_data(module: torch.nn.Module) -> None:
+    stored(module, "weight").data.mul_(-3)
 
 
-def load_state(module: DecomposedModule) -> None:
+def load_state(module: torch.nn.Module) -> None:
     module.load_state_dict({k: 2 * v for k, v in module.state_dict().items()})
 
 
-def assign_state(module: DecomposedModule) -> None:
+def assign_state(module: torch.nn.Module) -> None:
     module.load_state_dict({k: 2 * v for k, v in module.state_dict().items()}, assign=True)
 
 
-def change_dtype(module: DecomposedModule) -> None:
+def change_dtype(module: torch.nn.Module) -> None:
     module.to(torch.float64)
 
 
@@ -141,7 +146,7 @@ def test_decomposed_layer_sees_every_change_of_its_weight(change):
     module, x = layer(), normal(3, SHAPE[1], dtype=torch.float32)
     before = module(x).detach()
     change(module)
-    x = x.to(module.base.weight.dtype)
+    x = x.to(module.weight.dtype)
     expected = dense_output(module, x).to(x.dtype)
     torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-4)
     assert change is change_dtype or not torch.allclose(before, expected)
@@ -159,14 +164,14 @@ def test_decomposed_layer_sees_every_change_of_its_weight(change):
 )
 def test_norms_of_a_decomposed_layer_allocate_no_matrix(make):
     module, x = make(), normal(2, SHAPE[1]).float()
-    given = (x,) if isinstance(module, DecomposedModule) else (x, normal(*SHAPE).float())
+    given = (x,) if isinstance(module, torch.nn.Linear) else (x, normal(*SHAPE).float())
     with forbid_dense(SHAPE):
         module(*given).sum().backward()
 
 
 def test_a_decomposed_layer_evaluates_its_update_once(monkeypatch):
     module, count = layer(), []
-    inner = module.decomposed.inner
+    (inner,) = next(iter(adapted_weights(module))).updates
     factors = inner.factors
     monkeypatch.setattr(inner, "factors", lambda: count.append(1) or factors())
     module(normal(2, SHAPE[1]).float())

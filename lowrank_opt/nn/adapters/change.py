@@ -1,0 +1,178 @@
+r"""What adapters make of one weight: :math:`W_0 + \Delta W`, perhaps with the lengths of its rows.
+
+An adapter with magnitudes g has the weight :math:`\mathrm{diag}(g / \|V_i\|)\, V` with
+:math:`V = W_0 + \Delta W`, which is :math:`W_0 + \mathrm{diag}(d)\, W_0 + \mathrm{diag}(1 + d)
+\Delta W` with :math:`d_i = g_i / \|V_i\| - 1`: the base weight stays what it is, changes of several
+adapters add, and nothing dense is needed but the base layer's own output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_opt.errors import TargetError
+from lowrank_opt.nn.basis.kinds import LayerKind, Side
+from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations.composed.weight_decomposed import row_norms_of_sum
+
+
+class Magnitude(NamedTuple):
+    """The lengths that an adapter gives to the rows or columns of each matrix of a weight.
+
+    Attributes
+    ----------
+    side : {"rows", "columns"}
+        Where the layer's outputs are.
+    lengths : Tensor, shape (matrices, outputs)
+        May be negative, which turns a row round.
+    """
+
+    side: Side
+    lengths: Tensor
+
+
+@dataclass(frozen=True)
+class Change:
+    r"""What is added to a weight: low-rank matrices, and the weight itself with other lengths.
+
+    Attributes
+    ----------
+    ops : sequence of LowRankOperator
+        One for each matrix of the weight.
+    rows, columns : Tensor, shape (matrices, m) or (matrices, n), optional
+        :math:`\mathrm{diag}(\text{rows}) W_0` and :math:`W_0 \mathrm{diag}(\text{columns})` are
+        added too.
+    """
+
+    ops: Sequence[LowRankOperator]
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+
+    def __add__(self, other: Change) -> Change:
+        return Change(
+            [a + b for a, b in zip(self.ops, other.ops, strict=True)],
+            _sum(self.rows, other.rows),
+            _sum(self.columns, other.columns),
+        )
+
+    def times(self, factor: float) -> Change:
+        """Return the change times a number."""
+        if factor == 1.0:
+            return self
+        rows, columns = (None if x is None else factor * x for x in (self.rows, self.columns))
+        return Change([factor * op for op in self.ops], rows, columns)
+
+    def marked(self, mark: Callable[[Tensor], Tensor]) -> Change:
+        """Return the change with a function applied to what has the gradients."""
+        rows, columns = (None if x is None else mark(x) for x in (self.rows, self.columns))
+        return Change([_with_left(op, mark(op.left)) for op in self.ops], rows, columns)
+
+    def lengths(self, side: Side | None) -> Tensor | None:
+        """Return what of the lengths on one side is added."""
+        return {"rows": self.rows, "columns": self.columns, None: None}[side]
+
+    @property
+    def sides(self) -> list[Side]:
+        """Where there are lengths."""
+        both: tuple[Side, Side] = ("rows", "columns")
+        return [side for side in both if self.lengths(side) is not None]
+
+    @property
+    def low_rank(self) -> Sequence[LowRankOperator]:
+        """The operators of a change that has no other part.
+
+        Raises
+        ------
+        TargetError
+            If it has lengths, and so the rank of the base weight.
+        """
+        if self.sides:
+            raise not_low_rank("the weight")
+        return self.ops
+
+    def add_dense(self, weight: Tensor) -> Tensor:
+        """Return the dense new weight, rounded once to the dtype of `weight`."""
+        dense = [op.to_dense() for op in self.ops]
+        update = dense[0] if len(dense) == 1 else torch.stack(dense)
+        if self.sides:
+            W0 = weight.reshape(len(dense), *dense[0].shape)
+            update = update.reshape(W0.shape)
+            update = update if self.rows is None else update + W0 * self.rows.unsqueeze(2)
+            update = update if self.columns is None else update + W0 * self.columns.unsqueeze(1)
+        return (weight + update.reshape(weight.shape)).to(weight.dtype)
+
+
+def fits(kind: LayerKind, side: Side | None) -> bool:
+    """Whether a change with lengths on that side can be added to the output of a layer."""
+    return kind.update is not None and (
+        side is None or (side == kind.outputs and kind.rescale is not None)
+    )
+
+
+def added(kind: LayerKind, layer: nn.Module, change: Change, x: Tensor, y: Tensor) -> Tensor:
+    """Return what a change of a layer's weight, which `fits`, adds to its output y."""
+    assert kind.update is not None, "others are called with dense weights"
+    update = kind.update(layer, change.ops[0], x, y).to(y.dtype)
+    lengths = change.lengths(kind.outputs)
+    if lengths is None:
+        return update
+    assert kind.rescale is not None, "others are called with dense weights"
+    return update + kind.rescale(layer, lengths[0], x, y)
+
+
+def rescaled(ops: Sequence[LowRankOperator], weight: Tensor, magnitude: Magnitude) -> Change:
+    """Return the change that gives a sum the lengths of a magnitude, which alone has gradients.
+
+    Lengths of the sum are constants in gradients, as in the paper and in PEFT; see
+    `WeightDecomposed` for how they are computed, and how exactly. Where the sum is zero it stays.
+    """
+    side, lengths = magnitude
+    norms = norms_of_sum(ops, weight, side).to(lengths)
+    positive = norms > 0
+    scales = torch.where(positive, lengths / torch.where(positive, norms, 1.0), 0.0)
+    rescaled_ops = [_scaled(op, scale, side) for op, scale in zip(ops, scales, strict=True)]
+    if side == "rows":
+        return Change(rescaled_ops, rows=scales - 1)
+    return Change(rescaled_ops, columns=scales - 1)
+
+
+@torch.no_grad()
+def norms_of_sum(ops: Sequence[LowRankOperator], weight: Tensor, side: Side) -> Tensor:
+    """Return the lengths of the rows or columns of ``W0 + dW``, in float64 for wide dtypes."""
+    matrices = weight.detach().reshape(len(ops), *ops[0].shape)
+    rows = [
+        row_norms_of_sum(W0, op) if side == "rows" else row_norms_of_sum(W0.mT, op.mT)
+        for W0, op in zip(matrices, ops, strict=True)
+    ]
+    return torch.stack(rows)
+
+
+def not_low_rank(name: str) -> TargetError:
+    """Return the error for the use of magnitudes where low-rank changes are needed."""
+    return TargetError(
+        f"the change of a weight must be of low rank here; the adapter of {name} has magnitudes, "
+        "which rescale whole rows of the base weight: train one without (magnitude=False), or use "
+        "merge and switch, which take both"
+    )
+
+
+def _scaled(op: LowRankOperator, scale: Tensor, side: Side) -> LowRankOperator:
+    column = scale.unsqueeze(1)
+    if side == "rows":
+        return LowRankOperator((op.left * column).to(op.left.dtype), op.scale, op.right)
+    return LowRankOperator(op.left, op.scale, (op.right * column).to(op.right.dtype))
+
+
+def _with_left(op: LowRankOperator, left: Tensor) -> LowRankOperator:
+    return op if left is op.left else LowRankOperator(left, op.scale, op.right)
+
+
+def _sum(x: Tensor | None, y: Tensor | None) -> Tensor | None:
+    if x is None or y is None:
+        return y if x is None else x
+    return x + y

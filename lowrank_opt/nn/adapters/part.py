@@ -1,0 +1,189 @@
+"""What one adapter has in one module: parameterizations, magnitudes, tensors of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.hooks import RemovableHandle
+
+from lowrank_opt.nn.adapters.change import Change, Magnitude, rescaled
+from lowrank_opt.nn.adapters.gradients import awake, delivering
+from lowrank_opt.nn.basis.frozen import Frozen
+from lowrank_opt.nn.basis.kinds import Side
+from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations import Parameterization
+
+
+class Tensors(nn.Module):
+    """Parameters and buffers by names of any kind; some are kept elsewhere and only known here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.homes: dict[str, tuple[Tensors, str]] = {}
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Keep a tensor: a parameter if it is one, else a buffer."""
+        key = safe_key(self, name)
+        if isinstance(tensor, nn.Parameter):
+            self.register_parameter(key, tensor)
+        else:
+            self.register_buffer(key, tensor)
+        self.homes[name] = (self, key)
+
+    def link(self, name: str, home: Tensors, other: str) -> None:
+        """Know a tensor that is kept by others, for weights that are tied."""
+        self.homes[name] = home.homes[other]
+
+    def get(self, name: str) -> Tensor | None:
+        """Return the tensor of a name, or None."""
+        if name not in self.homes:
+            return None
+        home, key = self.homes[name]
+        return stored(home, key)
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Replace a tensor, as a module does that assigns to its buffers."""
+        home, key = self.homes[name]
+        setattr(home, key, tensor)
+
+    def kept(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors that are kept here."""
+        for name, (home, key) in self.homes.items():
+            tensor = stored(home, key)
+            if home is self and tensor is not None:
+                yield name, tensor
+
+
+class Part(nn.Module):
+    """What one adapter has in one module.
+
+    Parameters
+    ----------
+    updates : mapping from weights to sequences of Parameterization
+        One for each matrix of the weight.
+    elsewhere : collection of str
+        Weights that are tied to one of another module, which keeps their parameterizations.
+    """
+
+    def __init__(
+        self,
+        updates: Mapping[str, Sequence[Parameterization]] | None = None,
+        elsewhere: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.updates: dict[str, Sequence[Parameterization]] = {}
+        self.settled: dict[str, Sequence[Frozen]] = {}
+        self.parts, self.own = nn.ModuleList(), Tensors()
+        self.magnitudes, self.sides = Tensors(), dict[str, Side]()
+        # Of the input of the updates, in training mode.
+        self.dropout = 0.0
+        self.settled_parts = nn.ModuleList()
+        # Names of parameters that were frozen on purpose while the rest was trained.
+        self.fixed: frozenset[str] = frozenset()
+        self._handles: dict[int, RemovableHandle] = {}
+        for name, members in (updates or {}).items():
+            self.add(name, members, linked=name in elsewhere)
+
+    def add(self, weight: str, members: Sequence[Parameterization], *, linked: bool) -> None:
+        """Add the update of a weight; `linked` if another module keeps it."""
+        self.updates[weight] = list(members)
+        if not linked:
+            self.parts.append(nn.ModuleList(members))
+
+    def magnify(self, weight: str, magnitude: Magnitude, home: Part, at_home: str) -> None:
+        """Give a weight magnitudes, which another part keeps if that is where its update is."""
+        self.sides[weight] = magnitude.side
+        if home is self and at_home == weight:
+            self.magnitudes.add(weight, magnitude.lengths)
+        else:
+            self.magnitudes.link(weight, home.magnitudes, at_home)
+
+    def magnitude(self, weight: str) -> Magnitude | None:
+        """Return the magnitudes of a weight, or None if it has none."""
+        lengths = self.magnitudes.get(weight)
+        return None if lengths is None else Magnitude(self.sides[weight], lengths)
+
+    def settle(self, weight: str, fixed: Sequence[Frozen], *, linked: bool) -> None:
+        """Set the part of a weight's update that is not trained any more."""
+        kept = [x for x in self.settled_parts if x is not self._home(weight)]
+        new = [] if linked or not fixed else [nn.ModuleList(fixed)]
+        self.settled_parts = nn.ModuleList([*kept, *new])
+        self.settled[weight] = list(fixed)
+
+    def _home(self, weight: str) -> nn.Module | None:
+        old = self.settled.get(weight)
+        return next((x for x in self.settled_parts if old and x[0] is old[0]), None)  # pyright: ignore[reportIndexIssue]
+
+    def change(self, name: str, base: Tensor, *, asleep: bool = False) -> Change:
+        """Return what is added to a weight, the magnitudes that it gets included.
+
+        Parameters
+        ----------
+        name : str
+        base : Tensor
+            The weight, which only magnitudes read.
+        asleep : bool
+            Whether to compute as when the adapter was active: with its gradients.
+        """
+        members = self.updates[name]
+        ops = [_repeated(self, member) if asleep else member() for member in members]
+        fixed = [x().to(dtype=op.dtype) for x, op in zip(self.settled.get(name, ()), ops)]  # noqa: B905
+        ops = [op + more for op, more in zip(ops, fixed, strict=True)] if fixed else ops
+        magnitude = self.magnitude(name)
+        if magnitude is None:
+            return Change(ops)
+        side, lengths = magnitude
+        lengths = _awake_of(self, lengths) if asleep else lengths
+        return rescaled(ops, base, Magnitude(side, lengths))
+
+    @property
+    def names(self) -> set[str]:
+        """The tensors of the module that the adapter changes."""
+        return {*self.updates, *self.own.homes}
+
+    def train_only_if(self, active: bool) -> None:
+        """Let the parameters be trained or not, but for those that were fixed on purpose."""
+        own = dict(self.named_parameters())
+        if not active and any(p.requires_grad for p in own.values()):
+            self.fixed = frozenset(k for k, p in own.items() if not p.requires_grad)
+        for name, p in own.items():
+            if p.is_floating_point() or p.is_complex():
+                self._let(p, trained=active and name not in self.fixed)
+
+    def _let(self, parameter: nn.Parameter, *, trained: bool) -> None:
+        if parameter.requires_grad and not trained:
+            self._handles[id(parameter)] = parameter.register_hook(delivering(parameter))
+        elif trained and id(parameter) in self._handles:
+            self._handles.pop(id(parameter)).remove()
+        parameter.requires_grad_(trained)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_handles": {}}
+
+
+def _repeated(part: Part, member: Parameterization) -> LowRankOperator:
+    """Return an update as it was when its adapter was active: with its gradients."""
+    fixed = {id(p) for name, p in part.named_parameters() if name in part.fixed}
+    own = {k: awake(p) for k, p in member.named_parameters() if id(p) not in fixed}
+    return functional_call(member, own, ())
+
+
+def _awake_of(part: Part, lengths: Tensor) -> Tensor:
+    """Return magnitudes as they were when their adapter was active: with their gradients."""
+    fixed = any(p is lengths and name in part.fixed for name, p in part.named_parameters())
+    return awake(lengths) if isinstance(lengths, nn.Parameter) and not fixed else lengths
+
+
+def safe_key(module: nn.Module, name: str) -> str:
+    """Return a key for a part of a module, which takes no names of its attributes ("half")."""
+    return f"{name}_" if hasattr(module, name) else name
+
+
+def stored(module: nn.Module, name: str) -> Tensor | None:
+    """Return a parameter or buffer of a module as it stands in the module itself."""
+    for kept in (module._parameters, module._buffers):  # pyright: ignore[reportPrivateUsage]
+        if name in kept:
+            return kept[name]
+    return None
