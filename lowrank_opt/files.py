@@ -196,7 +196,15 @@ def read(layout: Layout, path: str | PathLike[str]) -> tuple[JsonObject, dict[st
     """
     folder = Path(path)
     description = _read_description(layout, folder)
-    data = _read_tensors(layout, folder, str(description.get("sha256")))
+    while True:
+        try:
+            data = _read_tensors(layout, folder, str(description.get("sha256")))
+            break
+        except DataError:
+            last, description = description, _read_description(layout, folder)
+            # Unless another process has written the folder anew since, it is damaged.
+            if description.get("sha256") == last.get("sha256"):
+                raise
     try:
         return description, safetensors.torch.load(data)
     except SafetensorError as error:

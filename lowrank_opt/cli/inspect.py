@@ -37,7 +37,7 @@ def _run(options: Namespace) -> int:
             print(json.dumps(_facts(site), ensure_ascii=False))
     else:
         print(table(sites))
-    broken = [site.name for site in sites if not site.holds]
+    broken = [site.name for site in sites if site.holds is False]
     if broken:
         print(f"the declared bound does not hold for: {', '.join(broken)}", file=sys.stderr)
     return 1 if broken else 0

@@ -9,6 +9,7 @@ hooks, attributes and sharding plans hold, and nothing is written when adapters 
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, SupportsIndex
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from lowrank_opt.nn.adapters.change import Change, added, fits
 from lowrank_opt.nn.adapters.checkpointing import present_state
+from lowrank_opt.nn.adapters.reading import check_reader
 from lowrank_opt.nn.adapters.record import Record, State, Weights
 from lowrank_opt.nn.adapters.routing import dropped, routed
 from lowrank_opt.nn.adapters.store import STORE, Store
@@ -32,6 +34,8 @@ class _Adapted(nn.Module):
         found = store_of(self)
         if found is None or name not in found.changed:
             return super().__getattr__(name)
+        if not torch.compiler.is_compiling():
+            check_reader(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
         return found.effective(self, name)  # pyright: ignore[reportReturnType]
 
     def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import FrameType
 
 import torch
 from torch import Tensor, nn
@@ -161,6 +162,19 @@ def _is_read_by_a_layer_of_torch() -> bool:
         frame = frame.f_back
     home = str(frame.f_globals.get("__name__", ""))
     return frame.f_code.co_name == "forward" and home.startswith("torch.nn.modules.")
+
+
+def check_reader(frame: FrameType) -> None:
+    """Raise AdapterStateError if a weight is read to be replaced, by what tells only afterwards.
+
+    ``torch.nn.utils.weight_norm`` and its kin read a weight, delete it, and register others.
+    """
+    home = str(frame.f_globals.get("__name__", ""))
+    if frame.f_code.co_name == "apply" and home.startswith("torch.nn.utils."):
+        raise AdapterStateError(
+            f"an adapted weight cannot be replaced by a computed one; got {home}: call it before "
+            "adapting, or unload(model) first"
+        )
 
 
 def is_of(value: object, base: Tensor | None) -> bool:

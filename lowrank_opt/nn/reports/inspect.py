@@ -96,7 +96,7 @@ def _turned(site: str, stored: Stored, weight: StoredWeight, i: int, norm: float
         nuclear=math.nan,
         stable_rank=math.nan,
         drift=math.nan,
-        holds=True,
+        holds=None,
         excess=math.nan,
         trainable=sum(x.numel() for k, x in stored.tensors.items() if k.startswith(prefix)),
     )
@@ -121,7 +121,7 @@ def _peft_site(site: PeftSite) -> SiteReport:
         nuclear=nuclear,
         stable_rank=(frobenius / spectral) ** 2 if spectral else 0.0,
         drift=math.nan,
-        holds=True,
-        excess=0.0,
+        holds=None,
+        excess=math.nan,
         trainable=site.numbers,
     )

@@ -38,8 +38,9 @@ class SiteReport:
         :math:`\|\Delta W\|_F^2 / \|\Delta W\|_2^2`, between 1 and the rank; 0 for no update.
     drift : float
         :math:`\|\Delta W\|_F / \|W_0\|_F`; NaN for a base on the meta device.
-    holds : bool
-        Whether the certificate of the update holds.
+    holds : bool, optional
+        Whether the certificate of the update holds; None if nothing was certified, for the base
+        weight would be needed, or no set is declared.
     excess : float
         By how much the update exceeds its set, bounded from above.
     trainable : int
@@ -57,7 +58,7 @@ class SiteReport:
     nuclear: float
     stable_rank: float
     drift: float
-    holds: bool
+    holds: bool | None
     excess: float
     trainable: int
 
@@ -219,5 +220,5 @@ def _row(site: SiteReport) -> tuple[str, ...]:
         f"{site.spectral:.3g}",
         f"{site.stable_rank:.2f}",
         "-" if math.isnan(site.drift) else f"{site.drift:.2%}",
-        "yes" if site.holds else "NO",
+        {True: "yes", False: "NO", None: "-"}[site.holds],
     )

@@ -24,7 +24,7 @@ NAMES = ["a", "b", "c"]
 ONE = st.lists(st.integers(0, 2), min_size=1, max_size=1)
 CHOICE = st.lists(st.integers(0, 2), min_size=1, max_size=2)
 WEIGHTS = st.lists(st.sampled_from([1.0, 1.0, 0.5, -2.0]), min_size=2, max_size=2)
-STEPS = ["train", "train", "freeze", "state", "convert"]
+STEPS = ["train", "train", "freeze", "convert"]
 
 
 def adapter_machine(
@@ -91,6 +91,10 @@ def adapter_machine(
         @rule(step=st.sampled_from(STEPS))
         def do(self, step: str) -> None:
             self.play.step(step)
+
+        @rule(assign=st.booleans())
+        def state(self, assign: bool) -> None:
+            self.play.step("state", assign=assign)
 
         @rule(step=st.sampled_from(["merge", "unmerge", "enter", "leave"]))
         def block(self, step: str) -> None:

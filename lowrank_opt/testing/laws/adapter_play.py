@@ -258,8 +258,8 @@ class Play:
                 page.heads[key] = p.detach().clone()
         return page
 
-    def state(self) -> None:
-        """Write the state dict into a copy whose numbers are all others."""
+    def state(self, *, assign: bool = False) -> None:
+        """Write the state dict into a copy whose numbers are all others, or assign it there."""
         other = copy.deepcopy(self.model)
         with torch.no_grad():
             for p in (*other.parameters(), *other.buffers()):
@@ -267,7 +267,7 @@ class Play:
         self.leave_all()
         if self.book.merged is not None:
             return
-        other.load_state_dict(self.model.state_dict())
+        other.load_state_dict(self.model.state_dict(), assign=assign)
         self.model = other
 
     # What must hold.

@@ -92,6 +92,7 @@ def test_inspect_peft_adalora_and_delora(tmp_path):
     (site,) = inspect_adapter(_peft(tmp_path / "a", config, tensors))
     dense = 6 / (3 + 1e-5) * B.double() @ (E * A).double()
     assert ("PEFT AdaLoRA", 2) == (site.kind, site.rank)
+    assert site.holds is None, "no set is declared, so nothing can be certified"
     assert float(dense.norm()) == pytest.approx(site.frobenius, rel=1e-6)
     tensors = {f"{key}.delora_{name}": x for name, x in (("A", A), ("B", B), ("w_norm", w))}
     tensors[f"{key}.delora_lambda"] = torch.tensor([-3.0])

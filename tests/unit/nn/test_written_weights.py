@@ -76,6 +76,7 @@ WRITES = {
     "pruned": lambda layer, name: prune.l1_unstructured(layer, name, 0.5),
     "weight norm": lambda layer, name: parametrizations.weight_norm(layer, name),
     "spectral norm": lambda layer, name: nn.utils.spectral_norm(layer, name),
+    "older weight norm": lambda layer, name: nn.utils.weight_norm(layer, name),
     "numpy": lambda layer, name: getattr(layer, name).detach().numpy().fill(0),
 }
 STATES = {

@@ -1,0 +1,127 @@
+"""Adapters in two processes: trained under DDP, and one folder that one writes and one reads."""
+
+import pytest
+import torch
+
+import lowrank_opt as lo
+from lowrank_opt import files
+from lowrank_opt.nn import adapt, load_adapter, save_adapter
+from tests.preloaded import run_script
+
+PROGRAM = """
+import os, sys, torch
+from pathlib import Path
+from torch import nn
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+import lowrank_opt as lo
+from lowrank_opt.nn import adapt, load_adapter, save_adapter, switch
+
+FOLDER = Path.cwd()
+
+def base():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double()
+
+def make(shape):
+    return lo.NBLoRA(shape, 2, radius=0.5)
+
+def parallel(rank):
+    dist.init_process_group("gloo", init_method=f"file://{FOLDER}/meet", rank=rank, world_size=2)
+    model = base()
+    for name in "ab":
+        adapt(model, make, targets="0", name=name, modules_to_train="2", magnitude=True)
+    switch(model, "a")
+    wrapped = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(rank)).double()
+    for _ in range(3):
+        optimizer.zero_grad()
+        wrapped(x).square().mean().backward()
+        optimizer.step()
+    if rank == 0:
+        save_adapter(wrapped, FOLDER / "saved", name="a")
+        torch.save(model.eval()(torch.ones(2, 3).double()).detach(), FOLDER / "wanted")
+    dist.destroy_process_group()
+
+def shared(rank):
+    models = [adapt(base(), make, targets="0", name="a", dropout=p) for p in (0.0, 0.25)]
+    for k, model in enumerate(models):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.requires_grad and p.fill_(1.0 + k)
+    wanted = [model.eval()(torch.ones(2, 3).double()) for model in models]
+    folder, done = FOLDER / "shared", FOLDER / "done"
+    if rank == 0:
+        for k in range(60):
+            save_adapter(models[k % 2], folder)
+        done.touch()
+        return
+    while not (folder / "adapter.json").exists():
+        pass
+    seen = 0
+    while not done.exists() or not seen:
+        y = load_adapter(base(), folder).eval()(torch.ones(2, 3).double())
+        assert any(torch.equal(y, z) for z in wanted), y
+        seen += 1
+
+def both(function):
+    child = os.fork()
+    if child == 0:
+        try:
+            function(1)
+        except BaseException as error:
+            print(type(error).__name__, error, file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    function(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "the other process failed"
+
+both({"parallel": parallel, "shared": shared}[sys.argv[1]])
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(what):
+        script = tmp_path / "program.py"
+        script.write_text(PROGRAM)
+        done = run_script(script, what, folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+    return run
+
+
+def test_what_is_saved_under_ddp_loads_on_a_plain_base(run, tmp_path):
+    run("parallel")
+    torch.manual_seed(0)
+    base = torch.nn.Sequential(
+        torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2)
+    ).double()
+    model = load_adapter(base, tmp_path / "saved").eval()
+    wanted = torch.load(tmp_path / "wanted")
+    assert torch.equal(wanted, model(torch.ones(2, 3).double()))
+
+
+def test_a_folder_that_is_written_meanwhile_loads_whole(run):
+    run("shared")
+
+
+def test_a_folder_that_is_written_twice_while_it_is_read_loads_whole(tmp_path, monkeypatch):
+    models = [
+        adapt(torch.nn.Linear(3, 2), lambda s: lo.Factored(s, 1), targets=".*", dropout=p)
+        for p in (0.0, 0.25, 0.5)
+    ]
+    save_adapter(models[0], tmp_path)
+    read, later = files._read_tensors, models[1:]
+
+    def slowly(*arguments):
+        for model in (later.pop(0) for _ in range(len(later))):
+            torch.nn.init.normal_(next(p for p in model.parameters() if p.requires_grad))
+            save_adapter(model, tmp_path)
+        return read(*arguments)
+
+    monkeypatch.setattr(files, "_read_tensors", slowly)
+    loaded = load_adapter(torch.nn.Linear(3, 2), tmp_path)
+    part = loaded.lowrank_adapters.part("default")
+    assert 0.5 == part.dropout
