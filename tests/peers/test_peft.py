@@ -9,6 +9,7 @@ from torch import nn
 import lowrank_opt as lo
 from lowrank_opt.nn import (
     adapt,
+    adapted_weights,
     export_peft,
     import_peft,
     load_adapter,
@@ -262,3 +263,20 @@ def test_transformers_save_and_load_the_base_of_an_adapted_model(kind, tmp_path)
         assert torch.equal(transformer(kind)(TOKENS).logits, again(TOKENS).logits)
         load_adapter(again, tmp_path / "adapter")
         torch.testing.assert_close(model(TOKENS).logits, again(TOKENS).logits)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_all_linear_means_what_it_means_for_peft(tied):
+    config = transformers.LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=tied,
+    )  # fmt: skip
+    theirs = peft.get_peft_model(
+        transformers.LlamaForCausalLM(config), peft.LoraConfig(r=2, target_modules="all-linear")
+    )
+    ours = adapt(
+        transformers.LlamaForCausalLM(config), lambda s: lo.Factored(s, 2), targets="all-linear"
+    )
+    names = {found.slot.layer.name for found in adapted_weights(ours)}
+    wrapped = [n for n, m in theirs.named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
+    assert {name.removeprefix("base_model.model.") for name in wrapped} == names

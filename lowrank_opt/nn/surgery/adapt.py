@@ -19,7 +19,7 @@ from lowrank_opt.nn.adapters.slots import (
 from lowrank_opt.nn.surgery.extras import check_extras, first_magnitudes
 from lowrank_opt.nn.surgery.install import Plan, Updates, check_new_name, install
 from lowrank_opt.nn.surgery.options import Make, Options, Radius
-from lowrank_opt.nn.surgery.own import own_buffers, own_modules, own_parameters
+from lowrank_opt.nn.surgery.own import check_apart, own_buffers, own_modules, own_parameters
 from lowrank_opt.nn.surgery.targets import Targets, candidates, matches, select
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import Offset, Parameterization
@@ -61,8 +61,11 @@ def adapt(
         these names besides, it gets ``weight=``, the matrix, ``name=`` of the weight in the model,
         and ``generator=``.
     targets : str, sequence of str, or function of (name, module or parameter)
-        Regular expressions for names or for the end of names after a dot; ``"all-linear"``; or a
-        predicate. Names are those of layers, and of parameters for layers that need dense weights.
+        Regular expressions for names or for the end of names after a dot; ``"all-linear"``: every
+        linear layer and attention, but for the output layer that a model of transformers tells and
+        for `modules_to_train`; or a predicate. Names are those of layers, and of parameters for
+        layers that need dense weights. A layer of a known kind that is named, and cannot be
+        adapted, is an error, unless it is excluded.
     exclude : str or sequence of str
         Regular expressions for what is left alone.
     name : str
@@ -123,9 +126,11 @@ def adapt(
     everywhere = layer_slots(model)
     options = Options(radius, rank_pattern or {}, radius_pattern or {}, generator)
     options.check(make, candidates(everywhere))
-    groups = _tied_groups(select(targets, everywhere, exclude), everywhere, exclude)
     whole = every_slot(model)
-    trained = own_modules(modules_to_train, whole, [s for group in groups for s in group])
+    trained = own_modules(modules_to_train, whole)
+    chosen = select(targets, everywhere, exclude, trained)
+    groups = _tied_groups(chosen, everywhere, exclude)
+    check_apart(trained, whole, [slot for group in groups for slot in group])
     check_extras(groups, magnitude=magnitude, dropout=dropout)
     updates: Updates = []
     for group in groups:

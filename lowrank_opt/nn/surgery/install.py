@@ -70,7 +70,8 @@ def install(model: nn.Module, plan: Plan) -> nn.Module:
         if isinstance(p := stored(slot.module, key), nn.Parameter)
     ]
     for parameter in replaced if adapted else bases:
-        parameter.requires_grad_(False)
+        # Lazy ones, which are no tensors yet, take it too.
+        parameter.requires_grad = False
     for module, part in _parts(plan):
         part.train(module.training)
         part.dropout = plan.dropout

@@ -42,16 +42,8 @@ class Own:
         return join(slot.name, key)
 
 
-def own_modules(
-    patterns: str | Sequence[str], everywhere: Sequence[LayerSlot], adapted: Sequence[WeightSlot]
-) -> list[nn.Module]:
-    """Return the modules that the patterns name.
-
-    Raises
-    ------
-    OptionError
-        If a pattern matches nothing, or a weight in a module is adapted too.
-    """
+def own_modules(patterns: str | Sequence[str], everywhere: Sequence[LayerSlot]) -> list[nn.Module]:
+    """Return the modules that the patterns name, or raise OptionError if one matches nothing."""
     several = (patterns,) if isinstance(patterns, str) else patterns
     named = [slot for slot in everywhere if slot.name and not slot.opaque]
     for pattern in several:
@@ -60,8 +52,14 @@ def own_modules(
                 f"modules_to_train must match something; got {pattern!r}: the model has "
                 f"{', '.join(slot.name for slot in named)[:500]}"
             )
-    found = [slot.module for slot in named if any(matches(x, slot.name) for x in several)]
-    inside = {id(module) for whole in found for module in whole.modules()}
+    return [slot.module for slot in named if any(matches(x, slot.name) for x in several)]
+
+
+def check_apart(
+    modules: Sequence[nn.Module], everywhere: Sequence[LayerSlot], adapted: Sequence[WeightSlot]
+) -> None:
+    """Raise OptionError if a weight is in one of the modules, and adapted too."""
+    inside = {id(module) for whole in modules for module in whole.modules()}
     trained = {
         id(p)
         for slot in everywhere
@@ -74,7 +72,6 @@ def own_modules(
             f"a weight is adapted or trained, not both; got {both} in modules_to_train: "
             "exclude them or train less"
         )
-    return found
 
 
 def own_parameters(modules: Sequence[nn.Module], everywhere: Sequence[LayerSlot]) -> list[Own]:

@@ -1,0 +1,78 @@
+"""Which layers a target names: all linear ones as for PEFT, and none is skipped in silence."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+import lowrank_opt as lo
+from lowrank_opt.errors import OptionError
+from lowrank_opt.nn import adapt
+from tests.adapted import adapted_layers
+
+
+def ball(shape):
+    return lo.NBLoRA(shape, 2, radius=0.5)
+
+
+class Speaker(nn.Module):
+    """A model that tells its output layer, as those of transformers do."""
+
+    def __init__(self, *, tied: bool):
+        super().__init__()
+        self.table, self.body = nn.Embedding(5, 4), nn.Linear(4, 4)
+        self.head, self.score = nn.Linear(4, 5, bias=False), nn.Linear(4, 2)
+        if tied:
+            self.head.weight = self.table.weight
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_all_linear_leaves_out_output_layers_and_what_is_trained(tied):
+    model = nn.ModuleDict({"inside": Speaker(tied=tied)})
+    adapt(model, ball, targets="all-linear", modules_to_train="score")
+    assert ["inside.body"] == adapted_layers(model)
+
+
+def parametrized() -> nn.Module:
+    return nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+
+
+def pruned() -> nn.Module:
+    return prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5)
+
+
+def of_integers() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    layer.weight = nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
+    return layer
+
+
+class Quantised(nn.Module):
+    """A layer of another package, which is only called like ours."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+Quantised.__name__ = "Linear"
+
+BARREN = [
+    (parametrized, "ParametrizedLinear: no matrix of its own"),
+    (pruned, "Linear: no matrix of its own"),
+    (of_integers, r"its weight holds torch\.int8"),
+    (lambda: nn.LazyLinear(4), "its weight is not there yet, call the model once"),
+    (Quantised, "no matrix of its own"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), BARREN)
+@pytest.mark.parametrize("targets", ["all-linear", "0|1", ["0", "1|0"], lambda name, _: bool(name)])
+def test_a_target_that_is_not_adaptable_is_never_skipped(make, message, targets):
+    model = nn.Sequential(nn.Linear(4, 4), make(), nn.ReLU())
+    with pytest.raises(OptionError, match=rf"must be adaptable; got 1 \(.*{message}"):
+        adapt(model, ball, targets=targets)
+    assert not any(hasattr(layer, "lowrank_adapters") for layer in model)
+    assert ["0"] == adapted_layers(adapt(model, ball, targets=targets, exclude="1"))
