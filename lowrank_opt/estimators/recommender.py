@@ -44,6 +44,8 @@ class Recommender(CallbackSupportMixin, AnsweringRecommender):
     result_ : CompletionResult
     row_labels_, col_labels_ : Labels
         Ids of users and items.
+    observations_ : Observations
+        All ratings, those that were folded in too, by the positions of their ids.
 
     Examples
     --------

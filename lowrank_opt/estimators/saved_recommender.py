@@ -34,6 +34,12 @@ class SavedRecommender(BaseEstimator):
     _entries: Entries
     _updater: Updater
 
+    @property
+    def observations_(self) -> Observations:
+        """All ratings that were taken, by the positions of their ids, with their weights."""
+        check_is_fitted(self)
+        return self._entries.observations
+
     def save(self, path: str | PathLike[str]) -> None:
         """Write a folder with all ratings, from which `load` makes this recommender again.
 

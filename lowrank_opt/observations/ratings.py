@@ -16,12 +16,11 @@ from torch import Tensor
 from lowrank_opt.errors import DataError, ObservationError
 from lowrank_opt.observations.observations import Observations
 from lowrank_opt.observations.sparsity import sort_pairs
+from lowrank_opt.tables.arrays import narrowed
 from lowrank_opt.tables.delimited import BadLines
 from lowrank_opt.tables.files import Codes, TableFile, open_table
 
 Duplicates: TypeAlias = Literal["error", "mean", "last"]
-# Beyond, float32 does not tell integers apart.
-_EXACT = float(2**24)
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def read_ratings(
         assert chunk.values is not None, "a column of numbers was asked for"
         parts[0].append(row_codes.of(chunk.texts[0]))
         parts[1].append(col_codes.of(chunk.texts[1]))
-        parts[2].append(_narrowed(chunk.values))
+        parts[2].append(narrowed(chunk.values))
         count += len(chunk)
         if progress is not None:
             progress(count)
@@ -150,13 +149,6 @@ def read_ratings(
     return Ratings(
         observations, row_ids, col_ids, file.bad, merged, file.unterminated, file.reading
     )
-
-
-def _narrowed(values: NDArray[np.float64]) -> NDArray[np.floating]:
-    """Return values in float32, unless that would merge integers."""
-    single = values.astype(np.float32)
-    merged = (np.abs(values) > _EXACT) & (values == np.round(values)) & (single != values)
-    return values if merged.any() else single
 
 
 def _joined(parts: list[NDArray[np.int32]] | list[NDArray[np.floating]]) -> Tensor:

@@ -13,6 +13,8 @@ from lowrank_opt.errors import ObservationError, ShapeError
 Array: TypeAlias = NDArray[Any]
 
 _EXACT = {4: 2**24, 8: 2**53}
+# Beyond, float32 does not tell integers apart.
+_TOLD_APART = float(2**24)
 
 
 def as_array(data: object) -> Array:
@@ -113,6 +115,13 @@ def as_finite(values: object, name: str) -> NDArray[np.floating]:
             f"{float(x[k])!r} at position {k}: leave missing entries out"
         )
     return x
+
+
+def narrowed(values: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return values in float32, unless that would merge integers."""
+    single = values.astype(np.float32)
+    merged = (np.abs(values) > _TOLD_APART) & (values == np.round(values)) & (single != values)
+    return values if merged.any() else single
 
 
 def whole_numbers(x: Array, name: str) -> NDArray[np.int64]:

@@ -1,5 +1,6 @@
 """What goes in is what is fitted: a dictionary is the model of every table."""
 
+import csv
 import datetime as dt
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,13 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+import lowrank_opt as lo
+from lowrank_opt.cli import main
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.errors import LowRankError
 from lowrank_opt.estimators import MatrixCompletion, Recommender
 from lowrank_opt.observations import Observations
-from lowrank_opt.tables import Triplets, read_pairs, read_triplets
+from lowrank_opt.tables import Labels, Triplets, read_pairs, read_triplets
 
 Entries = dict[tuple[object, object], float]
 
@@ -242,6 +245,49 @@ def test_fitted_saved_updated(
     assert [*fitted.row_labels_.to_ids(), new] == model_.row_labels_.to_ids()
     model_.partial_fit(([new], ["u1" if isinstance(col, str) else col], [3.0]))
     assert type(model_.row_labels_.to_ids()[-1]) is type(new)
+
+
+@settings(max_examples=8)
+@given(
+    model=entries(TEXTS.filter(lambda x: x and "\0" not in x), 4),
+    form=st.sampled_from(["csv", "tsv", "parquet"]),
+    duplicates=st.sampled_from(["error", "mean", "last"]),
+)
+@example({(i, j): 1.0 for i in ("7", "007") for j in ("NA", " 7")}, "csv", "error")
+def test_the_command_is_one_more_container(
+    tmp_path_factory: pytest.TempPathFactory, model: Entries, form: str, duplicates: str
+):
+    folder = tmp_path_factory.mktemp("c")
+    path, out, predictions = folder / f"r.{form}", folder / "m", folder / "p.csv"
+    lines = [(i, j, v) for (i, j), v in model.items()]
+    if duplicates != "error":
+        lines.append((*lines[0][:2], lines[0][2] + 2.0))
+    table = pl.DataFrame(lines, schema=["user", "item", "rating"], orient="row")
+    if form == "parquet":
+        table.write_parquet(path)
+    else:
+        table.write_csv(path, separator="," if form == "csv" else "\t")
+    options = ["--quiet", "--out"]
+    assert main(["complete", str(path), *options, str(out), "--duplicates", duplicates]) < 2
+    found = CompletionResult.load(out)
+    (rows, i), (cols, j) = Labels.of(table["user"]), Labels.of(table["item"])
+    assert [rows.to_ids(), cols.to_ids()] == [list(found.row_ids), list(found.col_ids)]
+    values = table["rating"].to_numpy().astype(np.float32)
+    seen = Observations(i, j, values, found.shape, duplicates=duplicates)
+    expected = lo.complete(
+        seen,
+        min(12, *found.shape),
+        solver="variational",
+        generator=torch.Generator().manual_seed(0),
+    )
+    np.testing.assert_array_equal(expected.to_dense(), found.to_dense())
+
+    assert 0 == main(["predict", str(out), str(path), *options, str(predictions)])
+    with predictions.open(encoding="utf-8", newline="") as file:
+        _, *rest = csv.reader(file)
+    assert [x[:2] for x in rest] == [[i, j] for i, j, _ in lines]
+    truth = expected.predict(i, j).tolist()
+    assert [float(x[2]) for x in rest] == pytest.approx(truth, rel=1e-4, abs=1e-5)
 
 
 AMBIGUOUS = [

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from lowrank_opt.errors import ObservationError, ShapeError
 from lowrank_opt.observations import Observations
+from lowrank_opt.tables.arrays import narrowed
 from lowrank_opt.tables.ids import UNKNOWN, Ids, Labels, Positions
 from lowrank_opt.tables.triplets import Triplets
 
@@ -86,9 +87,9 @@ def extended(entries: Entries, found: Triplets) -> Entries:
     )
     i, j, values = parts
     shape = (len(rows), len(cols))
-    observations = Observations(
-        i, j, values.astype(old.values.numpy().dtype), shape, weights, duplicates="last"
-    )
+    if old.values.numpy().dtype == np.float32:
+        values = narrowed(values)
+    observations = Observations(i, j, values, shape, weights, duplicates="last")
     return Entries(observations, rows, cols, entries.names)
 
 
