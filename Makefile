@@ -12,7 +12,8 @@ STAMP := $(VENV)/.installed
 PEERS := .venv-peers
 COMPLETION_PEERS := .venv-completion-peers
 # One thread for each test process: two processes with two threads each are slower on two cores.
-THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# Compiled modules are kept, whatever the user's own variables say: tests start dozens of processes.
+THRIFTY := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 
 SOURCES := lowrank_opt problems experiments tests docs conftest.py noxfile.py \
 	_lowrank_opt_pytestplugin.py
@@ -32,10 +33,10 @@ movielens: $(STAMP) ## Complete MovieLens-100K: a table, figures and a JSON reco
 	@$(BIN)/python -m experiments.movielens
 
 test: $(STAMP) ## Run the whole test suite, property-based tests included
-	@$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=15 $(PYTEST_ARGS)
+	@$(THRIFTY) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=15 $(PYTEST_ARGS)
 
 test-peers: $(PEERS)/.installed ## Run what needs PEFT, transformers, Lightning, geotorch (own environment)
-	@$(THREADS) LOWRANK_OPT_PEERS=1 $(PEERS)/bin/python -m pytest --durations=15 tests/peers $(PYTEST_ARGS)
+	@$(THRIFTY) LOWRANK_OPT_PEERS=1 $(PEERS)/bin/python -m pytest --durations=15 tests/peers $(PYTEST_ARGS)
 
 test-dist: $(STAMP) ## Install wheel and sdist into empty environments and run the quick tests there
 	@$(BIN)/python tests/distributions.py

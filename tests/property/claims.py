@@ -4,6 +4,13 @@ from collections.abc import Collection
 
 import pytest
 
+from lowrank_opt.testing import LAWS
+
+# Some defects of these two laws are met in one case of many: planted ones are missed by few cases.
+# Those of the other laws are all found by the profile "quick"; `test_laws_catch` has both found.
+DEEP = ("membership", "completeness")
+PROFILES = {law.name: "standard" if law.name in DEEP else "quick" for law in LAWS}
+
 # A set that is not bounded is not left by scaling, and has no least value of a linear function.
 UNBOUNDED = ("escape", "lmo")
 

@@ -11,6 +11,7 @@ from tests.property.broken_calls import BROKEN_CALLS
 from tests.property.broken_in_corners import BROKEN_IN_CORNERS
 from tests.property.broken_promises import BROKEN_PROMISES
 from tests.property.broken_state import BROKEN_STATE
+from tests.property.claims import PROFILES
 from tests.property.programs import raises_again
 
 BROKEN = [*BROKEN_MAPS, *BROKEN_STATE, *BROKEN_IN_CORNERS, *BROKEN_CALLS, *BROKEN_PROMISES]
@@ -24,6 +25,16 @@ def test_law_catches_defect(make, law, dtype) -> None:
         LAW_OF[law](make, dtype=dtype)
     assert law == caught.value.law
     raises_again(caught.value, make=make)
+
+
+FEW_CASES = [x for x in zip(BROKEN, IDS, strict=True) if PROFILES[x[0][1]] != "standard"]
+
+
+@pytest.mark.parametrize(
+    ("make", "law", "dtype"), [x for x, _ in FEW_CASES], ids=[i for _, i in FEW_CASES]
+)
+def test_defect_is_met_by_the_cases_that_the_library_is_tried_on(make, law, dtype) -> None:
+    assert "failed" == LAW_OF[law].verdict(make, dtype=dtype, profile=PROFILES[law]).status
 
 
 @pytest.mark.parametrize("law", LAW_OF)

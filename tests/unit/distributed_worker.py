@@ -1,7 +1,9 @@
 """What each process of the tests of `lowrank_opt.distributed` computes, and leaves in a file."""
 
 import os
+import signal
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -58,6 +60,9 @@ def fits(part: Observations) -> dict[str, Tensor]:
     """Fit with every solver that says it can, every map, and losses that are not squares."""
     plan = {
         "als": lambda: lo.complete(part, 2, solver=ALS(), penalty=0.5, generator=seeded()),
+        "als_rows": lambda: lo.complete(
+            part, 2, solver=ALS(), penalty=0.5, bias=None, generator=seeded()
+        ),
         "als_cg": lambda: lo.complete(
             part, 2, solver=ALS(method="cg", max_iterations=4), penalty=0.5, generator=seeded()
         ),
@@ -169,9 +174,11 @@ def checkpoints(folder: Path, step: str) -> dict[str, Tensor]:
     return found
 
 
-def main(folder: str, *steps: str) -> None:
+def compute(folder: Path, rank: int, size: int, steps: list[str]) -> None:
+    """Be one of the processes, which meet at a file."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    met = f"file://{folder.absolute()}/meeting.{size}"
+    dist.init_process_group("gloo", init_method=met, rank=rank, world_size=size)
     try:
         found: dict[str, Tensor] = {}
         for step in steps:
@@ -180,11 +187,40 @@ def main(folder: str, *steps: str) -> None:
                 found |= proofs(distributed.split_rows(observed()))
                 found |= counts() | exchanged() | unequal_randomness()
             else:
-                found |= checkpoints(Path(folder), step)
-        torch.save(found, Path(folder) / f"{os.environ['WORLD_SIZE']}.{dist.get_rank()}.pt")
+                found |= checkpoints(folder, step)
+        torch.save(found, folder / f"{size}.{rank}.pt")
     finally:
         dist.destroy_process_group()
 
 
+def fork(folder: Path, rank: int, size: int, steps: list[str]) -> int:
+    """Start one process, a copy of this one; return its number."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        compute(folder, rank, size, steps)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def main(folder: str, size: str, *steps: str) -> int:
+    """Run steps in some processes; where one fails, the others wait for it no longer."""
+    left = {fork(Path(folder), rank, int(size), [*steps]) for rank in range(int(size))}
+    failed = 0
+    while left:
+        child, status = os.wait()
+        left.discard(child)
+        if status and not failed:
+            failed = 1
+            for other in left:
+                os.kill(other, signal.SIGKILL)
+    return failed
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))

@@ -15,6 +15,7 @@ from lowrank_opt.nn import (
     merge,
     merge_and_unload,
     per_sample,
+    remove_adapter,
     switch,
     unload,
     unmerge,
@@ -206,6 +207,7 @@ def test_dare_is_unbiased(model: nn.Module) -> None:
     for i in range(300):
         combine(model, {"a": 1.0}, name=f"c{i}", method="dare", rank=5, generator=generator)
         drawn.append(member(model[0], f"c{i}")().to_dense())
+        remove_adapter(model, f"c{i}")
     expected = member(model[0], "a")().to_dense().detach()
     spread = expected.abs() / 300**0.5
     assert bool(((torch.stack(drawn).mean(0) - expected).abs() <= 5 * spread).all())

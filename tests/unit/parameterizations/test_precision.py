@@ -86,8 +86,9 @@ def test_stacked_and_compiled_equal_eager(make):
     stacked = lo.BatchedParameterization(members)().to_dense()
     expected = torch.stack([m().to_dense() for m in members])
     torch.testing.assert_close(stacked, expected, rtol=1e-5, atol=1e-5)
+    # One graph with the same values; that graphs have derivatives is in `test_torch_protocols`.
     torch._dynamo.reset()
-    compiled = torch.compile(members[0].factors, fullgraph=True, backend="aot_eager")()
+    compiled = torch.compile(members[0].factors, fullgraph=True, backend="eager")()
     torch.testing.assert_close(tuple(compiled), tuple(members[0]()), rtol=1e-5, atol=1e-5)
 
 

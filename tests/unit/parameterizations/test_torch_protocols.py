@@ -124,6 +124,8 @@ COMPILED = [
     "HomogeneousBall(radius, p)",
     "DeLoRA(radius)",
     "Offset(inner)",
+    "SpectralLoRA(radius)",
+    "SVDFrames(radius)",
 ]
 
 
