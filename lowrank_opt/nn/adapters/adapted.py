@@ -102,9 +102,7 @@ class _Recurrent(nn.Module):
 @functools.cache
 def adapted_type(original: type[nn.Module], kind: LayerKind) -> type[nn.Module]:
     """Return the class that modules of a class become when they are adapted."""
-    bases: tuple[type, ...] = (_Adapted, original)
-    if issubclass(original, nn.RNNBase):
-        bases = (_Adapted, _Recurrent, original)
+    bases = _bases(_Adapted, original)
     members: dict[str, object] = {
         "__module__": original.__module__,
         "__qualname__": f"{original.__qualname__}.<adapted>",
@@ -122,8 +120,13 @@ def plain_type(original: type[nn.Module]) -> type[nn.Module]:
     qualname = f"{original.__qualname__}.<plain>"
     members: dict[str, object] = {"__module__": original.__module__, "__qualname__": qualname}
     members[ORIGINAL] = original
-    bases = (_Plain, original)
+    bases = _bases(_Plain, original)
     return types.new_class(original.__name__, bases, exec_body=lambda ns: ns.update(members))
+
+
+def _bases(first: type[nn.Module], original: type[nn.Module]) -> tuple[type, ...]:
+    recurrent = issubclass(original, nn.RNNBase)
+    return (first, _Recurrent, original) if recurrent else (first, original)
 
 
 def _forward(original: type[nn.Module], kind: LayerKind) -> Callable[..., Tensor]:

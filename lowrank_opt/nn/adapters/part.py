@@ -9,6 +9,7 @@ from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from lowrank_opt.nn.adapters.change import Change, Magnitude, rescaled
+from lowrank_opt.nn.adapters.evaluation import Kept, evaluated
 from lowrank_opt.nn.adapters.gradients import awake, delivering
 from lowrank_opt.nn.basis.frozen import Frozen
 from lowrank_opt.nn.basis.kinds import Side
@@ -83,6 +84,7 @@ class Part(nn.Module):
         # Names of parameters that were frozen on purpose while the rest was trained.
         self.fixed: frozenset[str] = frozenset()
         self._handles: dict[int, RemovableHandle] = {}
+        self._kept: dict[int, Kept] = {}
         for name, members in (updates or {}).items():
             self.add(name, members, linked=name in elsewhere)
 
@@ -116,24 +118,25 @@ class Part(nn.Module):
         old = self.settled.get(weight)
         return next((x for x in self.settled_parts if old and x[0] is old[0]), None)  # pyright: ignore[reportIndexIssue]
 
-    def change(self, name: str, base: Tensor, *, asleep: bool = False) -> Change:
+    def change(self, name: str, base: Tensor | None, *, asleep: bool = False) -> Change:
         """Return what is added to a weight, the magnitudes that it gets included.
 
         Parameters
         ----------
         name : str
-        base : Tensor
-            The weight, which only magnitudes read.
+        base : Tensor, optional
+            The weight, which magnitudes need.
         asleep : bool
             Whether to compute as when the adapter was active: with its gradients.
         """
         members = self.updates[name]
-        ops = [_repeated(self, member) if asleep else member() for member in members]
+        ops = [_repeated(self, x) if asleep else evaluated(x, self._kept, id(x)) for x in members]
         fixed = [x().to(dtype=op.dtype) for x, op in zip(self.settled.get(name, ()), ops)]  # noqa: B905
         ops = [op + more for op, more in zip(ops, fixed, strict=True)] if fixed else ops
         magnitude = self.magnitude(name)
         if magnitude is None:
             return Change(ops)
+        assert base is not None, "magnitudes are of a weight"
         side, lengths = magnitude
         lengths = _awake_of(self, lengths) if asleep else lengths
         return rescaled(ops, base, Magnitude(side, lengths))
@@ -160,7 +163,7 @@ class Part(nn.Module):
         parameter.requires_grad_(trained)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_handles": {}}
+        return {**self.__dict__, "_handles": {}, "_kept": {}}
 
 
 def _repeated(part: Part, member: Parameterization) -> LowRankOperator:

@@ -79,14 +79,16 @@ class Store(nn.Module):
             part = self.part(adapter)
             if part is None or name not in part.updates:
                 continue
-            base = self.base(module, name, state)
+            base = self.base(module, name, state) if part.sides else None
             one = part.change(name, base, asleep=asleep).times(factor)
             total = one if total is None else total + one
         return None if total is None else total.marked(lambda x: marked(x, state))
 
     def groups(self, chosen: Weights, training: bool) -> list[tuple[Weights, float]]:
         """Return the chosen adapters in groups that have one input, and its dropout."""
-        rates = {name: part.dropout for name, part in self.parts().items() if training}
+        if not training:
+            return [(chosen, 0.0)]
+        rates = {name: part.dropout for name, part in self.parts().items()}
         apart = [(((name, w),), p) for name, w in chosen if (p := rates.get(name, 0.0))]
         rest = tuple(pair for pair in chosen if not rates.get(pair[0]))
         return [(rest, 0.0), *apart] if rest else apart
@@ -103,11 +105,11 @@ class Store(nn.Module):
             total = self.sum(module, name, state)
             if total is not None:
                 return total
-        return self.without_updates(module, name)
+        return self._without_updates(module, name, state)
 
-    def without_updates(self, module: nn.Module, name: str) -> Tensor | None:
+    def _without_updates(self, module: nn.Module, name: str, state: State) -> Tensor | None:
         """Return a tensor of the module as the adapters that count have it, updates left out."""
-        state, base = present_state(self.record), stored(module, name)
+        base = stored(module, name)
         if state.disabled:
             return base
         if state.routing is not None:
@@ -120,7 +122,8 @@ class Store(nn.Module):
 
     def effective(self, module: nn.Module, name: str) -> Tensor | None:
         """Return a tensor of the module as the adapters that count make it, updates and all."""
-        state, value = present_state(self.record), self.without_updates(module, name)
+        state = present_state(self.record)
+        value = self._without_updates(module, name, state)
         if state.disabled or value is None:
             return value
         if state.routing is not None:

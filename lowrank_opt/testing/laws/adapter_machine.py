@@ -136,6 +136,11 @@ def adapter_machine(
         def set_free(self, chosen: list[int]) -> None:
             self.play.step(moves.set_free, name=self.known(chosen)[0])
 
+        @rule(chosen=ONE, through_data=st.booleans())
+        def write(self, chosen: list[int], through_data: bool) -> None:
+            given = {"name": self.known(chosen)[0], "through_data": through_data}
+            self.play.step(moves.write, **given)
+
         @rule(which=st.integers(0, 5))
         def train_base(self, which: int) -> None:
             self.play.step(moves.train_base, which=which)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lowrank_opt.errors import LowRankError, OptionError
 from lowrank_opt.nn.adapters.store import STORE
+from lowrank_opt.nn.adapters.weights import adapted_weights
 from lowrank_opt.testing.laws.adapter_play import Play
 from lowrank_opt.testing.search.verdict import Violation, expect
 
@@ -68,6 +69,20 @@ def set_free(play: Play, *, name: str) -> None:
     for store in (m for m in play.model.modules() if hasattr(m, "parts") and hasattr(m, "record")):
         for key, part in store.parts().items():  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
             part.train_only_if(key in play.book.active)
+
+
+def write(play: Play, *, name: str, through_data: bool) -> None:
+    """Write to the numbers of an adapter, in ways that optimizers do not."""
+    if name not in play.book.pages or play.book.merged is not None:
+        return
+    for found in adapted_weights(play.model, {name}, tied=False):
+        for p in (p for update in found.updates for p in update.parameters()):
+            if through_data:
+                p.data.mul_(-0.75)
+            else:
+                with torch.no_grad():
+                    p.mul_(-0.75)
+    play.read(name, buffers=False)
 
 
 def train_base(play: Play, *, which: int) -> None:

@@ -273,9 +273,12 @@ class Play:
     # What must hold.
 
     def check(self) -> None:
-        """Expect the model to be equal to its book."""
-        found, truth = self._call(self.model.eval()), self.book.output(self.stage.inputs)
-        error = float((found.detach() - truth).abs().max())
+        """Expect the model to be equal to its book, with gradients and without."""
+        truth = self.book.output(self.stage.inputs)
+        with torch.no_grad():
+            plain = self._call(self.model.eval())
+        found = torch.stack((plain, self._call(self.model).detach()))
+        error = float((found - truth).abs().max())
         size = 1 + float(truth.abs().max())
         expect(
             error <= self.tolerance * size,

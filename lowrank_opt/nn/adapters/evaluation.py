@@ -1,0 +1,123 @@
+"""Updates that are evaluated once while nothing that they are made of changes.
+
+A model that generates text calls every layer for every token, and most parameterizations need more
+arithmetic for their factors than a layer for one token. So without gradients the factors are kept,
+beside copies of all numbers they were made of. At each call these are compared: no version counter
+knows of writes through ``.data``, and an update holds few numbers next to its weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from lowrank_opt.nn.adapters.checkpointing import in_transform
+from lowrank_opt.nn.basis.frozen import Frozen
+from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations import Factored, Parameterization
+from lowrank_opt.sets import FeasibleSet
+
+# What a module has because it is one; `training` is a fact that may matter.
+_OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
+_IMMUTABLE = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum, type)
+# Their factors are their parameters.
+_IMMEDIATE = (Factored, Frozen)
+_PLAIN = (Tensor, nn.Parameter)
+# Copies of all numbers are made if there are not many more than in so many pairs of factors.
+_MOST = 4
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Factors, and all that they were made of."""
+
+    facts: list[object]
+    numbers: list[Tensor]
+    op: LowRankOperator
+
+
+def evaluated(member: Parameterization, kept: dict[int, Kept], key: int) -> LowRankOperator:
+    """Return the factors of an update, evaluated or as they were kept.
+
+    Parameters
+    ----------
+    member : Parameterization
+    kept : dict
+        Of what was kept; written to.
+    key : int
+        Of this update in it.
+    """
+    if isinstance(member, _IMMEDIATE) or not _is_plain_call():
+        return member()
+    facts: list[object] = [torch.is_inference_mode_enabled()]
+    numbers: list[Tensor] = []
+    if not _collect(member, facts, numbers) or not _can_be_kept(numbers):
+        return member()
+    known = kept.get(key)
+    if known is not None and known.facts == facts and _same(known.numbers, numbers):
+        return known.op
+    op = member()
+    m, n = op.shape
+    few = sum(x.numel() for x in numbers) <= _MOST * (m + n + 1) * op.rank
+    if few and all(_is_immutable(fact) for fact in facts):
+        kept[key] = Kept(facts, [x.detach().clone() for x in numbers], op)
+    return op
+
+
+def _is_plain_call() -> bool:
+    """Whether nothing looks at, changes or traces what is computed."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()  # pyright: ignore[reportPrivateUsage]
+        or torch.is_autocast_enabled("cpu")
+        or torch._C._len_torch_dispatch_stack()  # pyright: ignore[reportPrivateUsage]
+        or torch._C._len_torch_function_stack()  # pyright: ignore[reportPrivateUsage]
+        or torch_module._has_any_global_hook()  # pyright: ignore[reportPrivateUsage]
+        or in_transform()
+    )
+
+
+def _collect(module: nn.Module, facts: list[object], numbers: list[Tensor]) -> bool:
+    """Collect all that a module computes with; whether that is all there is."""
+    own = module.__dict__
+    if own["_forward_hooks"] or own["_forward_pre_hooks"]:
+        return False
+    facts.append(type(module))
+    facts += [pair for pair in own.items() if pair[0] not in _OF_EVERY_MODULE]
+    for kind in ("_parameters", "_buffers"):
+        numbers += [x for x in own[kind].values() if x is not None]
+    for part in own["_modules"].values():
+        if part is not None and not _collect(part, facts, numbers):
+            return False
+    return True
+
+
+def _can_be_kept(numbers: list[Tensor]) -> bool:
+    recorded = torch.is_grad_enabled()
+    for x in numbers:
+        plain = type(x) in _PLAIN and x.is_cpu and x.layout is torch.strided
+        if not plain or (recorded and x.requires_grad):
+            return False
+    return True
+
+
+def _same(known: list[Tensor], numbers: list[Tensor]) -> bool:
+    if len(known) != len(numbers):
+        return False
+    for x, y in zip(known, numbers, strict=True):
+        if x.dtype is not y.dtype or not torch.equal(x, y):
+            return False
+    return True
+
+
+def _is_immutable(fact: object) -> bool:
+    if isinstance(fact, tuple):
+        return all(_is_immutable(x) for x in fact)  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(fact, FeasibleSet) and is_dataclass(fact):
+        frozen = fact.__dataclass_params__.frozen  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
+        return frozen and all(_is_immutable(getattr(fact, x.name)) for x in fields(fact))
+    return isinstance(fact, _IMMUTABLE)
