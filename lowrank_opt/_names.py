@@ -60,6 +60,7 @@ from lowrank_opt.sets import ImageSet as ImageSet
 from lowrank_opt.sets import KyFanBall as KyFanBall
 from lowrank_opt.sets import NestedSet as NestedSet
 from lowrank_opt.sets import NormBall as NormBall
+from lowrank_opt.sets import OrthogonalSet as OrthogonalSet
 from lowrank_opt.sets import RankAtMost as RankAtMost
 from lowrank_opt.sets import SchattenBall as SchattenBall
 from lowrank_opt.sets import ShiftedSet as ShiftedSet
@@ -97,6 +98,7 @@ __all__ = [
     "Observations",
     "Offset",
     "Orthogonal",
+    "OrthogonalSet",
     "Parameterization",
     "RadialBall",
     "RankAtMost",

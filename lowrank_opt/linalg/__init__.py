@@ -22,12 +22,14 @@ from lowrank_opt.linalg.projections import project_l1_ball as project_l1_ball
 from lowrank_opt.linalg.projections import project_lp_ball as project_lp_ball
 from lowrank_opt.linalg.projections import project_top_k_sum as project_top_k_sum
 from lowrank_opt.linalg.reflections import reflections as reflections
-from lowrank_opt.linalg.reflections import reflections_of as reflections_of
+from lowrank_opt.linalg.reflections import reflections_between as reflections_between
+from lowrank_opt.linalg.reflections import reflections_towards as reflections_towards
 from lowrank_opt.linalg.rotations import RotationMap as RotationMap
 from lowrank_opt.linalg.rotations import rotation as rotation
 from lowrank_opt.linalg.rotations import skew_entries as skew_entries
 from lowrank_opt.linalg.rotations import skew_matrices as skew_matrices
 from lowrank_opt.linalg.rotations import skew_of as skew_of
+from lowrank_opt.linalg.rotations import skew_of_turn as skew_of_turn
 from lowrank_opt.linalg.scaling import inverse_power_of_two as inverse_power_of_two
 from lowrank_opt.linalg.scaling import lp_norm as lp_norm
 from lowrank_opt.linalg.scaling import negligible as negligible
@@ -41,3 +43,5 @@ from lowrank_opt.linalg.subspaces import project_out as project_out
 from lowrank_opt.linalg.svd import leading_svd as leading_svd
 from lowrank_opt.linalg.svd import orthonormal_columns as orthonormal_columns
 from lowrank_opt.linalg.svd import product_svd as product_svd
+from lowrank_opt.linalg.turning import turn_between as turn_between
+from lowrank_opt.linalg.turning import turn_towards as turn_towards

@@ -88,8 +88,8 @@ def rotation(skew: Tensor, kind: RotationMap = "cayley", radius: float | None = 
     """
     S = _capped(skew, _LARGEST[kind]) if radius is None else _within(skew, bound_of(radius, kind))
     if kind == "cayley":
-        return _polished(_cayley(S))
-    return _polished(_exponential(S, _FREE if radius is None else _BOUNDED))
+        return polished(cayley(S))
+    return polished(_exponential(S, _FREE if radius is None else _BOUNDED))
 
 
 def bound_of(radius: float, kind: RotationMap) -> float:
@@ -126,16 +126,38 @@ def skew_of(rotations: Tensor, kind: RotationMap, radius: float | None = None) -
     tensor([1.], dtype=torch.float64)
     """
     eye = torch.eye(rotations.shape[-1], dtype=rotations.dtype, device=rotations.device)
-    away = torch.linalg.svdvals(rotations + eye)[..., -1]
+    return skew_of_turn(rotations - eye, kind, radius)
+
+
+def skew_of_turn(turns: Tensor, kind: RotationMap, radius: float | None = None) -> Tensor:
+    """Return `skew_of` of rotations given by ``R - I``: small ones keep their digits.
+
+    Examples
+    --------
+    >>> D = rotation(skew_matrices(torch.tensor([1e-20]), 2))
+    >>> skew_entries(skew_of_turn(D, "cayley"))
+    tensor([1.0000e-20], dtype=torch.float64)
+    """
+    D = turns
+    eye = torch.eye(D.shape[-1], dtype=D.dtype, device=D.device)
+    away = torch.linalg.svdvals(D + 2 * eye)[..., -1]
     if bool((away < 1e-7).any()):
         raise TargetError(
             "a rotation of these maps has no eigenvalue -1; got one, a half turn or a reflection: "
             'use map="householder", or rotate less'
         )
-    S = torch.linalg.solve(eye + rotations, eye - rotations)
-    # i S is Hermitian: functions of it are exact where eigenvalues repeat.
-    t, V = torch.linalg.eigh(1j * (S - S.mT) / 2)
-    # The Cayley map turns against the exponential: (1 - i t) / (1 + i t) = exp(-2 i atan t).
+    # The root R^(1/2) = polar(I + R) has the eigenvectors of R, and a skew part i sin(theta / 2)
+    # that tells all angles apart. Of angles below a right one R's own skew part does, with all
+    # digits of small ones. Functions of Hermitian matrices are exact where eigenvalues repeat.
+    U, _, Wh = torch.linalg.svd(D + 2 * eye)
+    small = torch.linalg.matrix_norm(D, 2)[..., None, None] < 1
+    told = torch.where(small, D, U @ Wh)
+    V = torch.linalg.eigh(1j * (told - told.mT) / 2).eigenvectors
+    d = torch.linalg.vecdot(V, D.to(V.dtype) @ V, dim=-2)
+    # tan(theta / 2) of d = exp(i theta) - 1, with all its digits near 0 and near half turns.
+    far = d.real < -1
+    t = torch.where(far, -d.real, d.imag) / torch.where(far, d.imag, 2 + d.real)
+    # The Cayley map turns against the exponential: (1 + i t) / (1 - i t) = exp(2 i atan t).
     size = t if kind == "cayley" else -2 * torch.atan(t)
     if radius is not None:
         size = invert_contraction(size / bound_of(radius, kind))
@@ -154,8 +176,15 @@ def _within(K: Tensor, bound: float) -> Tensor:
     return bound * (S - S.mT) / 2
 
 
-def _cayley(S: Tensor) -> Tensor:
-    """Return ``-2 S (I + S)^-1``; I + S has no singular value below one."""
+def cayley(S: Tensor) -> Tensor:
+    """Return ``(I - S) (I + S)^-1 - I = -2 S (I + S)^-1``; I + S has no singular value below one.
+
+    Examples
+    --------
+    >>> cayley(skew_matrices(torch.tensor([1.0]), 2))
+    tensor([[-1.,  1.],
+            [-1., -1.]], dtype=torch.float64)
+    """
     c = S.detach().abs().amax(dim=(-2, -1), keepdim=True).clamp_min(1.0)
     eye = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
     return -2 * (S / c) @ torch.linalg.inv_ex(eye / c + S / c).inverse
@@ -180,8 +209,15 @@ def _exponential(S: Tensor, halvings: int) -> Tensor:
     return D
 
 
-def _polished(D: Tensor) -> Tensor:
-    """Take two Newton-Schulz steps, ``R (3 I - R^T R) / 2``, in terms of R - I."""
+def polished(D: Tensor) -> Tensor:
+    """Take two Newton-Schulz steps, ``R (3 I - R^T R) / 2``, in terms of D = R - I.
+
+    Examples
+    --------
+    >>> R = torch.eye(2) + polished(torch.tensor([[0.0, 0.01], [-0.01, 0.0]]).double())
+    >>> bool((R.mT @ R - torch.eye(2)).abs().max() < 1e-15)
+    True
+    """
     for _ in range(2):
         E = D + D.mT + D.mT @ D
         D = D - (E + D @ E) / 2

@@ -19,7 +19,7 @@ from lowrank_opt.parameterizations.published import compositions, presets, rotat
 from lowrank_opt.parameterizations.published.agreement import agreement
 
 # Large enough that 4 r is below min(m, n): ranks are told apart.
-_SHAPE, _RANK = (14, 13), 3
+_SHAPE, _RANK = (15, 14), 3
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from lowrank_opt.sets.linear_image import NestedSet as NestedSet
 from lowrank_opt.sets.linear_image import WeightedSchattenBall as WeightedSchattenBall
 from lowrank_opt.sets.linear_image import WeightedSet as WeightedSet
 from lowrank_opt.sets.norm_ball import NormBall as NormBall
+from lowrank_opt.sets.orthogonal import OrthogonalSet as OrthogonalSet
 from lowrank_opt.sets.shifted import ShiftedSet as ShiftedSet
 from lowrank_opt.sets.spectral import KyFanBall as KyFanBall
 from lowrank_opt.sets.spectral import SchattenBall as SchattenBall

@@ -14,6 +14,7 @@ from lowrank_opt.testing.search.describe import describe
 from tests.property.broken_set_views import BROKEN_SET_VIEWS
 from tests.property.broken_sets import BROKEN_SETS, Ball
 from tests.property.programs import raises_again
+from tests.property.turned_sets import BROKEN_TURNED_SETS, turned
 
 Shape = tuple[int, int]
 
@@ -39,7 +40,7 @@ def box(rank: int) -> lo.SingularValueBox:
     return lo.SingularValueBox([2.0 / (1 + i) for i in range(rank)])
 
 
-BROKEN = [*BROKEN_SETS, *BROKEN_SET_VIEWS]
+BROKEN = [*BROKEN_SETS, *BROKEN_SET_VIEWS, *BROKEN_TURNED_SETS]
 
 SETS = [
     lo.RankAtMost,
@@ -52,6 +53,7 @@ SETS = [
     weighted,
     shifted,
     nested,
+    turned,
     Ball,
 ]
 

@@ -25,6 +25,13 @@ def ether_plus(shape: Shape, rank: int, *, dtype: torch.dtype) -> lo.ETHERPlus:
     return lo.ETHERPlus(torch.randn(shape, dtype=dtype), blocks=rank)
 
 
+def turned(shape: Shape, rank: int, *, dtype: torch.dtype) -> lo.Orthogonal:
+    """Rotations within a radius, or reflections, by the rank that is asked for."""
+    W0 = torch.randn(shape, dtype=dtype)
+    even = min(shape) - min(shape) % 2
+    return lo.hra(W0, min(even, rank)) if rank % 2 == 0 and even else lo.oft(W0, radius=1.2)
+
+
 FREE_FRAMES = partial(lo.SVDFrames, frame="qr")
 
 FAMILIES = [
@@ -43,6 +50,7 @@ FAMILIES = [
     lo.VeRA,
     ether,
     ether_plus,
+    turned,
 ]
 UNCLAIMED = [
     (FREE_FRAMES, UNBOUNDED),
@@ -56,7 +64,7 @@ WEIGHT = {"never_dense": "the map reads the base weight, which is m x n"}
 
 
 def exceptions(make: object) -> Mapping[str, str]:
-    return WEIGHT if make in (ether, ether_plus) else {}
+    return WEIGHT if make in (ether, ether_plus, turned) else {}
 
 
 @parametrize_with_checks(

@@ -36,12 +36,21 @@ def examples() -> Iterator[Example]:
     def pairs(shape: tuple[int, int], rank: int, dtype: torch.dtype = torch.float64) -> Orthogonal:
         return hra(example_tensor(*shape, dtype=dtype), even(shape, rank))
 
+    def near(shape: tuple[int, int], rank: int, dtype: torch.dtype = torch.float64) -> Orthogonal:
+        return oft(example_tensor(*shape, dtype=dtype), radius=1.0)
+
     yield Example(
         "oft(weight, blocks)",
         whole,
         "b n products a row, and one with the weight",
         "arXiv 2306.07280",
         "W0 (R - I), R block-diagonal without half turns: n (b - 1) / 2 dimensions",
+    )
+    yield Example(
+        "oft(weight, blocks, radius)",
+        near,
+        "b n products a row, and one with the weight",
+        "arXiv 2306.07280",
     )
     yield Example(
         "psoft(weight, 2 r)",

@@ -17,11 +17,12 @@ from lowrank_opt.linalg import (
     leading_svd,
     nearest_frame,
     reflections,
-    reflections_of,
+    reflections_between,
     rotation,
     skew_entries,
     skew_matrices,
-    skew_of,
+    skew_of_turn,
+    turn_between,
 )
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization, random_frame
@@ -33,9 +34,8 @@ from lowrank_opt.parameterizations.turned.turns import (
     butterfly_factors,
     butterfly_order,
     check_blocks,
-    nearest_rotations,
 )
-from lowrank_opt.sets import SingularValueBox, relative_tolerance
+from lowrank_opt.sets import ImageSet, OrthogonalSet, relative_tolerance
 
 Map = Literal["cayley", "exponential", "householder"]
 
@@ -55,10 +55,10 @@ class Orthogonal(Parameterization):
     * ``map="householder"``: a product of `rank` reflections, an even number; thin as well.
 
     **Distance.** With a `radius`, :math:`\|R_j - I\|_2 \le \text{radius} < 2` for each stage, by
-    construction; a block reaches every such rotation (one stage). **Set**: a box of singular
-    values, :math:`\sigma_i(W) \le \rho\, \sigma_i(W_0)` with :math:`\rho` the radius times the
-    stages, at most 2. Not complete: W is tied to W_0. The start is R = I, W = 0 exactly, and its
-    gradient does not vanish.
+    construction. **Set**: `OrthogonalSet`, what rotations of these blocks within the radius add to
+    the weight; of several stages, rotations of all coordinates within the sum of their radii.
+    Complete with a radius and one stage, and for reflections; without a radius, every rotation of
+    the set but half turns. The start is R = I, W = 0 exactly, and its gradient does not vanish.
 
     Parameters
     ----------
@@ -123,6 +123,7 @@ class Orthogonal(Parameterization):
         self.map: Map = map
         self.radius = _check_distance(radius, map)
         self.directions = thin
+        self.complete = map == "householder" or (radius is not None and stages == 1)
         self._leading = LeadingValues()
         self.register_buffer("weight", weight.detach())
         self.weight: Tensor
@@ -157,8 +158,15 @@ class Orthogonal(Parameterization):
         yield Example("Orthogonal(weight, rank)", make, listed=False)
 
     @property
-    def feasible_set(self) -> SingularValueBox:
-        return SingularValueBox(self.bound * self._leading.of(self.weight, self.rank))
+    def feasible_set(self) -> OrthogonalSet | ImageSet:
+        W0, values = self.weight, self._leading.of(self.weight, self.rank)
+        if self.map == "householder":
+            return OrthogonalSet(W0, directions=self.rank, values=values)
+        if self.frame is None:
+            blocks = self.blocks if self.stages == 1 else 1
+            return OrthogonalSet(W0, self.bound, blocks, values=values)
+        U = nearest_frame(self.frame)
+        return ImageSet(OrthogonalSet(W0.double() @ U, self.bound, values=values), None, U)
 
     @property
     def bound(self) -> float:
@@ -172,14 +180,12 @@ class Orthogonal(Parameterization):
 
     def factors(self) -> LowRankOperator:
         if self.map == "householder":
-            X, Y = reflections(self.vectors)
-        elif self.frame is not None:
-            U = nearest_frame(self.frame)
-            X, Y = U @ self._steps()[0, 0], U
-        else:
+            return self._reflected(self.vectors).to(dtype=self.weight.dtype)
+        if self.frame is None:
             return RotatedWeight(self.weight, self._rotation())
-        left = frozen_product(self.weight, X)
-        return LowRankOperator(left, left.new_ones(self.rank), Y).to(dtype=self.weight.dtype)
+        U = nearest_frame(self.frame)
+        left = frozen_product(self.weight, U @ self._steps()[0, 0])
+        return LowRankOperator(left, left.new_ones(self.rank), U).to(dtype=self.weight.dtype)
 
     def _steps(self) -> Tensor:
         """Return all ``R_j - I``, shape (stages, blocks, b, b), in float64."""
@@ -222,13 +228,12 @@ class Orthogonal(Parameterization):
         return float(torch.linalg.matrix_norm(self._steps(), 2).amax(1).sum())
 
     def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
-        r"""Return the parameters of the nearest rotation, if it gives `target`.
+        r"""Return the parameters of a rotation that gives `target`, if one does.
 
-        Block by block the orthogonal Procrustes problem of ``W_0`` and ``W_0 + target``; where the
-        weight leaves R free, the R nearest to the identity. Of several stages, whose weight needs n
-        independent rows, R comes apart by `butterfly_factors`: a section of the map for strides
-        with a radius up to :math:`\sqrt 2`; otherwise other factors of the same product, which may
-        be refused.
+        Block by block the nearest rotation within the radius; where the weight leaves R free, the
+        one that moves least. Of several stages, whose weight needs n independent rows, R comes
+        apart by `butterfly_factors`: a section of the map for strides with a radius up to
+        :math:`\sqrt 2`; otherwise other factors of the same product, which may be refused.
 
         Raises
         ------
@@ -238,61 +243,74 @@ class Orthogonal(Parameterization):
             If the rotation is further from the identity than the radius.
         """
         op = self.operator_of(target).to(dtype=torch.float64)
+        if self.map == "householder":
+            vectors = reflections_between(self.weight.double(), op.to_dense(), self.rank)
+            self._check_residual(op, self._reflected(vectors))
+            return {"vectors": vectors}
         if self.stages > 1:
             return {"skew": self._skew_of_stages(op)}
-        R = self._nearest(op)
-        self._check_reached(R, op)
-        if self.map == "householder":
-            return {"vectors": reflections_of(R[0], self.rank)}
-        self._check_distance(R)
-        return {"skew": skew_entries(skew_of(R, self._kind, self.radius)).unsqueeze(0)}
+        D = self._nearest(op, self.radius)
+        residual = self._residual(op, self._turned(D))
+        if residual > self._rounding and self.radius is not None:
+            free = self._nearest(op, None)
+            if self._residual(op, self._turned(free)) <= self._rounding:
+                self._check_distance(free)
+        self._check_residual(op, self._turned(D))
+        return {"skew": skew_entries(skew_of_turn(D, self._kind, self.radius)).unsqueeze(0)}
 
     def _skew_of_stages(self, op: LowRankOperator) -> Tensor:
         W0 = self.weight.double()
-        R = nearest_rotations(W0, W0 + op.to_dense())
+        D = turn_between(W0, op.to_dense())
+        eye = torch.eye(self.block_size, dtype=D.dtype, device=D.device)
+        R = torch.eye(len(D), dtype=D.dtype, device=D.device) + D
         stages = butterfly_factors(R, self.block_size, self.stages, self.butterfly)
-        eye = torch.eye(self.block_size, dtype=R.dtype, device=R.device)
-        made = RotatedWeight(W0, Rotation(tuple(x - eye for x in stages), self._orders()))
-        self._check_residual(float((made - op).schatten_norm(2)))
-        for x in stages:
+        turns = [x - eye for x in stages]
+        self._check_residual(op, RotatedWeight(W0, Rotation(tuple(turns), self._orders())))
+        for x in turns:
             self._check_distance(x)
-        return torch.stack([skew_entries(skew_of(x, self._kind, self.radius)) for x in stages])
+        return torch.stack([skew_entries(skew_of_turn(x, self._kind, self.radius)) for x in turns])
 
-    def _nearest(self, op: LowRankOperator) -> Tensor:
+    def _nearest(self, op: LowRankOperator, radius: float | None) -> Tensor:
         W0 = self.weight.double()
         if self.frame is not None:
             U = nearest_frame(self.frame)
-            return nearest_rotations(W0 @ U, W0 @ U + op @ U).unsqueeze(0)
+            return turn_between(W0 @ U, op @ U, radius).unsqueeze(0)
         # Column blocks of the base weight and of the target beside each other.
         parts = zip(W0.split(self.block_size, 1), op.right.split(self.block_size), strict=True)
-        turned = [(A, A + (op.left * op.scale) @ right.mT) for A, right in parts]
-        return torch.stack([nearest_rotations(A, B) for A, B in turned])
+        turns = (turn_between(A, (op.left * op.scale) @ x.mT, radius) for A, x in parts)
+        return torch.stack(list(turns))
 
-    def _check_reached(self, R: Tensor, op: LowRankOperator) -> None:
-        D = R - torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
+    def _turned(self, D: Tensor) -> LowRankOperator:
         W0 = self.weight.double()
-        if self.frame is not None:
-            U = nearest_frame(self.frame)
-            made = LowRankOperator(W0 @ U @ D[0], W0.new_ones(U.shape[1]), U)
-        else:
-            made = LowRankOperator(W0, W0.new_ones(W0.shape[1]), torch.block_diag(*D).mT)
-        moves = self.map == "householder" and _turns(D[0]) > self.rank
-        self._check_residual(float((made - op).schatten_norm(2)), moves=moves)
+        if self.frame is None:
+            return LowRankOperator(W0, W0.new_ones(W0.shape[1]), torch.block_diag(*D).mT)
+        U = nearest_frame(self.frame)
+        return LowRankOperator(W0 @ U @ D[0], W0.new_ones(U.shape[1]), U)
 
-    def _check_residual(self, residual: float, *, moves: bool = False) -> None:
+    def _reflected(self, vectors: Tensor) -> LowRankOperator:
+        X, Y = reflections(vectors)
+        return LowRankOperator(frozen_product(self.weight, X), X.new_ones(X.shape[1]), Y)
+
+    @property
+    def _rounding(self) -> float:
+        """A residual that rounding of a target explains."""
         rounding = relative_tolerance(self.weight.dtype, max(self.shape))
-        if (
-            residual > 16 * rounding * float(torch.linalg.matrix_norm(self.weight.double()))
-            or moves
-        ):
+        return 16 * rounding * float(torch.linalg.matrix_norm(self.weight.double()))
+
+    @staticmethod
+    def _residual(op: LowRankOperator, made: LowRankOperator) -> float:
+        return float((made - op).schatten_norm(2))
+
+    def _check_residual(self, op: LowRankOperator, made: LowRankOperator) -> None:
+        residual = self._residual(op, made)
+        if residual > self._rounding:
             raise TargetError(
                 f"the target must be W0 R - W0 with R of this kind; the nearest misses it by "
                 f"{residual:.2e}: allow larger blocks or a larger rank, or use an additive map"
             )
 
-    def _check_distance(self, R: Tensor) -> None:
-        eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
-        distance = float(torch.linalg.matrix_norm(R - eye, 2).amax())
+    def _check_distance(self, D: Tensor) -> None:
+        distance = float(torch.linalg.matrix_norm(D, 2).amax())
         bound = 2.0 if self.radius is None else self.radius
         excess = distance - bound
         if excess > 64 * torch.finfo(self.weight.dtype).eps:
@@ -312,11 +330,6 @@ class Orthogonal(Parameterization):
         half = random_frame(n, pairs, like=self.vectors, generator=generator)
         self.vectors.copy_(half.repeat_interleave(2, dim=1))
         return self
-
-
-def _turns(D: Tensor) -> int:
-    """Return the rank of R - I."""
-    return int((torch.linalg.svdvals(D) > 1e-7).sum())
 
 
 def _check_weight(weight: Tensor) -> None:

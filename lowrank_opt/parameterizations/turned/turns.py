@@ -1,4 +1,4 @@
-"""Rotations of blocks of coordinates: which coordinates, and the nearest one to given columns."""
+"""Rotations of blocks of coordinates: which coordinates, and how products come apart."""
 
 from __future__ import annotations
 
@@ -59,43 +59,6 @@ def check_blocks(n: int, blocks: int, stages: int, butterfly: Butterfly) -> int:
             f"them; got blocks={blocks}, stages={stages}"
         )
     return b
-
-
-def nearest_rotations(before: Tensor, after: Tensor) -> Tensor:
-    r"""Return the orthogonal R that brings ``before @ R`` nearest to `after`.
-
-    The polar factor of :math:`A^T B`. Where A and B do not tell R, it is the one nearest to the
-    identity between their null spaces.
-
-    Parameters
-    ----------
-    before, after : Tensor, shape (m, b)
-        A and B, in float64.
-
-    Returns
-    -------
-    Tensor, shape (b, b)
-
-    References
-    ----------
-    Schönemann (1966), the orthogonal Procrustes problem.
-
-    Examples
-    --------
-    >>> A = torch.eye(3, 2, dtype=torch.float64)
-    >>> nearest_rotations(A, A.flip(1))
-    tensor([[0., 1.],
-            [1., 0.]], dtype=torch.float64)
-    """
-    U, sigma, Vh = torch.linalg.svd(before.mT @ after)
-    known = sigma > len(sigma) * torch.finfo(sigma.dtype).eps * sigma[:1]
-    k = int(known.sum())
-    if k == len(sigma):
-        return U @ Vh
-    # The null spaces of A and B, between which any orthogonal map will do.
-    N, M = U[:, k:], Vh[k:].mT
-    P, _, Qh = torch.linalg.svd(N.mT @ M)
-    return U[:, :k] @ Vh[:k] + N @ (P @ Qh) @ M.mT
 
 
 def butterfly_factors(R: Tensor, b: int, stages: int, butterfly: Butterfly) -> list[Tensor]:

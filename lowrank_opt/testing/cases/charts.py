@@ -19,6 +19,7 @@ from lowrank_opt.sets import (
     ImageSet,
     KyFanBall,
     NestedSet,
+    OrthogonalSet,
     RankAtMost,
     SchattenBall,
     ShiftedSet,
@@ -27,6 +28,7 @@ from lowrank_opt.sets import (
     WeightedSet,
 )
 from lowrank_opt.testing.cases.oracle import Array, dense, singular_values, to_array
+from lowrank_opt.testing.cases.turned import TurnedWeights
 
 Map = Callable[[Array], Array]
 
@@ -61,6 +63,8 @@ class Chart:
         By how much `pull` after `push` enlarges relative rounding at most.
     rtol : float
         A relative excess that counts as rounding too.
+    turned : TurnedWeights, optional
+        The rotations of a weight that members of the core are, besides being in a spectral set.
     """
 
     core: FeasibleSet
@@ -72,6 +76,7 @@ class Chart:
     gain: float = 1.0
     condition: float = 1.0
     rtol: float = 0.0
+    turned: TurnedWeights | None = None
 
     def size(self, matrix: Array) -> float:
         """Return the size to which rounding is compared: the set's own, or the matrix's."""
@@ -103,6 +108,12 @@ class Chart:
         tail = float(values[self.core.rank :].max(initial=0.0))
         return max(0.0, value_excess(self.core, values[: self.core.rank]), tail)
 
+    def leaves(self, core: Array, step: float) -> bool:
+        """Return whether a member of the core grown by a step is beyond the bound."""
+        if self.turned is not None:
+            return self.turned.touches(core, step)
+        return self.spectral_excess(self.push((1 + step) * core)) > 0
+
     @property
     def bounded(self) -> bool:
         """Whether the set is known to be bounded."""
@@ -130,6 +141,8 @@ def chart_of(feasible_set: FeasibleSet) -> Chart:
             return _image(feasible_set)
         case ShiftedSet():
             return _shifted(feasible_set)
+        case OrthogonalSet():
+            return _orthogonal(feasible_set)
         case _:
             return Chart(feasible_set, _same, _same, _same, _nothing)
 
@@ -179,7 +192,20 @@ def _compose(
         max(inner.shift, shift),
         inner.gain * gain,
         inner.condition,
+        turned=inner.turned,
     )
+
+
+def _orthogonal(feasible_set: OrthogonalSet) -> Chart:
+    """Return the chart of rotations: a box of singular values, and what makes them rotations."""
+    W0 = to_array(feasible_set.weight)
+    b = W0.shape[1] // feasible_set.blocks
+    planes = b // 2 if feasible_set.directions is None else feasible_set.directions // 2
+    exact = feasible_set.radius == 2 and feasible_set.directions is None
+    turned = TurnedWeights(W0, feasible_set.radius, feasible_set.blocks, min(planes, b // 2), exact)
+    rank = min(len(W0), 2 * turned.planes * feasible_set.blocks)
+    box = SingularValueBox(feasible_set.radius * singular_values(W0)[:rank])
+    return Chart(box, _same, _same, _same, turned.outside, turned=turned)
 
 
 def _weighted(feasible_set: WeightedSet) -> Chart:

@@ -14,6 +14,7 @@ from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.sets import FeasibleSet, SingularValueBox
 from lowrank_opt.testing.cases.charts import Chart, chart_of, value_excess
 from lowrank_opt.testing.cases.oracle import Array, from_dense, random_frame
+from lowrank_opt.testing.cases.turned import TurnedWeights
 
 Values: TypeAlias = Literal["distinct", "equal", "first", "pairs", "deficient", "graded"]
 Frames: TypeAlias = Literal["random", "identity", "negative_identity", "permuted", "last", "twins"]
@@ -62,6 +63,9 @@ class Member:
         """Return the member, rounded to `dtype`."""
         like = torch.empty(0, dtype=dtype, device=device)
         chart, rng = chart_of(feasible_set), np.random.default_rng(self.seed)
+        if chart.turned is not None:
+            W = chart.push(self._turned(chart.turned, rng))
+            return from_dense(W, feasible_set.rank, like=like)
         m, n = chart.pull(np.zeros(shape)).shape
         k = min(chart.core.rank, m, n)
         sigma = self.size * to_boundary(chart, self._direction(chart, k, rng))
@@ -71,8 +75,17 @@ class Member:
             return _triple(U, sigma, V, like)
         return from_dense(W, feasible_set.rank, like=like)
 
+    def _turned(self, turned: TurnedWeights, rng: np.random.Generator) -> Array:
+        """Return the member whose angles are named as singular values otherwise."""
+        shares, b = self._shares(turned.planes, rng), turned.block
+        return turned.member(self.size * shares / shares[0], self._frames(b, b, b, rng)[0])
+
     def _direction(self, chart: Chart, k: int, rng: np.random.Generator) -> Array:
-        v = {
+        bounds = chart.core.bounds[:k] if isinstance(chart.core, SingularValueBox) else 1.0
+        return self._shares(k, rng) * np.array(bounds)
+
+    def _shares(self, k: int, rng: np.random.Generator) -> Array:
+        return {
             "distinct": np.sort(rng.uniform(0.1, 1.0, k))[::-1],
             "equal": np.ones(k),
             "first": np.eye(1, k)[0],
@@ -80,8 +93,6 @@ class Member:
             "deficient": np.where(np.arange(k) < (k + 1) // 2, 1.0, 0.0),
             "graded": 1e-4 ** np.minimum(np.arange(k), 3),
         }[self.values]
-        bounds = chart.core.bounds[:k] if isinstance(chart.core, SingularValueBox) else 1.0
-        return v * np.array(bounds)
 
     def _frames(self, m: int, n: int, k: int, rng: np.random.Generator) -> tuple[Array, Array]:
         match self.frames:
@@ -119,12 +130,15 @@ def to_boundary(chart: Chart, direction: Array) -> Array:
     return low * direction
 
 
-def competitors(chart: Chart, matrix: Array, *, seed: int) -> Iterator[Array]:
-    """Yield members in the core's coordinates that a nearest member must beat.
+def competitors(chart: Chart, matrix: Array, point: Array, *, seed: int) -> Iterator[Array]:
+    """Yield members in the core's coordinates that a nearest member, `point`, must beat.
 
     The values of `matrix` scaled, lowered by a common amount and cut off at a common level until
     they fit, then random members with its singular vectors and with others.
     """
+    if chart.turned is not None:
+        yield from chart.turned.rivals(point, seed)
+        return
     U, sigma, Vh = np.linalg.svd(matrix, full_matrices=False)
     k, rng = min(chart.core.rank, len(sigma)), np.random.default_rng(seed)
     for values in _fitted(chart, sigma[:k]):

@@ -10,10 +10,11 @@ from typing import cast
 import numpy as np
 import torch
 
+from lowrank_opt.errors import RankError, ShapeError
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.sets import FeasibleSet
 from lowrank_opt.testing.cases.calls import call
-from lowrank_opt.testing.cases.case import Case, Factory, Subject, Trial, seeded
+from lowrank_opt.testing.cases.case import Case, Factory, RefusedCase, Subject, Trial, seeded
 from lowrank_opt.testing.cases.charts import Chart, chart_of
 
 _ORDERS = {1: ("rank",), 2: ("shape", "rank")}
@@ -93,7 +94,11 @@ def _made(trial: SetTrial) -> object:
         return make
     assert callable(make), "a set, or a function that returns one"
     options = {"dtype": trial.dtype, "device": trial.device}
-    return call(make, _ORDERS, {"shape": trial.case.shape, "rank": trial.case.rank, **options})
+    known = {"shape": trial.case.shape, "rank": trial.case.rank, **options}
+    try:
+        return call(make, _ORDERS, known)
+    except (ShapeError, RankError) as error:
+        raise RefusedCase(str(error)) from error
 
 
 def _declared(trial: SetTrial) -> object:

@@ -8,7 +8,7 @@ import torch
 from lowrank_opt.errors import TargetError
 from lowrank_opt.linalg import (
     reflections,
-    reflections_of,
+    reflections_between,
     rotation,
     skew_entries,
     skew_matrices,
@@ -147,12 +147,13 @@ def test_a_pair_with_a_zero_vector_is_left_out(zero):
 @pytest.mark.parametrize(("n", "count"), [(2, 2), (4, 4), (5, 4), (5, 6), (6, 2)])
 def test_directions_of_an_orthogonal_matrix_lead_back(n, count):
     R = product_of_reflections(normal(n, min(count, 4), seed=n))
-    u = reflections_of(torch.from_numpy(R), count)
+    eye = torch.eye(n, dtype=D)
+    u = reflections_between(eye, torch.from_numpy(R) - eye, count)
     assert (n, count) == tuple(u.shape)
     X, Y = reflections(u)
     np.testing.assert_allclose(np.eye(n) + (X @ Y.mT).numpy(), R, atol=1e-12)
 
 
 def test_nothing_moves_where_pairs_are_equal():
-    X, Y = reflections(reflections_of(torch.eye(3, dtype=D), 2))
+    X, Y = reflections(reflections_between(torch.eye(3, dtype=D), torch.zeros(3, 3, dtype=D), 2))
     assert 0 == torch.count_nonzero(X @ Y.mT)

@@ -89,11 +89,11 @@ def test_onto_column_is_what_assign_reaches(method: Example) -> None:
         reached = module.assign(target)().to_dense()
         assert torch.allclose(target.to_dense(), reached, atol=1e-10)
         return
-    # A member of full rank: some maps reach all members of a smaller one.
+    # A member of full rank: some maps reach all members of a smaller one; and half turns.
     full = torch.randn(14, 13, generator=generator, dtype=torch.float64)
-    member = module.feasible_set.project(lo.LowRankOperator.from_dense(full))
+    turned = -2 * getattr(module, "weight", full)
     with pytest.raises((TargetError, NoRightInverseError)):
-        module.assign(member)
+        [module.assign(lo.LowRankOperator.from_dense(x), project=True) for x in (full, turned)]
 
 
 @every_method

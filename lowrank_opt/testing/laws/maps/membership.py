@@ -136,7 +136,7 @@ def _rank(subject: Subject) -> None:
     expect(rank <= min(subject.case.shape), f"the declared rank {rank} exceeds min(m, n)")
     values = singular_values(W.mantissa)
     allowed = Chart.rule(subject.dtype, rank) * values[0]
-    allowed += _cancellation(subject, chart, absolute(op), W.exponent)
+    allowed += _cancellation(subject, chart, absolute(op), W.exponent) + underflow(op, W.exponent)
     expect(
         bool((values[rank:] <= allowed).all()),
         f"the rank exceeds {rank}: the next singular value is {values[rank:][:1]} times the unit "
