@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -39,7 +40,7 @@ class AnsweringRecommender(SavedRecommender):
         k: int = 10,
         *,
         exclude_seen: bool = True,
-        items: Sequence[object] | Ids | None = None,
+        items: object = None,
     ) -> Recommendations:
         """Return the k items with the largest predictions for each user.
 
@@ -54,7 +55,7 @@ class AnsweringRecommender(SavedRecommender):
         k : int
         exclude_seen : bool
             Leave out what the user has rated.
-        items : sequence of ids, optional
+        items : sequence of ids, or one id, optional
             Recommend among these only; all items by default.
 
         Returns
@@ -75,7 +76,8 @@ class AnsweringRecommender(SavedRecommender):
         positions = self.row_labels_.find(asked, "users")
         candidates = self._candidates()
         if items is not None:
-            among = known_positions(self.col_labels_, items, "items", "leave it out")
+            asked_items = _asked(items, "items")
+            among = known_positions(self.col_labels_, asked_items, "items", "leave it out")
             candidates = candidates.among(torch.from_numpy(among))
         found, scores = best_columns(candidates, positions, k, exclude_seen=exclude_seen)
         if self.model_.clip_ is not None:
@@ -141,6 +143,8 @@ class AnsweringRecommender(SavedRecommender):
 
 def _asked(ids: object, name: str) -> Ids:
     """Return ids as a vector; one alone is a vector of one."""
+    if isinstance(ids, Iterator):
+        ids = list(ids)
     return as_ids(cast("Sequence[object]", [ids] if single_id(ids) else ids), name)
 
 

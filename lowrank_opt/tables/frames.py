@@ -74,6 +74,27 @@ def is_indexed_series(data: object) -> bool:
     return not is_frame(data) and getattr(getattr(data, "index", None), "nlevels", 1) == 2
 
 
+def check_same_order(data: object, beside: object, name: str) -> None:
+    """Raise if pandas has what comes beside a frame under the same index in another order.
+
+    Raises
+    ------
+    ObservationError
+        Lines could belong together by their place, or by their index.
+    """
+    if not (hasattr(data, "iloc") and hasattr(beside, "iloc")):
+        return
+    ours, theirs = cast("Any", data).index, cast("Any", beside).index
+    if ours.equals(theirs) or len(ours) != len(theirs) or not ours.is_unique:
+        return
+    if bool(ours.isin(theirs).all()) and theirs.is_unique:
+        raise ObservationError(
+            f"{name} must have the lines of the frame; got its index in another order, so that "
+            f"lines could belong together by place or by index: pass {name}.loc[frame.index], or "
+            f"{name}.to_numpy()"
+        )
+
+
 def _index_names(data: object) -> list[object]:
     index = getattr(data, "index", None) if hasattr(data, "iloc") else None
     return [None] if index is None else list(index.names)

@@ -76,11 +76,23 @@ def from_torch_sparse(data: Tensor) -> Triplets:
 
 
 def from_scipy(data: spmatrix) -> Triplets:
-    """Return the stored entries, zeros too."""
+    """Return the stored entries, zeros too.
+
+    Raises
+    ------
+    ObservationError
+        If an entry is stored twice: SciPy would add them up, a list of triplets has each.
+    """
     coo: Any = data.tocoo()
     if len(coo.shape) != 2:
         raise ShapeError(f"a sparse array must have two axes; got {coo.shape}")
     i, j = coo.row.astype(np.int64), coo.col.astype(np.int64)
+    keys = np.sort(i * coo.shape[1] + j)
+    if (again := int((keys[1:] == keys[:-1]).sum())) > 0:
+        raise ObservationError(
+            f"a sparse matrix must have each entry once; got {again} again, which could be added "
+            "up or count each: call sum_duplicates(), or pass (rows, columns, values)"
+        )
     return Triplets(i, j, as_finite(coo.data, "values"), None, coo.shape)
 
 

@@ -155,8 +155,13 @@ def _opened(
         import pyarrow.parquet as pq
     try:
         with open(path, "rb") as file:
-            parquet = file.read(4) == b"PAR1"
-        if parquet:
+            begin = file.read(6)
+        if not begin.startswith((b"PAR1", b"ARROW1")):
+            raise DataError(
+                "a file must be what its ending says, Parquet or Arrow; got "
+                f"{path!r}, which begins with {begin!r}: rename it, or write it again"
+            )
+        if begin.startswith(b"PAR1"):
             source = pq.ParquetFile(path)
             names = list(source.schema_arrow.names)
             return lambda columns: source.iter_batches(BATCH, row_groups, columns), names

@@ -14,7 +14,13 @@ from lowrank_opt.errors import ObservationError, ShapeError
 from lowrank_opt.tables.arrays import Array, as_array, as_finite
 from lowrank_opt.tables.columns import choose
 from lowrank_opt.tables.files import read_file
-from lowrank_opt.tables.frames import from_frame, from_series, is_frame, is_indexed_series
+from lowrank_opt.tables.frames import (
+    check_same_order,
+    from_frame,
+    from_series,
+    is_frame,
+    is_indexed_series,
+)
 from lowrank_opt.tables.ids import as_ids
 from lowrank_opt.tables.matrices import (
     as_dense,
@@ -64,10 +70,10 @@ def read_triplets(
         frame of two columns (of every library that narwhals knows), a tuple of two vectors, or a
         dictionary of them.
         Without: a frame of three columns, or with the usual names; one that `pivot` made; a tuple
-        of three vectors; a list of triples; an array or tensor of shape (nnz, 3) whose first two
-        columns are whole numbers; a SciPy or torch sparse matrix (its stored entries, zeros too);
-        another dense floating matrix with NaN, or masked; `Observations`; or the path of a file,
-        see `lowrank_opt.tables.files.read_file`.
+        of three vectors; a list of triples, or of dictionaries with names of columns; an array or
+        tensor of shape (nnz, 3) whose first two columns are whole numbers; a SciPy or torch sparse
+        matrix (its stored entries, zeros too); another dense floating matrix with NaN, or masked;
+        `Observations`; or the path of a file, see `lowrank_opt.tables.files.read_file`.
     values : array, shape (nnz,), optional
     weights : array, shape (nnz,), optional
 
@@ -86,6 +92,8 @@ def read_triplets(
     >>> found.rows.tolist(), found.cols.tolist(), found.values.tolist()
     ([7, 9], [1, 1], [4.5, 3.0])
     """
+    for name, beside in (("y", values), ("sample_weight", weights)):
+        check_same_order(data, beside, name)
     found = _read(data, values=values is None or None, alone=values is None)
     if values is not None:
         if found.values is not None:
@@ -129,6 +137,8 @@ def _read(
         return _from_mapping(data, values=values)
     if isinstance(data, Iterator):
         data = list(data)
+    if isinstance(data, list | tuple) and data and all(isinstance(x, Mapping) for x in data):
+        return _from_mapping(_columns_of(cast("Any", data)), values=values)
     if isinstance(data, tuple) and _are_vectors(data):
         return _from_columns(data)
     if isinstance(data, list | tuple):
@@ -155,6 +165,18 @@ def _from_mapping(data: Mapping[Any, Any], *, values: bool | None) -> Triplets:
     if chosen.value is not None:
         value = as_finite(data[names[chosen.value]], names[chosen.value])
     return Triplets(as_ids(data[i], i), as_ids(data[j], j), value, names=(i, j))
+
+
+def _columns_of(records: Sequence[Mapping[Any, Any]]) -> dict[Any, list[Any]]:
+    """Return the columns of records, as JSON and `DataFrame.to_dict` have them."""
+    names = records[0].keys()
+    for k, record in enumerate(records):
+        if record.keys() != names:
+            raise ShapeError(
+                f"records must all have the same names; got {list(record)} at position {k} and "
+                f"{list(names)} at the first: fill in what is missing"
+            )
+    return {name: [record[name] for record in records] for name in names}
 
 
 def _from_columns(data: Sequence[Any]) -> Triplets:

@@ -256,6 +256,16 @@ def test_one_id_is_one_list():
     )
 
 
+def test_ids_are_asked_for_in_every_container():
+    model = recommender().fit(table())
+    users, items = ["u3", "u5"], ["film 1", "film 7"]
+    expected = model.recommend(users, k=2, items=items).ids.tolist()
+    for make in (iter, tuple, np.array, pd.Index, pd.Series, lambda x: dict.fromkeys(x).keys()):
+        assert expected == model.recommend(make(users), k=2, items=make(items)).ids.tolist()
+    one = model.recommend("u3", k=2, items="film 1", exclude_seen=False)
+    assert [["film 1", None]] == one.ids.tolist()
+
+
 def test_items_can_be_chosen():
     model = recommender().fit(table())
     among = ["film 1", "film 7", "film 9"]

@@ -184,7 +184,7 @@ def test_columns_of_a_file_read_at_once(tmp_path: Path):
     [
         ("ratings.txt", "1 2", r"which columns hold rows.* begins with '1  2'"),
         ("ratings.mtx", "nonsense", "interactions must be readable; got 'ratings.mtx'"),
-        ("ratings.parquet", "nonsense", "must be readable; got .*ratings.parquet"),
+        ("ratings.parquet", "nonsense", "Parquet or Arrow; got .*ratings.parquet"),
         ("ratings.csv", "", "must begin with a line of data"),
     ],
 )

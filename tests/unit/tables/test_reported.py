@@ -74,6 +74,10 @@ FRAMES = {
     "sparse ratings": pd.DataFrame(
         {"user": PLAIN[0], "item": PLAIN[1], "rating": pd.arrays.SparseArray([5.0, 3.0])}
     ),
+    "records": [
+        {"rating": v, "userId": i, "movieId": j, "timestamp": 9}
+        for i, j, v in zip(*PLAIN, strict=True)
+    ],
     "named fields": np.array(
         [("ann", "heat", 5), ("bob", "alien", 3)],
         dtype=[("user", object), ("item", object), ("rating", "f8")],
@@ -128,7 +132,18 @@ def text(content: str | bytes, name: str = "r.csv"):
     return write
 
 
+SHUFFLED = pd.DataFrame({"user": PLAIN[0], "item": PLAIN[1]})
+
 REFUSED = {
+    "records of several kinds": (
+        lambda _: [{"user": 1, "item": 2, "rating": 3}, {"user": 1, "item": 2}],
+        "the same names; got .* at position 1",
+    ),
+    "stored twice": (
+        lambda _: sp.coo_array(([1.0, 2.0], ([0, 0], [1, 1])), shape=(2, 2)),
+        "which could be added up or count each",
+    ),
+    "text with another ending": (text(TEXT, "r.parquet"), "Parquet or Arrow; got .*begins with"),
     "UTF-16": (text(TEXT.encode("utf-16")), "binary data, or UTF-16"),
     "Latin-1": (text(TEXT.replace("a", "ä").encode("latin-1")), "UTF-8"),
     "JSON lines": (text('{"user": "ann", "item": "heat", "rating": 5}\n'), "begins like JSON"),
@@ -164,6 +179,17 @@ def test_what_cannot_be_read_is_named(kind: str, tmp_path: Path):
     make, said = REFUSED[kind]
     with pytest.raises(LowRankError, match=said):
         read_triplets(make(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["y", "sample_weight"])
+def test_lines_that_could_belong_together_in_two_ways_are_refused(name: str):
+    beside = pd.Series([5.0, 3.0])
+    given = {"y": (beside[::-1], None), "sample_weight": (PLAIN[2], beside[::-1])}
+    with pytest.raises(LowRankError, match=f"by place or by index: pass {name}.loc"):
+        read_triplets(SHUFFLED, *given[name])
+    # Another index says nothing of the order.
+    found = read_triplets(SHUFFLED, beside.set_axis([7, 8]), beside)
+    assert ([5.0, 3.0], [5.0, 3.0]) == (found.values.tolist(), found.weights.tolist())
 
 
 def test_positions_that_count_from_one_are_named():
