@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from lowrank_opt.nn.basis.frozen import Frozen
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import Factored, Parameterization
 from lowrank_opt.sets import FeasibleSet
+
+Key: TypeAlias = tuple[str, int]
 
 # What a module has because it is one; `training` is a fact that may matter.
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
@@ -40,7 +43,7 @@ class Kept:
     op: LowRankOperator
 
 
-def evaluated(member: Parameterization, kept: dict[int, Kept], key: int) -> LowRankOperator:
+def evaluated(member: Parameterization, kept: dict[Key, Kept], key: Key) -> LowRankOperator:
     """Return the factors of an update, evaluated or as they were kept.
 
     Parameters
@@ -48,8 +51,8 @@ def evaluated(member: Parameterization, kept: dict[int, Kept], key: int) -> LowR
     member : Parameterization
     kept : dict
         Of what was kept; written to.
-    key : int
-        Of this update in it.
+    key : (str, int)
+        The weight and the number of its matrix.
     """
     if isinstance(member, _IMMEDIATE) or not _is_plain_call():
         return member()

@@ -84,7 +84,7 @@ class Part(nn.Module):
         # Names of parameters that were frozen on purpose while the rest was trained.
         self.fixed: frozenset[str] = frozenset()
         self._handles: dict[int, RemovableHandle] = {}
-        self._kept: dict[int, Kept] = {}
+        self._kept: dict[tuple[str, int], Kept] = {}
         for name, members in (updates or {}).items():
             self.add(name, members, linked=name in elsewhere)
 
@@ -130,7 +130,10 @@ class Part(nn.Module):
             Whether to compute as when the adapter was active: with its gradients.
         """
         members = self.updates[name]
-        ops = [_repeated(self, x) if asleep else evaluated(x, self._kept, id(x)) for x in members]
+        ops = [
+            _repeated(self, x) if asleep else evaluated(x, self._kept, (name, i))
+            for i, x in enumerate(members)
+        ]
         fixed = [x().to(dtype=op.dtype) for x, op in zip(self.settled.get(name, ()), ops)]  # noqa: B905
         ops = [op + more for op, more in zip(ops, fixed, strict=True)] if fixed else ops
         magnitude = self.magnitude(name)

@@ -88,9 +88,12 @@ class Store(nn.Module):
         """Return the chosen adapters in groups that have one input, and its dropout."""
         if not training:
             return [(chosen, 0.0)]
-        rates = {name: part.dropout for name, part in self.parts().items()}
-        apart = [(((name, w),), p) for name, w in chosen if (p := rates.get(name, 0.0))]
-        rest = tuple(pair for pair in chosen if not rates.get(pair[0]))
+        rates: dict[str, float] = {}
+        for name, _ in chosen:
+            part = self.part(name)
+            rates[name] = 0.0 if part is None else part.dropout
+        rest = tuple(pair for pair in chosen if not rates[pair[0]])
+        apart = [((pair,), rates[pair[0]]) for pair in chosen if rates[pair[0]]]
         return [(rest, 0.0), *apart] if rest else apart
 
     def base(self, module: nn.Module, name: str, state: State) -> Tensor:
