@@ -20,7 +20,7 @@ SOURCES := lowrank_opt problems experiments tests docs conftest.py noxfile.py \
 PRESENT = $(wildcard $(SOURCES))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-completion-peers movielens test test-peers test-dist format format-check lint types docs wheel clean
+.PHONY: help venv venv-completion-peers movielens test test-peers test-dist format format-check lint types docs docs-browser wheel release clean
 
 help: ## Show this help
 	@echo "Targets (each one installs what it needs into $(VENV) first):"
@@ -59,11 +59,22 @@ docs: $(STAMP) ## Build the documentation into docs/_build/html, warnings are er
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "built docs/_build/html/index.html"
 
+docs-browser: $(STAMP) ## Open every built page in headless Chromium (Debian: installs it, as root)
+	@command -v chromium chromium-browser google-chrome > /dev/null || { \
+	  [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && echo "installing chromium" && \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium > /dev/null; } || { \
+	  echo "error: needs Chromium; on Debian and Ubuntu run: apt install chromium; to go without it: NO_BROWSER=1 .ci/run" >&2; exit 1; }
+	@[ -f docs/_build/html/index.html ] || $(MAKE) docs
+	@$(BIN)/python tests/docs_browser.py docs/_build/html
+
 wheel: $(STAMP) ## Build the wheel into dist/ and check what is in it
 	@rm -rf build dist
 	@$(BIN)/python -m build --wheel --no-isolation --outdir dist > /dev/null
 	@LOWRANK_OPT_WHEEL="$$(echo dist/*.whl)" $(BIN)/python -m pytest -q tests/test_packaging.py
 	@ls dist
+
+release: $(STAMP) ## Build wheel and sdist twice, compare them, write them and a bill of materials into dist/
+	@$(BIN)/python tests/release.py dist
 
 clean: ## Remove the virtual environment and everything that was built
 	rm -rf $(VENV) $(PEERS) $(COMPLETION_PEERS) build dist docs/_build docs/reference/generated docs/tutorials docs/gallery *.egg-info

@@ -1,6 +1,6 @@
 """Wheel and sdist, each in an empty environment, with tests that run against what is installed.
 
-``python tests/distributions.py`` builds both, the wheel out of the sdist, installs each with the
+``python tests/distributions.py`` builds both twice, compares the bytes, installs each with the
 extra ``all`` and the pinned versions, and runs there: README's Python blocks, the examples in the
 installed docstrings, some quick tests, and the pytest options that the installation registers. The
 tests are copied, so that nothing can be imported from this folder.
@@ -13,6 +13,10 @@ import sys
 import tempfile
 import venv
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tests.release import build_twice
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = (
@@ -38,13 +42,6 @@ RUNS = (
     ),
 )
 WHERE = "import lowrank_opt; print(lowrank_opt.__file__)"
-
-
-def build(out: Path) -> list[Path]:
-    """Build the sdist, and the wheel out of it."""
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return sorted(out.iterdir())
 
 
 def try_out(distribution: Path, folder: Path) -> None:
@@ -81,7 +78,7 @@ def main() -> None:
     """Try both out."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for distribution in build(folder / "dist"):
+        for distribution in build_twice(folder / "dist"):
             try_out(distribution, folder / distribution.suffix.strip("."))
 
 

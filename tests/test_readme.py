@@ -60,8 +60,7 @@ def test_readme_has_snippets() -> None:
 
 def test_readme_shows_both_commands_first() -> None:
     assert README.is_file(), "README.md must exist"
-    shells = [code for _, code in FENCE.findall(README.read_text(encoding="utf-8"))]
-    first = shells[0]
+    _, first = blocks(README.read_text(encoding="utf-8"), "sh")[0]
     assert {"make movielens", "make test"} <= {
         line.partition("#")[0].strip() for line in first.splitlines()
     }
