@@ -44,6 +44,8 @@ html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = "lowrank_opt"
 html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 # Single backticks in docstrings name parameters and attributes.
 default_role = "code"

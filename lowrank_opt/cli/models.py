@@ -36,14 +36,20 @@ class SavedModel:
 
         self.result: CompletionResult = CompletionResult.load(path)
         result, (m, n) = self.result, self.result.shape
-        self.user_ids = [*map(str, range(m) if result.row_ids is None else result.row_ids)]
-        self.item_ids = [*map(str, range(n) if result.col_ids is None else result.col_ids)]
+        self.user_ids: list[str] = [
+            *map(str, range(m) if result.row_ids is None else result.row_ids)
+        ]
+        self.item_ids: list[str] = [
+            *map(str, range(n) if result.col_ids is None else result.col_ids)
+        ]
         for name, ids in (("users", self.user_ids), ("items", self.item_ids)):
             if len(set(ids)) < len(ids):
                 raise DataError(
                     f"{name} must have ids that differ as text, on the command line; {path!r} has "
                     "some that do not, such as 7 and '7': ask the model from Python"
                 )
+        self.users: Lookup
+        self.items: Lookup
         self.users, self.items = Lookup(self.user_ids), Lookup(self.item_ids)
 
     def predict(self, users: Positions, items: Positions) -> Tensor:

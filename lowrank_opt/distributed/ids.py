@@ -51,6 +51,8 @@ class Dictionary:
     """
 
     def __init__(self, processes: Processes, name: str) -> None:
+        self.processes: Processes
+        self.name: str
         self.processes, self.name, self.size = processes, name, 0
         self._known: dict[bytes, int] = {}
         self._final = torch.empty(0, dtype=torch.int64)
@@ -85,6 +87,7 @@ class Dictionary:
         self._final = torch.empty(len(self._known), dtype=torch.int64)
         places = torch.tensor([self._known[x] for x in self._ordered], dtype=torch.int64)
         self._final[places] = first + torch.arange(len(places))
+        self.size: int
         self.size, self._known = sum(counts), {}
 
     def positions(self, codes: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class SharedStore:
     """
 
     def __init__(self, processes: Processes | None = None) -> None:
-        self.processes = Processes() if processes is None else processes
+        self.processes: Processes = Processes() if processes is None else processes
 
     def write(self, path: Path, description: JsonObject, tensors: Mapping[str, Tensor]) -> None:
         """Write a state into a folder of its own, and drop those before it.

@@ -65,8 +65,8 @@ class Parameterization(Configured, ABC):
 
     def __init__(self, shape: tuple[int, int], rank: int) -> None:
         super().__init__()
-        self.shape = check_shape(shape)
-        self.rank = check_rank(rank, self.shape)
+        self.shape: tuple[int, int] = check_shape(shape)
+        self.rank: int = check_rank(rank, self.shape)
 
     @abstractmethod
     def factors(self) -> LowRankOperator:

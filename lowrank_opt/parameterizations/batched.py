@@ -44,7 +44,7 @@ class BatchedParameterization(nn.Module):
     def __init__(self, members: Sequence[Parameterization]) -> None:
         super().__init__()
         _check_alike(members)
-        self.members = nn.ModuleList(members)
+        self.members: nn.ModuleList = nn.ModuleList(members)
         # Out of the module tree: the template gives the computation, never a parameter.
         self._template = (copy.deepcopy(members[0]).to("meta"),)
 

@@ -48,6 +48,8 @@ class ConvergenceDisplay:
     figure_: Figure
 
     def __init__(self, history: History, status: str | None = None) -> None:
+        self.history: History
+        self.status: str | None
         self.history, self.status = history, status
 
     @classmethod

@@ -57,8 +57,8 @@ class ResidualDisplay:
     figure_: Figure
 
     def __init__(self, observed: NDArray[np.floating], predicted: NDArray[np.floating]) -> None:
-        self.observed = np.asarray(observed, dtype=np.float64)
-        self.predicted = np.asarray(predicted, dtype=np.float64)
+        self.observed: NDArray[np.float64] = np.asarray(observed, dtype=np.float64)
+        self.predicted: NDArray[np.float64] = np.asarray(predicted, dtype=np.float64)
         if self.observed.ndim != 1 or self.observed.shape != self.predicted.shape:
             raise ShapeError(
                 "observed and predicted must be vectors of one length; got shapes "

@@ -45,7 +45,7 @@ class SpectrumDisplay:
     figure_: Figure
 
     def __init__(self, singular_values: NDArray[np.floating]) -> None:
-        self.singular_values = np.asarray(singular_values, dtype=np.float64)
+        self.singular_values: NDArray[np.float64] = np.asarray(singular_values, dtype=np.float64)
 
     @classmethod
     def from_result(cls, result: CompletionResult | LowRankOperator) -> SpectrumDisplay:

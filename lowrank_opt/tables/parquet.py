@@ -56,16 +56,20 @@ class ColumnFile:
         values: bool | None = False,
         row_groups: list[int] | None = None,
     ) -> None:
+        self.path: str
+        self.bad: BadLines
         self.path, self.bad = fspath(path), BadLines()
         self._batches, names = _opened(self.path, row_groups)
         self.names: list[str] | None = names
         self._names = names
         chosen = self._asked(texts, number) or self._chosen(texts, number, values=values)
+        self.texts: list[int]
+        self.number: int | None
         self.texts, self.number = [chosen.row, chosen.col], chosen.value
         used = (*self.texts, *([] if self.number is None else [self.number]))
         roles = zip(("rows", "columns", "values"), used, strict=False)
         spoken = ", ".join(f"{role} {self._names[k]}" for role, k in roles)
-        self.reading = f"{spoken} ({chosen.reason})"
+        self.reading: str = f"{spoken} ({chosen.reason})"
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield ids and values, in order; once.

@@ -195,14 +195,17 @@ class ChainOfLowRank:
         ranks: Iterable[int] = (),
         generator: torch.Generator | None = None,
     ) -> None:
-        self.links = _links_of(links) if isinstance(links, nn.Module) else list(links)
+        self.links: list[Link] = _links_of(links) if isinstance(links, nn.Module) else list(links)
         if not self.links:
             raise ShapeError("a chain needs at least one weight with an update; got none")
         if every is not None and every < 1:
             raise ValueError(f"every must be >= 1; got every={every!r}")
+        self.optimizer: Optimizer | None
+        self.every: int | None
+        self.knots: frozenset[int]
         self.optimizer, self.every, self.knots = optimizer, every, frozenset(knots)
         self.reset: Reset = check_reset(reset)
-        self.ranks = _checked_ranks(list(ranks), self.links, reset)
+        self.ranks: list[int] = _checked_ranks(list(ranks), self.links, reset)
         self.ties = 0
         self.generator = generator
         self.steps = self.last_knot = 0
@@ -256,8 +259,10 @@ class ChainOfLowRank:
         own = [link.parameterization.shape for link in self.links]
         if shapes != own:
             raise ShapeError(f"a chain's state must be of its links, {own}; got {shapes}")
+        self.steps: int
+        self.last_knot: int
         self.steps, self.last_knot = int(state["steps"]), int(state["last_knot"])
-        self.ties = int(state["ties"])
+        self.ties: int = int(state["ties"])
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"])
         for link, held in zip(self.links, state["links"], strict=True):

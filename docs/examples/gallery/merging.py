@@ -25,7 +25,8 @@ scale = torch.tensor([1.0, 0.8, 0.6, 0.4])
 first = lo.LowRankOperator(outputs[:, :4], scale, inputs[:, :4])
 second = lo.LowRankOperator(outputs[:, 2:], scale, inputs[:, 4:] @ orthonormal(4, 4))
 ball = lo.SchattenBall(p=float("inf"), radius=1.0, rank=4)
-assert ball.contains(first) and ball.contains(second)
+assert ball.contains(first)
+assert ball.contains(second)
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
 rules = {"average": {}, "sum": {}, "svd": {"rank": 4}, "knots": {"density": 0.3}, "tsv": {}}

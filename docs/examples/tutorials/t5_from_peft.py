@@ -2,6 +2,8 @@
 Coming from PEFT
 ================
 
+.. index:: peft
+
 The same steps, side by side. PEFT's lines are shown, not run; those of this library run here.
 """
 

@@ -2,6 +2,8 @@
 Coming from Surprise, cmfrec or implicit
 ========================================
 
+.. index:: surprise, cmfrec, implicit
+
 The same steps, side by side. The lines of the other packages are shown, not run; those of this library run here.
 """
 

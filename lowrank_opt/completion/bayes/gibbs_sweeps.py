@@ -45,14 +45,18 @@ class Side:
         noise_strength: float,
         rng: np.random.Generator,
     ) -> None:
+        self.rows: GaussianRows | PartialGaussianRows
+        self.moments: Moments
+        self.rng: np.random.Generator
         self.rows, self.moments, self.rng = rows, moments, rng
         self.x: Floats = moments.unknowns.cpu().numpy()
         K, dtype = self.x.shape[1], self.x.dtype
-        self.links = [link.as_dtype(dtype.type) for link in links]
+        self.links: list[FeatureLink] = [link.as_dtype(dtype.type) for link in links]
         self.mean, self.precision = np.zeros(K), np.eye(K)
         self.coefficients = [np.zeros((len(link.spread), K), dtype) for link in self.links]
-        self.parts = [np.zeros_like(self.x) for _ in links]
-        self.strengths = [1.0 for _ in links]
+        self.parts: list[Floats] = [np.zeros_like(self.x) for _ in links]
+        self.strengths: list[float] = [1.0 for _ in links]
+        self.noise_strength: float
         self.counts, self.noise_strength = rows.positive_counts.cpu().numpy(), noise_strength
         self.relative_precision: Floats = np.ones(len(self.x))
 
@@ -62,6 +66,8 @@ class Side:
         links = zip(self.strengths, self.coefficients, strict=True)
         scatter = sum((tau * _gram(c) for tau, c in links), np.zeros_like(self.precision))
         degrees = sum(len(c) for c in self.coefficients)
+        self.mean: Floats
+        self.precision: Floats
         self.mean, self.precision = draw_normal_wishart(rest, scatter, degrees, self.rng)
         root = np.linalg.inv(np.linalg.cholesky(self.precision)).T.astype(self.x.dtype)
         for k, link in enumerate(self.links):

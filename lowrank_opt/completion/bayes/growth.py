@@ -43,6 +43,9 @@ class GrowingSweeps(Iterator[Iterate]):
         tolerance: float,
         feasible: FeasibleSet | None,
     ) -> None:
+        self.rank: int
+        self.tolerance: float
+        self.feasible: FeasibleSet | None
         self.model, self.rank, self.tolerance, self.feasible = model, rank, tolerance, feasible
         self.before: VariationalPosterior | None = None
         self.stage, self.grows = 0, False
@@ -79,6 +82,7 @@ class GrowingSweeps(Iterator[Iterate]):
             rank, before = state["before"]
             self.before = _restored(first, rank, before)
         self.model = _restored(first, state["rank"], state["model"])
+        self.grows: bool
         self.stage, self.grows = state["progress"]
 
     def _next_rank(self) -> int:
@@ -86,6 +90,8 @@ class GrowingSweeps(Iterator[Iterate]):
 
     def _undo(self) -> Iterate:
         assert self.before is not None, "there was a stage before"
+        self.model: VariationalPosterior
+        self.stage: int
         self.model, self.before, self.stage = self.before, None, self.stage + 1
         return self._iterate(settled=True)
 

@@ -60,30 +60,36 @@ class VariationalPosterior:
         single: bool = False,
         biased: bool = True,
     ) -> None:
+        self.dtype: torch.dtype
+        self.rank: int
+        self.strength: float
         self.dtype, self.rank, self.strength = observations.dtype, rank, noise_strength
         self.biased = biased
         # In the dtype of the values: float32 may hold their deviations, but not them.
+        self.offset: float
+        self.unit: float
         self.offset, self.unit, scaled = standardize(observations, centre=biased)
         narrow = single or observations.dtype == torch.float32
         dtype = torch.float32 if narrow else torch.float64
         self.rows = list(gaussian_rows(scaled, dtype))
         weights = self.rows[0].weights
-        self.count = int(total(scaled, weights > 0))
-        self.log_weights = float(total(scaled, weights[weights > 0].double().log()))
+        self.count: int = int(total(scaled, weights > 0))
+        self.log_weights: float = float(total(scaled, weights[weights > 0].double().log()))
         self.counts = [rows.positive_counts.cpu().numpy() for rows in self.rows]
         where = torch.device("cpu") if generator is None else generator.device
-        self.seed = int(torch.randint(2**62, (), generator=generator, device=where))
-        self.rng = np.random.default_rng(self.seed)
-        self.sides = [
+        self.seed: int = int(torch.randint(2**62, (), generator=generator, device=where))
+        self.rng: np.random.Generator = np.random.default_rng(self.seed)
+        self.sides: list[Moments] = [
             # The same start in both dtypes: ratings as integers and as float32 are the same ones.
             _certain(self.rng.standard_normal((size, rank), np.float32), weights)
             for size in observations.shape
         ]
         size = self.unknowns
         self.precisions: list[Floats] = [_FIRST_PRECISION * np.eye(size) for _ in self.sides]
-        self.priors = [NormalWishart.prior(size) for _ in self.sides]
+        self.priors: list[NormalWishart] = [NormalWishart.prior(size) for _ in self.sides]
         self.noise = noise.common(0, 0.0)
         self.relative = [noise.relative(0 * n, 0.0 * n, noise_strength) for n in self.counts]
+        self.divergences: list[float]
         self.divergences, self.energy = [0.0, 0.0], math.inf
 
     @property
@@ -97,7 +103,7 @@ class VariationalPosterior:
         for side in (0, 1):
             loss = self._update(side)
         self.noise = noise.common(self.count, loss)
-        self.energy = self._free_energy(loss)
+        self.energy: float = self._free_energy(loss)
         return self.energy
 
     def grown(self, rank: int) -> VariationalPosterior:

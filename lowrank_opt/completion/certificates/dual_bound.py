@@ -35,10 +35,15 @@ class DualBound:
         bias: AdditiveBias,
         bias_penalty: float | None,
     ) -> None:
+        self.observations: Observations
+        self.operator: LowRankOperator
+        self.bias: AdditiveBias
         self.observations, self.operator, self.bias = observations, operator, bias
         self.bias_penalty = bias_penalty
         w = observations.weights
-        self.weights = torch.ones_like(observations.values) if w is None else w
+        self.weights: Tensor = torch.ones_like(observations.values) if w is None else w
+        self.residuals: Tensor
+        self.residual_errors: Tensor
         self.residuals, self.residual_errors = self._residuals()
 
     def gradient(self) -> Tensor:

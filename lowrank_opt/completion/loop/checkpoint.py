@@ -130,6 +130,9 @@ class Checkpoint:
     ) -> None:
         if int(every) != every or every < 1:
             raise OptionError(f"every must be a positive integer; got every={every!r}")
+        self.path: Path
+        self.every: int
+        self.resume: bool
         self.path, self.every, self.resume = Path(path), every, resume
         self.store: Store = FileStore() if store is None else store
         self.settings: JsonObject = dict(settings or {})

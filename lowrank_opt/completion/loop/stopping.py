@@ -33,12 +33,13 @@ class Stopping:
     """
 
     def __init__(self, dtype: torch.dtype, *, tolerance: float, patience: int) -> None:
+        self.patience: int
         self.tolerance, self.patience = tolerance, patience
         self.lowest: list[float] = []
         self.since = 0
         self.best_score, self.best_index, self.improved = math.inf, -1, False
         # Residuals relative to the spread of the values, squared as the objective is.
-        self.exact = max(16 * torch.finfo(dtype).eps, 1e-4 * tolerance) ** 2
+        self.exact: float = max(16 * torch.finfo(dtype).eps, 1e-4 * tolerance) ** 2
 
     def judge(self, value: float, validation: float) -> CompletionStatus | None:
         """Take note of an iterate; return why to stop, or None.
@@ -78,6 +79,7 @@ class Stopping:
         """Forget the iterates so far: the next ones have another objective."""
         self.lowest.clear()
         self.since = 0
+        self.improved: bool
         self.best_score, self.best_index, self.improved = math.inf, -1, False
 
     def state(self) -> State:
@@ -87,6 +89,10 @@ class Stopping:
     def resume(self, state: State) -> None:
         """Go on from a state."""
         assert isinstance(state, list), "as `state` returned it"
+        self.best_score: float
+        self.best_index: int
+        self.since: int
+        self.tolerance: float
         self.lowest, self.best_score, self.best_index, self.since, self.tolerance = state
 
     def _has_settled(self, index: int) -> bool:

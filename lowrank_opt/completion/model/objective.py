@@ -43,24 +43,28 @@ class Objective:
     def __init__(self, problem: CompletionProblem, fitted: Observations) -> None:
         assert isinstance(problem.model, Parameterization), "the traits let no other model pass"
         parameterization, observations = problem.model, fitted
+        self.parameterization: Parameterization
+        self.observations: Observations
         self.parameterization, self.observations = parameterization, observations
         self.loss: EntryLoss = problem.entry_loss
         self.loss.check(observations)
+        self.penalty: float
+        self.bias_penalty: float
         self.penalty, self.bias_penalty = problem.penalty, problem.bias_penalty
         fit_bias = self.fit_bias = problem.bias is not None
         start = self._start()
-        self.mean = start.mean
+        self.mean: float = start.mean
         on_scale = self.loss.on_value_scale
-        self.spread = _root_mean_square(observations, self.mean) if on_scale else 1.0
-        self.centred = self._centred(observations)
+        self.spread: float = _root_mean_square(observations, self.mean) if on_scale else 1.0
+        self.centred: Observations = self._centred(observations)
         self.free = [p for p in parameterization.parameters() if p.requires_grad]
-        self.biases = (start.rows / self.spread, start.cols / self.spread)
+        self.biases: tuple[Tensor, Tensor] = (start.rows / self.spread, start.cols / self.spread)
         for b in self.biases:
             b.requires_grad_(fit_bias)
-        self.extra = self.loss.start(observations, intercept=fit_bias)
+        self.extra: Tensor = self.loss.start(observations, intercept=fit_bias)
         self.extra.requires_grad_(self.extra.numel() > 0)
-        self.seen = _seen(observations)
-        self.unit = self._unit()
+        self.seen: tuple[Tensor, Tensor] = _seen(observations)
+        self.unit: float = self._unit()
 
     def _start(self) -> AdditiveBias:
         if self.loss.on_value_scale and self.fit_bias:

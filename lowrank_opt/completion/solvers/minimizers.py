@@ -76,9 +76,11 @@ class OptimizerSteps(Minimizer):
     """
 
     def __init__(self, objective: Objective, make: MakeOptimizer) -> None:
+        self.objective: Objective
+        self.make: MakeOptimizer
         self.objective, self.make = objective, make
         self.met_not_finite = False
-        self.factor = float(entry_count(objective.centred))
+        self.factor: float = float(entry_count(objective.centred))
         self.optimizer = make(objective.variables)
 
     def evaluate(self) -> Evaluation:
@@ -93,7 +95,7 @@ class OptimizerSteps(Minimizer):
         return True
 
     def restart(self) -> None:
-        self.optimizer = self.make(self.objective.variables)
+        self.optimizer: Optimizer = self.make(self.objective.variables)
 
     def state(self) -> State:
         return self.optimizer.state_dict()
@@ -136,9 +138,9 @@ class QuasiNewtonSteps(Minimizer):
 
     def restart(self) -> None:
         variables = self.objective.variables
-        self.vector = parameters_to_vector(x.detach().double() for x in variables)
+        self.vector: Tensor = parameters_to_vector(x.detach().double() for x in variables)
         # Stopping is decided by the caller: the tolerances here never act.
-        self.optimizer = LBFGS(
+        self.optimizer: LBFGS = LBFGS(
             [self.vector.requires_grad_()],
             max_iter=1,
             max_eval=_LINE_SEARCH,

@@ -102,15 +102,23 @@ class SubspaceFit:
         bias_penalty: float | None,
     ) -> None:
         m, n = observations.shape
+        self.feasible_set: SpectralSet
+        self.bias_penalty: float | None
+        self.mean: float
         self.feasible_set, self.bias_penalty, self.mean = feasible_set, bias_penalty, mean
-        self.centred = observations.with_values(observations.values - mean)
+        self.centred: Observations = observations.with_values(observations.values - mean)
+        self.a: Tensor
+        self.b: Tensor
         self.a, self.b = (
             observations.values.new_ones(size) if w is None else w.detach().to(observations.values)
             for w, size in ((row_weights, m), (col_weights, n))
         )
         self.backend = backend_of(observations.device)
         w = observations.weights
-        self.weights = torch.ones_like(observations.values) if w is None else w
+        self.weights: Tensor = torch.ones_like(observations.values) if w is None else w
+        self.step: float
+        self.row_step: Tensor
+        self.col_step: Tensor
         self.step, self.row_step, self.col_step = self._steps()
 
     def start(self) -> SubspacePoint:

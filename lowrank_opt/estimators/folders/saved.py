@@ -111,7 +111,7 @@ class SavedCompletion(BaseEstimator):
 
     def set_setting(self, setting: Mapping[str, float]) -> None:
         """Take note of the settings used, as attributes too."""
-        self.setting_ = dict(setting)
+        self.setting_: dict[str, float] = dict(setting)
         for name, value in setting.items():
             setattr(self, f"{name}_", int(value) if name == "rank" else value)
 

@@ -108,7 +108,7 @@ class Record:
 
     def set(self, **changes: object) -> None:
         """Replace parts of the state, at once."""
-        self.state = replace(self.state, **changes)  # pyright: ignore[reportArgumentType]
+        self.state: State = replace(self.state, **changes)  # pyright: ignore[reportArgumentType]
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return type(self)(self.state.outside_blocks())

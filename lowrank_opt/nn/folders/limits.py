@@ -21,6 +21,8 @@ _FACTOR, _FREE = 16, 1 << 16
 class _Limited(TorchDispatchMode):
     def __init__(self, limit: int, what: str) -> None:
         super().__init__()
+        self.limit: int
+        self.what: str
         self.limit, self.what = limit, what
 
     def __torch_dispatch__(

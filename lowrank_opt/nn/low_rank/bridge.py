@@ -31,7 +31,7 @@ class DenseWeight(nn.Module):
     def __init__(self, parameterization: Parameterization, like: Tensor) -> None:
         super().__init__()
         self.parameterization = parameterization
-        self.weight_shape = like.shape
+        self.weight_shape: torch.Size = like.shape
         # Converted with the module, so that it tells which dtype the weight has by now.
         self.register_buffer("like", like.detach().new_empty(0), persistent=False)
         self.like: Tensor

@@ -50,9 +50,13 @@ class LowRankLinear(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        self.out_features: int
+        self.in_features: int
         self.out_features, self.in_features = weight.shape
-        self.weight = _started(weight, 1 / (3 * self.in_features), start, generator)
-        self.bias = _zero_bias(weight) if bias else None
+        self.weight: Parameterization = _started(
+            weight, 1 / (3 * self.in_features), start, generator
+        )
+        self.bias: nn.Parameter | None = _zero_bias(weight) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x W^T + b`` for x of shape (..., in_features)."""
@@ -93,11 +97,13 @@ class LowRankEmbedding(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.weight = _started(weight, 1.0, start, generator)
+        self.weight: Parameterization = _started(weight, 1.0, start, generator)
+        self.num_embeddings: int
+        self.embedding_dim: int
         self.num_embeddings, self.embedding_dim = rows, _ = weight.shape
         if padding_idx is not None and not -rows <= padding_idx < rows:
             raise ShapeError(f"padding_idx must be in -{rows}..{rows - 1}; got {padding_idx}")
-        self.padding_idx = padding_idx if padding_idx is None else padding_idx % rows
+        self.padding_idx: int | None = padding_idx if padding_idx is None else padding_idx % rows
 
     def forward(self, indices: Tensor) -> Tensor:
         """Return ``W[indices]``, shape (..., embedding_dim)."""
@@ -145,7 +151,7 @@ class _LowRankConv(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.geometry = ConvGeometry(
+        self.geometry: ConvGeometry = ConvGeometry(
             self._sizes(kernel_size),
             self._sizes(stride),
             padding if isinstance(padding, str) else self._sizes(padding),
@@ -160,9 +166,11 @@ class _LowRankConv(nn.Module):
                 "a convolution's parameterization has shape (out, in / groups * prod(kernel)); got "
                 f"{(m, n)} for a kernel of {area} points and groups={groups}"
             )
+        self.out_channels: int
+        self.in_channels: int
         self.out_channels, self.in_channels = m, n // area * groups
-        self.weight = _started(weight, 1 / (3 * n), start, generator)
-        self.bias = _zero_bias(weight) if bias else None
+        self.weight: Parameterization = _started(weight, 1 / (3 * n), start, generator)
+        self.bias: nn.Parameter | None = _zero_bias(weight) if bias else None
 
     def _sizes(self, value: int | Sequence[int]) -> tuple[int, ...]:
         sizes = (value,) * self.dimensions if isinstance(value, int) else tuple(value)

@@ -37,6 +37,8 @@ class Shortcut(nn.Module):
 
     def __init__(self, base: nn.Module, weight: Parameterization) -> None:
         super().__init__()
+        self.base: nn.Module
+        self.weight: Parameterization
         self.base, self.weight = base, weight
         self.train(base.training)
 

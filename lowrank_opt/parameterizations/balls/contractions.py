@@ -86,7 +86,9 @@ class Contractions(Parameterization):
     ) -> None:
         super().__init__(shape, rank)
         m, n = self.shape
-        self.bounds = None if bounds is None else _signed_bounds(bounds, self.rank, radius, p)
+        self.bounds: tuple[float, ...] | None = (
+            None if bounds is None else _signed_bounds(bounds, self.rank, radius, p)
+        )
         self._set: SchattenBall | SingularValueBox = (
             SchattenBall(
                 math.inf if p is None else float(p),
@@ -97,10 +99,16 @@ class Contractions(Parameterization):
             else SingularValueBox(abs(s) for s in self.bounds)
         )
         self.radius, self.p = getattr(self._set, "radius", None), getattr(self._set, "p", None)
-        self.left = nn.Parameter(torch.empty(m, self.rank, dtype=dtype, device=device))
-        self.right = nn.Parameter(torch.empty(n, self.rank, dtype=dtype, device=device))
+        self.left: nn.Parameter = nn.Parameter(
+            torch.empty(m, self.rank, dtype=dtype, device=device)
+        )
+        self.right: nn.Parameter = nn.Parameter(
+            torch.empty(n, self.rank, dtype=dtype, device=device)
+        )
         learned = isinstance(self._set, SchattenBall) and not math.isinf(self._set.p)
-        self.spread = nn.Parameter(self.left.detach().new_empty(self.rank)) if learned else None
+        self.spread: nn.Parameter | None = (
+            nn.Parameter(self.left.detach().new_empty(self.rank)) if learned else None
+        )
         self.check_held()
         self.zero_(generator=generator)
 

@@ -112,10 +112,10 @@ class DeLoRA(Parameterization):
         super().__init__(shape, rank)
         m, n = self.shape
         self.variant: Variant = check_choice(variant, get_args(Variant), "variant")
-        self.radius = check_radius(radius)
+        self.radius: float = check_radius(radius)
         empty = torch.empty(0, dtype=dtype, device=device)
-        self.left = nn.Parameter(empty.new_empty(m, self.rank))
-        self.right = nn.Parameter(empty.new_empty(n, self.rank))
+        self.left: nn.Parameter = nn.Parameter(empty.new_empty(m, self.rank))
+        self.right: nn.Parameter = nn.Parameter(empty.new_empty(n, self.rank))
         learned = nn.Parameter(empty.new_tensor(radius)) if learn_radius else None
         self.learned_radius = learned
         self.register_buffer("column_norms", _checked_norms(column_norms, n, empty))

@@ -76,9 +76,15 @@ class HomogeneousBall(Parameterization):
                 "use NBLoRA(..., p=inf)"
             )
         m, n = self.shape
+        self.radius: float
+        self.p: float
         self.radius, self.p = check_radius(radius), float(p)
-        self.left = nn.Parameter(torch.empty(m, self.rank, dtype=dtype, device=device))
-        self.right = nn.Parameter(torch.empty(n, self.rank, dtype=dtype, device=device))
+        self.left: nn.Parameter = nn.Parameter(
+            torch.empty(m, self.rank, dtype=dtype, device=device)
+        )
+        self.right: nn.Parameter = nn.Parameter(
+            torch.empty(n, self.rank, dtype=dtype, device=device)
+        )
         self.check_held()
         self.zero_(generator=generator)
 

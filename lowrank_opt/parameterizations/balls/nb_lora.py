@@ -105,9 +105,11 @@ class NBLoRA(Parameterization):
         super().__init__(shape, rank)
         m, n = self.shape
         self._set = _declared_set(self.rank, radius, p, ky_fan, bounds)
-        self.radius = self._set.radius if isinstance(self._set, NormBall) else None
-        self.bounds = None if isinstance(self._set, NormBall) else self._set.bounds
-        self.p = self._set.p if isinstance(self._set, SchattenBall) else None
+        self.radius: float | None = self._set.radius if isinstance(self._set, NormBall) else None
+        self.bounds: tuple[float, ...] | None = (
+            None if isinstance(self._set, NormBall) else self._set.bounds
+        )
+        self.p: float | None = self._set.p if isinstance(self._set, SchattenBall) else None
         self.ky_fan = ky_fan
         spectral = isinstance(self._set, SchattenBall) and math.isinf(self._set.p)
         if skew is False and not spectral:
@@ -116,12 +118,16 @@ class NBLoRA(Parameterization):
                 "leave skew out"
             )
         empty = torch.empty(0, dtype=dtype, device=device)
-        self.left_rows = nn.Parameter(empty.new_empty(m, self.rank))
-        self.right_rows = nn.Parameter(empty.new_empty(n - self.rank, self.rank))
+        self.left_rows: nn.Parameter = nn.Parameter(empty.new_empty(m, self.rank))
+        self.right_rows: nn.Parameter = nn.Parameter(empty.new_empty(n - self.rank, self.rank))
         free_top = (not spectral) if skew is None else skew
-        self.skew = nn.Parameter(empty.new_empty(self.rank, self.rank)) if free_top else None
+        self.skew: nn.Parameter | None = (
+            nn.Parameter(empty.new_empty(self.rank, self.rank)) if free_top else None
+        )
         learned = not spectral and not isinstance(self._set, SingularValueBox)
-        self.spread = nn.Parameter(empty.new_empty(self.rank)) if learned else None
+        self.spread: nn.Parameter | None = (
+            nn.Parameter(empty.new_empty(self.rank)) if learned else None
+        )
         self.check_held()
         self.zero_(generator=generator)
 

@@ -87,10 +87,14 @@ class RadialBall(Parameterization):
     ) -> None:
         super().__init__(shape, rank)
         m, n = self.shape
-        self.radius = check_radius(radius)
-        self.norm = _ball(norm, self.radius, self.rank)
-        self.left = nn.Parameter(torch.empty(m, self.rank, dtype=dtype, device=device))
-        self.right = nn.Parameter(torch.empty(n, self.rank, dtype=dtype, device=device))
+        self.radius: float = check_radius(radius)
+        self.norm: NormBall = _ball(norm, self.radius, self.rank)
+        self.left: nn.Parameter = nn.Parameter(
+            torch.empty(m, self.rank, dtype=dtype, device=device)
+        )
+        self.right: nn.Parameter = nn.Parameter(
+            torch.empty(n, self.rank, dtype=dtype, device=device)
+        )
         self.check_held()
         self.zero_(generator=generator)
 

@@ -78,11 +78,11 @@ class SimplexRankOnes(Parameterization):
     ) -> None:
         super().__init__(shape, rank)
         m, n = self.shape
-        self.radius = check_radius(radius)
+        self.radius: float = check_radius(radius)
         empty = torch.empty(0, dtype=dtype, device=device)
-        self.left = nn.Parameter(empty.new_empty(m, self.rank))
-        self.right = nn.Parameter(empty.new_empty(n, self.rank))
-        self.weights = nn.Parameter(empty.new_empty(self.rank + 1))
+        self.left: nn.Parameter = nn.Parameter(empty.new_empty(m, self.rank))
+        self.right: nn.Parameter = nn.Parameter(empty.new_empty(n, self.rank))
+        self.weights: nn.Parameter = nn.Parameter(empty.new_empty(self.rank + 1))
         self.check_held()
         self.zero_(generator=generator)
 

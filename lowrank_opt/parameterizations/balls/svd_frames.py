@@ -94,13 +94,13 @@ class SVDFrames(Parameterization):
         super().__init__(shape, rank)
         m, n = self.shape
         self.frame: Frame = check_choice(frame, get_args(Frame), "frame")
-        self.radius = None if radius is None else check_radius(radius)
+        self.radius: float | None = None if radius is None else check_radius(radius)
         empty = torch.empty(0, dtype=dtype, device=device)
         self.core: Core = check_choice(core, get_args(Core), "core")
         sizes = (self.rank,) if core == "diagonal" else (self.rank, self.rank)
-        self.values = nn.Parameter(empty.new_zeros(sizes))
-        self.left = _frame_parameter(frame, empty.new_empty(m, self.rank))
-        self.right = _frame_parameter(frame, empty.new_empty(n, self.rank))
+        self.values: nn.Parameter = nn.Parameter(empty.new_zeros(sizes))
+        self.left: nn.Parameter = _frame_parameter(frame, empty.new_empty(m, self.rank))
+        self.right: nn.Parameter = _frame_parameter(frame, empty.new_empty(n, self.rank))
         self.check_held()
         self.zero_(generator=generator)
 

@@ -77,7 +77,7 @@ class Complement(WideBuffers, Between):
             self.register_buffer(name, basis)
         self.left: Tensor | None
         self.right: Tensor | None
-        self.rank = self.image.rank
+        self.rank: int = self.image.rank
 
     @property
     def sides(self) -> tuple[Side, Side]:

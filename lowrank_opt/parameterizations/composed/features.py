@@ -43,7 +43,7 @@ class Features(WideBuffers):
     def __init__(self, matrix: Tensor, *, orthonormal: bool = False) -> None:
         super().__init__()
         self.orthonormal = orthonormal
-        self.shape = (matrix.shape[0], matrix.shape[1])
+        self.shape: tuple[int, int] = (matrix.shape[0], matrix.shape[1])
         self.register_buffer("index", matrix.indices() if matrix.is_sparse else None)
         self.register_buffer("values", matrix.values() if matrix.is_sparse else matrix)
         self.index: Tensor | None

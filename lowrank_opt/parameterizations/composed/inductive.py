@@ -94,8 +94,12 @@ class Inductive(WideBuffers, Between):
         self.orthonormal = orthonormal
         left, row_map = _orthonormalised(left) if orthonormal else (left, None)
         right, col_map = _orthonormalised(right) if orthonormal else (right, None)
-        self.rows = None if left is None else Features(left, orthonormal=orthonormal)
-        self.cols = None if right is None else Features(right, orthonormal=orthonormal)
+        self.rows: Features | None = (
+            None if left is None else Features(left, orthonormal=orthonormal)
+        )
+        self.cols: Features | None = (
+            None if right is None else Features(right, orthonormal=orthonormal)
+        )
         self.register_buffer("row_map", row_map)
         self.register_buffer("col_map", col_map)
         self.row_map: Tensor | None

@@ -74,7 +74,7 @@ class Offset(Parameterization):
         left, scale, right = offset.detach().clone()
         like = _reference(self.inner)
         self.offset_left, self.offset_right = (left * scale).to(like), right.to(like)
-        self.rank = self.feasible_set.rank
+        self.rank: int = self.feasible_set.rank
 
     @property
     def offset(self) -> LowRankOperator:

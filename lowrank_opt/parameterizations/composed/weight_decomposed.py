@@ -68,10 +68,12 @@ class WeightDecomposed(Configured):
         self, inner: Parameterization, weight: Tensor, *, detach_norm: bool = True
     ) -> None:
         super().__init__()
+        self.inner: Parameterization
+        self.detach_norm: bool
         self.inner, self.detach_norm = inner, detach_norm
         self._check(weight)
         like = next(inner.parameters()).detach()
-        self.magnitude = nn.Parameter(like.new_empty(inner.shape[0]))
+        self.magnitude: nn.Parameter = nn.Parameter(like.new_empty(inner.shape[0]))
         self.reset_(weight)
 
     @property

@@ -41,7 +41,9 @@ class DenseCore(Parameterization):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(shape, min(shape))
-        self.matrix = nn.Parameter(torch.zeros(*self.shape, dtype=dtype, device=device))
+        self.matrix: nn.Parameter = nn.Parameter(
+            torch.zeros(*self.shape, dtype=dtype, device=device)
+        )
 
     def factors(self) -> LowRankOperator:
         (m, n), R = self.shape, self.matrix

@@ -56,9 +56,13 @@ class Factored(Parameterization):
     ) -> None:
         super().__init__(shape, rank)
         m, n = self.shape
-        self.scaling = check_positive(scaling, "scaling")
-        self.left = nn.Parameter(torch.empty(m, self.rank, dtype=dtype, device=device))
-        self.right = nn.Parameter(torch.empty(n, self.rank, dtype=dtype, device=device))
+        self.scaling: float = check_positive(scaling, "scaling")
+        self.left: nn.Parameter = nn.Parameter(
+            torch.empty(m, self.rank, dtype=dtype, device=device)
+        )
+        self.right: nn.Parameter = nn.Parameter(
+            torch.empty(n, self.rank, dtype=dtype, device=device)
+        )
         self.zero_(generator=generator)
 
     @classmethod

@@ -42,11 +42,11 @@ class SumOfComponents(Parameterization):
     ) -> None:
         super().__init__(shape, rank)
         m, n = self.shape
-        self.scaling = check_positive(scaling, "scaling")
+        self.scaling: float = check_positive(scaling, "scaling")
         empty = torch.empty(0, dtype=dtype, device=device)
-        self.left = nn.Parameter(empty.new_empty(m, self.rank))
-        self.values = nn.Parameter(empty.new_empty(self.rank))
-        self.right = nn.Parameter(empty.new_empty(n, self.rank))
+        self.left: nn.Parameter = nn.Parameter(empty.new_empty(m, self.rank))
+        self.values: nn.Parameter = nn.Parameter(empty.new_empty(self.rank))
+        self.right: nn.Parameter = nn.Parameter(empty.new_empty(n, self.rank))
         self.zero_(generator=generator)
 
     @property

@@ -78,8 +78,8 @@ class VeRA(Parameterization):
         self.register_buffer("frozen_right", A)
         self.frozen_left: Tensor
         self.frozen_right: Tensor
-        self.rows = nn.Parameter(empty.new_empty(m))
-        self.inner = nn.Parameter(empty.new_empty(self.rank))
+        self.rows: nn.Parameter = nn.Parameter(empty.new_empty(m))
+        self.inner: nn.Parameter = nn.Parameter(empty.new_empty(self.rank))
         self.zero_()
 
     @classmethod

@@ -91,7 +91,7 @@ class ETHER(Parameterization):
         self._leading = LeadingValues()
         self.register_buffer("weight", weight.detach())
         self.weight: Tensor
-        self.vector = nn.Parameter(_normal(len(self._turned), weight, generator))
+        self.vector: nn.Parameter = nn.Parameter(_normal(len(self._turned), weight, generator))
 
     @property
     def _turned(self) -> Tensor:
@@ -218,13 +218,17 @@ class ETHERPlus(Parameterization):
                 "use fewer blocks"
             )
         super().__init__((m, n), min(rank, m, n))
+        self.blocks: int
+        self.two_sided: bool
         self.blocks, self.two_sided = blocks, two_sided
         self.side: Side = self_side
         self._leading = LeadingValues()
         self.register_buffer("weight", weight.detach())
         self.weight: Tensor
-        self.left_vectors = nn.Parameter(weight.new_empty(rows, 2))
-        self.right_vectors = nn.Parameter(weight.new_empty(n, 2)) if two_sided else None
+        self.left_vectors: nn.Parameter = nn.Parameter(weight.new_empty(rows, 2))
+        self.right_vectors: nn.Parameter | None = (
+            nn.Parameter(weight.new_empty(n, 2)) if two_sided else None
+        )
         self.zero_(generator=generator)
 
     @classmethod

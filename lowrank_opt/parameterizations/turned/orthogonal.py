@@ -119,9 +119,11 @@ class Orthogonal(Parameterization):
         self.butterfly: Butterfly = check_choice(butterfly, get_args(Butterfly), "butterfly")
         thin = _check_rank(rank, blocks, stages, map, (m, n))
         super().__init__((m, n), min(m, n) if thin is None else thin)
+        self.blocks: int
+        self.stages: int
         self.blocks, self.stages = blocks, stages
         self.map: Map = map
-        self.radius = _check_distance(radius, map)
+        self.radius: float | None = _check_distance(radius, map)
         self.directions = thin
         self.complete = map == "householder" or (radius is not None and stages == 1)
         self._leading = LeadingValues()
@@ -133,10 +135,12 @@ class Orthogonal(Parameterization):
         self.register_buffer("frame", None if frame is None else frame.to(weight))
         self.frame: Tensor | None
         if map == "householder":
-            self.vectors = nn.Parameter(weight.new_empty(n, self.rank))
+            self.vectors: nn.Parameter = nn.Parameter(weight.new_empty(n, self.rank))
         else:
             b = self.rank if thin is not None else check_blocks(n, blocks, stages, butterfly)
-            self.skew = nn.Parameter(weight.new_zeros(stages, blocks, b * (b - 1) // 2))
+            self.skew: nn.Parameter = nn.Parameter(
+                weight.new_zeros(stages, blocks, b * (b - 1) // 2)
+            )
         self.zero_(generator=generator)
 
     def options(self) -> dict[str, object]:

@@ -85,9 +85,9 @@ class ScaledRotation(Parameterization):
         self.weight: Tensor
         self.outer: Tensor
         self.inner: Tensor
-        self.skew = nn.Parameter(weight.new_zeros(rank * (rank - 1) // 2))
-        self.before = nn.Parameter(weight.new_ones(rank))
-        self.after = nn.Parameter(weight.new_ones(rank))
+        self.skew: nn.Parameter = nn.Parameter(weight.new_zeros(rank * (rank - 1) // 2))
+        self.before: nn.Parameter = nn.Parameter(weight.new_ones(rank))
+        self.after: nn.Parameter = nn.Parameter(weight.new_ones(rank))
 
     def options(self) -> dict[str, object]:
         return {

@@ -87,6 +87,8 @@ class Chain(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
+        self.first: nn.Linear
+        self.second: nn.Linear
         self.first, self.second = nn.Linear(inputs, 5), nn.Linear(5, outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

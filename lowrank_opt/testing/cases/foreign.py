@@ -51,7 +51,11 @@ class Foreign(Parameterization):
         rtol: float | None = None,
     ) -> None:
         super().__init__(shape, rank)
+        self.module: nn.Module
+        self.weight: Weight
         self.module, self.weight = module, weight
+        self.declared: FeasibleSet
+        self.rtol: float | None
         self.declared, self.rtol = feasible_set, rtol
 
     @property

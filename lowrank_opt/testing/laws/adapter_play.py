@@ -48,14 +48,14 @@ class Play:
         tolerance: float = 1e-9,
     ) -> None:
         self.stage, self.make = stage, make
-        self.do = Operations() if operations is None else operations
+        self.do: Operations = Operations() if operations is None else operations
         self.model = stage.build()
-        self.book = Book(stage.build().eval())
-        self.original = copy.deepcopy(self.book.base)
+        self.book: Book = Book(stage.build().eval())
+        self.original: nn.Module = copy.deepcopy(self.book.base)
         self.blocks: list[ExitStack] = []
         self.routed: list[ExitStack] = []
-        self.draws = torch.Generator().manual_seed(0)
-        self.tolerance = tolerance
+        self.draws: torch.Generator = torch.Generator().manual_seed(0)
+        self.tolerance: float = tolerance
         self.steps: list[str] = []
 
     def step(self, act: str | Callable[..., None], /, **arguments: object) -> None:

@@ -244,7 +244,7 @@ class Search(Generic[T]):
         try:
             self._body(trial)
         except NotApplicable as reason:
-            self.refusal = str(reason)
+            self.refusal: str = str(reason)
             return
         except RefusedCase:
             raise
@@ -254,4 +254,5 @@ class Search(Generic[T]):
         except (Exception, SystemExit) as error:
             self.finding = Finding(trial, f"{type(error).__name__}: {error}")
             raise Violation(self.finding.found) from error
+        self.tried: int
         self.tried += 1

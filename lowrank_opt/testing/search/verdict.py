@@ -27,6 +27,10 @@ class BrokenLawError(AssertionError):
 
     def __init__(self, law: str, found: str, case: Case | None, code: str) -> None:
         super().__init__(law, found, case, code)
+        self.law: str
+        self.found: str
+        self.case: Case | None
+        self.code: str
         self.law, self.found, self.case, self.code = law, found, case, code
 
     def __str__(self) -> str:

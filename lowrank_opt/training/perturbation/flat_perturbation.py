@@ -105,7 +105,11 @@ class FlatPerturbation:
                 f"sigma must be >= 0 and finite and total_steps >= 1; got sigma={sigma!r}, "
                 f"total_steps={total_steps!r}"
             )
+        self.sigma: float
+        self.total_steps: int
         self.sigma, self.total_steps, self.schedule = sigma, total_steps, schedule
+        self.detach_scale: bool
+        self.seed: int
         self.detach_scale, self.seed, self.step = detach_scale, seed, 0
         self._targets = find_targets(model, targets, dict(updates or {}), dict(axes or {}))
 
@@ -123,6 +127,7 @@ class FlatPerturbation:
         strength = self.sigma * self.schedule(self.step / self.total_steps)
         with self._installed(strength, self.seed, self.step):
             yield
+        self.step: int
         self.step += 1
 
     def sharpness(

@@ -121,6 +121,8 @@ class Magnitude(Importance):
     """
 
     def __init__(self, beta: float = 0.9, *, normalized: bool = True) -> None:
+        self.beta: float
+        self.normalized: bool
         self.beta, self.normalized = beta, normalized
         self._mean: dict[int, Tensor] = {}
 

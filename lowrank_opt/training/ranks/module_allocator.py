@@ -74,7 +74,7 @@ class ModuleAllocator:
         optimizer: Optimizer | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        self.pairs = factor_pairs(model)
+        self.pairs: list[FactorPair] = factor_pairs(model)
         if not 1 <= count <= len(self.pairs):
             raise ShapeError(
                 f"count must be in 1..{len(self.pairs)}, the number of updates; got count={count!r}"
@@ -82,7 +82,10 @@ class ModuleAllocator:
         parts = [x for x in model.modules() if isinstance(x, Parameterization)]
         owners = {id(getattr(x, "left", None)): x for x in parts}
         self._parts = [owners[id(pair.left)] for pair in self.pairs]
+        self.count: int
         self.count, self.score = count, score
+        self.optimizer: Optimizer | None
+        self.generator: torch.Generator | None
         self.optimizer, self.generator = optimizer, generator
         self.on = [True] * len(self.pairs)
         self.frequency = [0] * len(self.pairs)
@@ -112,7 +115,9 @@ class ModuleAllocator:
         for x in factors:
             x.grad = None
         self._switch(choose_modules(scores, self.count, generator=self.generator))
-        self.frequency = [n + chosen for n, chosen in zip(self.frequency, self.on, strict=True)]
+        self.frequency: list[int] = [
+            n + chosen for n, chosen in zip(self.frequency, self.on, strict=True)
+        ]
 
     def finish(self) -> None:
         """Set updates that are off to their zero start, so that the model no longer needs this."""
@@ -125,7 +130,7 @@ class ModuleAllocator:
         for index, (part, before, now) in enumerate(zip(self._parts, self.on, on, strict=True)):
             if before != now:
                 self._turn(index, part, on=now)
-        self.on = list(on)
+        self.on: list[bool] = list(on)
 
     def _turn(self, index: int, part: Parameterization, *, on: bool) -> None:
         part.requires_grad_(on)

@@ -83,7 +83,9 @@ class RankAllocator:
         balanced: bool = False,
         optimizer: Optimizer | None = None,
     ) -> None:
-        self.pairs = factor_pairs(pairs) if isinstance(pairs, nn.Module) else list(pairs)
+        self.pairs: list[FactorPair] = (
+            factor_pairs(pairs) if isinstance(pairs, nn.Module) else list(pairs)
+        )
         self._owners = _owners(pairs) if isinstance(pairs, nn.Module) else {}
         total = sum(pair.rank for pair in self.pairs)
         if budget.start > total or not self.pairs:
@@ -95,11 +97,18 @@ class RankAllocator:
             raise ShapeError(
                 "components need a diagonal core or none; got a full one: multiply it into a factor"
             )
-        self.importance = Sensitivity() if importance is None else importance
+        self.importance: Sensitivity | Importance = (
+            Sensitivity() if importance is None else importance
+        )
         if balanced:
             _check_bilinear(self.pairs, self._owners)
+        self.budget: CubicBudget
+        self.every: int
         self.budget, self.every = budget, every
+        self.revivable: bool
+        self.balanced: bool
         self.revivable, self.balanced = revivable, balanced
+        self.optimizer: Optimizer | None
         self.optimizer, self.steps = optimizer, 0
         self.masks = [torch.ones(pair.rank, dtype=torch.bool) for pair in self.pairs]
 
@@ -170,8 +179,8 @@ class RankAllocator:
                 f"an allocator's state must fit the factors' ranks, {own}; got masks for {ranks}: "
                 "load the model of that moment first"
             )
-        self.steps = int(state["steps"])
-        self.masks = [mask.clone() for mask in state["masks"]]
+        self.steps: int = int(state["steps"])
+        self.masks: list[Any] = [mask.clone() for mask in state["masks"]]
         self.importance.load(self.pairs, state["importance"])
 
     def _eligible(self) -> list[Tensor]:

@@ -29,6 +29,8 @@ class SensitivityAverage:
     """
 
     def __init__(self, beta1: float = 0.85, beta2: float = 0.85) -> None:
+        self.beta1: float
+        self.beta2: float
         self.beta1, self.beta2 = beta1, beta2
         self._mean: dict[str, Tensor] = {}
         self._spread: dict[str, Tensor] = {}

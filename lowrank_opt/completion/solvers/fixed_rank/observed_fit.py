@@ -54,15 +54,18 @@ class ObservedFit:
     def __init__(self, observations: Observations, bias: AdditiveBias) -> None:
         w = observations.weights
         counted = observations if w is None else observations.take(w > 0)
+        self.dtype: torch.dtype
+        self.bias: AdditiveBias
+        self.shape: tuple[int, int]
         self.dtype, self.bias, self.shape = observations.dtype, bias, observations.shape
         exact = counted.to(dtype=torch.float64)
         _check_size(_root_mean_square(exact.values, None), observations.dtype)
         mean_weight = 1.0 if exact.weights is None else float(exact.weights.mean())
-        self.weights = None if exact.weights is None else exact.weights / mean_weight
+        self.weights: Tensor | None = None if exact.weights is None else exact.weights / mean_weight
         centred = exact.values - bias.predict(exact.rows, exact.cols).double()
-        self.spread = _root_mean_square(centred, self.weights)
-        self.values = centred / self.spread
-        self.unit = self.spread * self.spread * mean_weight
+        self.spread: float = _root_mean_square(centred, self.weights)
+        self.values: Tensor = centred / self.spread
+        self.unit: float = self.spread * self.spread * mean_weight
         self._entries = exact.with_values(self.values)
         self._backend = backend_of(exact.device)
         self._seen = exact.row_counts > 0, exact.col_counts > 0

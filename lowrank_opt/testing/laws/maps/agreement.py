@@ -41,7 +41,7 @@ op = W.eval()().detach()
 print("merged:", op.to_dense().tolist())
 print("product of the factors:", ((op.left * op.scale) @ op.right.mT).tolist())
 """
-check_agreement = Law(
+check_agreement: Law[Subject] = Law(
     "agreement",
     "@, mT, linear and entries are those of the dense product; <Wx, y> = <x, W^T y>.",
     _agreement,
@@ -49,7 +49,7 @@ check_agreement = Law(
     parameters=MODERATE,
     needs=("contract",),
 )
-check_merge = Law(
+check_merge: Law[Subject] = Law(
     "merge",
     "A layer's forward with W0 and W apart equals that with W0 + W merged, while training too.",
     _merge,

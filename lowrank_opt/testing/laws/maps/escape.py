@@ -78,7 +78,7 @@ _SHOW = """
 print("excess at the start:", W.feasible_set.excess(W.factors().detach()))
 # The check takes steps of Adam from here, towards larger norms.
 """
-check_escape = Law(
+check_escape: Law[Subject] = Law(
     "escape",
     "An optimizer that climbs the norm of W stays in the set.",
     _escape,

@@ -123,7 +123,7 @@ def _difference(
     return (values[0] - values[1]) / (2 * h)
 
 
-check_smoothness = Law(
+check_smoothness: Law[Subject] = Law(
     "smoothness",
     "Gradients are finite at every finite parameter, and equal finite differences where tame.",
     _smoothness,

@@ -106,7 +106,7 @@ image.load_state_dict(W.right_inverse(target), strict=False)
 print("W:       ", target.to_dense().tolist())
 print("F(G(W)): ", image.factors().to_dense().tolist())
 """
-check_section = Law(
+check_section: Law[Subject] = Law(
     "section",
     "F(G(F(theta))) = F(theta): the right inverse G finds parameters for what the map F makes.",
     _section,
@@ -123,7 +123,7 @@ check_section = Law(
     show=_SHOW_SECTION,
     needs=("contract", "membership", "purity"),
 )
-check_completeness = Law(
+check_completeness: Law[Subject] = Law(
     "completeness",
     "F(G(W)) = W for every member W of the set: boundary, zero, repeated values, lower rank. "
     "Without a right inverse G, an optimizer must come near W.",

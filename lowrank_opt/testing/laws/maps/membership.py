@@ -236,13 +236,13 @@ _SHOW_CONTRACT = """
 print("made:", type(W).__name__, "asked for a $m x $n matrix")
 print("a call returns:", type(W()).__name__, getattr(W(), "shape", "without a shape"))
 """
-check_contract = Law(
+check_contract: Law[Subject] = Law(
     "contract",
     "make(shape, rank) returns a parameterization of that shape, whose call returns an operator.",
     _contract,
     show=_SHOW_CONTRACT,
 )
-check_membership = Law(
+check_membership: Law[Subject] = Law(
     "membership",
     "W is in the declared set for every finite parameter, to the rounding of the dtype.",
     membership,
@@ -251,7 +251,7 @@ check_membership = Law(
     show=_SHOW_EXCESS,
     needs=("contract",),
 )
-check_rank = Law(
+check_rank: Law[Subject] = Law(
     "rank",
     "The rank of W is at most that of the declared set, for every finite parameter.",
     _rank,
@@ -260,7 +260,7 @@ check_rank = Law(
     show=_SHOW_RANK,
     needs=("contract",),
 )
-check_certificate = Law(
+check_certificate: Law[Subject] = Law(
     "certificate",
     "certify() bounds the true singular values from above and never claims too much.",
     _certificate,

@@ -54,7 +54,7 @@ print("asked for:", $dtype)
 print("parameters:", {name: p.dtype for name, p in W.named_parameters()})
 print("factors:", [x.dtype for x in W()])
 """
-check_dtype = Law(
+check_dtype: Law[Subject] = Law(
     "dtype",
     "Factors and gradients have the dtype and device of the parameters, after conversion too.",
     _dtype,
@@ -62,7 +62,7 @@ check_dtype = Law(
     show=_SHOW_DTYPE,
     needs=("contract",),
 )
-check_precision = Law(
+check_precision: Law[Subject] = Law(
     "precision",
     "W is in the declared set in the other precision too: a bound that rounding breaks is none.",
     _precision,

@@ -80,7 +80,7 @@ op.linear(torch.ones($n, dtype=$dtype)).sum().backward()
 for name, p in W.named_parameters():
     print("gradient of", name, None if p.grad is None else p.grad.tolist())
 """
-check_zero_start = Law(
+check_zero_start: Law[Subject] = Law(
     "zero_start",
     "zero_() gives W = 0 exactly in every entry, a gradient that is finite and not zero, no jump.",
     _zero_start,

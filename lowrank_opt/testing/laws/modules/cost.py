@@ -52,7 +52,7 @@ with forbid_dense(W):
     W().linear(torch.ones(4, $n, dtype=$dtype)).sum().backward()
     W.certify()
 """
-check_never_dense = Law(
+check_never_dense: Law[Subject] = Law(
     "never_dense",
     "Forward, backward, certificate, right inverse and zero start allocate no m x n numbers.",
     _never_dense,

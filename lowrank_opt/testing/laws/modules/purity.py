@@ -183,7 +183,7 @@ with torch.no_grad():
         p.add_(0.1)
 print("a step in place gives:", W().to_dense().tolist())
 """
-check_purity = Law(
+check_purity: Law[Subject] = Law(
     "purity",
     "factors(), right_inverse() and certify() change nothing, and repeat.",
     _purity,
@@ -191,7 +191,7 @@ check_purity = Law(
     show=_SHOW_PURITY,
     needs=("contract",),
 )
-check_copies = Law(
+check_copies: Law[Subject] = Law(
     "copies",
     "State dict, deep copy and pickle carry all of W and share none of it.",
     _copies,
@@ -199,7 +199,7 @@ check_copies = Law(
     show=_SHOW_COPIES,
     needs=("contract", "purity"),
 )
-check_in_place = Law(
+check_in_place: Law[Subject] = Law(
     "in_place",
     "Steps in place move W as new parameters would, and leave frozen tensors alone.",
     _in_place_steps,

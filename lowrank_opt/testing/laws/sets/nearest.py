@@ -154,7 +154,7 @@ _START = (FreeParameters("start"),)
 _GRADIENTS = (FreeParameters("start"), FreeParameters("normal"))
 
 # Of the set that a parameterization declares.
-check_projection = Law(
+check_projection: Law[SetTrial] = Law(
     "projection",
     _PROJECTION,
     _projection,
@@ -163,7 +163,9 @@ check_projection = Law(
     needs=("contract",),
     trial=declared_set,
 )
-check_lmo = Law("lmo", _LMO, _lmo, parameters=_GRADIENTS, needs=("contract",), trial=declared_set)
+check_lmo: Law[SetTrial] = Law(
+    "lmo", _LMO, _lmo, parameters=_GRADIENTS, needs=("contract",), trial=declared_set
+)
 
 DECLARED = (check_projection, check_lmo)
 # Of a set itself.
