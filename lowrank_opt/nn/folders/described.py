@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor
 
 from lowrank_opt.errors import DataError, OptionError, ShapeError, TargetError
-from lowrank_opt.nn.surgery.options import Make, asked_of
+from lowrank_opt.nn.surgery.options import Make, asked_of, takes
 from lowrank_opt.parameterizations import Parameterization
 from lowrank_opt.parameterizations.config import (
     Json,
@@ -54,7 +54,8 @@ def made_alike(
 ) -> Parameterization:
     """Return what `make` gives, which must be what is described.
 
-    As for `adapt`, it gets ``weight=`` and ``name=`` if it has arguments of these names.
+    As for `adapt`, it gets ``weight=`` and ``name=`` if it has arguments of these names, and the
+    ``rank=`` of the file if what it gives without is something else.
 
     Raises
     ------
@@ -66,13 +67,19 @@ def made_alike(
     wanted = asked_of(make)
     given = {key: given[key] if key in given else weight() for key in wanted}
     made = make((m, n), **given)
-    same = described(made)
-    if any(same[key] != recipe[key] for key in ("class", "rank", "options")):
+    if not _is_as_described(made, recipe) and takes(make, "rank"):
+        made = make((m, n), **{**given, "rank": recipe["rank"]})
+    if not _is_as_described(made, recipe):
         raise TargetError(
             f"make must return what the file holds, {recipe['class']} of rank {recipe['rank']} "
             f"with {recipe['options']}; got {made!r}"
         )
     return made
+
+
+def _is_as_described(made: Parameterization, recipe: JsonObject) -> bool:
+    same = described(made)
+    return all(same[key] == recipe[key] for key in ("class", "rank", "options"))
 
 
 def load(member: Parameterization, own: Mapping[str, Tensor], prefix: str) -> None:

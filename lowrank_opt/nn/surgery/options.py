@@ -133,6 +133,15 @@ def asked_of(make: Make) -> list[str]:
     return [key for key in ("weight", "name", "generator") if key in named and key not in bound]
 
 
+def takes(make: Make, name: str) -> bool:
+    """Whether `make` can be called with an argument of that name besides the shape."""
+    try:
+        inspect.signature(make).bind((1, 1), **{**dict.fromkeys(asked_of(make)), name: 1})
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def _checked(made: object, shape: tuple[int, int]) -> Parameterization:
     if not isinstance(made, Parameterization):
         raise OptionError(f"make(shape) must return a Parameterization; got {type(made).__name__}")

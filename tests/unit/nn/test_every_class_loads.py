@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+import lowrank_opt as lo
 from lowrank_opt.errors import TargetError
-from lowrank_opt.nn import adapt, inspect_adapter, load_adapter, save_adapter
+from lowrank_opt.nn import adapt, adapted_weights, inspect_adapter, load_adapter, save_adapter
 from lowrank_opt.parameterizations.catalog import examples
 
 EXAMPLES = [e for e in examples() if "WeightDecomposed" not in e.name]
@@ -57,3 +58,32 @@ def test_folder_holds_no_base_weight(example, tmp_path: Path) -> None:
     assert torch.equal(model(x), load_adapter(fresh, tmp_path, make=make)(x))
     (site,) = inspect_adapter(tmp_path)
     assert "needs the base weight" == site.bound
+
+
+class Own(lo.Parameterization):
+    """A class that does not hold its options: only `make` makes it again."""
+
+    def __init__(self, shape, rank=2):
+        super().__init__(shape, rank)
+        self.left = nn.Parameter(torch.zeros(shape[0], rank))
+        self.right = nn.Parameter(torch.ones(shape[1], rank))
+
+    @property
+    def feasible_set(self):
+        return lo.RankAtMost(self.rank)
+
+    def factors(self):
+        return lo.LowRankOperator(self.left, self.left.new_ones(self.rank), self.right)
+
+
+def test_layers_of_one_shape_with_other_ranks_load_again(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    base = copy.deepcopy(model)
+    adapt(model, Own, targets=".*", rank_pattern={"1": 3})
+    with torch.no_grad():
+        for p in (p for p in model.parameters() if p.requires_grad):
+            nn.init.normal_(p)
+    save_adapter(model, tmp_path)
+    again, x = load_adapter(base, tmp_path, make=Own), torch.randn(2, 4)
+    assert torch.equal(model(x), again(x))
+    assert [2, 3] == [found.updates[0].rank for found in adapted_weights(again)]
