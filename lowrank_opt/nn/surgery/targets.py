@@ -76,13 +76,13 @@ def select(
     OptionError
         If a pattern matches nothing, or names something that cannot be adapted.
     """
-    options = candidates(everywhere)
+    every = candidates(everywhere)
     heads = _heads(everywhere, trained) if targets == ALL_LINEAR else set[int]()
-    options = [c for c in options if id(c.target) not in heads]
+    options = [c for c in every if id(c.target) not in heads]
     barren = [slot for slot in _barren(everywhere, options) if id(slot.module) not in heads]
     chosen = _matching(targets, options, everywhere)
     dropped = {c.name for c in options if matches_any(exclude, c.name)}
-    _check_excluded(exclude, options, barren)
+    _check_excluded(exclude, every, barren)
     _check_barren(targets, [slot for slot in barren if not matches_any(exclude, slot.name)])
     kept = [c for c in chosen if c.name not in dropped]
     if not kept:

@@ -29,10 +29,12 @@ class Speaker(nn.Module):
         return self.head
 
 
+@pytest.mark.parametrize("exclude", [(), ("head", "score")])
 @pytest.mark.parametrize("tied", [False, True])
-def test_all_linear_leaves_out_output_layers_and_what_is_trained(tied):
+def test_all_linear_leaves_out_output_layers_and_what_is_trained(tied, exclude):
     model = nn.ModuleDict({"inside": Speaker(tied=tied)})
-    adapt(model, ball, targets="all-linear", modules_to_train="score")
+    # To exclude them besides is no error.
+    adapt(model, ball, targets="all-linear", exclude=exclude, modules_to_train="score")
     assert ["inside.body"] == adapted_layers(model)
 
 
