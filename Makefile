@@ -51,8 +51,11 @@ format-check: $(STAMP) ## Fail if the formatter would change a file
 lint: $(STAMP) ## Lint
 	@$(BIN)/python -m ruff check $(PRESENT)
 
-types: $(STAMP) ## Check the types (strict)
+types: $(STAMP) ## Check the types (strict), and that every public symbol has one
 	@$(BIN)/python -m basedpyright $(wildcard lowrank_opt problems experiments)
+	@PYTHONPATH=. PATH="$(CURDIR)/$(BIN):$$PATH" basedpyright --verifytypes lowrank_opt --ignoreexternal > $(VENV)/types.txt \
+	  || { grep -B1 'error:' $(VENV)/types.txt; exit 1; }
+	@tail -n 4 $(VENV)/types.txt | head -n 1
 
 docs: $(STAMP) ## Build the documentation into docs/_build/html, warnings are errors
 	@rm -rf docs/_build docs/reference/generated docs/tutorials docs/gallery

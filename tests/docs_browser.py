@@ -10,6 +10,7 @@ type. Ends with status 1, and a line for each fault, if there is one.
 import argparse
 import posixpath
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
@@ -91,6 +92,17 @@ FOUND = """new Promise(resolve => {
 })"""
 
 
+# A page with one fault of each kind, and a word of the line that has to be printed for it.
+PLANTED = """<html><body><article><h1>One</h1><h3>Three</h3><img src="none.png">
+<script>console.error("planted")</script><script src="http://host.invalid/a.js"></script>
+<div style="width: 2000px">wide</div><pre style="overflow: auto">{long}</pre>
+<a href="none.html">none</a></article></body></html>"""
+NOTICED = (
+    "broken image", "without alt", "no language", "skip a level", "console", "asks a host",
+    "at 1280", "at 360", "not dark", "cut on paper",
+)  # fmt: skip
+
+
 class Page(HTMLParser):
     """The links and the names of places of one page."""
 
@@ -165,6 +177,17 @@ def faults_of(tab: Tab, path: Path) -> Iterator[str]:
     yield from spoken(events)
 
 
+def unnoticed(tab: Tab) -> Iterator[str]:
+    """Yield what this check itself does not see on a page where it is planted."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "planted.html"
+        path.write_text(PLANTED.format(long="x" * 500), encoding="utf-8")
+        found = "\n".join([*faults_of(tab, path), *broken_links(Path(folder))])
+    yield from (f"the check is blind for {kind!r}" for kind in NOTICED if kind not in found)
+    if "broken link none.html" not in found:
+        yield "the check is blind for links"
+
+
 def badly_found(tab: Tab, root: Path) -> Iterator[str]:
     """Yield the words for which the search does not find the page that is meant."""
     for word, page in WORDS.items():
@@ -205,6 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def all_faults(program: str, root: Path, pages: Sequence[Path]) -> Iterator[str]:
     """Yield everything that is wrong, as it is found."""
     with browser(program) as tab:
+        yield from unnoticed(tab)
         yield from badly_found(tab, root)
         for path in pages:
             try:

@@ -57,10 +57,11 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "": {"clients", "federated", "combined", "spectra"},
     },
     "lowrank_opt.estimators": {
+        "bases": set(),
         "data": set(),
         "choice": set(),
-        "folders": {"choice", "data"},
-        "": {"data", "choice", "folders"},
+        "folders": {"bases", "choice", "data"},
+        "": {"bases", "data", "choice", "folders"},
     },
     "lowrank_opt.testing": {
         "dense_guard": set(),

@@ -91,7 +91,7 @@ def test_wheel_registers_command_and_pytest_plugin(wheel: Path) -> None:
 
 def test_wheel_holds_no_data(members: list[str]) -> None:
     library = [name for name in members if name.startswith("lowrank_opt/")]
-    assert [] == [n for n in library if not n.endswith((".py", "/py.typed"))]
+    assert [] == [n for n in library if not n.endswith((".py", ".pyi", "/py.typed"))]
 
 
 def test_wheel_is_typed(members: list[str]) -> None:

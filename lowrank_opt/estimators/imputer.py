@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.impute import MissingIndicator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -16,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.completion.after.fold_in import FactorPrior, fold_in_rows
 from lowrank_opt.completion.after.path import RegularizationPath
+from lowrank_opt.estimators.bases import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from lowrank_opt.estimators.choice.callbacks import (
     CallbackSupportMixin,
     Watch,
@@ -152,12 +152,13 @@ class LowRankImputer(
         check_imputer_options(self)
         data = self._validated(X, reset=True)
         self._bounds = column_bounds(self.min_value, self.max_value, data.shape[1])
-        self.indicator_ = None
+        self.indicator_: MissingIndicator | None = None
         if self.add_indicator:
             self.indicator_ = MissingIndicator(error_on_new=False).fit(data)
-        self.scales_ = ColumnScales.of(data)
+        self.scales_: ColumnScales = ColumnScales.of(data)
         statistics = self.scales_.statistics
-        self.statistics_ = np.nan_to_num(statistics) if self.keep_empty_features else statistics
+        kept = np.nan_to_num(statistics) if self.keep_empty_features else statistics
+        self.statistics_: Matrix = kept
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self._fit_scaled(self.scales_.scaled(data), seed, watch)
         return self
@@ -244,8 +245,10 @@ class LowRankImputer(
             observations, search, given, bias=None, validation=self.validation, seed=seed
         )
         assert isinstance(choice.result, CompletionResult), "als gives no draws"
-        self.result_, self.path_ = choice.result, choice.path
-        self.rank_, self.penalty_ = int(choice.setting["rank"]), choice.setting["penalty"]
+        self.result_: CompletionResult | None = choice.result
+        self.path_: RegularizationPath = choice.path
+        self.rank_: int = int(choice.setting["rank"])
+        self.penalty_: float = choice.setting["penalty"]
 
     def _predicted(self, data: Matrix, missing: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Return the missing values of the kept columns, in the order of the mask."""

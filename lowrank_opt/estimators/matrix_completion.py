@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import check_random_state
 
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.completion.after.path import RegularizationPath
 from lowrank_opt.completion.solvers.traits import AnyResult
+from lowrank_opt.estimators.bases import BaseEstimator, RegressorMixin
 from lowrank_opt.estimators.choice.callbacks import (
     CallbackSupportMixin,
     Watch,
@@ -34,8 +34,10 @@ from lowrank_opt.solvers import Solver
 from lowrank_opt.tables import Triplets, read_triplets
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from sklearn.utils import Tags
 
+    from lowrank_opt.tables.ids import Labels
     from lowrank_opt.tables.triplets import Interactions, Reals
 
 
@@ -211,10 +213,11 @@ class MatrixCompletion(CallbackSupportMixin, PredictingCompletion, RegressorMixi
 
     def take(self, entries: Entries, result: AnyResult) -> None:
         """Take over a result that was computed elsewhere, from these entries."""
-        self.row_labels_, self.col_labels_ = entries.row_labels, entries.col_labels
+        self.row_labels_: Labels = entries.row_labels
+        self.col_labels_: Labels = entries.col_labels
         self.n_features_in_ = 2
         if entries.names is not None:
-            self.feature_names_in_ = np.array(entries.names, dtype=object)
+            self.feature_names_in_: NDArray[np.object_] = np.array(entries.names, dtype=object)
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
         observations = entries.observations
@@ -259,10 +262,12 @@ class MatrixCompletion(CallbackSupportMixin, PredictingCompletion, RegressorMixi
             setting["rank"] = min(setting["rank"], float(min(entries.shape)))
             result = search.refit(observations, setting, self._start(entries))
         else:
+            self.path_: RegularizationPath
             result, setting, self.path_, self._intervals = choose_and_fit(
                 observations, search, given, bias=self.bias, validation=self.validation, seed=seed
             )
-        self.clip_ = clip_range(observations) if self.clip == "auto" else self.clip
+        clip = clip_range(observations) if self.clip == "auto" else self.clip
+        self.clip_: tuple[float, float] | None = clip
         self.set_setting(setting)
         self.take(entries, result)
         return self

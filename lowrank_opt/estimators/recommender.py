@@ -99,7 +99,7 @@ class Recommender(CallbackSupportMixin, AnsweringRecommender):
         self._updater = Updater.of(
             result, entries.observations, biased=model.bias is not None, described=model.described
         )
-        self.model_ = model
+        self.model_: MatrixCompletion = model
         self._take(entries, result)
         return self
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
 from lowrank_opt.completion import CompletionResult
+from lowrank_opt.estimators.bases import BaseEstimator
 from lowrank_opt.estimators.choice.choosing import clip_range, fitted_completion
 from lowrank_opt.estimators.data.entries import Entries
 from lowrank_opt.estimators.folders import saving
@@ -72,7 +73,7 @@ class SavedRecommender(BaseEstimator):
     @classmethod
     def _of_parts(cls, facts: dict[str, Any], tensors: saving.Tensors) -> Self:
         inner = MatrixCompletion.of_parts(facts, tensors)
-        model = cls(clone(inner))
+        model = cls(clone(inner))  # pyright: ignore[reportCallIssue]  # of the class that derives
         model.model_ = inner
         rows, cols = inner.row_labels_, inner.col_labels_
         x = saving.of("seen", tensors)
@@ -93,7 +94,7 @@ class SavedRecommender(BaseEstimator):
         assert isinstance(self.model_.result_, CompletionResult), "a point estimate was given"
         self.result_ = self.model_.result_
         self.row_labels_, self.col_labels_ = entries.row_labels, entries.col_labels
-        self.n_features_in_ = self.model_.n_features_in_
+        self.n_features_in_: int = self.model_.n_features_in_
         if self.model_.clip == "auto":
             # New ratings may reach beyond the old ones.
             self.model_.clip_ = clip_range(entries.observations)

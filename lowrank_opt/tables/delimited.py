@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice, repeat
 from os import PathLike, fspath
-from typing import Any, BinaryIO, TypeAlias, cast
+from typing import Any, BinaryIO, TextIO, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,13 +154,14 @@ class DelimitedFile:
         known: Callable[[str, str], bool] | None = None,
         name: str | None = None,
     ) -> None:
-        self.path = name or stream_name(path)
+        self.path: str = name or stream_name(path)
+        self.bad: BadLines
         self.bad, self.unterminated = BadLines(max_bad_lines), False
-        self.blank = list[int]()
+        self.blank: list[int] = list[int]()
         with reading(self.path):
             # Opened once: a pipe cannot be read again.
-            self.stream = _open(path)
-            self.first = self.stream.readline()
+            self.stream: TextIO = _open(path)
+            self.first: str = self.stream.readline()
         first = self.first.removesuffix("\n")
         if first.startswith(("PK\3\4", '{"', '[{"')) or "\0" in first:
             raise DataError(
@@ -169,21 +170,23 @@ class DelimitedFile:
             )
         if not first.strip():
             raise DataError(f"a file must begin with a line of data; {self.path!r} has none")
-        self.separator = separator or _guess(first, self.path)
+        self.separator: str = separator or _guess(first, self.path)
         try:
             fields = _split(first, self.separator)
         except csv.Error as error:
             raise DataError(
                 f"quotes must match; {self.path!r} begins with {first[:_SHOWN]!r}: {error}"
             ) from error
-        self.width = len(fields)
+        self.width: int = len(fields)
         found = Heading(self.path, fields, known, is_number).find(
             texts, number, values=values, header=header
         )
-        self.header = found.header
+        self.header: bool = found.header
         first_line = "names in the first line" if found.header else "no header"
-        self.reading = f"{found.reading}; {first_line}"
-        self.names = [name.strip() for name in fields] if found.header else None
+        self.reading: str = f"{found.reading}; {first_line}"
+        self.names: list[str] | None = [name.strip() for name in fields] if found.header else None
+        self.texts: list[int]
+        self.number: int | None
         self.texts, self.number = found.texts, found.number
 
     def chunks(self) -> Iterator[Chunk]:
@@ -204,7 +207,7 @@ class DelimitedFile:
                 if len(self.bad.numbers) > self.bad.limit:
                     raise self._too_many(number - 1)
                 if not lines[-1].endswith("\n"):
-                    self.unterminated = self.width - 1 in (*self.texts, self.number)
+                    self.unterminated: bool = self.width - 1 in (*self.texts, self.number)
                 if len(chunk) > 0:
                     yield chunk
 

@@ -13,9 +13,9 @@ from lowrank_opt.tables.arrays import as_array, as_reals, mask_of
 from lowrank_opt.tables.frames import is_frame
 
 if TYPE_CHECKING:
-    from scipy.sparse import sparray, spmatrix
+    from lowrank_opt.sparse import SparseMatrix
 
-    Matrix: TypeAlias = NDArray[np.floating] | spmatrix | sparray
+    Matrix: TypeAlias = NDArray[np.floating] | SparseMatrix
 
 
 def as_features(data: object, name: str = "features") -> Matrix:
@@ -111,7 +111,7 @@ def _from_torch(data: Tensor) -> object:
     return coo_array((coo.values().double().numpy(), (i, j)), shape=tuple(data.shape))
 
 
-def _checked_sparse(data: object, name: str) -> spmatrix | sparray:
+def _checked_sparse(data: object, name: str) -> SparseMatrix:
     matrix = cast("Any", data).tocsr().astype(np.float64)
     missing = np.isnan(matrix.data)
     if missing.any():

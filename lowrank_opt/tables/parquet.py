@@ -44,7 +44,8 @@ class ColumnFile:
         If pyarrow is not installed.
     """
 
-    header, unterminated = True, False
+    header: bool = True
+    unterminated: bool = False
     shape: tuple[int, int] | None = None
 
     def __init__(

@@ -47,8 +47,9 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from narwhals.typing import IntoFrame
-    from scipy.sparse import sparray, spmatrix
     from torch import Tensor
+
+    from lowrank_opt.sparse import SparseMatrix
 
     Interactions: TypeAlias = (
         NDArray[np.generic]
@@ -57,8 +58,7 @@ if TYPE_CHECKING:
         | tuple[object, ...]
         | Mapping[str, object]
         | IntoFrame
-        | spmatrix
-        | sparray
+        | SparseMatrix
         | Observed
         | str
         | PathLike[str]

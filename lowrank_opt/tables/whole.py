@@ -37,7 +37,8 @@ class WholeFile:
         If a column does not exist, or values are needed and there are none.
     """
 
-    header, unterminated = False, False
+    header: bool = False
+    unterminated: bool = False
 
     def __init__(
         self,
@@ -48,17 +49,21 @@ class WholeFile:
         *,
         values: bool | None = False,
     ) -> None:
+        self.path: str
+        self.bad: BadLines
+        self.found: Triplets
         self.path, self.bad, self.found = fspath(path), BadLines(), read(path)
-        self.shape = self.found.shape
+        self.shape: tuple[int, int] | None = self.found.shape
         pair, has_values = self.found.names, self.found.values is not None
         self.names: list[str] | None = None if pair is None else [*pair]
         self._check_asked((*texts[:2], number))
         if not has_values and (values or number is not None):
             raise DataError(f"a column of values is needed; {self.path!r} has none")
         taken = has_values and not (values is False and number is None)
+        self.texts: list[int]
         self.texts, self.number = [0, 1], 2 if taken else None
         what = "triplets" if self.found.shape is None else "entries of a matrix, by position from 0"
-        self.reading = what if pair is None else f"rows {pair[0]}, columns {pair[1]}"
+        self.reading: str = what if pair is None else f"rows {pair[0]}, columns {pair[1]}"
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield ids and values, in order.

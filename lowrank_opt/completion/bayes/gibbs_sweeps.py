@@ -53,9 +53,12 @@ class Side:
         K, dtype = self.x.shape[1], self.x.dtype
         self.links: list[FeatureLink] = [link.as_dtype(dtype.type) for link in links]
         self.mean, self.precision = np.zeros(K), np.eye(K)
-        self.coefficients = [np.zeros((len(link.spread), K), dtype) for link in self.links]
+        self.coefficients: list[Floats] = [
+            np.zeros((len(link.spread), K), dtype) for link in self.links
+        ]
         self.parts: list[Floats] = [np.zeros_like(self.x) for _ in links]
         self.strengths: list[float] = [1.0 for _ in links]
+        self.counts: NDArray[np.integer]
         self.noise_strength: float
         self.counts, self.noise_strength = rows.positive_counts.cpu().numpy(), noise_strength
         self.relative_precision: Floats = np.ones(len(self.x))

@@ -15,8 +15,8 @@ from lowrank_opt.completion.bayes.normal_wishart import NormalWishart
 from lowrank_opt.completion.loop.checkpoint import State, packed, unpacked
 from lowrank_opt.completion.model.bias import AdditiveBias
 from lowrank_opt.completion.model.standardize import standardize
-from lowrank_opt.kernels.gaussian_rows import Moments
-from lowrank_opt.kernels.parts import gaussian_rows
+from lowrank_opt.kernels.gaussian_rows import GaussianRows, Moments
+from lowrank_opt.kernels.parts import PartialGaussianRows, gaussian_rows
 from lowrank_opt.observations import Observations
 from lowrank_opt.observations.parts import total
 from lowrank_opt.operator import LowRankOperator
@@ -71,11 +71,13 @@ class VariationalPosterior:
         self.offset, self.unit, scaled = standardize(observations, centre=biased)
         narrow = single or observations.dtype == torch.float32
         dtype = torch.float32 if narrow else torch.float64
-        self.rows = list(gaussian_rows(scaled, dtype))
+        self.rows: list[GaussianRows | PartialGaussianRows] = list(gaussian_rows(scaled, dtype))
         weights = self.rows[0].weights
         self.count: int = int(total(scaled, weights > 0))
         self.log_weights: float = float(total(scaled, weights[weights > 0].double().log()))
-        self.counts = [rows.positive_counts.cpu().numpy() for rows in self.rows]
+        self.counts: list[NDArray[np.integer]] = [
+            rows.positive_counts.cpu().numpy() for rows in self.rows
+        ]
         where = torch.device("cpu") if generator is None else generator.device
         self.seed: int = int(torch.randint(2**62, (), generator=generator, device=where))
         self.rng: np.random.Generator = np.random.default_rng(self.seed)
@@ -87,8 +89,10 @@ class VariationalPosterior:
         size = self.unknowns
         self.precisions: list[Floats] = [_FIRST_PRECISION * np.eye(size) for _ in self.sides]
         self.priors: list[NormalWishart] = [NormalWishart.prior(size) for _ in self.sides]
-        self.noise = noise.common(0, 0.0)
-        self.relative = [noise.relative(0 * n, 0.0 * n, noise_strength) for n in self.counts]
+        self.noise: noise.Gammas = noise.common(0, 0.0)
+        self.relative: list[noise.Gammas] = [
+            noise.relative(0 * n, 0.0 * n, noise_strength) for n in self.counts
+        ]
         self.divergences: list[float]
         self.divergences, self.energy = [0.0, 0.0], math.inf
 

@@ -51,13 +51,16 @@ class Objective:
         self.penalty: float
         self.bias_penalty: float
         self.penalty, self.bias_penalty = problem.penalty, problem.bias_penalty
-        fit_bias = self.fit_bias = problem.bias is not None
+        fit_bias = problem.bias is not None
+        self.fit_bias: bool = fit_bias
         start = self._start()
         self.mean: float = start.mean
         on_scale = self.loss.on_value_scale
         self.spread: float = _root_mean_square(observations, self.mean) if on_scale else 1.0
         self.centred: Observations = self._centred(observations)
-        self.free = [p for p in parameterization.parameters() if p.requires_grad]
+        self.free: list[torch.nn.Parameter] = [
+            p for p in parameterization.parameters() if p.requires_grad
+        ]
         self.biases: tuple[Tensor, Tensor] = (start.rows / self.spread, start.cols / self.spread)
         for b in self.biases:
             b.requires_grad_(fit_bias)

@@ -23,7 +23,9 @@ from lowrank_opt.tables.features import as_features
 if TYPE_CHECKING:
     from scipy.sparse import sparray, spmatrix
 
-    Features: TypeAlias = Tensor | NDArray[np.floating] | spmatrix | sparray
+    from lowrank_opt.sparse import SparseMatrix
+
+    Features: TypeAlias = Tensor | NDArray[np.floating] | SparseMatrix
 
 Floats = NDArray[np.floating]
 

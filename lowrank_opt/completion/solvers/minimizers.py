@@ -181,7 +181,7 @@ class QuasiNewtonSteps(Minimizer):
     def _remember(self, x: Tensor, value: float, gradient: Tensor) -> "_Remembered":
         if not (math.isfinite(value) and bool(torch.isfinite(gradient).all())):
             # With infinity and NaN the line search halves its interval.
-            self.met_not_finite = True
+            self.met_not_finite: bool = True
             value, gradient = math.inf, torch.full_like(gradient, math.nan)
         self.memory.append(_Remembered(x, value, gradient))
         return self.memory[-1]

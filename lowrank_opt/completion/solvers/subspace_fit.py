@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lowrank_opt.completion.model.bias import AdditiveBias
 from lowrank_opt.kernels.backend import backend_of
-from lowrank_opt.kernels.protocol import ModelParts, Needed
+from lowrank_opt.kernels.protocol import Backend, ModelParts, Needed
 from lowrank_opt.linalg import product_svd
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
@@ -113,7 +113,7 @@ class SubspaceFit:
             observations.values.new_ones(size) if w is None else w.detach().to(observations.values)
             for w, size in ((row_weights, m), (col_weights, n))
         )
-        self.backend = backend_of(observations.device)
+        self.backend: Backend = backend_of(observations.device)
         w = observations.weights
         self.weights: Tensor = torch.ones_like(observations.values) if w is None else w
         self.step: float

@@ -44,7 +44,14 @@ def _unchanged(method: F) -> F:
 
 
 if TYPE_CHECKING:
-    CallbackSupportMixin, with_callbacks = _WithoutCallbacks, _unchanged
+
+    class CallbackSupportMixin(_WithoutCallbacks):
+        """Takes callbacks."""
+
+    def with_callbacks(method: F) -> F:
+        """Let a method tell its callbacks."""
+        ...
+
 else:
     try:
         from sklearn.callback import CallbackSupportMixin, with_callbacks

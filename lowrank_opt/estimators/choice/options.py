@@ -21,7 +21,11 @@ class ImputerOptions(Protocol):
     tolerance: float
     max_iterations: int
     validation: float
-    missing_values: object
+
+    @property
+    def missing_values(self) -> object:
+        """What stands for a gap."""
+        ...
 
 
 class CompletionOptions(Protocol):

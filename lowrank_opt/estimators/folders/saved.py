@@ -6,15 +6,17 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from lowrank_opt.completion import CompletionResult
+from lowrank_opt.estimators.bases import BaseEstimator
 from lowrank_opt.estimators.folders import saving
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from os import PathLike
+
+    from numpy.typing import NDArray
 
     from lowrank_opt.completion.after.path import RegularizationPath
     from lowrank_opt.completion.results.posterior import BayesianResult
@@ -31,6 +33,8 @@ class SavedCompletion(BaseEstimator):
     col_labels_: Labels
     clip_: tuple[float, float] | None
     path_: RegularizationPath
+    n_features_in_: int
+    feature_names_in_: NDArray[np.object_]
     result_: CompletionResult | BayesianResult
     _known: Known
     _intervals: Intervals | None

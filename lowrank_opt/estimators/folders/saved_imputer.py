@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator
 from sklearn.impute import MissingIndicator
 from sklearn.utils.validation import check_is_fitted
 
 from lowrank_opt.completion import CompletionResult
+from lowrank_opt.estimators.bases import BaseEstimator
 from lowrank_opt.estimators.data.columns import ColumnScales, Matrix
 from lowrank_opt.estimators.folders import saving
 
@@ -33,6 +33,7 @@ class SavedImputer(BaseEstimator):
     penalty_: float
     indicator_: MissingIndicator | None
     n_features_in_: int
+    feature_names_in_: NDArray[np.object_]
     _bounds: tuple[Matrix, Matrix]
 
     def save(self, path: str | PathLike[str]) -> None:

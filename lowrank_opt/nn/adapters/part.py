@@ -76,10 +76,14 @@ class Part(nn.Module):
         super().__init__()
         self.updates: dict[str, Sequence[Parameterization]] = {}
         self.settled: dict[str, Sequence[Frozen]] = {}
+        self.parts: nn.ModuleList
+        self.own: Tensors
         self.parts, self.own = nn.ModuleList(), Tensors()
+        self.magnitudes: Tensors
+        self.sides: dict[str, Side]
         self.magnitudes, self.sides = Tensors(), dict[str, Side]()
         # Of the input of the updates, in training mode.
-        self.dropout = 0.0
+        self.dropout: float = 0.0
         self.settled_parts = nn.ModuleList()
         # Names of parameters that were frozen on purpose while the rest was trained.
         self.fixed: frozenset[str] = frozenset()
@@ -111,7 +115,7 @@ class Part(nn.Module):
         """Set the part of a weight's update that is not trained any more."""
         kept = [x for x in self.settled_parts if x is not self._home(weight)]
         new = [] if linked or not fixed else [nn.ModuleList(fixed)]
-        self.settled_parts = nn.ModuleList([*kept, *new])
+        self.settled_parts: nn.ModuleList = nn.ModuleList([*kept, *new])
         self.settled[weight] = list(fixed)
 
     def _home(self, weight: str) -> nn.Module | None:

@@ -214,6 +214,7 @@ class Store(nn.Module):
 
     def keep_sums(self, sums: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Hold merged weights, which the module reads instead of its own; with what they are of."""
+        self.sums: nn.Module
         self.sums, self.stamps = nn.Module(), {}
         for name, (tensor, base) in sums.items():
             self.sums.register_buffer(sum_key(name), tensor, persistent=False)

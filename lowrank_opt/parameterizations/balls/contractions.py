@@ -98,7 +98,8 @@ class Contractions(Parameterization):
             if self.bounds is None
             else SingularValueBox(abs(s) for s in self.bounds)
         )
-        self.radius, self.p = getattr(self._set, "radius", None), getattr(self._set, "p", None)
+        self.radius: float | None = getattr(self._set, "radius", None)
+        self.p: float | None = getattr(self._set, "p", None)
         self.left: nn.Parameter = nn.Parameter(
             torch.empty(m, self.rank, dtype=dtype, device=device)
         )

@@ -121,7 +121,7 @@ class DeLoRA(Parameterization):
         self.register_buffer("column_norms", _checked_norms(column_norms, n, empty))
         frozen = empty.new_zeros(m + n, self.rank) if self._subtracts else None
         self.register_buffer("frozen", frozen)
-        self.complete = not self._subtracts
+        self.complete: bool = not self._subtracts
         self.column_norms: Tensor | None
         self.frozen: Tensor | None
         self.check_held()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ from lowrank_opt.linalg import nearest_frame
 from lowrank_opt.parameterizations.wide import WideBuffers
 
 if TYPE_CHECKING:
-    from scipy.sparse import sparray, spmatrix
+    from lowrank_opt.sparse import SparseMatrix
 
-    FeatureMatrix: TypeAlias = Tensor | NDArray[np.floating] | spmatrix | sparray
+    FeatureMatrix: TypeAlias = Tensor | NDArray[np.floating] | SparseMatrix
 
 
 class Features(WideBuffers):
@@ -93,7 +93,7 @@ def _to_torch(features: FeatureMatrix) -> Tensor:
         return features
     if isinstance(features, np.ndarray):
         return torch.from_numpy(features)
-    coo = features.tocoo()
+    coo = cast("Any", features).tocoo()
     index = torch.from_numpy(np.stack((coo.row, coo.col)).astype(np.int64))
     shape = (int(coo.shape[0]), int(coo.shape[1]))
     values = torch.from_numpy(np.ascontiguousarray(coo.data))

@@ -60,7 +60,7 @@ class Offset(Parameterization):
             raise ShapeError(f"the offset must have shape {inner.shape}; got {offset.shape}")
         super().__init__(inner.shape, inner.rank)
         self.inner = inner
-        self.complete = inner.complete
+        self.complete: bool = inner.complete
         self.register_buffer("offset_left", None)
         self.register_buffer("offset_right", None)
         self.offset_left: Tensor

@@ -74,7 +74,7 @@ class NormalizedLoRA(Parameterization):
         self.scaling: float
         self.every_step: bool
         self.scaling, self.every_step = check_positive(scaling, "scaling"), every_step
-        self.complete = not every_step
+        self.complete: bool = not every_step
         empty = torch.empty(0, dtype=dtype, device=device)
         self.left: nn.Parameter = nn.Parameter(empty.new_zeros(m, self.rank))
         self.right: nn.Parameter = nn.Parameter(empty.new_empty(n, self.rank))

@@ -125,7 +125,7 @@ class Orthogonal(Parameterization):
         self.map: Map = map
         self.radius: float | None = _check_distance(radius, map)
         self.directions = thin
-        self.complete = map == "householder" or (radius is not None and stages == 1)
+        self.complete: bool = map == "householder" or (radius is not None and stages == 1)
         self._leading = LeadingValues()
         self.register_buffer("weight", weight.detach())
         self.weight: Tensor

@@ -75,7 +75,7 @@ class Attention(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(size, 2, batch_first=True)
+        self.attention: nn.MultiheadAttention = nn.MultiheadAttention(size, 2, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the attended values."""

@@ -47,9 +47,10 @@ class Play:
         *,
         tolerance: float = 1e-9,
     ) -> None:
-        self.stage, self.make = stage, make
+        self.stage: Stage = stage
+        self.make: Make = make
         self.do: Operations = Operations() if operations is None else operations
-        self.model = stage.build()
+        self.model: nn.Module = stage.build()
         self.book: Book = Book(stage.build().eval())
         self.original: nn.Module = copy.deepcopy(self.book.base)
         self.blocks: list[ExitStack] = []
@@ -203,10 +204,8 @@ class Play:
         """Go on with a copy, and spoil the original."""
         original = self.model
         self.leave_all()
-        if how == "pickle" and _can_be_pickled(self.book.base):
-            self.model = pickle.loads(pickle.dumps(original))
-        else:
-            self.model = copy.deepcopy(original)
+        pickled = how == "pickle" and _can_be_pickled(self.book.base)
+        self.model = pickle.loads(pickle.dumps(original)) if pickled else copy.deepcopy(original)
         with torch.no_grad():
             for p in original.parameters():
                 p.zero_()

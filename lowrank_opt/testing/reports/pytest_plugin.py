@@ -175,9 +175,9 @@ class LawItem(pytest.Item):
         with warnings.catch_warnings(action="ignore"):
             result = self._judged()
         self.collector.results.append(result)
-        self.user_properties += [("seed", result.seed), ("examples", result.examples)]
+        self.user_properties.extend((("seed", result.seed), ("examples", result.examples)))
         if self.config.option.lowrank_verdicts:
-            self.user_properties += [(_VERDICT, _packed(self.collector.index, result))]
+            self.user_properties.append((_VERDICT, _packed(self.collector.index, result)))
         if result.status == "skipped":
             pytest.skip(result.message)
         if result.status == "expected_failure":

@@ -26,7 +26,7 @@ Small: TypeAlias = Any
 _NUMPY_RANK = 16
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
-LinAlgErrors = (
+LinAlgErrors: tuple[type[Exception], ...] = (
     np.linalg.LinAlgError,
     torch.linalg.LinAlgError,  # pyright: ignore[reportPrivateImportUsage]
 )

@@ -107,6 +107,7 @@ class FlatPerturbation:
             )
         self.sigma: float
         self.total_steps: int
+        self.schedule: Callable[[float], float]
         self.sigma, self.total_steps, self.schedule = sigma, total_steps, schedule
         self.detach_scale: bool
         self.seed: int

@@ -83,6 +83,7 @@ class ModuleAllocator:
         owners = {id(getattr(x, "left", None)): x for x in parts}
         self._parts = [owners[id(pair.left)] for pair in self.pairs]
         self.count: int
+        self.score: Callable[[FactorPair], float]
         self.count, self.score = count, score
         self.optimizer: Optimizer | None
         self.generator: torch.Generator | None

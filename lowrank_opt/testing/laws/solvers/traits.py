@@ -314,5 +314,7 @@ def _law(trait: str, statement: str, body: Callable[[SolverCase, Solver], None])
 
 
 LAWS = tuple(
-    _law(trait.name, *made) for trait in fields(Traits) if (made := _BODIES[trait.name]) is not None
+    _law(trait.name, *_made)
+    for trait in fields(Traits)
+    if (_made := _BODIES[trait.name]) is not None
 )
