@@ -13,10 +13,16 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.tables.parquet import write_columns
+from tests.preloaded import run_script
 
 pytest.importorskip("pyarrow")
 ROOT = Path(__file__).resolve().parents[2]
 USERS, ITEMS = 40, 30
+# For a single process, which needs no launcher.
+AS_TORCHRUN_SETS = {
+    **{"TORCHELASTIC_RUN_ID": "one", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"},
+    **{"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +43,17 @@ def tables(tmp_path_factory) -> Path:
     return folder
 
 
-def command(processes: int, tables: Path, out: Path, *options: str) -> list[str]:
-    launch = ["--standalone", "--nproc-per-node", str(processes), "--max-restarts", "2"]
+def words(tables: Path, out: Path, *options: str) -> list[str]:
     options = ("--tolerance", "1e-300", "--rank", "3", "--quiet", "--json", *options)
-    return [
-        *(sys.executable, "-m", "torch.distributed.run", *launch, "-m", "lowrank_opt", "complete"),
-        *(str(tables), "--out", str(out), *options),
-    ]
+    return ["complete", str(tables), "--out", str(out), *options]
 
 
-def start(*words: object) -> subprocess.Popen[str]:
+def start(processes: int, *asked: str) -> subprocess.Popen[str]:
+    launch = ["--standalone", "--nproc-per-node", str(processes), "--max-restarts", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", *launch, "-m", "lowrank_opt", *asked]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command(*words), cwd=ROOT, env=environment, **pipes)
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
 
 def matrix(folder: Path) -> torch.Tensor:
@@ -68,17 +72,18 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tables: Path, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("one") / "model"
-    done = start(1, tables, out, "--max-iterations", "60", "--checkpoint-every", "0")
-    text, _ = done.communicate(timeout=200)
-    assert done.returncode in (0, 1), text
-    return out
+    folder = tmp_path_factory.mktemp("one")
+    asked = words(tables, folder / "model", "--max-iterations", "60", "--checkpoint-every", "0")
+    (folder / "one.py").write_text(f"from lowrank_opt.cli import main\nexit(main({asked}))\n")
+    done = run_script(folder / "one.py", folder=folder, env=AS_TORCHRUN_SETS)
+    assert done.returncode in (0, 1), done.stderr
+    return folder / "model"
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are listed in /proc")
 def test_a_killed_worker_changes_nothing(tables: Path, undisturbed: Path, tmp_path: Path):
     out = tmp_path / "model"
-    running = start(2, tables, out, "--max-iterations", "60")
+    running = start(2, *words(tables, out, "--max-iterations", "60"))
     end = time.monotonic() + 120
     while not list(out.glob("checkpoint/state-*/.metadata")) and time.monotonic() < end:
         time.sleep(0.02)
