@@ -74,10 +74,11 @@ SYMMETRIC = ["contract", "feasibility", "weights", "unseen", "repetition"]
     "solver",
     [
         lo.solvers.ALS(tolerance=1e-9),
-        lo.solvers.SoftImpute(tolerance=1e-9),
+        lo.solvers.SoftImpute(tolerance=1e-6),
         lo.solvers.GaussNewton(),
-        lo.solvers.LBFGS(tolerance=1e-7),
-        pytest.param(lo.solvers.FrankWolfe(), marks=pytest.mark.slow),
+        lo.solvers.LBFGS(),
+        # The planted rank binds: the gap stays open, however long it goes on.
+        pytest.param(lo.solvers.FrankWolfe(max_iterations=20), marks=pytest.mark.slow),
     ],
     ids=lambda solver: type(solver).__name__,
 )
