@@ -46,6 +46,8 @@ html_title = "lowrank_opt"
 html_show_sphinx = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+# The results of a search would fetch each page, which browsers refuse from a disk.
+html_show_search_summary = False
 
 # Single backticks in docstrings name parameters and attributes.
 default_role = "code"

@@ -2,7 +2,7 @@
 Complete a matrix, and know how good it is
 ==========================================
 
-.. index:: complete, matrix completion
+.. index:: ! complete, ! matrix completion
 
 A table of numbers has gaps. We fill them with a matrix of low rank, and then ask three questions that
 a completion is rarely asked: is the fit optimal, does it keep the bound that we declared, and how wide

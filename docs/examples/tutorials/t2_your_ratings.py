@@ -2,7 +2,7 @@
 Your own ratings: from a file to a served model
 ===============================================
 
-.. index:: rating, ratings, serve
+.. index:: ! rating, ! ratings, ! serve
 
 A file of ratings goes in; out comes a small web service that recommends. On the way: ids that are text, a choice of
 nothing, intervals, new users without a refit.

@@ -2,7 +2,7 @@
 Coming from PEFT
 ================
 
-.. index:: peft
+.. index:: ! peft
 
 The same steps, side by side. PEFT's lines are shown, not run; those of this library run here.
 """

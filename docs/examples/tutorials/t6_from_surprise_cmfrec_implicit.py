@@ -2,7 +2,7 @@
 Coming from Surprise, cmfrec or implicit
 ========================================
 
-.. index:: surprise, cmfrec, implicit
+.. index:: ! surprise, ! cmfrec, ! implicit
 
 The same steps, side by side. The lines of the other packages are shown, not run; those of this library run here.
 """

@@ -2,7 +2,7 @@
 Coming from geotorch or torch's parametrizations
 ================================================
 
-.. index:: geotorch, parametrize
+.. index:: ! geotorch, ! parametrize
 
 A constraint on a weight, as you know it: the same steps, side by side. geotorch's lines are shown, not run; those of torch and
 of this library run here. What is said of geotorch was measured with its version 0.4.0.

@@ -2,7 +2,7 @@
 Many clients, one model
 =======================
 
-.. index:: federated
+.. index:: ! federated
 
 Four clients with pictures that they do not share train one adapter together. A server makes one update of theirs, in each
 round; we look at what is lost on the way, keep every client inside a ball, and add noise that hides who took part.
