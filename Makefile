@@ -68,7 +68,7 @@ docs-browser: $(STAMP) ## Open every built page in headless Chromium (Debian: in
 	@command -v chromium chromium-browser google-chrome > /dev/null || { \
 	  [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && echo "installing chromium" && \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium > /dev/null; } || { \
-	  echo "error: needs Chromium; on Debian and Ubuntu run: apt install chromium; to go without it: NO_BROWSER=1 .ci/run" >&2; exit 1; }
+	  echo "error: needs Chromium; on Debian and Ubuntu run: apt install chromium; without it, leave this target out" >&2; exit 1; }
 	@[ -f docs/_build/html/index.html ] || $(MAKE) docs
 	@$(BIN)/python tests/docs_browser.py docs/_build/html
 
