@@ -40,8 +40,9 @@ def load(*, path: str | os.PathLike[str] | None = None) -> Ratings:
 
     Examples
     --------
-    >>> load().shape  # doctest: +SKIP
-    (53424, 10000)
+    With the data at hand::
+
+        load().shape  # (53424, 10000)
     """
     file = _file(path)
     try:

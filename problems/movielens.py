@@ -74,8 +74,9 @@ def load(
 
     Examples
     --------
-    >>> load("ml-100k").shape  # doctest: +SKIP
-    (943, 1682)
+    With the data at hand::
+
+        load("ml-100k").shape  # (943, 1682)
     """
     chosen = find_variant(variant)
     source = find_source(chosen, ratings_needs(chosen), path)
@@ -113,9 +114,10 @@ def split(
 
     Examples
     --------
-    >>> train, test = split("u1")  # doctest: +SKIP
-    >>> len(train), len(test)  # doctest: +SKIP
-    (80000, 20000)
+    With the data at hand::
+
+        train, test = split("u1")
+        len(train), len(test)  # (80000, 20000)
     """
     train, test = split_ratings(name, path=path)
     return train.observations(dtype=dtype), test.observations(dtype=dtype)

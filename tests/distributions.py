@@ -33,6 +33,7 @@ FILES = sorted(path for name in QUICK for path in (ROOT / "tests" / "unit").rglo
 RUNS = (
     ("tests/test_readme.py", "-k", "README"),
     tuple(str(path.relative_to(ROOT)) for path in FILES),
+    ("--pyargs", "lowrank_opt"),
     (
         "--lowrank-verify",
         "lowrank_opt:Factored",

@@ -17,7 +17,9 @@ from lowrank_opt.estimators import LowRankImputer
 
 
 @parametrize_with_checks([LowRankImputer(), LowRankImputer(rank=2, keep_empty_features=True)])
-def test_scikit_learn_check(estimator: object, check: object):
+def test_scikit_learn_check(estimator: object, check: object, monkeypatch: pytest.MonkeyPatch):
+    # Without it scikit-learn skips its checks of array API inputs.
+    monkeypatch.setenv("SCIPY_ARRAY_API", "1")
     check(estimator)
 
 
