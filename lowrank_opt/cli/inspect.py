@@ -20,7 +20,7 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "inspect", help="print norms, bounds and certificates of a saved adapter"
     )
-    parser.add_argument("path", help="folder of save_adapter, or a PEFT checkpoint of LoRA")
+    parser.add_argument("path", help="folder of save_adapter, or a PEFT checkpoint")
     parser.add_argument(
         "--json", action="store_true", help="print a line of JSON for each adapted layer"
     )

@@ -8,7 +8,15 @@ from torch import nn
 
 import lowrank_opt as lo
 from lowrank_opt.errors import DataError, NotInSetError, TargetError
-from lowrank_opt.nn import import_peft, load_adapter, merge, peft_residuals, save_adapter
+from lowrank_opt.nn import (
+    adapt,
+    export_peft,
+    import_peft,
+    load_adapter,
+    merge,
+    peft_residuals,
+    save_adapter,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 X = torch.randn(3, 4, 9, 9, generator=torch.Generator().manual_seed(5))
@@ -60,6 +68,13 @@ CONFIGS = {
     "boft, linear": lambda: peft.BOFTConfig(
         boft_block_size=0, boft_block_num=2, target_modules=["head", "lin"]
     ),
+    "psoft": lambda: peft.PsoftConfig(r=4, psoft_alpha=8, target_modules=["lin"]),
+    "psoft, balanced": lambda: peft.PsoftConfig(
+        r=4, target_modules=["lin"], ab_svd_init="pissa_init", psoft_mag_b=False
+    ),
+    "psoft, without vectors": lambda: peft.PsoftConfig(
+        r=4, target_modules=["lin"], psoft_mag_b=False, psoft_mag_a=False, psoft_svd="lowrank"
+    ),
     "hra": lambda: peft.HRAConfig(r=4, target_modules=ALL, modules_to_save=["norm"]),
     "hra, orthogonal": lambda: peft.HRAConfig(r=4, target_modules=ALL, apply_GS=True),
 }
@@ -106,6 +121,55 @@ def test_imported_folder_merges_saves_and_has_no_residual(name, tmp_path):
     assert difference(outputs(load_adapter(base(), tmp_path / "own")), expected) < ROUNDING
     merge(model)
     assert difference(outputs(model), expected) < ROUNDING
+
+
+# Whose numbers are exactly those of a rotation.
+WRITTEN = {
+    "boft, linear": "boft",
+    "hra": "hra",
+    "psoft": "psoft",
+    "psoft, balanced": "psoft",
+    "oft, plain": "oft",
+}
+PLAIN = {
+    **CONFIGS,
+    "oft, plain": lambda: peft.OFTConfig(
+        r=0, oft_block_size=4, target_modules=FLAT, use_cayley_neumann=False
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_folder_goes_out_as_it_came(name, tmp_path):
+    """PEFT computes with the folder that is written what it did with its own, to the last bit."""
+    expected, _ = trained(PLAIN[name](), tmp_path / "theirs")
+    model = import_peft(base(), tmp_path / "theirs")
+    export_peft(model, tmp_path / "ours", method=WRITTEN[name])
+    again = peft.PeftModel.from_pretrained(base(), tmp_path / "ours")
+    theirs, ours = (peft.utils.load_peft_weights(str(tmp_path / x)) for x in ("theirs", "ours"))
+    if name in ("oft, plain", "hra", "psoft"):
+        assert torch.equal(expected, outputs(again))
+        assert all(torch.equal(x, ours[key]) for key, x in theirs.items())
+    # Of the others PEFT rounds otherwise: scales of rows, frames divided by the root of a scaling.
+    assert difference(outputs(again), expected) < ROUNDING
+
+
+MADE = {
+    "oft": lambda W: lo.oft(W, blocks=4, radius=0.7),
+    "boft": lambda W: lo.oft(W, blocks=2, map="exponential"),
+    "hra": lambda W: lo.hra(W, 4),
+    "psoft": lambda W: lo.psoft(W, 4, radius=1.0),
+}
+
+
+@pytest.mark.parametrize("method", MADE)
+def test_peft_computes_what_our_rotations_do(method, tmp_path):
+    model = adapt(base(), lambda shape, weight: MADE[method](weight), targets="lin|head")
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.5) if p.requires_grad else None
+    export_peft(model, tmp_path, method=method)
+    again = peft.PeftModel.from_pretrained(base(), tmp_path)
+    assert difference(outputs(again), outputs(model)) < ROUNDING
 
 
 def test_series_is_taken_on_demand_and_says_how_far_it_was(tmp_path):

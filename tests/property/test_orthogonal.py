@@ -159,13 +159,14 @@ def test_products_of_strides_come_apart_into_their_own_factors(sizes, kind, radi
     with torch.no_grad():
         module.skew.copy_(normal(*module.skew.shape, seed=seed + 1))
     again.assign(module().detach())
-    torch.testing.assert_close(again._steps(), module._steps(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(again.turns(), module.turns(), rtol=0, atol=1e-9)
 
 
 def test_products_without_a_butterfly_of_small_factors_are_refused():
     """A random rotation of eight inputs has 28 dimensions; two stages of pairs have eight."""
     W = normal(10, 8)
     R = torch.linalg.qr(normal(8, 8, seed=1)).Q
+    R[:, 0] *= torch.linalg.det(R).sign()
     with pytest.raises(TargetError, match="the target must be W0 R - W0 with R of this kind"):
         lo.boft(W, blocks=4, stages=2).assign(W @ R - W)
 
@@ -253,16 +254,37 @@ def test_half_and_single_precision_keep_lengths(dtype):
     assert size <= 4 * torch.finfo(dtype).eps * float(module.weight.double().norm())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("blocks", "stages", "radius"), [(1, 1, None), (4, 1, 0.3), (8, 2, 0.3), (32, 6, None)]
+)
+def test_activations_keep_their_lengths_in_their_own_arithmetic(blocks, stages, radius, dtype):
+    """Of each stage, b products and a sum: the promise, and R itself is exact in float64."""
+    W, x = normal(6, 64, dtype=dtype), normal(16, 64, seed=1, dtype=dtype)
+    module = lo.Orthogonal(W, blocks=blocks, stages=stages, radius=radius)
+    with torch.no_grad():
+        module.skew.copy_(normal(*module.skew.shape, seed=2))
+    R, b = module.rotation_dense().detach(), module.block_size
+    assert float(torch.linalg.matrix_norm(R.mT @ R - torch.eye(64), 2)) < 1e-13
+    moved = module().detach().rotation.moved(x)
+    assert dtype == moved.dtype
+    lengths = x.double().norm(dim=1)
+    allowed = stages * 2 * (b + 4) * b**0.5 * torch.finfo(dtype).eps / 2 * lengths
+    error = (moved.double() - x.double() @ (R - torch.eye(64)).mT).norm(dim=1)
+    assert bool((error <= allowed).all())
+    assert bool(((x.double() + moved.double()).norm(dim=1) - lengths).abs().le(allowed).all())
+
+
 def test_rotations_beyond_the_radius_are_refused():
     W = normal(8, 8)
     far = lo.oft(W, blocks=2)
     torch.nn.init.normal_(far.skew, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(NotInSetError, match=r"must be within 0\.1 of the identity; got"):
+    with pytest.raises(NotInSetError, match=r"OrthogonalSet\(8 x 8, radius=0\.1, blocks=2\)"):
         lo.oft(W, blocks=2, radius=0.1).assign(far().detach())
 
 
 def test_targets_that_no_rotation_gives_are_refused():
-    with pytest.raises(TargetError, match="the target must be W0 R - W0 with R of this kind"):
+    with pytest.raises(NotInSetError, match="the target must be in OrthogonalSet"):
         lo.oft(normal(8, 8), blocks=2).assign(1e-3 * normal(8, 8, seed=1))
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import lowrank_opt as lo
 from lowrank_opt.errors import OptionError, ShapeError
 from lowrank_opt.linalg import rotation, skew_matrices, turn_between, turn_towards
+from lowrank_opt.testing import check_parameterization
 from tests.oracles import normal
 
 RADII = st.sampled_from([0.01, 0.4, 1.0, 1.5, 1.95])
@@ -170,6 +171,22 @@ def test_reflections_reach_every_member(n, m, seed):
     assert found.assign(made().detach()).residual(made().detach()) <= 1e-12 * float(A.norm())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rotations_in_half_precision_keep_their_laws(dtype):
+    """The weight, the parameters and the factors are of 16 bits; the rotation is of float64."""
+    laws = ["membership", "section", "completeness", "assign", "export", "certificate"]
+    for make in (turned_map, reflected_map):
+        check_parameterization(make, only=laws, profile="quick", dtype=dtype)
+
+
+def turned_map(shape, rank, *, dtype):
+    return lo.oft(torch.randn(shape, dtype=dtype), radius=1.2)
+
+
+def reflected_map(shape, rank, *, dtype):
+    return lo.hra(torch.randn(shape, dtype=dtype), min(shape) - min(shape) % 2)
+
+
 def test_assign_projects_onto_rotations():
     W = normal(6, 4, seed=3)
     module = lo.oft(W, radius=0.5).assign(normal(6, 4, seed=4), project=True)
@@ -183,7 +200,7 @@ def test_small_turns_keep_their_digits():
     found = turn_between(A, A @ D)
     assert float((found - D).norm()) <= 1e-13 * float(D.norm())
     module = lo.oft(A).assign(lo.LowRankOperator(A, torch.ones(4), D.mT))
-    assert float((module._steps()[0, 0].detach() - D).norm()) <= 1e-12 * float(D.norm())
+    assert float((module.turns()[0, 0].detach() - D).norm()) <= 1e-12 * float(D.norm())
 
 
 def test_what_is_combined_is_in_the_box():

@@ -60,7 +60,7 @@ def describe(sites: Sequence[ExportedSite], names: Sequence[str]) -> JsonObject:
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": alpha,
-        "target_modules": _targets([site.name for site in sites], names),
+        "target_modules": targets([site.name for site in sites], names),
         "rank_pattern": _patterns(ranks),
         "alpha_pattern": _patterns(alphas),
         "bias": "none",
@@ -80,7 +80,7 @@ def _patterns(values: Mapping[str, int | float]) -> Json:
     return {re.escape(name): value for name, value in values.items()}
 
 
-def _targets(chosen: Sequence[str], names: Sequence[str]) -> Json:
+def targets(chosen: Sequence[str], names: Sequence[str]) -> Json:
     """Return names for PEFT, which also takes their ends; one pattern where that is too much."""
     ambiguous = any(name.endswith(f".{target}") for target in chosen for name in names)
     return "|".join(re.escape(name) for name in chosen) if ambiguous else [*chosen]

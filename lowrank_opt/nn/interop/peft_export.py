@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
-from typing import TypeVar
+from typing import TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
+from lowrank_opt.checks import check_choice
 from lowrank_opt.errors import OptionError, TargetError
 from lowrank_opt.nn.adapters.present import (
     check_known,
@@ -27,13 +28,17 @@ from lowrank_opt.nn.interop.peft_describe import (
     ExportedSite,
     describe,
     origin,
+    targets,
     trained_modules,
 )
 from lowrank_opt.nn.interop.peft_factors import has_bound_proof, peft_factors
 from lowrank_opt.nn.interop.peft_layers import Sharing, is_transposed, obstacle, to_tensors
+from lowrank_opt.nn.interop.peft_rotations import turned_obstacle
+from lowrank_opt.nn.interop.peft_turned_export import Method, describe_turned, pack_turned
 from lowrank_opt.nn.surgery.targets import matches
 from lowrank_opt.parameterizations.certificate import certify
-from lowrank_opt.parameterizations.config import Json
+from lowrank_opt.parameterizations.config import Json, JsonObject
+from lowrank_opt.parameterizations.published.peft_rotations import PeftKind
 
 _T = TypeVar("_T")
 _MAGNITUDE = "lora_magnitude_vector"
@@ -46,6 +51,7 @@ class _Packed:
     site: ExportedSite
     tensors: dict[str, Tensor]
     transposed: bool
+    options: JsonObject = field(default_factory=dict[str, Json])
 
 
 def export_peft(
@@ -56,8 +62,9 @@ def export_peft(
     skip: str | Sequence[str] = (),
     dtype: torch.dtype | None = None,
     task_type: str | None = None,
+    method: Method = "lora",
 ) -> list[ExportedSite]:
-    r"""Write one adapter as a checkpoint that PEFT loads, in the form of LoRA.
+    r"""Write one adapter as a checkpoint that PEFT loads, in the form of LoRA by default.
 
     Every parameterization of bounded rank is written, not only `Factored`: its factors are
     LoRA's, and its product is the same to one rounding. Where the declared set has a norm bound,
@@ -78,6 +85,11 @@ def export_peft(
         Of the written factors; by default that of the parameters.
     task_type : str, optional
         For PEFT's ``AutoPeftModel``, such as "CAUSAL_LM".
+    method : {"lora", "oft", "boft", "hra", "psoft"}
+        Rotations also go out as what they are, `Orthogonal` and `ScaledRotation` alone: the numbers
+        are their own where the map is PEFT's (Cayley without a radius, reflections), so that
+        `import_peft` reads the same bits, and of the same rotation otherwise. PSOFT's frames are
+        not in the file: PEFT takes them from the weight.
 
     Returns
     -------
@@ -90,7 +102,7 @@ def export_peft(
         If `skip` matches nothing, or leaves nothing.
     TargetError
         If PEFT would compute something else with an update (see `skip`), or an update is not
-        finite or not representable in `dtype`. Nothing is written.
+        finite or not representable in `dtype`, or no rotation of the method. Nothing is written.
     AdapterStateError
         If there is no such adapter, or several and no name.
     DataError
@@ -109,21 +121,25 @@ def export_peft(
     """
     everywhere = every_slot(model)
     name = only_name(model) if name is None else name
-    packed = _pack_adapter(model, everywhere, name, skip, dtype)
+    check_choice(method, get_args(Method), "method")
+    packed = _pack_adapter(model, everywhere, name, skip, dtype, method)
     saved, trained = trained_modules(everywhere, name)
     tensors = {f"{PREFIX}{key}": x for key, x in trained.items()}
     for layer in packed:
         tensors |= {f"{PREFIX}{layer.site.name}.{key}": x for key, x in layer.tensors.items()}
     sites, names = [layer.site for layer in packed], [slot.name for slot in everywhere]
     whole: list[Json] = [*saved]
-    config = describe(sites, names)
+    if method == "lora":
+        config = describe(sites, names) | {"lora_dropout": dropout_of(model, name)}
+    else:
+        config = describe_turned(_kind(method), [layer.options for layer in packed])
+        config |= {"target_modules": targets([site.name for site in sites], names)}
     config |= {
         "fan_in_fan_out": any(layer.transposed for layer in packed),
         "modules_to_save": whole or None,
         "task_type": task_type,
         "base_model_name_or_path": origin(model),
     }
-    config |= {"lora_dropout": dropout_of(model, name)}
     decomposed = any(_MAGNITUDE in layer.tensors for layer in packed)
     config |= {"use_dora": True} if decomposed else {}
     peft_folder.write(path, config, tensors)
@@ -136,17 +152,30 @@ def _pack_adapter(
     name: str,
     skip: str | Sequence[str],
     dtype: torch.dtype | None,
+    method: Method,
 ) -> list[_Packed]:
     check_known(model, [name])
     held = [(found.slot, found) for found in adapted_weights(model, {name})]
     kept = _without(held, skip)
-    _check_layers([slot for slot, _ in kept], everywhere)
+    _check_layers([slot for slot, _ in kept], everywhere, method)
+    if method != "lora":
+        return [_pack_turned(found, method, dtype) for _, found in kept]
     if len({found.magnitude is None for _, found in kept}) > 1:
         raise TargetError(
             "a PEFT checkpoint is DoRA in all layers or in none; got magnitudes in some: leave "
             "the others out with skip=..."
         )
     return [_pack(found, dtype) for _, found in kept]
+
+
+def _kind(method: Method) -> PeftKind:
+    """Return PEFT's name of a method that is not LoRA."""
+    return cast("PeftKind", method.upper())
+
+
+def _pack_turned(found: AdaptedWeight, method: Method, dtype: torch.dtype | None) -> _Packed:
+    site, tensors, options = pack_turned(found, _kind(method), dtype)
+    return _Packed(site, tensors, False, options)
 
 
 def _pack(found: AdaptedWeight, dtype: torch.dtype | None) -> _Packed:
@@ -191,10 +220,10 @@ def _named(pattern: str, slot: WeightSlot) -> bool:
     return matches(pattern, slot.name) or matches(pattern, slot.layer.name)
 
 
-def _check_layers(slots: list[WeightSlot], everywhere: list[LayerSlot]) -> None:
+def _check_layers(slots: list[WeightSlot], everywhere: list[LayerSlot], method: Method) -> None:
     """Raise TargetError unless PEFT computes the same with every update."""
     sharing = Sharing(everywhere)
-    reasons = [(slot.name, _obstacle(slot, sharing)) for slot in slots]
+    reasons = [(slot.name, _obstacle(slot, sharing, method)) for slot in slots]
     wrong = [f"{name} ({reason})" for name, reason in reasons if reason is not None]
     if wrong:
         raise TargetError(
@@ -203,8 +232,12 @@ def _check_layers(slots: list[WeightSlot], everywhere: list[LayerSlot]) -> None:
         )
 
 
-def _obstacle(slot: WeightSlot, sharing: Sharing) -> str | None:
+def _obstacle(slot: WeightSlot, sharing: Sharing, method: Method) -> str | None:
     if not slot.layer.name:
         return "PEFT adapts layers inside a model"
     tied = sharing.others(slot)
-    return f"it is tied to {tied[0]}, and PEFT unties them" if tied else obstacle(slot)
+    return f"it is tied to {tied[0]}, and PEFT unties them" if tied else _other(slot, method)
+
+
+def _other(slot: WeightSlot, method: Method) -> str | None:
+    return obstacle(slot) if method == "lora" else turned_obstacle(slot, _kind(method))

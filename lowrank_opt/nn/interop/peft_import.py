@@ -21,7 +21,8 @@ from lowrank_opt.nn.interop.peft_adapter import PeftAdapter, PeftSite, read_adap
 from lowrank_opt.nn.interop.peft_layers import Sharing, in_model, is_embedding, obstacle
 from lowrank_opt.nn.interop.peft_members import imported
 from lowrank_opt.nn.interop.peft_own import imported_own
-from lowrank_opt.nn.interop.peft_rotations import import_rotations, rotates
+from lowrank_opt.nn.interop.peft_rotations import import_rotations
+from lowrank_opt.nn.interop.peft_turned import rotates
 from lowrank_opt.nn.surgery.extras import magnitude_of, outputs_of
 from lowrank_opt.nn.surgery.install import Plan, Updates, check_new_name, install
 from lowrank_opt.nn.surgery.options import Make

@@ -16,7 +16,8 @@ from lowrank_opt.nn.adapters.weights import (
 )
 from lowrank_opt.nn.interop.peft_adapter import read_adapter
 from lowrank_opt.nn.interop.peft_layers import in_model
-from lowrank_opt.nn.interop.peft_rotations import rotates, rotation_targets
+from lowrank_opt.nn.interop.peft_rotations import rotation_targets
+from lowrank_opt.nn.interop.peft_turned import rotates
 from lowrank_opt.operator import LowRankOperator
 
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
 
 from lowrank_opt.nn.folders import files
 from lowrank_opt.nn.folders.built import build, magnitude_of
-from lowrank_opt.nn.folders.stored import Stored, StoredWeight, read
+from lowrank_opt.nn.folders.stored import Stored, StoredWeight, damaged, read
 from lowrank_opt.nn.interop import peft_folder
 from lowrank_opt.nn.interop.peft_adapter import PeftSite, read_adapter
+from lowrank_opt.nn.interop.peft_turned import TurnedSite, read_rotations, rotates
 from lowrank_opt.nn.reports.report import SiteReport, report_member
+from lowrank_opt.parameterizations import Orthogonal
+from lowrank_opt.parameterizations.config import JsonObject
 
 _METHODS = {"LORA": "LoRA", "ADALORA": "AdaLoRA", "DELORA": "DeLoRA"}
 
@@ -22,8 +30,8 @@ def inspect_adapter(path: str | PathLike[str]) -> list[SiteReport]:
     Parameters
     ----------
     path : path
-        A folder written by `save_adapter`, or a PEFT checkpoint of LoRA,
-        AdaLoRA or DeLoRA (``adapter_config.json`` and ``adapter_model.safetensors``), whose
+        A folder written by `save_adapter`, or a PEFT checkpoint (``adapter_config.json`` and
+        ``adapter_model.safetensors``) of LoRA, AdaLoRA, DeLoRA, OFT, BOFT, HRA or PSOFT, whose
         updates have no declared bound. Of DoRA the update before its rows are rescaled.
 
     Returns
@@ -31,7 +39,9 @@ def inspect_adapter(path: str | PathLike[str]) -> list[SiteReport]:
     list of SiteReport
         One for each matrix, in the order of the file; the drift is NaN, since the base weights
         are not in the file. Of an update that is made of the base weight (`ETHER`, `Orthogonal`)
-        the Frobenius norm is the recorded one and the others NaN: only loading it tells.
+        the Frobenius norm is the recorded one and the others NaN: only loading it tells. How far a
+        rotation is from the identity stands in place of the bound; sizes that a folder does not
+        say are 0.
 
     Raises
     ------
@@ -74,12 +84,14 @@ def inspect_adapter(path: str | PathLike[str]) -> list[SiteReport]:
                     rescaled=weight.magnitude is not None,
                 )
                 if known
-                else _turned(site, stored, weight, i, norm)
+                else _turned(folder, site, stored, weight, i, norm)
             )
     return reports
 
 
-def _turned(site: str, stored: Stored, weight: StoredWeight, i: int, norm: float) -> SiteReport:
+def _turned(
+    path: Path, site: str, stored: Stored, weight: StoredWeight, i: int, norm: float
+) -> SiteReport:
     """Return what a folder says of an update that is made of the base weight."""
     recipe, prefix = weight.recipes[i], f"{weight.name}/{i}/"
     rank = recipe["rank"]
@@ -90,7 +102,7 @@ def _turned(site: str, stored: Stored, weight: StoredWeight, i: int, norm: float
         kind=str(recipe["class"]).rpartition(".")[2],
         shape=weight.matrix,
         rank=rank,
-        bound="needs the base weight",
+        bound=_known_distance(path, weight, i, stored.tensors),
         spectral=math.nan,
         frobenius=norm,
         nuclear=math.nan,
@@ -102,8 +114,55 @@ def _turned(site: str, stored: Stored, weight: StoredWeight, i: int, norm: float
     )
 
 
+def _known_distance(path: Path, weight: StoredWeight, i: int, tensors: Mapping[str, Tensor]) -> str:
+    prefix = f"{weight.name}/{i}/"
+    own = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
+    try:
+        return _distance(weight, i, own)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise damaged(path, error) from error
+
+
+def _distance(weight: StoredWeight, i: int, own: Mapping[str, Tensor]) -> str:
+    """Return how far a rotation is from the identity: its parameters say so without the weight."""
+    recipe = weight.recipes[i]
+    if not str(recipe["class"]).endswith(".Orthogonal"):
+        return "needs the base weight"
+    options = {k: x for k, x in cast("JsonObject", recipe["options"]).items() if k != "weight"}
+    rows = cast("int | None", options["rank"]) or 1
+    make = cast("Callable[..., Orthogonal]", Orthogonal)
+    module = make(torch.eye(rows, weight.matrix[1], dtype=torch.float64), **options)
+    with torch.no_grad():
+        for key, x in module.named_parameters():
+            x.copy_(own[key])
+    limit = f" <= {module.bound:g}" if module.radius is not None else ""
+    return f"|R - I| = {module.distance():.3g}{limit}"
+
+
 def _inspect_peft(folder: Path) -> list[SiteReport]:
+    if rotates(folder):
+        return [_turned_peft(name, x) for name, x in read_rotations(folder)[1].items()]
     return [_peft_site(site) for site in read_adapter(folder).sites.values() if site.rank]
+
+
+def _turned_peft(name: str, held: TurnedSite) -> SiteReport:
+    """Return what a folder of PEFT says of a rotation."""
+    return SiteReport(
+        name=name,
+        adapter="default",
+        kind=f"PEFT {held.kind}",
+        shape=held.shape,
+        rank=held.size if held.kind in ("HRA", "PSOFT") else held.shape[1],
+        bound=f"|R - I| = {held.distance():.3g}",
+        spectral=math.nan,
+        frobenius=math.nan,
+        nuclear=math.nan,
+        stable_rank=math.nan,
+        drift=math.nan,
+        holds=None,
+        excess=math.nan,
+        trainable=sum(x.numel() for x in held.tensors.values()),
+    )
 
 
 def _peft_site(site: PeftSite) -> SiteReport:

@@ -1,4 +1,8 @@
-"""Rotations that PEFT trained, as `Orthogonal`: OFT, BOFT and HRA."""
+"""Rotations as PEFT keeps them: OFT, BOFT, HRA and PSOFT, read and written.
+
+PEFT's Cayley maps take the skew matrix with the other sign, kept as its entries above the diagonal:
+the same numbers in another order. What it computes exactly is copied, bit by bit, both ways.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,13 @@ from torch import Tensor
 
 from lowrank_opt.checks import check_choice
 from lowrank_opt.errors import TargetError
-from lowrank_opt.linalg import skew_entries, skew_of
+from lowrank_opt.linalg import skew_entries
+from lowrank_opt.parameterizations.published.peft_maps import above, computed, free, square, turned
+from lowrank_opt.parameterizations.published.peft_psoft import psoft_from_peft, psoft_tensors
 from lowrank_opt.parameterizations.turned.orthogonal import Orthogonal
+from lowrank_opt.parameterizations.turned.scaled_rotation import ScaledRotation
 
-PeftKind = Literal["OFT", "BOFT", "HRA"]
+PeftKind = Literal["OFT", "BOFT", "HRA", "PSOFT"]
 
 
 def from_peft_rotation(
@@ -24,31 +31,36 @@ def from_peft_rotation(
     series_terms: int | None = None,
     gram_schmidt: bool = False,
     constraint: float | None = None,
-) -> tuple[Orthogonal, float]:
+    frames: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Orthogonal | ScaledRotation, float]:
     r"""Return the `Orthogonal` nearest to a rotation that PEFT trained, and how far it is from it.
 
-    PEFT's exact maps are met to rounding. Its default OFT is a truncated series and not orthogonal:
-    the nearest rotation is taken, block by block, and the distance says what is lost.
+    PEFT's exact maps are taken over number by number. Its default OFT is a truncated series and not
+    orthogonal: the nearest rotation is taken, block by block, and the distance says what is lost.
 
     Parameters
     ----------
     weight : Tensor, shape (m, n)
         The base weight.
-    kind : {"OFT", "BOFT", "HRA"}
+    kind : {"OFT", "BOFT", "HRA", "PSOFT"}
         PEFT's ``peft_type``.
     tensors : mapping of str to Tensor
         ``oft_R.weight`` of shape (blocks or 1, b (b - 1) / 2); ``boft_R`` of shape
-        (factors, blocks, b, b), and ``boft_s``; or ``hra_u`` of shape (n, r), r even.
+        (factors, blocks, b, b), and ``boft_s``; ``hra_u`` of shape (n, r), r even; or
+        ``psoft_R.weight`` of shape (r (r - 1) / 2,), and perhaps ``psoft_R.vector_a`` and
+        ``psoft_R.vector_b``, which make a `ScaledRotation`.
     series_terms : int, optional
         ``num_cayley_neumann_terms`` where ``use_cayley_neumann`` is set, as it is by default.
     gram_schmidt : bool
         HRA's ``apply_GS``.
     constraint : float, optional
-        ``eps`` where ``coft`` is set.
+        ``eps`` where ``coft`` is set; of PSOFT, ``cayley_neumann_eps``.
+    frames : (Tensor, Tensor), optional
+        B of shape (m, r) and A^T of shape (n, r) of PSOFT: see `psoft_frames`, the default.
 
     Returns
     -------
-    module : Orthogonal
+    module : Orthogonal, or ScaledRotation
     distance : float
         Of the matrices R, in the spectral norm; of several factors, the sum.
 
@@ -77,32 +89,55 @@ def from_peft_rotation(
             "rows that are scaled are no rotation; got a boft_s that is not one: import the folder "
             "with lowrank_opt.nn.import_peft"
         )
-    R = peft_blocks(kind, tensors, weight.shape[1], series_terms, constraint)
-    U, _, Vh = torch.linalg.svd(R)
-    turned = U @ Vh
-    stages, blocks = R.shape[:2]
+    if kind == "PSOFT":
+        return psoft_from_peft(weight, tensors, series_terms, constraint, frames)
+    Q = _skew(kind, tensors, weight.shape[1], constraint)
+    stages, blocks = Q.shape[:2]
     module = Orthogonal(weight, blocks=blocks, stages=stages, butterfly="halves")
+    skew, distance = turned(_summed(Q, series_terms), series_terms)
     with torch.no_grad():
-        module.skew.copy_(skew_entries(skew_of(turned, "cayley")))
-    return module, float(torch.linalg.matrix_norm(turned - R, 2).amax(1).sum())
+        module.skew.copy_(skew_entries(skew))
+    return module, distance
 
 
-def peft_blocks(
-    kind: PeftKind,
-    tensors: Mapping[str, Tensor],
-    n: int,
-    series_terms: int | None = None,
-    constraint: float | None = None,
-) -> Tensor:
-    """Return the blocks of R as PEFT computes them, shape (factors, blocks, b, b), in float64.
+def to_peft_rotation(module: Orthogonal | ScaledRotation, kind: PeftKind) -> dict[str, Tensor]:
+    r"""Return the tensors with which PEFT computes the same rotation.
 
-    On the butterflies that `Orthogonal` calls halves. PEFT turns activations by R^T.
+    Parameters
+    ----------
+    module : Orthogonal, or ScaledRotation for PSOFT
+        Without a radius and by the Cayley map the numbers are its own; otherwise of the same
+        rotation by the unbounded Cayley map, rounded once.
+    kind : {"OFT", "BOFT", "HRA", "PSOFT"}
+
+    Returns
+    -------
+    dict of str to Tensor
+        In the dtype of the parameters; of PSOFT in the frames that `psoft_frames` finds.
+
+    Raises
+    ------
+    TargetError
+        If it is a rotation of another kind.
+
+    Examples
+    --------
+    >>> tensors = {"oft_R.weight": torch.tensor([[0.5, 0.0, 0.25]])}
+    >>> module, _ = from_peft_rotation(torch.randn(5, 3), "OFT", tensors)
+    >>> to_peft_rotation(module, "OFT")
+    {'oft_R.weight': tensor([[0.5000, 0.0000, 0.2500]])}
     """
-    if kind == "OFT":
-        R = _oft(tensors["oft_R.weight"], series_terms, constraint)
-        return R.expand(n // R.shape[-1], -1, -1).unsqueeze(0)
-    given = tensors["boft_R"].detach().double()
-    return _cayley((given - given.mT) / 2)
+    check_choice(kind, get_args(PeftKind), "kind")
+    _check_kind(module, kind)
+    if isinstance(module, Orthogonal) and kind == "HRA":
+        return {"hra_u": _in_pairs(module.vectors.detach())}
+    if kind == "PSOFT":
+        return psoft_tensors(module)
+    assert isinstance(module, Orthogonal), "checked above"
+    Q = -free(module).to(module.skew.dtype)
+    if kind == "BOFT":
+        return {"boft_R": Q, "boft_s": Q.new_ones(module.shape[0], 1)}
+    return {"oft_R.weight": above(Q[0])}
 
 
 def peft_rotation_dense(
@@ -119,42 +154,61 @@ def peft_rotation_dense(
     if kind == "HRA":
         tensors = {"hra_u": tensors["hra_u"]}
         module, _ = from_peft_rotation(weight, kind, tensors, gram_schmidt=gram_schmidt)
-    else:
-        R = peft_blocks(kind, tensors, n, series_terms, constraint)
-        module = Orthogonal(weight, blocks=R.shape[1], stages=len(R), butterfly="halves")
-        eye = torch.eye(R.shape[-1], dtype=R.dtype)
-        return module.dense_of(R - eye)
-    return module.rotation_dense().detach() - torch.eye(n, dtype=torch.float64)
+        assert isinstance(module, Orthogonal), "of reflections"
+        return module.rotation_dense().detach() - torch.eye(n, dtype=torch.float64)
+    Q = _skew(kind, tensors, n, constraint)
+    R = computed(_summed(Q, series_terms), series_terms)
+    module = Orthogonal(weight, blocks=R.shape[1], stages=len(R), butterfly="halves")
+    return module.dense_of(R - torch.eye(R.shape[-1], dtype=R.dtype))
 
 
-def _oft(entries: Tensor, series_terms: int | None, constraint: float | None) -> Tensor:
-    """Return the blocks of R, from entries above the diagonal."""
-    b = int((1 + (1 + 8 * entries.shape[-1]) ** 0.5) / 2)
-    rows, cols = torch.triu_indices(b, b, 1)
-    Q = entries.new_zeros(len(entries), b, b, dtype=torch.float64)
-    Q[:, rows, cols] = entries.detach().double()
-    Q = Q - Q.mT
+def peft_distance(
+    kind: PeftKind,
+    tensors: Mapping[str, Tensor],
+    *,
+    series_terms: int | None = None,
+    gram_schmidt: bool = False,
+    constraint: float | None = None,
+) -> float:
+    """Return ``|R - I|`` of what PEFT computes, orthogonal or not; of factors, the sum."""
+    if kind == "HRA":
+        u = tensors["hra_u"].detach().double()
+        R = torch.eye(len(u), dtype=u.dtype)
+        for x in (_orthogonalized(u) if gram_schmidt else u).unbind(1):
+            R = R - 2 * torch.outer(R @ x, x) / x.square().sum()
+        return float(torch.linalg.matrix_norm(R - torch.eye(len(u), dtype=u.dtype), 2))
+    n = tensors["oft_R.weight"].shape[0] if kind == "OFT" else 1
+    b = _oft_size(tensors) if kind == "OFT" else 1
+    R = computed(_summed(_skew(kind, tensors, n * b, constraint), series_terms), series_terms)
+    D = R - torch.eye(R.shape[-1], dtype=R.dtype)
+    return float(torch.linalg.matrix_norm(D, 2).amax(1).sum())
+
+
+def _oft_size(tensors: Mapping[str, Tensor]) -> int:
+    """Return the size of blocks of OFT, from the number of entries above their diagonals."""
+    return int((1 + (1 + 8 * tensors["oft_R.weight"].shape[-1]) ** 0.5) / 2)
+
+
+def _skew(
+    kind: PeftKind, tensors: Mapping[str, Tensor], n: int, constraint: float | None
+) -> Tensor:
+    """Return PEFT's Q, shape (factors, blocks, b, b), in float64."""
+    if kind == "BOFT":
+        given = tensors["boft_R"].detach().double()
+        return (given - given.mT) / 2
+    entries = tensors["oft_R.weight"].detach()
+    b = _oft_size(tensors)
+    Q = square(entries, b)
     if constraint is not None:
         largest = constraint / len(Q) ** 0.5
         norms = torch.linalg.matrix_norm(Q, keepdim=True)
         Q = torch.where(norms > largest, Q * (largest / norms.clamp_min(largest)), Q)
-    return _cayley(Q) if series_terms is None else _series(Q, series_terms).mT
+    return Q.expand(n // b, -1, -1).unsqueeze(0)
 
 
-def _cayley(Q: Tensor) -> Tensor:
-    eye = torch.eye(Q.shape[-1], dtype=Q.dtype)
-    return torch.linalg.solve(eye + Q, eye - Q, left=False).mT
-
-
-def _series(Q: Tensor, terms: int) -> Tensor:
-    """Return ``I + 2 Q + ... + 2 Q^(d-1) + Q^d`` as PEFT sums it; of three terms, d = 3."""
-    degree = terms - 1 if terms < 3 else max(terms - 1, 3)
-    eye = torch.eye(Q.shape[-1], dtype=Q.dtype).expand_as(Q)
-    total, power = eye.clone(), eye
-    for k in range(1, degree + 1):
-        power = power @ Q
-        total = total + (1.0 if k == degree and degree > 1 else 2.0) * power
-    return total
+def _summed(Q: Tensor, series_terms: int | None) -> Tensor:
+    """Return what OFT's series is one of: PEFT sums that of the inverse of its exact map."""
+    return Q if series_terms is None else -Q
 
 
 def _directions(u: Tensor, weight: Tensor, *, gram_schmidt: bool) -> Tensor:
@@ -165,7 +219,36 @@ def _directions(u: Tensor, weight: Tensor, *, gram_schmidt: bool) -> Tensor:
             f" got {u.shape[1]}{'' if bool(vectors.any(0).all()) else ', zero ones among them'}: "
             "merge the adapter with PEFT"
         )
-    if not gram_schmidt:
-        return vectors
+    return _orthogonalized(vectors) if gram_schmidt else vectors
+
+
+def _orthogonalized(vectors: Tensor) -> Tensor:
+    """Return what Gram and Schmidt make of columns."""
     Q, T = torch.linalg.qr(vectors)
     return Q * torch.where(T.diagonal() < 0, -1.0, 1.0)
+
+
+def _in_pairs(vectors: Tensor) -> Tensor:
+    """Return reflections without zero ones, which we leave out and PEFT divides by."""
+    still = ~vectors.any(0).view(-1, 2).all(1).repeat_interleave(2)
+    return torch.where(still, torch.ones_like(vectors), vectors)
+
+
+def _check_kind(module: Orthogonal | ScaledRotation, kind: PeftKind) -> None:
+    held = {"PSOFT"} if isinstance(module, ScaledRotation) else _kinds(module)
+    if kind not in held:
+        raise TargetError(
+            f"PEFT's {kind} has rotations of its own form; got a {type(module).__name__}, that of "
+            f"{' or '.join(sorted(held)) or 'no method of PEFT'}: export it as that, or as LoRA"
+        )
+
+
+def _kinds(module: Orthogonal) -> set[PeftKind]:
+    if module.map == "householder":
+        return {"HRA"}
+    if module.frame is not None:
+        return {"PSOFT"}
+    # Strides of pairs are halves of them.
+    if module.stages > 1:
+        return {"BOFT"} if module.butterfly == "halves" or module.block_size == 2 else set()
+    return {"OFT", "BOFT"}

@@ -25,7 +25,11 @@ from lowrank_opt.linalg import (
     turn_between,
 )
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.base import Parameterization, random_frame
+from lowrank_opt.parameterizations.base import (
+    Parameterization,
+    check_member,
+    random_frame,
+)
 from lowrank_opt.parameterizations.example import Example, example_tensor
 from lowrank_opt.parameterizations.turned.leading import LeadingValues
 from lowrank_opt.parameterizations.turned.rotated_weight import RotatedWeight, Rotation
@@ -59,6 +63,13 @@ class Orthogonal(Parameterization):
     the weight; of several stages, rotations of all coordinates within the sum of their radii.
     Complete with a radius and one stage, and for reflections; without a radius, every rotation of
     the set but half turns. The start is R = I, W = 0 exactly, and its gradient does not vanish.
+
+    **Arithmetic.** R is computed in float64 whatever the dtype of the parameters, whose numbers
+    count as exact, and each ``R_j - I`` is rounded once, to the weight's dtype or to that of the
+    activations. These are turned in their own dtype: a row x comes out within
+    :math:`2 k (b + 4) \sqrt b\, u\, |x|` of x R^T for k stages of blocks of size b and the unit
+    roundoff u, so that lengths are kept to that (measured: 4 u). The set holds for the factors to
+    the package's tolerance for their dtype. A merged weight is W_0 R rounded to its dtype.
 
     Parameters
     ----------
@@ -188,11 +199,11 @@ class Orthogonal(Parameterization):
         if self.frame is None:
             return RotatedWeight(self.weight, self._rotation())
         U = nearest_frame(self.frame)
-        left = frozen_product(self.weight, U @ self._steps()[0, 0])
+        left = frozen_product(self.weight, U @ self.turns()[0, 0])
         return LowRankOperator(left, left.new_ones(self.rank), U).to(dtype=self.weight.dtype)
 
-    def _steps(self) -> Tensor:
-        """Return all ``R_j - I``, shape (stages, blocks, b, b), in float64."""
+    def turns(self) -> Tensor:
+        """Return all ``R_j - I``, shape (stages, blocks, b, b), in float64; not of reflections."""
         skew = skew_matrices(self.skew, self.block_size)
         return rotation(skew, self._kind, self.radius)
 
@@ -201,7 +212,7 @@ class Orthogonal(Parameterization):
         return "exponential" if self.map == "exponential" else "cayley"
 
     def _rotation(self) -> Rotation:
-        return Rotation(tuple(self._steps().unbind()), self._orders())
+        return Rotation(tuple(self.turns().unbind()), self._orders())
 
     def _orders(self) -> tuple[Tensor | None, ...]:
         n, b, device = self.shape[1], self.block_size, self.weight.device
@@ -215,7 +226,7 @@ class Orthogonal(Parameterization):
             return eye + X @ Y.mT
         if self.frame is not None:
             U = nearest_frame(self.frame)
-            return eye + U @ self._steps()[0, 0] @ U.mT
+            return eye + U @ self.turns()[0, 0] @ U.mT
         return eye + self._rotation().moved(eye).mT
 
     def dense_of(self, steps: Tensor) -> Tensor:
@@ -229,7 +240,7 @@ class Orthogonal(Parameterization):
         if self.map == "householder":
             X, Y = reflections(self.vectors)
             return float(LowRankOperator(X, X.new_ones(X.shape[1]), Y).schatten_norm(math.inf))
-        return float(torch.linalg.matrix_norm(self._steps(), 2).amax(1).sum())
+        return float(torch.linalg.matrix_norm(self.turns(), 2).amax(1).sum())
 
     def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
         r"""Return the parameters of a rotation that gives `target`, if one does.
@@ -241,24 +252,21 @@ class Orthogonal(Parameterization):
 
         Raises
         ------
-        TargetError
-            If no rotation of this kind gives the target; says the residual.
         NotInSetError
-            If the rotation is further from the identity than the radius.
+            If the target is outside the declared set.
+        TargetError
+            If the stages do not give it, or a half turn does; says the residual.
         """
-        op = self.operator_of(target).to(dtype=torch.float64)
+        target = self.operator_of(target)
+        check_member(target, self.feasible_set)
+        op = target.to(dtype=torch.float64)
         if self.map == "householder":
             vectors = reflections_between(self.weight.double(), op.to_dense(), self.rank)
             self._check_residual(op, self._reflected(vectors))
             return {"vectors": vectors}
         if self.stages > 1:
             return {"skew": self._skew_of_stages(op)}
-        D = self._nearest(op, self.radius)
-        residual = self._residual(op, self._turned(D))
-        if residual > self._rounding and self.radius is not None:
-            free = self._nearest(op, None)
-            if self._residual(op, self._turned(free)) <= self._rounding:
-                self._check_distance(free)
+        D = self._nearest(op)
         self._check_residual(op, self._turned(D))
         return {"skew": skew_entries(skew_of_turn(D, self._kind, self.radius)).unsqueeze(0)}
 
@@ -274,14 +282,14 @@ class Orthogonal(Parameterization):
             self._check_distance(x)
         return torch.stack([skew_entries(skew_of_turn(x, self._kind, self.radius)) for x in turns])
 
-    def _nearest(self, op: LowRankOperator, radius: float | None) -> Tensor:
+    def _nearest(self, op: LowRankOperator) -> Tensor:
         W0 = self.weight.double()
         if self.frame is not None:
             U = nearest_frame(self.frame)
-            return turn_between(W0 @ U, op @ U, radius).unsqueeze(0)
+            return turn_between(W0 @ U, op @ U, self.radius).unsqueeze(0)
         # Column blocks of the base weight and of the target beside each other.
         parts = zip(W0.split(self.block_size, 1), op.right.split(self.block_size), strict=True)
-        turns = (turn_between(A, (op.left * op.scale) @ x.mT, radius) for A, x in parts)
+        turns = (turn_between(A, (op.left * op.scale) @ x.mT, self.radius) for A, x in parts)
         return torch.stack(list(turns))
 
     def _turned(self, D: Tensor) -> LowRankOperator:
@@ -295,19 +303,10 @@ class Orthogonal(Parameterization):
         X, Y = reflections(vectors)
         return LowRankOperator(frozen_product(self.weight, X), X.new_ones(X.shape[1]), Y)
 
-    @property
-    def _rounding(self) -> float:
-        """A residual that rounding of a target explains."""
-        rounding = relative_tolerance(self.weight.dtype, max(self.shape))
-        return 16 * rounding * float(torch.linalg.matrix_norm(self.weight.double()))
-
-    @staticmethod
-    def _residual(op: LowRankOperator, made: LowRankOperator) -> float:
-        return float((made - op).schatten_norm(2))
-
     def _check_residual(self, op: LowRankOperator, made: LowRankOperator) -> None:
-        residual = self._residual(op, made)
-        if residual > self._rounding:
+        residual = float((made - op).schatten_norm(2))
+        rounding = relative_tolerance(self.weight.dtype, max(self.shape))
+        if residual > 16 * rounding * float(torch.linalg.matrix_norm(self.weight.double())):
             raise TargetError(
                 f"the target must be W0 R - W0 with R of this kind; the nearest misses it by "
                 f"{residual:.2e}: allow larger blocks or a larger rank, or use an additive map"

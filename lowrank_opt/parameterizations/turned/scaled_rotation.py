@@ -114,11 +114,15 @@ class ScaledRotation(Parameterization):
 
     def core(self) -> Tensor:
         r"""Return :math:`\mathrm{diag}(\beta) R\, \mathrm{diag}(\alpha) - I`, r x r, in float64."""
-        D = rotation(skew_matrices(self.skew, self.rank), "cayley", self.radius)
+        D = self.turns()
         a, b = self.before.double(), self.after.double().unsqueeze(1)
         # b R a - I in terms that are zero at the start: no digits cancel near it.
         eye = torch.eye(self.rank, dtype=D.dtype, device=D.device)
         return b * D * a + (b * a - 1) * eye
+
+    def turns(self) -> Tensor:
+        """Return ``R - I``, r x r, in float64."""
+        return rotation(skew_matrices(self.skew, self.rank), "cayley", self.radius)
 
     def factors(self) -> LowRankOperator:
         left = self.outer.double() @ self.core()

@@ -57,7 +57,7 @@ def test_folder_holds_no_base_weight(example, tmp_path: Path) -> None:
     assert torch.equal(model(x), load_adapter(copy.deepcopy(fresh), tmp_path)(x))
     assert torch.equal(model(x), load_adapter(fresh, tmp_path, make=make)(x))
     (site,) = inspect_adapter(tmp_path)
-    assert "needs the base weight" == site.bound
+    assert site.bound == "needs the base weight" or site.bound.startswith("|R - I| = ")
 
 
 class Own(lo.Parameterization):

@@ -48,7 +48,9 @@ def _optimizer(module: Parameterization, *, together: bool) -> torch.optim.Optim
     """Return Adam; for columns that are to stay parallel, steps along the gradient itself."""
     if together:
         return torch.optim.SGD(module.parameters(), lr=1.0, momentum=0.8)
-    return torch.optim.Adam(module.parameters(), lr=_LEARNING_RATE)
+    # In half precision Adam's own 1e-8 is zero, and so may a gradient be.
+    tiny = max(torch.finfo(p.dtype).tiny for p in module.parameters())
+    return torch.optim.Adam(module.parameters(), lr=_LEARNING_RATE, eps=max(1e-8, tiny))
 
 
 def _outwards(chart: Chart, core: SpectralSet, W: Array, *, together: bool) -> Array:
