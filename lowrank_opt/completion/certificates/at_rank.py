@@ -55,7 +55,13 @@ class GapAtRank:
     full: bool
 
 
-def gap_at_rank(problem: ConvexProblem, operator: LowRankOperator, bias: AdditiveBias) -> GapAtRank:
+def gap_at_rank(
+    problem: ConvexProblem,
+    operator: LowRankOperator,
+    bias: AdditiveBias,
+    *,
+    rank: int | None = None,
+) -> GapAtRank:
     r"""Return the gap that directions at the rank of the iterate account for.
 
     Parameters
@@ -63,6 +69,8 @@ def gap_at_rank(problem: ConvexProblem, operator: LowRankOperator, bias: Additiv
     problem : ConvexProblem
     operator : LowRankOperator, shape (m, n)
     bias : AdditiveBias
+    rank : int, optional
+        How much rank the iterate may have, with a penalty; by default as many columns as it has.
 
     Returns
     -------
@@ -103,7 +111,7 @@ def gap_at_rank(problem: ConvexProblem, operator: LowRankOperator, bias: Additiv
         objective += problem.constraint * float(op.schatten_norm(1))
         top = float(_tangent_values(op, G)[0])
         limit = problem.constraint / top if top > 0 else math.inf
-        full = _rank(op) >= op.rank
+        full = _rank(op) >= (op.rank if rank is None else min(rank, *op.shape))
     t = min(max(linear, 0.0) / quadratic, limit) if quadratic > 0 else 0.0
     return GapAtRank(max(objective - t * (linear - 0.5 * t * quadratic), 0.0), full)
 

@@ -20,8 +20,9 @@ class CompletionStatus(Enum):
     STALLED = "Converged: no step decreases the objective any further in this arithmetic."
     STOPPED_BY_VALIDATION = "Stopped early: the validation error no longer improved."
     RANK_BINDS = (
-        "Converged at this rank: no direction of the same rank lowers the objective any further; "
-        "what is left of the gap is at most the price of the rank."
+        "Converged at this rank: no direction of the same rank lowers the objective any further, "
+        "and going on did not close the gap; a larger rank gains at most its price. Another matrix "
+        "of this rank may be better still."
     )
     GAP_OPEN = (
         "Not proved optimal: no step found lowers the objective at this rank, and the gap asked "

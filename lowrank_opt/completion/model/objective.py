@@ -103,6 +103,13 @@ class Objective:
         mean = self.mean + self.loss.intercept(self.extra)
         return AdditiveBias(mean, *(self.spread * b.detach() for b in self.biases))
 
+    @torch.no_grad()
+    def move_biases(self, bias: AdditiveBias) -> None:
+        """Set the biases, where they are fitted; the mean stays."""
+        if self.fit_bias:
+            for x, new in zip(self.biases, (bias.rows, bias.cols), strict=True):
+                x.copy_(new / self.spread)
+
     def link(self) -> Link:
         """Return what takes scores to predictions."""
         return self.loss.link(self.extra, self.observations)

@@ -6,12 +6,13 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from lowrank_opt.completion.certificates.convex_problem import convex_problem_of
+from lowrank_opt.completion.certificates.convex_problem import ConvexProblem, convex_problem_of
 from lowrank_opt.completion.loop.history import History, Iteration
 from lowrank_opt.completion.loop.status import CompletionStatus
 from lowrank_opt.completion.model.bias import AdditiveBias
@@ -21,6 +22,7 @@ from lowrank_opt.completion.model.randomness import normal
 from lowrank_opt.completion.model.standardize import standardize
 from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.completion.solvers.context import Run
+from lowrank_opt.completion.solvers.escape import ways_out
 from lowrank_opt.completion.solvers.held_out import root_mean_square_error
 from lowrank_opt.completion.solvers.proof import Proof
 from lowrank_opt.completion.solvers.traits import Traits
@@ -32,6 +34,7 @@ from lowrank_opt.operator import LowRankOperator
 _CG_STEPS = 3
 _PATIENCE = 2
 _LEAST = 1e-14
+_SWEEPS_BETWEEN = 4
 _NEGLIGIBLE = 1e-6
 
 
@@ -114,7 +117,8 @@ class ALS:
         if run.start is not None:
             model.start_from(run.start)
         convex = None if self.exponent or self.nonnegative else convex_problem_of(problem, fitted)
-        proof = Proof.of(convex, None if held_out is not None else self.gap)
+        gap = None if held_out is not None else self.gap
+        proof = Proof.of(convex, gap, problem.fixed_rank)
         with run.reporting(self.max_iterations) as report:
             result = _iterate(model, self, held_out, run.patience_or(_PATIENCE), proof, report)
         return replace(result, problem=convex, proved=None if proof is None else proof.last)
@@ -178,6 +182,23 @@ class _Model:
             if self.biased:
                 x[:known, self.rank] = bias / self.unit
 
+    def leave(self, problem: ConvexProblem, best: float, enough: float) -> bool:
+        """Go on from a point along the direction of the certificate, if there is a better one.
+
+        Better is one from which a sweep leads below the best objective by a share of it.
+        """
+        kept, now = self.sides, self.result(CompletionStatus.CONVERGED, History())
+        for target in ways_out(problem, now.operator, now.bias, self.rank):
+            U, scale, V = (target * (1 / self.unit)).to(dtype=torch.float64).thin_svd()
+            self.sides = [x.clone() for x in kept]
+            for x, half in zip(self.sides, (U, V), strict=True):
+                x[:, : self.rank] = 0.0
+                x[:, : len(scale)] = half * scale.sqrt()
+            if self.sweep() < best * (1 - enough):
+                return True
+        self.sides = kept
+        return False
+
     def sweep(self) -> float:
         """Update rows, then columns; return the objective."""
         self._improve(0)
@@ -228,7 +249,7 @@ def _iterate(
     proof: Proof | None,
     report: Callable[[Iteration], None],
 ) -> CompletionResult:
-    tolerance = solver.tolerance
+    settling = _Settling(solver.tolerance)
     history, started, status = History(), time.perf_counter(), CompletionStatus.MAX_ITERATIONS
     best, best_rmse, best_sweep = None, math.inf, 0
     for sweep in range(solver.max_iterations):
@@ -242,12 +263,16 @@ def _iterate(
         history.append(line)
         report(line)
         stale = validation is not None and sweep - best_sweep >= patience
-        ended = _judge(history.objective, stale, tolerance)
+        ended = settling.judge(history.objective, stale)
         if ended is CompletionStatus.CONVERGED and proof is not None:
-            now, tolerance = model.result(status, history), tolerance / 10
-            if not proof.reached(now.operator, now.bias):
-                going_on = proof.worthwhile() and tolerance > _LEAST and not proof.rank_binds
-                ended = None if going_on else proof.status
+            now = model.result(status, history)
+            ended = proof.verdict(
+                now.operator,
+                now.bias,
+                leave=partial(model.leave, proof.problem, objective),
+                tighten=settling.tighten,
+            )
+            settling.look_again(len(history))
         if ended is not None:
             status = ended
             break
@@ -255,13 +280,28 @@ def _iterate(
     return model.result(status, history)
 
 
-def _judge(objective: list[float], stale: bool, tolerance: float) -> CompletionStatus | None:
-    if not math.isfinite(objective[-1]):
-        return CompletionStatus.NUMERICAL_TROUBLE
-    if stale:
-        return CompletionStatus.STOPPED_BY_VALIDATION
-    settled = len(objective) > 1 and objective[-2] - objective[-1] <= tolerance * objective[-2]
-    return CompletionStatus.CONVERGED if settled else None
+@dataclass
+class _Settling:
+    tolerance: float
+    first: int = 2
+
+    def judge(self, objective: list[float], stale: bool) -> CompletionStatus | None:
+        if not math.isfinite(objective[-1]):
+            return CompletionStatus.NUMERICAL_TROUBLE
+        if stale:
+            return CompletionStatus.STOPPED_BY_VALIDATION
+        if len(objective) < self.first:
+            return None
+        before, now = objective[-2:]
+        return CompletionStatus.CONVERGED if before - now <= self.tolerance * before else None
+
+    def tighten(self) -> bool:
+        self.tolerance /= 10
+        return self.tolerance > _LEAST
+
+    def look_again(self, count: int) -> None:
+        """Let some sweeps pass after the present ones: a single one proves next to nothing more."""
+        self.first = count + _SWEEPS_BETWEEN
 
 
 def _strengths(counts: Tensor, penalty: float, exponent: float) -> Tensor:

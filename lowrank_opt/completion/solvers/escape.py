@@ -3,7 +3,8 @@ r"""Out of a point where descent has settled, along the direction of the certifi
 Over a convex set the linear minimisation oracle at the gradient G is the matrix that proves the
 gap: :math:`\langle G, W - Z \rangle` is that gap, and the segment from W to Z descends. Its best
 point is put into the parameterization through its right inverse. The factors are balanced then, and
-columns that had become zero, from which no gradient leads away, are filled.
+columns that had become zero, from which no gradient leads away, are filled. Under a penalty the
+direction is that of the largest singular value of G.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.completion.certificates.support import sparse_matrix
+from lowrank_opt.completion.solvers.fixed_rank.observed_fit import ObservedFit
+from lowrank_opt.completion.solvers.fixed_rank.spectral_start import spectral_start
 from lowrank_opt.completion.solvers.frank_wolfe import (
     corrective_steps,
     subspace_fit,
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
 
     from lowrank_opt.completion.certificates.convex_problem import ConvexProblem
+    from lowrank_opt.completion.model.bias import AdditiveBias
     from lowrank_opt.completion.model.objective import Objective
 
 # Steps that are tried, as shares of the best one before the rank is cut.
@@ -63,9 +67,10 @@ def escape(objective: Objective, problem: ConvexProblem, enough: float) -> bool:
     optimization on the cone of positive semidefinite matrices, section 4.
     """
     before, kept = float(objective.value()), [x.clone() for x in objective.free]
-    for target in _targets(objective, problem):
+    chart = objective.parameterization
+    for target in ways_out(problem, chart().detach(), objective.bias(), chart.rank):
         try:
-            _ = objective.parameterization.assign(target, project=True)
+            _ = chart.assign(target, project=True)
         except LowRankError:
             break
         if float(objective.value()) < before * (1 - enough):
@@ -73,6 +78,59 @@ def escape(objective: Objective, problem: ConvexProblem, enough: float) -> bool:
     for x, old in zip(objective.free, kept, strict=True):
         x.copy_(old)
     return False
+
+
+def ways_out(
+    problem: ConvexProblem, operator: LowRankOperator, bias: AdditiveBias, rank: int
+) -> Iterator[LowRankOperator]:
+    """Yield points along the direction of the certificate, cut to a rank.
+
+    In the dtype of the operator; none if nothing descends.
+    """
+    W, observations = operator.to(dtype=torch.float64), whole(problem.observations)
+    observations = observations.to(dtype=torch.float64)
+    entries, bias = observed_entries(W, observations), bias.to(dtype=torch.float64)
+    shift = bias.predict(observations.rows, observations.cols) - observations.values
+    w = 1.0 if observations.weights is None else observations.weights
+    y = w * (entries + shift)
+    # The direction does not depend on the unit, and squares of tiny entries would vanish.
+    G = sparse_matrix(observations.with_values(y / (float(y.abs().max()) or 1.0)))
+    sizes = W.singular_values()
+    free = rank - 1 - int((sizes > _EMPTY * sizes[:1]).sum())
+    U, sigma, V = (x.to(y.device) for x in leading_svd(G, 1 + max(free, 0)))
+    leading = (U, sigma, V)
+    atom, shrinks, charge = _atom(problem.constraint, G, leading)
+    change = observed_entries(atom, observations) - shrinks * entries
+    slope, curvature = float((y * change).sum()) + charge, float((w * change.square()).sum())
+    if not (slope < 0 and curvature > 0):
+        return
+    step = min(-slope / curvature, 1.0 if shrinks else math.inf)
+    for t in (share * step for share in _SHARES):
+        target = _sum((1 - shrinks * t) * W, t * atom, t * _filling(atom, leading))
+        cut = target.truncate(rank) if target.rank > rank else target
+        yield cut.to(dtype=operator.dtype)
+
+
+@torch.no_grad()
+def move_to_spectral_start(objective: Objective, problem: ConvexProblem) -> bool:
+    """Move to the best multiple of the truncated SVD of the entries; return whether that is there.
+
+    From a start at random a rank that binds has minima that are far worse than its best; from
+    there they are rare. The biases are those that fit without any matrix.
+    """
+    chart, observations = objective.parameterization, whole(problem.observations)
+    rate = objective.bias_penalty
+    try:
+        fit = ObservedFit.of(
+            observations, bias="additive" if objective.fit_bias else None, bias_penalty=rate
+        )
+        point = spectral_start(fit, chart.rank)
+        target = fit.spread * LowRankOperator(point.U, point.s, point.V)
+        _ = chart.assign(target.to(dtype=observations.dtype), project=True)
+    except LowRankError:
+        return False
+    objective.move_biases(fit.bias)
+    return True
 
 
 @torch.no_grad()
@@ -111,40 +169,12 @@ def polish(objective: Objective, problem: ConvexProblem, gap: float, *, effort: 
         _ = chart.assign(best.operator.to(dtype=op.dtype), project=True)
     except LowRankError:
         return False
-    if objective.fit_bias:
-        for x, new in zip(objective.biases, (best.bias.rows, best.bias.cols), strict=True):
-            x.copy_(new / objective.spread)
+    objective.move_biases(best.bias)
     if float(objective.value()) < before:
         return True
     for x, old in zip(objective.variables, kept, strict=True):
         x.copy_(old)
     return False
-
-
-def _targets(objective: Objective, problem: ConvexProblem) -> Iterator[LowRankOperator]:
-    """Yield points along the direction of the certificate, cut to the rank."""
-    op, rank = objective.parameterization().detach(), objective.parameterization.rank
-    W, observations = op.to(dtype=torch.float64), whole(problem.observations)
-    observations = observations.to(dtype=torch.float64)
-    entries, bias = observed_entries(W, observations), objective.bias().to(dtype=torch.float64)
-    shift = bias.predict(observations.rows, observations.cols) - observations.values
-    w = 1.0 if observations.weights is None else observations.weights
-    y = w * (entries + shift)
-    # The direction does not depend on the unit, and squares of tiny entries would vanish.
-    G = sparse_matrix(observations.with_values(y / (float(y.abs().max()) or 1.0)))
-    sizes = W.singular_values()
-    free = rank - 1 - int((sizes > _EMPTY * sizes[:1]).sum())
-    U, sigma, V = (x.to(y.device) for x in leading_svd(G, 1 + max(free, 0)))
-    leading = (U, sigma, V)
-    atom, shrinks, charge = _atom(problem.constraint, G, leading)
-    change = observed_entries(atom, observations) - shrinks * entries
-    slope, curvature = float((y * change).sum()) + charge, float((w * change.square()).sum())
-    if not (slope < 0 and curvature > 0):
-        return
-    step = min(-slope / curvature, 1.0 if shrinks else math.inf)
-    for t in (share * step for share in _SHARES):
-        target = _sum((1 - shrinks * t) * W, t * atom, t * _filling(atom, leading))
-        yield (target.truncate(rank) if target.rank > rank else target).to(dtype=op.dtype)
 
 
 def _atom(

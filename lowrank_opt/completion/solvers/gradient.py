@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-from lowrank_opt.completion.certificates.convex_problem import convex_problem_of
+from lowrank_opt.completion.certificates.convex_problem import ConvexProblem, convex_problem_of
 from lowrank_opt.completion.loop.checkpoint import Checkpoint, State
 from lowrank_opt.completion.loop.history import History, Iteration
 from lowrank_opt.completion.loop.status import CompletionStatus
@@ -22,7 +22,7 @@ from lowrank_opt.completion.model.objective import Objective
 from lowrank_opt.completion.model.problem import CompletionProblem
 from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.completion.solvers.context import Run
-from lowrank_opt.completion.solvers.escape import escape, polish
+from lowrank_opt.completion.solvers.escape import escape, move_to_spectral_start, polish
 from lowrank_opt.completion.solvers.minimizers import (
     MakeOptimizer,
     Minimizer,
@@ -33,6 +33,9 @@ from lowrank_opt.completion.solvers.proof import Proof
 from lowrank_opt.completion.solvers.traits import Traits
 from lowrank_opt.errors import OptionError
 from lowrank_opt.observations import Observations
+
+# From another start: enough to be better than a bad minimum, if it is one.
+_STEPS_ELSEWHERE = 20
 
 _TRAITS = Traits(
     sets=("parameterization",),
@@ -66,10 +69,11 @@ class LBFGS:
         iteration has settled, the certificate is asked for. A larger gap than this, relative to the
         objective, and the iteration goes on, out of where it is along the direction of the
         certificate (`escape`), or with a smaller tolerance. CONVERGED then means that the gap is
-        proved; RANK_BINDS, that the iterate is stationary and only a larger rank could do better,
-        by at most ``proved.price_of_rank``; GAP_OPEN, neither. Nearly exact fits count relative to
-        a hundredth of the loss of predicting the mean. None for the tolerance alone. With
-        validation entries those decide.
+        proved; RANK_BINDS, that the iterate is stationary, that going on did not close the gap, and
+        that a larger rank gains at most ``proved.price_of_rank``: a spectral start was tried, but
+        another matrix of this rank may still be better; GAP_OPEN, neither. Nearly exact fits count
+        relative to a hundredth of the loss of predicting the mean. None for the tolerance alone.
+        With validation entries those decide.
 
     Raises
     ------
@@ -234,25 +238,47 @@ class _Fit:
         """Return whether the settled iterate is the optimum, or None to go on from elsewhere."""
         proof, objective = self.proof, self.objective
         self._restore_best()
-        if proof is None or proof.reached(objective.operator(), objective.bias()):
+        if proof is None:
             return CompletionStatus.CONVERGED
-        if proof.rank_binds and not escape(objective, proof.problem, proof.worth_leaving_for):
-            return proof.status
-        if proof.rank_binds or (proof.may_escape and self._escapes(proof)):
-            proof.escapes += 1
+        status = proof.verdict(
+            objective.operator(),
+            objective.bias(),
+            leave=self._leave,
+            tighten=self.stopping.tighten,
+        )
+        if status is None:
             self.stopping.look_again()
-        elif not (proof.worthwhile() and self.stopping.tighten()):
-            return proof.status
-        self.minimizer.restart()
-        return None
+            self.minimizer.restart()
+        return status
 
-    def _escapes(self, proof: Proof) -> bool:
-        if escape(self.objective, proof.problem, proof.enough):
+    def _leave(self, enough: float) -> bool:
+        """Go to a better point elsewhere; return whether there is one."""
+        proof = self.proof
+        assert proof is not None, "asked for by it"
+        if escape(self.objective, proof.problem, enough):
             return True
+        if proof.rank_binds and proof.restarts == 0:
+            proof.restarts += 1
+            if self._begins_anew(proof.problem, enough):
+                return True
         if not proof.may_polish:
             return False
         proof.polishes += 1
         return polish(self.objective, proof.problem, proof.gap, effort=proof.polishes)
+
+    def _begins_anew(self, problem: ConvexProblem, enough: float) -> bool:
+        """Take some steps from a spectral start; return whether they lead to a better point."""
+        before, kept = self.minimizer.evaluate().value, self._copy()
+        if move_to_spectral_start(self.objective, problem):
+            self.minimizer.restart()
+            for _ in range(_STEPS_ELSEWHERE):
+                value, _ = self.minimizer.evaluate()
+                if value < before * (1 - enough):
+                    return True
+                if not (math.isfinite(value) and self.minimizer.advance()):
+                    break
+        self._put(kept)
+        return False
 
     def _advance(self) -> CompletionStatus | None:
         if self.minimizer.advance():
@@ -295,8 +321,11 @@ class _Fit:
     def _copy(self) -> list[Tensor]:
         return [x.detach().clone() for x in self.objective.variables]
 
-    @torch.no_grad()
     def _restore_best(self) -> None:
-        for x, kept in zip(self.objective.variables, self.best, strict=True):
+        self._put(self.best)
+
+    @torch.no_grad()
+    def _put(self, variables: list[Tensor]) -> None:
+        for x, kept in zip(self.objective.variables, variables, strict=True):
             x.copy_(kept)
             x.grad = None

@@ -73,6 +73,8 @@ def iterate(
     patience: int = 20,
     problem: ConvexProblem | None = None,
     gap: float | None = None,
+    rank: int | None = None,
+    leave: Callable[[Iterate, float], bool] | None = None,
 ) -> CompletionResult:
     """Take iterates from a solver until one of the criteria of `Stopping` is met.
 
@@ -95,11 +97,16 @@ def iterate(
         Converged only if the certificate proves this gap, relative to the objective; else the
         tolerance is lowered. For iterates that are not `settled` by themselves, without entries
         held out.
+    rank : int, optional
+        Of iterates at most, where the problem does not say.
+    leave : callable, optional
+        From an iterate that settled, makes the iterator go on from a point that is better by a
+        share of the objective; returns whether there is one.
     """
     patience = run.patience_or(patience)
     stopping = Stopping(fitted.dtype, tolerance=tolerance, patience=patience)
-    proof = Proof.of(problem, None if held_out is not None else gap)
-    loop = _Loop(fitted, held_out, stopping, proof)
+    proof = Proof.of(problem, None if held_out is not None else gap, rank)
+    loop = _Loop(fitted, held_out, stopping, proof, leave)
     with run.reporting(max_iterations) as report:
         first = 0 if run.checkpoint is None else loop.resume(iterates, run.checkpoint)
         status = loop.run(iterates, first, max_iterations, report, run.checkpoint)
@@ -121,8 +128,10 @@ class _Loop:
         held_out: Observations | None,
         stopping: Stopping,
         proof: Proof | None,
+        leave: Callable[[Iterate, float], bool] | None,
     ) -> None:
-        self.held_out, self.stopping, self.proof = held_out, stopping, proof
+        self.held_out, self.stopping = held_out, stopping
+        self.proof, self.leave = proof, leave
         self.unit, self.device = loss_of_the_mean(observations) or 1.0, observations.device
         self.history = History()
         self.best: Iterate | None = None
@@ -214,11 +223,17 @@ class _Loop:
     def _proved(self, iterate: Iterate) -> CompletionStatus | None:
         """Return whether an iterate that settled is the optimum, or None to go on."""
         proof = self.proof
-        if proof is None or proof.reached(iterate.operator, iterate.bias):
+        if proof is None:
             return CompletionStatus.CONVERGED
-        if proof.rank_binds or not (proof.worthwhile() and self.stopping.tighten()):
-            return proof.status
-        return None
+        status = proof.verdict(
+            iterate.operator,
+            iterate.bias,
+            leave=None if self.leave is None else partial(self.leave, iterate),
+            tighten=self.stopping.tighten,
+        )
+        if status is None:
+            self.stopping.look_again()
+        return status
 
     def _rmse(self, iterate: Iterate) -> float:
         if self.held_out is None:

@@ -14,21 +14,26 @@ from lowrank_opt.completion.loop.status import CompletionStatus
 from lowrank_opt.completion.model.bias import loss_of_the_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lowrank_opt.completion.certificates.convex_problem import ConvexProblem
     from lowrank_opt.completion.loop.checkpoint import State
     from lowrank_opt.completion.model.bias import AdditiveBias
     from lowrank_opt.operator import LowRankOperator
 
 # An iteration that settles is asked to go on with a tolerance a tenth as large, for as long as the
-# gap it can prove falls by this factor each time.
-_PROGRESS = 0.7
-_MOST_ROUNDS = 6
+# gap it can prove falls by this factor in two rounds. It is no monotone function of the objective.
+_PROGRESS, _PROGRESS_AT_RANK = 0.5, 0.8
+_MOST_ROUNDS = 8
 _MOST_ESCAPES = 30
 _LEAST_GAIN = 0.1
-_CLOSE = 1000.0
+# From how many times the gap asked for on the optimum is looked for in W itself; where the rank
+# seems to bind, only from close by: further off it most probably does.
+_CLOSE, _CLOSE_AT_RANK = 1000.0, 10.0
 _MOST_POLISHES = 3
 # The share of a gap below which an iterate counts as stationary at its rank: the rest is the
-# price of the rank, and going on at this rank cannot close it.
+# price of the rank, unless it falls when the iteration goes on. Next to an optimum the part at the
+# rank is of second order in the distance, and the rest of first order.
 _STATIONARY = 0.1
 _WORTH = 0.05
 # Fits below this share of the loss of predicting the mean are nearly exact; their gap is relative
@@ -52,8 +57,14 @@ class Proof:
         Of all of them.
     escapes : int
         How often the iteration went on from a better point elsewhere.
+    polishes, restarts : int
+        How often the optimum was looked for in W itself, and from another start.
     unit : float
         The loss of predicting the mean.
+    rank : int, optional
+        How many columns iterates may have, where the problem does not say.
+    since : int
+        How many of the gaps were those of iterates before the last escape.
 
     Attributes
     ----------
@@ -67,15 +78,50 @@ class Proof:
     gaps: list[float] = field(default_factory=list[float])
     escapes: int = 0
     polishes: int = 0
+    restarts: int = 0
     unit: float = 0.0
+    rank: int | None = None
+    since: int = 0
     rank_binds: bool = False
 
     @classmethod
-    def of(cls, problem: ConvexProblem | None, gap: float | None) -> Proof | None:
+    def of(
+        cls, problem: ConvexProblem | None, gap: float | None, rank: int | None = None
+    ) -> Proof | None:
         """Return a proof to be made, or None if there is nothing to prove."""
         if problem is None or gap is None:
             return None
-        return cls(problem, gap, unit=loss_of_the_mean(problem.observations))
+        return cls(problem, gap, unit=loss_of_the_mean(problem.observations), rank=rank)
+
+    def verdict(
+        self,
+        operator: LowRankOperator,
+        bias: AdditiveBias,
+        *,
+        leave: Callable[[float], bool] | None = None,
+        tighten: Callable[[], bool],
+    ) -> CompletionStatus | None:
+        """Return how it is with an iterate that settled, or None to go on.
+
+        Parameters
+        ----------
+        operator, bias
+            The iterate.
+        leave : callable, optional
+            Goes to a point that is better by a share of the objective; returns whether there is
+            one.
+        tighten : callable
+            Lowers the tolerance; returns whether that makes sense.
+        """
+        if self.reached(operator, bias):
+            return CompletionStatus.CONVERGED
+        if leave is not None and self.escapes < _MOST_ESCAPES and leave(self.enough):
+            self.escapes += 1
+            self.since = len(self.gaps)
+            return None
+        if self._worthwhile() and tighten():
+            return None
+        return self.status
 
     def reached(self, operator: LowRankOperator, bias: AdditiveBias) -> bool:
         """Certify an iterate; return whether it is proved optimal to the gap."""
@@ -85,7 +131,7 @@ class Proof:
         if certificate.gap <= self.allowed:
             self.rank_binds = False
             return True
-        at_rank = gap_at_rank(self.problem, operator, bias)
+        at_rank = gap_at_rank(self.problem, operator, bias, rank=self.rank)
         price = max(certificate.gap - at_rank.amount, 0.0)
         self.last = replace(certificate, price_of_rank=price)
         self.rank_binds = at_rank.full and at_rank.amount <= max(
@@ -99,12 +145,14 @@ class Proof:
         assert self.last is not None, "asked for after `reached`"
         return self.gap * max(self.last.objective, _NEARLY_EXACT * self.unit)
 
-    def worthwhile(self) -> bool:
+    def _worthwhile(self) -> bool:
         """Return whether going on may prove more: the gap still falls from round to round."""
-        if len(self.gaps) < 2:
-            return True
-        before, now = self.gaps[-2:]
-        return len(self.gaps) < _MOST_ROUNDS + self.escapes and now <= _PROGRESS * before
+        here = self.gaps[self.since :]
+        if len(self.gaps) >= _MOST_ROUNDS + self.escapes:
+            return False
+        if self.rank_binds:
+            return len(here) < 2 or here[-1] <= _PROGRESS_AT_RANK * here[-2]
+        return len(here) < 3 or here[-1] <= _PROGRESS * here[-3]
 
     @property
     def status(self) -> CompletionStatus:
@@ -112,35 +160,30 @@ class Proof:
         return CompletionStatus.RANK_BINDS if self.rank_binds else CompletionStatus.GAP_OPEN
 
     @property
-    def may_escape(self) -> bool:
-        """Whether another point may still be looked for."""
-        return self.escapes < _MOST_ESCAPES
-
-    @property
     def may_polish(self) -> bool:
         """Whether the last iterate was close enough to the optimum to look for it in W itself."""
         found = self.last
         if found is None or self.polishes == _MOST_POLISHES:
             return False
-        return found.gap <= _CLOSE * self.allowed
+        return found.gap <= (_CLOSE_AT_RANK if self.rank_binds else _CLOSE) * self.allowed
 
     @property
     def enough(self) -> float:
-        """By what share of the objective a point has to be better to go on from it."""
-        return _LEAST_GAIN * self.gap
+        """By what share of the objective a point has to be better to go on from it.
 
-    @property
-    def worth_leaving_for(self) -> float:
-        """The same for an iterate that is stationary at its full rank: a share of the gap."""
+        From an iterate that is stationary at its full rank, by a share of the gap.
+        """
         assert self.last is not None, "asked for after `reached`"
-        left = self.escapes < _MOST_ESCAPES and self.last.objective > 0
-        return max(_WORTH * self.last.gap / self.last.objective, self.enough) if left else 1.0
+        least = _LEAST_GAIN * self.gap
+        if not self.rank_binds:
+            return least
+        return max(_WORTH * self.last.gap / (self.last.objective or 1.0), least)
 
     def state(self) -> State:
         """Return what decides how the iteration goes on, for a `Checkpoint`."""
-        return [list(self.gaps), self.escapes, self.polishes]
+        return [list(self.gaps), self.escapes, self.polishes, self.restarts, self.since]
 
     def resume(self, state: State) -> None:
         """Go on from a state."""
         assert isinstance(state, list), "as `state` returned it"
-        self.gaps, self.escapes, self.polishes = state
+        self.gaps, self.escapes, self.polishes, self.restarts, self.since = state

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lowrank_opt.checks import check_rank
-from lowrank_opt.completion.certificates.convex_problem import convex_problem_of
+from lowrank_opt.completion.certificates.convex_problem import ConvexProblem, convex_problem_of
 from lowrank_opt.completion.model.bias import AdditiveBias, weighted_mean
 from lowrank_opt.completion.model.checks import check_amounts, check_counts
 from lowrank_opt.completion.model.problem import CompletionProblem
 from lowrank_opt.completion.model.randomness import normal
 from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.completion.solvers.context import Run
+from lowrank_opt.completion.solvers.escape import ways_out
 from lowrank_opt.completion.solvers.iterates import Iterate, iterate
 from lowrank_opt.completion.solvers.traits import Traits
 from lowrank_opt.errors import ShapeError
@@ -94,15 +96,18 @@ class SoftImpute:
         """
         _check(problem, run.start)
         fitted, held_out = run.split(problem.observations)
+        solver, convex = _SoftImpute(fitted, problem, run), convex_problem_of(problem, fitted)
         return iterate(
-            _SoftImpute(fitted, problem, run).iterates(),
+            solver.iterates(),
             fitted,
             held_out,
             run,
             tolerance=self.tolerance,
             max_iterations=self.max_iterations,
-            problem=convex_problem_of(problem, fitted),
+            problem=convex,
             gap=self.gap,
+            rank=problem.fixed_rank,
+            leave=None if convex is None else partial(solver.leave, convex),
         )
 
 
@@ -136,7 +141,8 @@ class _SoftImpute:
         )
         self.totals = tuple(x + self.ridge for x in totals)
         self.biases = [w.new_zeros(size) for size in exact.shape]
-        self.factors = self._start(problem.fixed_rank, run.start, run.generator)
+        self.rank, self.generator = problem.fixed_rank, run.generator
+        self.factors = self._start(run.start)
 
     def iterates(self) -> Iterator[Iterate]:
         while True:
@@ -146,21 +152,31 @@ class _SoftImpute:
             self.factors = other.other_side()
             self._improve_biases()
 
-    def _start(
-        self, rank: int, start: CompletionResult | None, generator: torch.Generator | None
-    ) -> _Factors:
-        m, n = self.entries.shape
-        U = normal((m, rank), generator, like=self.w)
-        size = float(torch.linalg.vector_norm(self.w * self.entries.values)) ** 0.5 or 1.0
-        D, V = U.new_full((rank,), size), U.new_zeros(n, rank)
+    def leave(self, problem: ConvexProblem, settled: Iterate, enough: float) -> bool:
+        """Go on from a point along the direction of the certificate, if there is a better one."""
+        kept = self.factors
+        for target in ways_out(problem, settled.operator, settled.bias, self.rank):
+            self.factors = self._from_operator(target)
+            self.factors = self._improve_right(self.factors, flipped=False)
+            if self._thresholded().objective < settled.objective * (1 - enough):
+                return True
+        self.factors = kept
+        return False
+
+    def _start(self, start: CompletionResult | None) -> _Factors:
         if start is None:
-            return _Factors(orthonormal_columns(U, rank), D, V)
+            U, D, V = self._blank()
+            return _Factors(orthonormal_columns(U, self.rank), D, V)
         if self.bias_penalty is not None:
             shift = start.bias.mean - self.mean
-            known = start.bias.to(dtype=torch.float64, device=U.device)
+            known = start.bias.to(dtype=torch.float64, device=self.w.device)
             self.biases = [known.rows + shift, known.cols.clone()]
-        known = start.operator.to(dtype=torch.float64, device=U.device)
-        left, sigma, right = known.thin_svd()
+        return self._from_operator(start.operator)
+
+    def _from_operator(self, operator: LowRankOperator) -> _Factors:
+        """Return the factors of a matrix, filled up with random columns that count nothing yet."""
+        (U, D, V), rank = self._blank(), self.rank
+        left, sigma, right = operator.to(dtype=torch.float64, device=U.device).thin_svd()
         k = min(rank, int((sigma > 1e-12 * sigma[:1]).sum()))
         U[:, :k], V[:, :k], D[:k] = left[:, :k], right[:, :k], sigma[:k].sqrt()
         if k:
@@ -168,6 +184,13 @@ class _SoftImpute:
         # The sign of a column is free in a QR factorization, but not beside a given V.
         Q = orthonormal_columns(U, rank)
         return _Factors(Q * torch.where((Q * U).sum(0) < 0, -1.0, 1.0), D, V)
+
+    def _blank(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return random columns of U, not orthonormal yet, the D of a start, and a V of zero."""
+        m, n = self.entries.shape
+        U = normal((m, self.rank), self.generator, like=self.w)
+        size = float(torch.linalg.vector_norm(self.w * self.entries.values)) ** 0.5 or 1.0
+        return U, U.new_full((self.rank,), size), U.new_zeros(n, self.rank)
 
     def _residuals(self, factors: _Factors) -> Tensor:
         """Return weighted values minus predictions, the entries of a sparse E."""

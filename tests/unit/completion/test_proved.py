@@ -4,6 +4,7 @@ The oracle is the certificate, which knows nothing of solvers, and Frank-Wolfe f
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,12 +107,48 @@ def test_a_rank_that_binds_says_by_how_much():
 
 def test_a_rank_that_binds_ends_the_search():
     # Looking for the optimum of any rank, which this rank cannot hold, cost several times the fit.
-    observations = noisy(0)
-    chart, again = homogeneous(2, 25.0, 0), homogeneous(2, 25.0, 0)
-    plain = lo.complete(observations, chart, solver=lo.solvers.LBFGS(gap=None))
-    proved = lo.complete(observations, again)
+    plain, proved = with_and_without_proof(seed=1)
     assert proved.status is CompletionStatus.RANK_BINDS
     assert len(proved.history) <= 2 * len(plain.history)
+
+
+def test_a_bad_minimum_of_a_rank_that_binds_is_left():
+    plain, proved = with_and_without_proof(seed=0)
+    assert proved.status is CompletionStatus.RANK_BINDS
+    assert proved.history.objective[-1] < 0.6 * plain.history.objective[-1]
+
+
+def with_and_without_proof(seed: int) -> tuple[lo.CompletionResult, lo.CompletionResult]:
+    observations = noisy(0)
+    chart, again = homogeneous(2, 25.0, seed), homogeneous(2, 25.0, seed)
+    plain = lo.complete(observations, chart, solver=lo.solvers.LBFGS(gap=None))
+    return plain, lo.complete(observations, again)
+
+
+@pytest.mark.parametrize("solver", ["als", "soft_impute", "lbfgs"])
+def test_a_rank_that_suffices_is_not_said_to_bind(solver: str):
+    # Next to the optimum, what is left of the gap looks like the price of the rank.
+    observations = noisy(0)
+    for rank in (4, 6):
+        free = lo.Factored(SHAPE, rank, dtype=torch.float64, generator=seeded(1))
+        result = lo.complete(
+            observations, free, solver=solver, penalty=2.0, generator=seeded(1), tolerance=1e-3
+        )
+        assert result.status is CompletionStatus.CONVERGED
+
+
+@pytest.mark.parametrize("solver", [lo.solvers.ALS(), lo.solvers.SoftImpute()])
+def test_penalties_leave_a_saddle(solver: lo.solvers.Solver):
+    # Columns of zeros have no gradient, and stay zero.
+    observations = noisy(0)
+    one = lo.complete(observations, 1, solver="soft_impute", penalty=1.0, generator=seeded(0))
+    left, scale, right = one.operator.thin_svd()
+    padded = lo.LowRankOperator(
+        *(torch.nn.functional.pad(x, (0, 5)) for x in (left[:, :1], scale[:1], right[:, :1]))
+    )
+    started = replace(one, operator=padded)
+    result = lo.complete(observations, 6, solver=solver, penalty=1.0, start=started)
+    assert result.status is CompletionStatus.CONVERGED
 
 
 def test_empty_columns_are_no_rank_that_binds():
