@@ -87,6 +87,22 @@ def test_problems_of_a_solver_object_are_made_of_its_traits(solver) -> None:
     assert {"passed"} == {v.status for v in verdicts}
 
 
+@pytest.mark.parametrize(
+    ("solver", "law"),
+    [
+        # What is held out to choose the number of epochs depended on it.
+        (lo.solvers.SGD(), "order"),
+        # A bad minimum of a rank that binds.
+        pytest.param(lo.solvers.LBFGS(), "weighted_loss", marks=pytest.mark.slow),
+    ],
+)
+def test_law_that_once_was_broken_holds(solver, law) -> None:
+    verdicts = check_solver(
+        solver, profile="quick", only=[law], rtol=0.3 if law == "order" else 0.05
+    )
+    assert {"passed"} == {v.status for v in verdicts}
+
+
 @dataclass(frozen=True)
 class IgnoresWeights:
     """A solver object with a defect."""

@@ -33,7 +33,8 @@ _MOST_EPOCHS = 200
 _EPOCHS_OF_FEW = 30
 _FEW_ENTRIES = 100
 _SHARE, _MOST_HELD_OUT = 0.1, 20_000
-_RANK, _PATIENCE = 100, 25
+# Of few entries, few are held out, and these tell little until the start is left.
+_RANK, _PATIENCE, _PATIENCE_WITH_FEW, _FEW = 100, 25, 100, 10_000
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,10 @@ class SGD:
 
     Notes
     -----
-    Patience is 25 epochs: the small start is left in some twenty, without any gain until then. The
-    result is in the dtype of the observations, and does not depend on the number of threads. Its
-    objective has the residuals met during an epoch.
+    Patience is 25 epochs, or 100 with fewer than 10,000 entries: the small start is left in some
+    twenty, without any gain until then. The result is in the dtype of the observations, and depends
+    neither on their order nor on the number of threads. Its objective has the residuals met during
+    an epoch.
 
     References
     ----------
@@ -138,9 +140,14 @@ def _best_epoch(observations: Observations, settings: _Settings, run: Run) -> in
         return _EPOCHS_OF_FEW
     share = min(_SHARE, _MOST_HELD_OUT / len(observations))
     trial_run = replace(run, validation=share)
-    kept, held_out = trial_run.split(observations)
+    # The same entries are held out in whatever order they came.
+    kept, held_out = trial_run.split(observations.take(_places(observations).argsort()))
     trial = _fit(kept, held_out, settings, _MOST_EPOCHS, trial_run)
     return max(1, int(np.nanargmin(trial.history.validation_rmse)))
+
+
+def _places(observations: Observations) -> torch.Tensor:
+    return observations.rows * observations.shape[1] + observations.cols
 
 
 def _fit(
@@ -157,7 +164,7 @@ def _fit(
         run,
         tolerance=_NEVER,
         max_iterations=epochs,
-        patience=_PATIENCE,
+        patience=_PATIENCE if len(observations) >= _FEW else _PATIENCE_WITH_FEW,
     )
 
 
