@@ -14,6 +14,7 @@ from lowrank_opt.errors import ObservationError
 from lowrank_opt.estimators.choice.options import check_needed_count
 from lowrank_opt.estimators.ranking import Candidates, Recommendations, best_columns, most_similar
 from lowrank_opt.estimators.saved_recommender import SavedRecommender
+from lowrank_opt.tables.arrays import as_array
 from lowrank_opt.tables.ids import UNKNOWN, Labels, as_ids, single_id
 
 if TYPE_CHECKING:
@@ -145,6 +146,8 @@ def _asked(ids: object, name: str) -> Ids:
     """Return ids as a vector; one alone is a vector of one."""
     if isinstance(ids, Iterator):
         ids = list(ids)
+    if getattr(ids, "ndim", None) == 0:
+        ids = as_array(ids).reshape(1)
     return as_ids(cast("Sequence[object]", [ids] if single_id(ids) else ids), name)
 
 

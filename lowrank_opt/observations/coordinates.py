@@ -55,11 +55,14 @@ def as_positions(index: ArrayLike, total: int, device: torch.device) -> Tensor:
 
 
 def as_reals(values: ArrayLike, name: str, device: torch.device) -> Tensor:
-    """Return a copy as a float32 or float64 vector."""
+    """Return a copy as a float32 or float64 vector.
+
+    Numbers that have a dtype keep it, if it is one of these; others have torch's default.
+    """
     x = _as_vector(values, name)
     if x.is_complex() or x.dtype == torch.bool:
         raise ObservationError(f"{name} must be real numbers; got dtype {x.dtype}")
-    if not isinstance(values, Tensor | np.ndarray) or not x.is_floating_point():
+    if not hasattr(values, "dtype") or not x.is_floating_point():
         single = x.to(torch.get_default_dtype())
         # Integers that the default does not tell apart stay apart.
         merged = not x.is_floating_point() and not bool((single.double() == x.double()).all())

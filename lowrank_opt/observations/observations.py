@@ -52,8 +52,8 @@ class Observations:
     rows, cols : Tensor, array or sequence of int, shape (nnz,)
         Zero-based indices; kept as int64.
     values : Tensor, array or sequence of float, shape (nnz,)
-        Finite. float32 and float64 are kept; half precision becomes float32; integers and
-        sequences take torch's default dtype, or float64 if that would merge integers.
+        Finite. float32 and float64 are kept, of every library; half precision becomes float32;
+        integers and sequences take torch's default dtype, or float64 if that would merge integers.
     shape : tuple of int
         ``(m, n)``.
     weights : Tensor, array or sequence of float, shape (nnz,), optional

@@ -212,7 +212,10 @@ def as_ids(ids: Sequence[object] | Ids | Tensor, name: str) -> Ids:
 
 def single_id(ids: object) -> bool:
     """Whether something is one id rather than a sequence of them: text, a number, a date."""
-    return isinstance(ids, str | bytes) or np.isscalar(ids) or not hasattr(ids, "__len__")
+    if isinstance(ids, str | bytes) or np.isscalar(ids):
+        return True
+    # Arrays of the array API have axes, but no length.
+    return not (hasattr(ids, "__len__") or getattr(ids, "ndim", 0) > 0)
 
 
 def _from_objects(items: list[Any], name: str) -> Ids:
