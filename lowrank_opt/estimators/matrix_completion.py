@@ -72,7 +72,8 @@ class MatrixCompletion(CallbackSupportMixin, PredictingCompletion, RegressorMixi
         Solvers that need a penalty are searched along penalties, those of a norm bound along radii,
         others along ranks.
     validation : float or None
-        Share of the entries that settings are chosen on. None chooses nothing.
+        Share of the entries that settings are chosen on, and intervals calibrated. None chooses
+        nothing.
     clip : {"auto"}, pair of float or None
         Smallest and largest prediction. "auto" takes those of the values if they look like
         ratings: at most 100 distinct values, each 10 times on average.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -34,6 +34,39 @@ _EXACT = 1e-5
 _LARGEST_SCALE, _REPETITIONS = 100, 10
 
 
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What it takes to calibrate intervals of a fit whose settings were all given.
+
+    Parameters
+    ----------
+    observations : Observations
+    search : Search
+    setting : mapping of str to float
+    bias : {"additive"} or None
+    validation : float
+        Share of the entries that a second fit, with these settings, has not seen.
+    seed : int
+    unit : float
+        What values have been divided by.
+    """
+
+    observations: Observations
+    search: Search
+    setting: Setting
+    bias: Bias
+    validation: float
+    seed: int
+    unit: float = 1.0
+
+    def intervals(self) -> Intervals:
+        """Fit again without some entries, and return intervals from the errors on these."""
+        kept, held_out = _split(self.observations, self.validation, self.seed)
+        judged = self.search.refit(kept, self.setting, None)
+        found = _calibrated(judged, self.observations, kept, held_out, self.search, self.bias)
+        return intervals_out_of(self.unit, found)
+
+
 class Choice(NamedTuple):
     """A fit of all entries.
 
@@ -43,15 +76,16 @@ class Choice(NamedTuple):
     setting : mapping of str to float
     path : RegularizationPath
         What was tried; empty if nothing was to be chosen.
-    intervals : Intervals or None
+    intervals : Intervals, Calibration or None
         Calibrated by the errors of the path's best fit on the held-out entries; of fewer draws
-        for a solver that draws, and chooses nothing.
+        for a solver that draws, and chooses nothing. Where nothing was chosen, that is still to
+        be done.
     """
 
     result: AnyResult
     setting: Setting
     path: RegularizationPath
-    intervals: Intervals | None
+    intervals: Intervals | Calibration | None
 
 
 def choose_and_fit(
@@ -98,18 +132,19 @@ def choose_and_fit(
             result_out_of(unit, inner.result),
             settings_out_of(unit, inner.setting),
             path_out_of(unit, inner.path),
-            intervals_out_of(unit, inner.intervals),
+            _out_of(unit, inner.intervals),
         )
     setting = _merged(search.first(observations), given)
-    intervals = None
+    intervals: Intervals | Calibration | None = None
     if spread_or_zero(observations, bias) == 0:
         return Choice(constant(observations), setting, RegularizationPath(()), intervals)
     walks = [walk for walk in search.walks(observations) if walk.name not in given]
     path, start = RegularizationPath(()), None
     draws = not search.solver.traits.validation
-    if (walks or draws) and validation is not None and len(observations) >= _FEWEST:
-        generator = torch.Generator().manual_seed(seed)
-        kept, held_out = observations.split(validation, generator=generator)
+    if validation is None or len(observations) < _FEWEST:
+        pass
+    elif walks or draws:
+        kept, held_out = _split(observations, validation, seed)
         judged: AnyResult
         if walks:
             exact = _EXACT * spread_or_zero(observations, bias)
@@ -125,16 +160,42 @@ def choose_and_fit(
             judged, setting = start, path.best.setting
         else:
             judged = search.draw(kept, setting)
-        intervals = calibrated(
-            judged,
-            kept,
-            held_out,
-            mean=weighted_mean(observations),
-            bias=bias,
-            clip=clip_range(observations),
-            described=described_by(search.side, observations.shape),
-        )
+        intervals = _calibrated(judged, observations, kept, held_out, search, bias)
+    else:
+        quiet = replace(search, watch=None)
+        intervals = Calibration(observations, quiet, setting, bias, validation, seed)
     return Choice(search.refit(observations, setting, start), setting, path, intervals)
+
+
+def _out_of(unit: float, found: Intervals | Calibration | None) -> Intervals | Calibration | None:
+    if isinstance(found, Calibration):
+        return replace(found, unit=unit)
+    return None if found is None else intervals_out_of(unit, found)
+
+
+def _split(
+    observations: Observations, validation: float, seed: int
+) -> tuple[Observations, Observations]:
+    return observations.split(validation, generator=torch.Generator().manual_seed(seed))
+
+
+def _calibrated(
+    judged: AnyResult,
+    observations: Observations,
+    kept: Observations,
+    held_out: Observations,
+    search: Search,
+    bias: Bias,
+) -> Intervals:
+    return calibrated(
+        judged,
+        kept,
+        held_out,
+        mean=weighted_mean(observations),
+        bias=bias,
+        clip=clip_range(observations),
+        described=described_by(search.side, observations.shape),
+    )
 
 
 def clip_range(observations: Observations) -> tuple[float, float] | None:

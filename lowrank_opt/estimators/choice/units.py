@@ -75,10 +75,10 @@ def path_out_of(unit: float, path: RegularizationPath) -> RegularizationPath:
     )
 
 
-def intervals_out_of(unit: float, intervals: Intervals | None) -> Intervals | None:
+def intervals_out_of(unit: float, intervals: Intervals) -> Intervals:
     """Return intervals for the values themselves."""
-    if intervals is None:
-        return None
+    if unit == 1:
+        return intervals
     levels = {
         known: replace(level, scale=level.scale * unit, least=level.least * unit)
         for known, level in intervals.levels.items()

@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.estimators.bases import BaseEstimator
+from lowrank_opt.estimators.choice.intervals import Intervals
 from lowrank_opt.estimators.folders import saving
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from lowrank_opt.completion.after.path import RegularizationPath
     from lowrank_opt.completion.results.posterior import BayesianResult
-    from lowrank_opt.estimators.choice.intervals import Intervals
+    from lowrank_opt.estimators.choice.choosing import Calibration
     from lowrank_opt.estimators.choice.known import Known
     from lowrank_opt.estimators.choice.search import Described
     from lowrank_opt.tables import Labels
@@ -37,7 +38,7 @@ class SavedCompletion(BaseEstimator):
     feature_names_in_: NDArray[np.object_]
     result_: CompletionResult | BayesianResult
     _known: Known
-    _intervals: Intervals | None
+    _intervals: Intervals | Calibration | None
     _spread: float
     _described: Described
 
@@ -76,6 +77,7 @@ class SavedCompletion(BaseEstimator):
         if isinstance(result, CompletionResult):
             result = dataclasses.replace(result, row_ids=None, col_ids=None, problem=None)
         description, tensors = saving.result_to_parts(result)
+        intervals = self._intervals if isinstance(self._intervals, Intervals) else None
         facts = {
             "settings": saving.settings_to_json(self.get_params(deep=False)),
             "setting": self.setting_,
@@ -89,7 +91,7 @@ class SavedCompletion(BaseEstimator):
         return facts, {
             **saving.under("result", tensors),
             **saving.under("known", saving.known_to_tensors(self._known)),
-            **saving.under("intervals", saving.intervals_to_tensors(self._intervals)),
+            **saving.under("intervals", saving.intervals_to_tensors(intervals)),
             **saving.labels_to_tensors("row_labels", self.row_labels_),
             **saving.labels_to_tensors("col_labels", self.col_labels_),
         }

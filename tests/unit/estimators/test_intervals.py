@@ -1,11 +1,15 @@
 """Intervals by what is known of an entry: coverage within each group, cold ones included."""
 
+import pickle
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import interval_coverage
+from lowrank_opt.errors import OptionError
 from lowrank_opt.estimators import MatrixCompletion
 from lowrank_opt.estimators.choice.draws import draws_of
 from lowrank_opt.estimators.choice.intervals import LEVELS, Intervals, Level
@@ -49,6 +53,33 @@ GROUPS = {
     "cold rows": lambda a, b: (a == 0) & (b > 0),
     "cold columns": lambda a, b: (a > 0) & (b == 0),
 }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"rank": 3}, {"solver": "als", "rank": 12, "penalty": 0.3, "bias_penalty": 1.0}],
+    ids=["rank alone", "follows the noise"],
+)
+def test_fits_with_all_settings_given_have_intervals(options: dict, tmp_path: Path):
+    """Errors of entries that were fitted would be too small, most of all where noise is fitted."""
+    pairs, y = uneven(0)
+    rng = np.random.default_rng(0)
+    cold = pairs[:, 0] < 60
+    seen = ~(cold | (rng.random(len(y)) < 0.15))
+    model = MatrixCompletion(random_state=0, **options).fit(pairs[seen], y[seen])
+    before = model.predict(pairs)
+    model.save(tmp_path / "before")
+    low, high = pickle.loads(pickle.dumps(model)).predict_interval(pairs)
+    inside = (low <= y) & (y <= high)
+    for here in (cold, ~cold & ~seen):
+        assert 0.85 < inside[here].mean() < 0.95
+    np.testing.assert_array_equal(np.stack(model.predict_interval(pairs)), np.stack((low, high)))
+    np.testing.assert_array_equal(before, model.predict(pairs))
+    model.save(tmp_path / "after")
+    again = MatrixCompletion.load(tmp_path / "after").predict_interval(pairs)
+    np.testing.assert_array_equal(np.stack((low, high)), np.stack(again))
+    with pytest.raises(OptionError, match="ask before saving"):
+        MatrixCompletion.load(tmp_path / "before").predict_interval(pairs)
 
 
 @pytest.mark.parametrize("group", GROUPS)
