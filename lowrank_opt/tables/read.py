@@ -136,7 +136,7 @@ def _read(
     if isinstance(data, Mapping):
         return _from_mapping(data, values=values)
     if isinstance(data, Iterator):
-        data = list(data)
+        data = cast("Sequence[Sequence[object]]", list(data))
     if isinstance(data, list | tuple) and data and all(isinstance(x, Mapping) for x in data):
         return _from_mapping(_columns_of(cast("Any", data)), values=values)
     if isinstance(data, tuple) and _are_vectors(data):
