@@ -5,14 +5,18 @@ beside which ratings and records are planted, as a user's folder may have them.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import lowrank_opt as lo
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("lowrank_opt", "problems", "experiments", "tests", "docs")
@@ -140,3 +144,16 @@ def test_source_distribution_holds_no_data(sources: Path, tmp_path: Path) -> Non
         names = [name.partition("/")[2] for name in archive.getnames()]
     assert "lowrank_opt/py.typed" in names
     assert [] == sorted(set(PLANTED) & set(names))
+
+
+def test_recipe_for_conda_needs_what_the_package_needs() -> None:
+    recipe = (ROOT / "conda" / "recipe" / "recipe.yaml").read_text(encoding="utf-8")
+    assert f'version: "{lo.__version__}"' in recipe
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    other_names = {"torch": "pytorch", "msgspec": "msgspec-python"}
+    needed = [re.fullmatch(r"(.+?)(>=.+)", one).groups() for one in project["dependencies"]]
+    run = recipe.partition("  run:\n")[2].partition("\ntests:")[0]
+    assert run.split("\n")[1:-1] == [
+        f"    - {other_names.get(name, name)} {bound}" for name, bound in needed
+    ]
+    assert f"- python {project['requires-python']}" in run

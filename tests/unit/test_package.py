@@ -36,19 +36,6 @@ def test_version_is_that_of_the_citation() -> None:
     assert "lowrank_opt.__version__" == project["tool"]["setuptools"]["dynamic"]["version"]["attr"]
 
 
-def test_recipe_for_conda_needs_what_the_package_needs() -> None:
-    recipe = (ROOT / "conda" / "recipe" / "recipe.yaml").read_text(encoding="utf-8")
-    assert f'version: "{lo.__version__}"' in recipe
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    other_names = {"torch": "pytorch", "msgspec": "msgspec-python"}
-    needed = [re.fullmatch(r"(.+?)(>=.+)", one).groups() for one in project["dependencies"]]
-    run = recipe.partition("  run:\n")[2].partition("\ntests:")[0]
-    assert run.split("\n")[1:-1] == [
-        f"    - {other_names.get(name, name)} {bound}" for name, bound in needed
-    ]
-    assert f"- python {project['requires-python']}" in run
-
-
 def test_command_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["--version"])
