@@ -12,12 +12,25 @@ from tests.completion_cases import normal, observe
 RADIUS = 6.0
 
 
-def dense_gap(observations: lo.Observations, op: lo.LowRankOperator, ball: lo.SchattenBall):
-    """Maximise the dual bound over multiples of the gradient, all of it dense."""
+def dense_gap(
+    observations: lo.Observations,
+    op: lo.LowRankOperator,
+    ball: lo.SchattenBall,
+    A: torch.Tensor | None = None,
+    B: torch.Tensor | None = None,
+) -> float:
+    """Maximise the dual bound over multiples of the gradient, all of it dense.
+
+    With features A and B the tangent space is that of C, where ``W = A C B^T``.
+    """
     W, v = op.to_dense(), observations.values
     i, j = observations.rows, observations.cols
     residual = W[i, j] - v
     G = torch.zeros_like(W).index_put((i, j), residual)
+    if A is not None:
+        G, W = A.mT @ G, torch.linalg.pinv(A) @ W
+    if B is not None:
+        G, W = G @ B, W @ torch.linalg.pinv(B).mT
     U, _, Vh = torch.linalg.svd(W)
     r = op.rank
     P, Q = U[:, :r] @ U[:, :r].T, Vh[:r].T @ Vh[:r]
@@ -88,3 +101,65 @@ def test_offsets_are_taken_into_account() -> None:
     there = gap_at_rank(ConvexProblem(observations, shifted), W - offset, no_bias(observations))
     here = gap_at_rank(ConvexProblem(moved, ball), W, no_bias(moved))
     assert there.amount == pytest.approx(here.amount, rel=1e-9)
+
+
+@pytest.mark.parametrize("sides", ["left", "right", "both"])
+def test_features_move_the_tangent_space(sides: str) -> None:
+    observations = observe(normal(8, 6, seed=4), 0.9)
+    A = normal(8, 5, seed=5) if sides != "right" else None
+    B = normal(6, 4, seed=6).to_sparse() if sides != "left" else None
+    ball = lo.SchattenBall(1, RADIUS, 2)
+    image = lo.ImageSet(ball, A, B)
+    shape = (8 if A is None else 5, 6 if B is None else 4)
+    C = ball.project(lo.LowRankOperator.from_dense(normal(*shape)))
+    op = 0.5 * image.embed(C)
+    found = gap_at_rank(ConvexProblem(observations, image), op, no_bias(observations))
+    dense_B = None if B is None else B.to_dense()
+    assert found.amount == pytest.approx(dense_gap(observations, op, ball, A, dense_B), rel=1e-9)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0])
+def test_a_penalty_bounds_the_multiples(size: float) -> None:
+    observations = observe(size * normal(9, 7, seed=1), 0.8)
+    op = size * lo.LowRankOperator.from_dense(normal(9, 7, seed=2)).truncate(2)
+    amount = 0.3 * size
+    found = gap_at_rank(ConvexProblem(observations, amount), op, no_bias(observations))
+    W, v = op.to_dense(), observations.values
+    i, j = observations.rows, observations.cols
+    residual = W[i, j] - v
+    G = torch.zeros_like(W).index_put((i, j), residual)
+    U, s, V = op.thin_svd()
+    P, Q = U @ U.mT, V @ V.mT
+    top = float(torch.linalg.svdvals(P @ G + G @ Q - P @ G @ Q)[0])
+    linear, quadratic = -float(residual @ v), float(residual.square().sum())
+    t = min(max(linear, 0.0) / quadratic, amount / top)
+    expected = 0.5 * quadratic + amount * float(s.sum()) - t * (linear - 0.5 * t * quadratic)
+    assert found.amount == pytest.approx(max(expected, 0.0), rel=1e-9)
+    assert 0 < t
+
+
+def test_an_exact_fit_has_its_penalty_as_the_gap() -> None:
+    observations = lo.Observations.from_dense(torch.diag(torch.tensor([2.0, 1.0])).double())
+    eye = torch.eye(2, dtype=torch.float64)
+    op = lo.LowRankOperator(eye, torch.tensor([2.0, 1.0]).double(), eye)
+    found = gap_at_rank(ConvexProblem(observations, 0.5), op, no_bias(observations))
+    assert found.amount == pytest.approx(1.5)
+    ball = ConvexProblem(observations, lo.SchattenBall(1, 5.0, 2))
+    assert gap_at_rank(ball, op, no_bias(observations)).amount <= 1e-20
+
+
+@pytest.mark.parametrize("constraint", [0.5, lo.SchattenBall(1, 5.0, 2)], ids=["penalty", "ball"])
+@pytest.mark.parametrize(("second", "full"), [(1e-6, False), (2e-4, True)])
+def test_small_columns_are_a_way_out(constraint, second: float, full: bool) -> None:
+    observations = observe(normal(5, 4), 0.9)
+    eye = torch.eye(5, 2, dtype=torch.float64)
+    op = lo.LowRankOperator(eye, torch.tensor([2.0, 2 * second]).double(), eye[:4])
+    found = gap_at_rank(ConvexProblem(observations, constraint), op, no_bias(observations))
+    assert full == found.full
+
+
+def test_what_is_not_finite_has_no_end() -> None:
+    observations = observe(normal(5, 4), 0.9)
+    op = lo.LowRankOperator.from_dense(normal(5, 4)) * torch.inf
+    found = gap_at_rank(ConvexProblem(observations, 0.5), op, no_bias(observations))
+    assert (torch.inf, False) == (found.amount, found.full)

@@ -294,6 +294,35 @@ def test_other_shapes_are_refused():
         certify_completion(problem, lo.LowRankOperator.from_dense(normal(5, 6)))
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_certificates_of_float32_are_computed_in_float64(exact):
+    obs, op = observe(normal(6, 5), 0.8), lo.LowRankOperator.from_dense(normal(6, 5, seed=1), 2)
+    stored = ConvexProblem(obs.to(dtype=torch.float32), SchattenBall(1, 2.0, 2))
+    same = ConvexProblem(stored.observations.to(dtype=torch.float64), stored.constraint)
+    half = op.to(dtype=torch.float32)
+    bounds = [
+        certify_completion(problem, W, exact=exact)
+        for problem, W in ((stored, half), (same, half.to(dtype=torch.float64)))
+    ]
+    assert 1 == len({(x.objective, x.lower_bound) for x in bounds})
+    assert bounds[0].lower_bound < bounds[0].objective
+
+
+def test_a_completion_that_is_not_a_number_has_no_bound():
+    problem = ConvexProblem(observe(normal(6, 5), 0.8), SchattenBall(1, 2.0, 2))
+    op = lo.LowRankOperator.from_dense(normal(6, 5)) * math.nan
+    found = certify_completion(problem, op)
+    assert (math.inf, 0.0, 0.0) == (found.objective, found.lower_bound, found.failure_probability)
+
+
+def test_gaps_of_close_bounds_are_exact():
+    assert (0.5, 0.25) == (
+        OptimalityCertificate(2.5, 2.0).gap,
+        OptimalityCertificate(2.5, 2.0).relative_gap,
+    )
+    assert "document" not in repr(OptimalityCertificate(2.5, 2.0, document={}))
+
+
 def test_a_zero_bound_has_an_infinite_relative_gap():
     assert math.inf == OptimalityCertificate(1.0, 0.0).relative_gap
 

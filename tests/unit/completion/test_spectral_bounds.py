@@ -6,12 +6,17 @@ import mpmath
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import scipy.sparse.linalg
 import torch
 from numpy.testing import assert_allclose
 
 from lowrank_opt.completion.certificates import spectral_bounds
-from lowrank_opt.completion.certificates.eigenvalue_bounds import eigenvalue_bounds
-from lowrank_opt.completion.certificates.random_start import random_start_bound
+from lowrank_opt.completion.certificates.eigenvalue_bounds import (
+    _approximate,
+    _is_above,
+    eigenvalue_bounds,
+)
+from lowrank_opt.completion.certificates.random_start import _estimate, random_start_bound
 from lowrank_opt.completion.certificates.spectral_bounds import singular_value_bounds
 
 
@@ -134,3 +139,39 @@ def test_large_matrices_use_random_starts_and_the_frobenius_norm(monkeypatch):
     bounds = singular_value_bounds(matrix, 4, generator=torch.Generator().manual_seed(0))
     assert np.all(bounds.values.numpy() >= truth)
     assert 0 < bounds.failure_probability < 1e-16
+
+
+@pytest.mark.parametrize(("size", "count"), [(140, 3), (140, 100), (20, 3)])
+def test_approximate_eigenpairs_are_decreasing_and_repeat(size, count):
+    root = np.random.default_rng(0).standard_normal((size, size))
+    A = root @ root.T
+    expected = np.linalg.eigvalsh(A)[::-1][:count]
+    d, V = _approximate(A, count)
+    assert_allclose(d, expected, rtol=1e-9)
+    assert_allclose(A @ V, V * d, atol=1e-7 * d[0])
+    assert all(map(np.array_equal, (d, V), _approximate(A, count)))
+
+
+def refuse(*_, **__):
+    raise scipy.sparse.linalg.ArpackError(-9999)
+
+
+def test_values_that_arpack_refuses_are_bounded_too(monkeypatch):
+    monkeypatch.setattr("scipy.sparse.linalg.eigsh", refuse)
+    d, V = _approximate(np.diag(np.arange(150.0)), 2)
+    assert_allclose(d, [149.0, 148.0])
+    assert_allclose(np.abs(V[-2:]), [[0, 1], [1, 0]], atol=1e-12)
+    monkeypatch.setattr("scipy.sparse.linalg.svds", refuse)
+    assert_allclose(_estimate(sparse(40, 30)), np.linalg.norm(sparse(40, 30).toarray(), 2))
+
+
+def test_a_factorization_that_is_no_number_proves_nothing():
+    assert not _is_above(1.0, np.array([[math.nan, 0.0], [0.0, 0.0]]))
+    assert not _is_above(1.0, np.diag([2.0, 0.0]))
+    assert _is_above(2.5, np.diag([2.0, 0.0]))
+
+
+@pytest.mark.parametrize("zero", [np.zeros((3, 2)), sp.csr_array((3, 2))])
+def test_bounds_of_zero_are_the_error(zero):
+    values = singular_value_bounds(zero, 2, error=0.5).values
+    assert torch.equal(torch.tensor([0.5, 0.5]).double(), values)
