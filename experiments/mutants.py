@@ -5,7 +5,8 @@ a file at a time and runs the tests of its package that call the changed functio
 what none of them notices is run against the tests of the other packages that call it. It writes the
 score of each package and file with Wilson's interval, a JSON record, and the diff of every mutant
 that no test noticed. ``--resume`` goes on with an interrupted sample, ``--again`` runs survivors of
-a finished one against the tests of today. An hour of one core, and no part of CI.
+a finished one against the tests of today; ``--only sets --each 20 --own`` scores the files of one
+package by its own tests. An hour of one core, and no part of CI.
 
 mutmut 3 and cosmic-ray were weighed. mutmut switches between copies of each function, which leaves
 out decorated ones, properties and static methods, and changes their signatures, which the package
@@ -62,8 +63,10 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
 NOTICED = ("killed", "stopped")
 
 
-def population(groups: Iterable[str] = tuple(GROUPS)) -> dict[str, list[Mutant]]:
-    """Return every mutant of some groups, of all by default."""
+def population(
+    groups: Iterable[str] = tuple(GROUPS), only: Sequence[str] = ()
+) -> dict[str, list[Mutant]]:
+    """Return every mutant of some groups, of all by default, or of some folders and files only."""
     found: dict[str, list[Mutant]] = {}
     for group in groups:
         places, _ = GROUPS[group]
@@ -72,9 +75,14 @@ def population(groups: Iterable[str] = tuple(GROUPS)) -> dict[str, list[Mutant]]
         found[group] = [
             mutant
             for file in files
+            if not only or _inside(file.relative_to(ROOT / "lowrank_opt").as_posix(), only)
             for mutant in mutants(str(file.relative_to(ROOT)), file.read_text(encoding="utf-8"))
         ]
     return found
+
+
+def _inside(path: str, places: Sequence[str]) -> bool:
+    return any(path == place or path.startswith(f"{place}/") for place in places)
 
 
 def sample(found: dict[str, list[Mutant]], size: int, seed: int) -> list[Mutant]:
@@ -91,6 +99,14 @@ def sample(found: dict[str, list[Mutant]], size: int, seed: int) -> list[Mutant]
         return hashlib.sha256(f"{seed} {mutant.id}".encode()).hexdigest()
 
     return sorted((m for same in found.values() for m in same), key=place)[:size]
+
+
+def sample_of_each(found: dict[str, list[Mutant]], size: int, seed: int) -> list[Mutant]:
+    """Return so many mutants of every file: its score is then known as well as any other's."""
+    files: dict[str, list[Mutant]] = {}
+    for mutant in (m for same in found.values() for m in same):
+        files.setdefault(mutant.path, []).append(mutant)
+    return [m for same in files.values() for m in sample({"": same}, size, seed)]
 
 
 def wilson(noticed: int, of: int) -> str:
@@ -129,11 +145,7 @@ def _noticed(line: dict[str, Any]) -> bool:
 
 def _group(path: str) -> str:
     inside = path.removeprefix("lowrank_opt/")
-    return next(
-        name
-        for name, (places, _) in GROUPS.items()
-        if any(inside == place or inside.startswith(f"{place}/") for place in places)
-    )
+    return next(name for name, (places, _) in GROUPS.items() if _inside(inside, places))
 
 
 def diff(mutant: Mutant) -> str:
@@ -152,7 +164,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return list({line["id"]: line for line in found}.values())
 
 
-def run(chosen: Sequence[Mutant], folder: Path, seconds: float) -> None:
+def run(chosen: Sequence[Mutant], folder: Path, seconds: float, *, own_only: bool = False) -> None:
     """Run mutants against the tests of their packages, and the survivors against all others.
 
     Those whose outcome is known are left out. What tests cost and call is measured once.
@@ -173,7 +185,10 @@ def run(chosen: Sequence[Mutant], folder: Path, seconds: float) -> None:
         }
         for name in GROUPS
     ]
-    _serve(own, folder, seconds)
+    # What the tests of a package cost is of no interest where none of its mutants is run.
+    _serve([group for group in own if group["mutants"] or not own_only], folder, seconds)
+    if own_only:
+        return
     done = {
         x["id"] for x in read_lines(folder / "mutants.jsonl") if _noticed(x) or x.get("everywhere")
     }
@@ -216,6 +231,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the record")
     parser.add_argument("--size", type=int, default=420, help="of the sample")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--each", type=int, help="of every file, instead of a sample of all")
+    parser.add_argument("--only", nargs="+", default=[], help="folders and files of the package")
+    parser.add_argument("--own", action="store_true", help="against tests of their own package")
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="of tests for each mutant, unmutated"
     )
@@ -223,12 +241,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--again", action="store_true", help="run the survivors once more")
     options = parser.parse_args(arguments)
     folder = prepare_folder(options.out)
-    chosen = sample(population(), options.size, options.seed)
+    found = population(only=options.only)
+    if options.each:
+        chosen = sample_of_each(found, options.each, options.seed)
+    else:
+        chosen = sample(found, options.size, options.seed)
     if options.again:
         forget(folder)
     elif not options.resume:
         (folder / "mutants.jsonl").unlink(missing_ok=True)
-    run(chosen, folder, options.seconds)
+    run(chosen, folder, options.seconds, own_only=options.own)
     report(chosen, folder, vars(options))
     return 0
 

@@ -132,10 +132,11 @@ def leading_svd(matrix: Tensor | sp.spmatrix | sp.sparray, k: int) -> tuple[Tens
     if isinstance(matrix, Tensor) and matrix.layout == torch.strided:
         U, sigma, Vh = torch.linalg.svd(matrix.to(working_dtype(matrix)), full_matrices=False)
         return U[:, :k], sigma[:k], Vh[:k].mT
-    return _sparse_svd(_to_scipy(matrix), k)
+    return _sparse_svd(to_scipy(matrix), k)
 
 
-def _to_scipy(matrix: Tensor | sp.spmatrix | sp.sparray) -> sp.csr_array:
+def to_scipy(matrix: Tensor | sp.spmatrix | sp.sparray) -> sp.csr_array:
+    """Return a sparse matrix of torch or scipy as a float64 array of scipy."""
     import scipy.sparse as sparse
 
     if isinstance(matrix, Tensor):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowrank_opt.errors import OptionError
 from lowrank_opt.linalg import lp_norm, orthonormal_columns, project_out
-from lowrank_opt.linalg.svd import subspace_svd
+from lowrank_opt.linalg.svd import subspace_svd, to_scipy
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.sets.base import FeasibleSet, SpectralSet, relative_tolerance
 from lowrank_opt.sets.linear_image import LinearImage
@@ -176,7 +176,7 @@ class ComplementSet(LinearImage):
         import numpy as np
         from scipy.sparse.linalg import ArpackError, LinearOperator, svds
 
-        G = _to_scipy(gradient)
+        G = to_scipy(gradient)
         (m, n), inner = G.shape, self.inner
         assert isinstance(inner, SpectralSet), "checked when the set was made"
         if min(m, n) <= inner.lmo_rank + 1:
@@ -208,16 +208,6 @@ class ComplementSet(LinearImage):
 
 def _parted(x: NDArray[np.float64], basis: Tensor | None) -> NDArray[np.float64]:
     return project_out(torch.from_numpy(x.reshape(len(x), -1)), basis).numpy()
-
-
-def _to_scipy(gradient: Tensor | sp.spmatrix | sp.sparray) -> sp.csr_array:
-    import scipy.sparse as sparse
-
-    if not isinstance(gradient, Tensor):
-        return sparse.csr_array(gradient).astype("float64")
-    coo = gradient.detach().cpu().to_sparse_coo().coalesce()
-    i, j = coo.indices().numpy()
-    return sparse.csr_array((coo.values().double().numpy(), (i, j)), tuple(gradient.shape))
 
 
 def term_sizes(op: LowRankOperator) -> Tensor:

@@ -10,11 +10,19 @@ from tests.property.broken import BROKEN_MAPS, LeaksFloat64, Product
 from tests.property.broken_calls import BROKEN_CALLS
 from tests.property.broken_in_corners import BROKEN_IN_CORNERS
 from tests.property.broken_promises import BROKEN_PROMISES
+from tests.property.broken_rarely import BROKEN_RARELY
 from tests.property.broken_state import BROKEN_STATE
 from tests.property.claims import PROFILES
 from tests.property.programs import raises_again
 
-BROKEN = [*BROKEN_MAPS, *BROKEN_STATE, *BROKEN_IN_CORNERS, *BROKEN_CALLS, *BROKEN_PROMISES]
+BROKEN = [
+    *BROKEN_MAPS,
+    *BROKEN_STATE,
+    *BROKEN_IN_CORNERS,
+    *BROKEN_CALLS,
+    *BROKEN_PROMISES,
+    *BROKEN_RARELY,
+]
 LAW_OF: dict[str, Law] = {law.name: law for law in LAWS}
 IDS = [f"{describe(make)}-{law}-{str(dtype)[6:]}" for make, law, dtype in BROKEN]
 

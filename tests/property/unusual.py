@@ -6,6 +6,7 @@ from torch import nn
 
 import lowrank_opt as lo
 from lowrank_opt.errors import ShapeError
+from lowrank_opt.linalg import normalize_columns
 
 
 class Bare(lo.Parameterization):
@@ -94,6 +95,55 @@ class OneColumnMore(Bare):
         return lo.LowRankOperator(left, left.new_ones(self.rank + 1), right)
 
 
+class Containers(lo.Parameterization):
+    """Parameters in containers and a number; a start without chance; an inverse with a past."""
+
+    complete = True
+
+    def __init__(self, shape, rank):
+        super().__init__(shape, rank)
+        self.named = nn.ParameterDict({"left": nn.Parameter(torch.zeros(shape[0], rank))})
+        self.listed = nn.ParameterList([nn.Parameter(torch.randn(shape[1])) for _ in range(rank)])
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def factors(self):
+        left, right = self.gain * self.named["left"], torch.stack(list(self.listed), 1)
+        return lo.LowRankOperator(left, left.new_ones(self.rank), right)
+
+    def right_inverse(self, target):
+        U, sigma, V = self.svd_of(target)
+        # The sizes stay where they were, within reason.
+        size = self.listed[0].detach().double().norm().clamp(0.5, 2.0)
+        rows = {f"listed.{k}": V[:, k] * size for k in range(self.rank)}
+        return {"named.left": U * (sigma / size), "gain": torch.ones_like(self.gain), **rows}
+
+    @torch.no_grad()
+    def zero_(self, *, generator=None):
+        self.named["left"].zero_()
+        self.gain.fill_(1.0)
+        for k, p in enumerate(self.listed):
+            p.copy_(torch.linspace(k + 1, 1, len(p)))
+        return self
+
+
+class Kinked(Bare):
+    """Not smooth where an entry is zero, as at its start, and not continuous where a column is."""
+
+    def __init__(self, shape, rank):
+        super().__init__(shape, rank)
+        nn.init.zeros_(self.left)
+
+    @property
+    def feasible_set(self):
+        return lo.SchattenBall(1, 1.0, self.rank)
+
+    def factors(self):
+        leaky = torch.relu(self.left.double()) + 0.1 * self.left.double()
+        b, a = (normalize_columns(x) for x in (leaky, self.right.double().tril()))
+        scale = b.new_full((self.rank,), (1 - 2.0**-50) / self.rank)
+        return lo.LowRankOperator(b, scale, a).to(dtype=self.left.dtype)
+
+
 class CompleteWithoutInverse(Bare):
     complete = True
 
@@ -106,5 +156,7 @@ UNUSUAL = [
     InOwnSet,
     ExtraState,
     OneColumnMore,
+    Containers,
+    Kinked,
     CompleteWithoutInverse,
 ]

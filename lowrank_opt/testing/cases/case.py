@@ -122,7 +122,7 @@ class Trial(Generic[M]):
     def normal(self, *sizes: int, salt: int = 1) -> Tensor:
         """Return normal numbers in the dtype and on the device of the case."""
         generator = torch.Generator().manual_seed(1000 * self.seed + 500 + salt)
-        values = torch.randn(*sizes, generator=generator, dtype=torch.float64)
+        values = torch.randn(sizes, generator=generator, dtype=torch.float64)
         return values.to(device=self.device, dtype=self.dtype)
 
     @property

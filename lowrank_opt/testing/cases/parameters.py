@@ -103,10 +103,10 @@ class FreeParameters:
 
     def _values(self, shape: tuple[int, ...], size: float, generator: torch.Generator) -> Tensor:
         def normal(*sizes: int) -> Tensor:
-            return torch.randn(*sizes, generator=generator, dtype=torch.float64)
+            return torch.randn(sizes, generator=generator, dtype=torch.float64)
 
         def spread(*sizes: int) -> Tensor:
-            uniform = torch.rand(*sizes, generator=generator, dtype=torch.float64)
+            uniform = torch.rand(sizes, generator=generator, dtype=torch.float64)
             return 10 ** (_MIXED_DECADES * (2 * uniform - 1))
 
         rows, cols = shape[:-1], shape[-1:]

@@ -47,11 +47,19 @@ def _products(
     yield "W.mT @ y for a vector", op.mT @ y[0, :, 0], W.T @ Y[0, :, 0], size.T @ abs(Y[0, :, 0])
     yield "W.mT @ y", op.mT @ y[0], W.T @ Y[0], size.T @ abs(Y[0])
     yield "W.mT @ y for a batch", op.mT @ y, W.T @ Y, size.T @ abs(Y)
+    yield "W @ x for batches", op @ x[:, None], W @ X[:, None], size @ abs(X[:, None])
     rows, turned = np.swapaxes(X, 1, 2), np.swapaxes(Y, 1, 2)
     for name, k in (("a vector", (0, 0)), ("rows", (0,)), ("one row", (0, slice(0, 1)))):
         given = x.mT[k]
         yield f"linear(x) for {name}", op.linear(given), rows[k] @ W.T, abs(rows[k]) @ size.T
     yield "linear(x) for a batch", op.linear(x.mT), rows @ W.T, abs(rows) @ size.T
+    given = x.mT[:, None]
+    yield (
+        "linear(x) for batches",
+        op.linear(given),
+        rows[:, None] @ W.T,
+        abs(rows[:, None]) @ size.T,
+    )
     yield "linear(x) for no rows", op.linear(x.mT[0, :0]), rows[0, :0] @ W.T, rows[0, :0] @ size.T
     yield "W.mT.linear(y)", op.mT.linear(y.mT), turned @ W, abs(turned) @ size
 

@@ -120,3 +120,11 @@ def test_scores_count_what_was_noticed():
 
     lines = [line(x) for x in ("killed", "stopped", "survived", "not run")]
     assert [["4", "2"]] * 3 == [row[1:3] for row in experiment.rows(lines)]
+
+
+def test_a_sample_of_each_file_stays_in_the_places_that_are_named():
+    found = experiment.population(["sets", "linalg"], ["sets/norm_ball.py", "sets/image.py"])
+    each = experiment.sample_of_each(found, 3, seed=0)
+    files = [f"lowrank_opt/sets/{name}.py" for name in ("image", "norm_ball")]
+    assert [3, 3] == [sum(m.path == file for m in each) for file in files]
+    assert 6 == len(each)

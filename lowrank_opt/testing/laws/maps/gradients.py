@@ -56,7 +56,13 @@ def _smoothness(subject: Subject) -> None:
 def _moderate(parameters: FreeParameters) -> bool:
     """Whether differences can measure derivatives here."""
     small = len(parameters.magnitudes) == 1 and parameters.magnitudes[0] in (1e-3, 1e2)
-    return parameters.tame or (parameters.structure == "normal" and small)
+    zeros = set(parameters.magnitudes) == {0.0, 1.0}
+    return parameters.tame or (parameters.structure == "normal" and (small or zeros))
+
+
+def _may_bend(parameters: FreeParameters) -> bool:
+    """Whether some parameters are zero, as in many starts: maps need not be smooth there."""
+    return parameters.structure == "start" or 0.0 in parameters.magnitudes
 
 
 def gradient(subject: Subject, module: Parameterization) -> dict[str, Tensor]:
@@ -78,18 +84,24 @@ def _compare_with_differences(
     twin = subject.fresh(dtype=torch.float64)
     state = module.state_dict()
     twin.load_state_dict({k: v.double() if isinstance(v, Tensor) else v for k, v in state.items()})
-    unit = subject.case.parameters.magnitudes[0]
+    unit = max(subject.case.parameters.magnitudes)
     directions = {
         k: unit * subject.normal(*g.shape, salt=3 + i).double()
         for i, (k, g) in enumerate(gradients.items())
     }
     claimed = sum(float((gradients[k].double() * d).sum()) for k, d in directions.items())
+    _expect_continuous(subject, twin, directions)
     wide, half = (_difference(subject, twin, directions, h) for h in (2 * _STEP, _STEP))
     measured = (4 * half - wide) / 3
+    bend = 0.0
+    if _may_bend(subject.case.parameters):
+        bend = _bend(subject, twin, directions, half) + 8 * abs(wide - half)
     size = sum(float(gradients[k].double().norm() * d.norm()) for k, d in directions.items())
     # Differences of values lose half the digits; what halving the step changes is not converged.
     own = 64 * math.sqrt(subject.eps * torch.finfo(torch.float64).eps) + 64 * subject.eps
-    allowed = (own + 1e-8) * (size + abs(measured)) + abs(wide - half) + _noise(subject, twin)
+    allowed = (
+        (own + 1e-8) * (size + abs(measured)) + abs(wide - half) + bend + _noise(subject, twin)
+    )
     expect(
         abs(claimed - measured) <= allowed,
         f"the directional derivative is {measured:.9g}; autograd says {claimed:.9g}",
@@ -108,24 +120,71 @@ def _noise(subject: Subject, twin: Parameterization) -> float:
 def _difference(
     subject: Subject, twin: Parameterization, directions: dict[str, Tensor], h: float
 ) -> float:
+    up, down = (_value(subject, twin, directions, step) for step in (h, -h))
+    return (up - down) / (2 * h)
+
+
+def _value(
+    subject: Subject, twin: Parameterization, directions: dict[str, Tensor], h: float
+) -> float:
+    """Return ``<C, W>`` at parameters moved by h along a direction, and move them back."""
     m, n = subject.case.shape
     x, y = to_array(subject.normal(n, salt=1)), to_array(subject.normal(m, salt=2))
     start = {k: twin.get_parameter(k).detach().clone() for k in directions}
-    values: list[float] = []
-    for step in (h, -h):
-        with torch.no_grad():
-            for k, d in directions.items():
-                twin.get_parameter(k).copy_(start[k] + step * d)
-        values.append(float(y @ dense(twin()) @ x))
     with torch.no_grad():
-        for k, value in start.items():
-            twin.get_parameter(k).copy_(value)
-    return (values[0] - values[1]) / (2 * h)
+        for k, d in directions.items():
+            twin.get_parameter(k).add_(h * d)
+        value = float(y @ dense(twin()) @ x)
+        for k, kept in start.items():
+            twin.get_parameter(k).copy_(kept)
+    return value
+
+
+def _bend(
+    subject: Subject, twin: Parameterization, directions: dict[str, Tensor], slope: float
+) -> float:
+    """Return by how much slopes miss being those of a derivative: at zero, maps may have none.
+
+    The slopes of both sides are compared, and those of two directions with that of their sum.
+    """
+    up, here, down = (_value(subject, twin, directions, h) for h in (_STEP, 0.0, -_STEP))
+    other = _other(subject, directions)
+    both = {k: d + other[k] for k, d in directions.items()}
+    alone, added = (_difference(subject, twin, d, _STEP) for d in (other, both))
+    return abs(up - 2 * here + down) / _STEP + 8 * abs(slope + alone - added)
+
+
+def _other(subject: Subject, directions: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return another direction of the same size."""
+    unit = max(subject.case.parameters.magnitudes)
+    return {
+        k: unit * subject.normal(*d.shape, salt=40 + i).double()
+        for i, (k, d) in enumerate(directions.items())
+    }
+
+
+def _expect_continuous(
+    subject: Subject, twin: Parameterization, directions: dict[str, Tensor]
+) -> None:
+    """Expect W to be what it tends to, if that is the same from wherever it is come from."""
+    # The direction of a single number is its sign, which a map may well ignore.
+    if any(d.numel() < 2 and not twin.get_parameter(k).any() for k, d in directions.items()):
+        return
+    other = _other(subject, directions)
+    h = 1e-3 * _STEP
+    near = [_value(subject, twin, d, step) for d in (directions, other) for step in (h, -h, h / 2)]
+    here, spread = _value(subject, twin, directions, 0.0), max(near) - min(near)
+    jump = min(abs(here - value) for value in near)
+    expect(
+        jump <= 64 * spread + _STEP * _noise(subject, twin),
+        f"<C, W> is {here:.9g}, and {near[0]:.9g} at parameters next to these, from all sides",
+    )
 
 
 check_smoothness: Law[Subject] = Law(
     "smoothness",
-    "Gradients are finite at every finite parameter, and equal finite differences where tame.",
+    "Gradients are finite at every finite parameter, and equal finite differences where tame; "
+    "at zero W is what it tends to.",
     _smoothness,
     parameters=ADVERSARIAL,
     free=True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 
@@ -32,7 +34,10 @@ def _completeness(subject: Subject) -> None:
     module = subject.fresh()
     if not module.complete:
         raise NotApplicable("complete is False: not every member of the set is claimed")
+    # Away from a start, which may be at the target already.
+    FreeParameters(seed=subject.seed + 1).fill_(module)
     target = subject.target(module)
+    state = copy.deepcopy(module.state_dict())
     # The inverse may not write to its argument: the truth is taken first.
     W = dense(target)
     try:
@@ -40,7 +45,7 @@ def _completeness(subject: Subject) -> None:
     except NoRightInverseError:
         expect_reachable(subject, target)
     else:
-        _check_inverse(subject, target, W, values, allowed=0.0)
+        _check_inverse(subject, target, W, values, allowed=0.0, state=state)
 
 
 def _check_inverse(
@@ -50,10 +55,13 @@ def _check_inverse(
     values: dict[str, torch.Tensor],
     *,
     allowed: float,
+    state: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Compare the image of the values that an inverse found with the member W."""
     # Another module receives the values: nothing but them may carry the target.
     other = subject.fresh()
+    if state is not None:
+        other.load_state_dict(state)
     load(other, values)
     chart, op = subject.chart(other), other.factors()
     image = dense(op)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeGuard
 
 import torch
+from torch import Tensor
 
+from lowrank_opt.errors import LowRankError
 from lowrank_opt.parameterizations.base import Parameterization
-from lowrank_opt.testing.cases.case import Subject
-from lowrank_opt.testing.cases.oracle import is_finite
+from lowrank_opt.testing.cases.case import HasTolerance, Subject
+from lowrank_opt.testing.cases.oracle import dense, is_finite, magnitude
 from lowrank_opt.testing.cases.parameters import HOSTILE, TAME
 from lowrank_opt.testing.laws.maps.gradients import gradient
 from lowrank_opt.testing.laws.maps.membership import membership
@@ -25,6 +28,46 @@ def _dtype(subject: Subject) -> None:
     other = _other(subject.dtype)
     _expect_dtype(module.to(dtype=other), other, subject.device)
     expect_device_independent(subject.module())
+    if subject.case.parameters.structure == "normal":
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            _expect_alike(subject, dtype)
+
+
+def _expect_alike(subject: Subject, dtype: torch.dtype) -> None:
+    """Expect W in a dtype to be that of the same parameters in float64, up to its rounding."""
+    module = subject.module().to(dtype=dtype)
+    try:
+        op = module()
+    except (LowRankError, NotImplementedError, RuntimeError):
+        # Few operations of other packages know half precision.
+        if dtype == torch.float32:
+            raise
+        return
+    twin = replace(subject, dtype=torch.float64).fresh()
+    twin.load_state_dict(
+        {k: x.double() if _floats(x) else x for k, x in module.state_dict().items()}
+    )
+    eps, truth = torch.finfo(dtype).eps, twin()
+    # What is a difference, as W beside an offset, is rounded as what it is made of.
+    size = float(magnitude(op).max(initial=0.0)) + module.feasible_set.unit(op.detach())
+    error = float(abs(dense(op) - dense(truth)).max(initial=0.0))
+    own = eps**0.5 if isinstance(subject.make, HasTolerance) else 4 * eps
+    allowed = own * max(subject.case.rank, 1) ** 0.5 * size
+    expect(error <= allowed, f"W in {dtype} differs by {error:.2e} from W in float64")
+    if dtype != torch.float32:
+        return
+    narrow, wide = (
+        gradient(replace(subject, dtype=x), m) for x, m in ((dtype, module), (truth.dtype, twin))
+    )
+    for name, g in wide.items():
+        error, norm = float((narrow[name].double() - g).norm()), float(g.norm())
+        # Of a condition of a thousand: a wrong formula differs by more.
+        allowed = (2.0**12 * eps + own) * (norm + size)
+        expect(error <= allowed, f"the gradient of {name} in {dtype} is off by {error:.2e}")
+
+
+def _floats(x: object) -> TypeGuard[Tensor]:
+    return isinstance(x, Tensor) and x.is_floating_point()
 
 
 def _expect_dtype(module: Parameterization, dtype: torch.dtype, device: torch.device) -> None:
@@ -56,7 +99,8 @@ print("factors:", [x.dtype for x in W()])
 """
 check_dtype: Law[Subject] = Law(
     "dtype",
-    "Factors and gradients have the dtype and device of the parameters, after conversion too.",
+    "Factors and gradients have the dtype and device of the parameters, after conversion too, "
+    "and are those of float64 up to rounding.",
     _dtype,
     parameters=TAME,
     show=_SHOW_DTYPE,

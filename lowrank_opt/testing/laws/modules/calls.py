@@ -138,12 +138,17 @@ def _ways_of_writing(
         optimizer.step()
         module.zero_grad(set_to_none=True)
 
+    def data_strided(shifts: list[Tensor]) -> None:
+        for p, d in zip(own, shifts, strict=True):
+            p.data = torch.stack((p.data + d, torch.full_like(p, torch.nan)), -1)[..., 0]
+
     yield "p.data.add_(...)", data_in_place
     yield "p.data = ...", data_replaced
     yield "vector_to_parameters(...)", as_vector
     yield "a step of all parameters at once", together
     yield "load_state_dict(...)", as_state
     yield "a step of an optimizer", by_optimizer
+    yield "p.data = (a view with gaps)", data_strided
 
 
 def _expect_borrowed(subject: Subject, module: Parameterization) -> None:

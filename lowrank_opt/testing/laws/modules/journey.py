@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -25,11 +26,28 @@ def _journey(subject: Subject) -> None:
     module = subject.module()
     steps = (*_steps(subject, module), ("all that is pure", lambda: _ask(subject, module)))
     for index, (name, step) in enumerate(steps):
+        asked = {k: p.requires_grad for k, p in module.named_parameters()}
         with suppress(LowRankError, NotImplementedError):
             step()
+        same = asked == {k: p.requires_grad for k, p in module.named_parameters()}
+        expect(same, f"after {name} other parameters ask for gradients")
         # At other values: what is left behind must not matter for them either.
         FreeParameters(seed=subject.seed + index).fill_(module)
         _expect_same_state(subject, module, name)
+    _expect_same_answers(subject, module)
+
+
+def _expect_same_answers(subject: Subject, module: Parameterization) -> None:
+    """Expect certificate and export to be those of the present W, not of an earlier one."""
+    fresh = subject.fresh(salt=2)
+    fresh.load_state_dict(module.state_dict())
+    values = [x.certify().singular_values for x in (module, fresh)]
+    near = [math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-30) for a, b in zip(*values, strict=True)]
+    expect(all(near), "certify() speaks of a W that the module had before")
+    with suppress(LowRankError, NotImplementedError):
+        exported = fresh.export(torch.float64)
+        what = "after other values export()"
+        expect_equal(subject, module.export(torch.float64), exported, what)
 
 
 def _ask(subject: Subject, module: Parameterization) -> None:
@@ -80,7 +98,8 @@ def _expect_same_state(subject: Subject, module: Parameterization, name: str) ->
 LAWS = (
     Law(
         "journey",
-        "Whatever was done to a module, its state dict and its deep copies say all of it.",
+        "Whatever was done to a module, its state dict and its deep copies say all of it, and "
+        "certificates speak of the W of now.",
         _journey,
         parameters=(FreeParameters("normal"),),
         max_examples=2,

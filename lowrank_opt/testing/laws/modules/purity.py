@@ -19,14 +19,16 @@ from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.testing.cases.case import Subject
 from lowrank_opt.testing.cases.oracle import dense, magnitude
-from lowrank_opt.testing.cases.parameters import TAME
+from lowrank_opt.testing.cases.parameters import TAME, FreeParameters
 from lowrank_opt.testing.search.law import Law
 from lowrank_opt.testing.search.verdict import expect
 
 
 def _purity(subject: Subject) -> None:
     module = subject.module()
-    before = _snapshot(module)
+    before, held = _snapshot(module), {k: torch.ones_like(p) for k, p in _trainable(module).items()}
+    for name, p in _trainable(module).items():
+        p.grad = held[name].clone()
     op = module.factors().detach().clone()
     _expect_unchanged(module, before, "factors()")
     expect_equal(subject, module.factors(), op, "a second call of factors()")
@@ -41,6 +43,9 @@ def _purity(subject: Subject) -> None:
     module.certify()
     _expect_unchanged(module, before, "certify()")
     _expect_one_value(subject, module, op)
+    kept = {k: p.grad for k, p in _trainable(module).items()}
+    lost = [k for k, g in held.items() if (x := kept.get(k)) is None or not torch.equal(g, x)]
+    expect(not lost, f"the calls changed the gradients that were held for {', '.join(lost)}")
 
 
 def _expect_one_value(subject: Subject, module: Parameterization, op: LowRankOperator) -> None:
@@ -74,8 +79,11 @@ def _copies(subject: Subject) -> None:
     other = subject.fresh(salt=1)
     other.load_state_dict(module.state_dict())
     expect_equal(subject, other.factors(), op, "a new module with the state dict loaded")
+    other.load_state_dict(module.state_dict())
+    expect_equal(subject, other.factors(), op, "a module with the state dict loaded twice")
     twin = copy.deepcopy(module)
     expect_equal(subject, twin.factors(), op, "a deep copy")
+    expect_equal(subject, copy.deepcopy(twin).factors(), op, "a deep copy of a deep copy")
     if _importable(type(module)) and getattr(module, "pickles", True):
         expect_equal(subject, _pickled(module).factors(), op, "a pickled copy")
     _step(subject, twin)
@@ -185,15 +193,15 @@ print("a step in place gives:", W().to_dense().tolist())
 """
 check_purity: Law[Subject] = Law(
     "purity",
-    "factors(), right_inverse() and certify() change nothing, and repeat.",
+    "factors(), right_inverse() and certify() change nothing, gradients included, and repeat.",
     _purity,
-    parameters=TAME,
+    parameters=(*TAME, FreeParameters("normal", (1e4,))),
     show=_SHOW_PURITY,
     needs=("contract",),
 )
 check_copies: Law[Subject] = Law(
     "copies",
-    "State dict, deep copy and pickle carry all of W and share none of it.",
+    "State dict, deep copy and pickle carry all of W, twice too, and share none of it.",
     _copies,
     parameters=TAME,
     show=_SHOW_COPIES,
