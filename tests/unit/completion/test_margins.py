@@ -99,13 +99,9 @@ def test_leading_eigenvalues(count):
 @pytest.mark.parametrize("transposed", [False, True])
 def test_singular_values(transposed, monkeypatch):
     matrix = (A.T if transposed else A) * 2.0**40
-
-    def bounds(gram, error, count):
-        # Of the shorter side, whichever that is.
-        assert (4, 4) == gram.shape
-        return np.arange(count, 0.0, -1)
-
-    monkeypatch.setattr(spectral_bounds, "eigenvalue_bounds", bounds)
+    bounds = {(4, 4): lambda count: np.arange(count, 0.0, -1)}  # of the shorter side only
+    name = "eigenvalue_bounds"
+    monkeypatch.setattr(spectral_bounds, name, lambda gram, _, count: bounds[gram.shape](count))
     found = spectral_bounds.singular_value_bounds(matrix, 3, error=7.0).values
     assert same((np.sqrt([3.0, 2.0, 1.0]) * 2.0**42 + 7.0) * (1 + 16 * UNIT), found)
 
