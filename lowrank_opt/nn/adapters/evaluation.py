@@ -3,7 +3,8 @@
 A model that generates text calls every layer for every token, and most parameterizations need more
 arithmetic for their factors than a layer for one token. So without gradients the factors are kept,
 beside copies of all numbers they were made of. At each call these are compared: no version counter
-knows of writes through ``.data``, and an update holds few numbers next to its weight.
+knows of writes through ``.data``, and an update holds few numbers next to its weight. Nothing is
+kept of a map that draws from torch's generator; kept factors that somebody wrote into are not used.
 """
 
 from __future__ import annotations
@@ -41,6 +42,15 @@ class Kept:
     facts: list[object]
     numbers: list[Tensor]
     op: LowRankOperator
+    versions: list[int]
+
+    def is_of(self, facts: list[object], numbers: list[Tensor]) -> bool:
+        """Whether the factors are those of these facts and numbers."""
+        return (
+            _are_equal(self.facts, facts)
+            and _same(self.numbers, numbers)
+            and self.versions == _versions(self.op)
+        )
 
 
 def evaluated(member: Parameterization, kept: dict[Key, Kept], key: Key) -> LowRankOperator:
@@ -61,13 +71,15 @@ def evaluated(member: Parameterization, kept: dict[Key, Kept], key: Key) -> LowR
     if not _collect(member, facts, numbers) or not _can_be_kept(numbers):
         return member()
     known = kept.get(key)
-    if known is not None and known.facts == facts and _same(known.numbers, numbers):
+    if known is not None and known.is_of(facts, numbers):
         return known.op
+    drawn = torch.get_rng_state()
     op = member()
     m, n = op.shape
     few = sum(x.numel() for x in numbers) <= _MOST * (m + n + 1) * op.rank
-    if few and all(_is_immutable(fact) for fact in facts):
-        kept[key] = Kept(facts, [x.detach().clone() for x in numbers], op)
+    repeats = torch.equal(drawn, torch.get_rng_state())
+    if few and repeats and all(_is_immutable(fact) for fact in facts):
+        kept[key] = Kept(facts, [x.detach().clone() for x in numbers], op, _versions(op))
     return op
 
 
@@ -106,6 +118,19 @@ def _can_be_kept(numbers: list[Tensor]) -> bool:
         if not plain or (recorded and x.requires_grad):
             return False
     return True
+
+
+def _are_equal(known: list[object], facts: list[object]) -> bool:
+    try:
+        return known == facts
+    except (RuntimeError, TypeError, ValueError):
+        # An attribute has become an array, which compares number by number.
+        return False
+
+
+def _versions(op: LowRankOperator) -> list[int]:
+    """Return counters of writes; tensors of inference mode have none."""
+    return [0 if x.is_inference() else x._version for x in op]
 
 
 def _same(known: list[Tensor], numbers: list[Tensor]) -> bool:

@@ -9,6 +9,7 @@ from torch import nn
 import lowrank_opt as lo
 from lowrank_opt.nn import adapt, adapted_weights
 from lowrank_opt.nn.adapters import evaluation
+from lowrank_opt.nn.adapters.adapted import present_updates
 from lowrank_opt.testing.laws import adapter_moves as moves
 from lowrank_opt.testing.laws.adapter_play import Play
 from lowrank_opt.testing.search.verdict import Violation
@@ -151,6 +152,35 @@ def test_a_change_of_what_is_no_tensor_is_seen():
         before = model(X)
         next(m for m in model.modules() if isinstance(m, Times)).factor = 3.0
         assert not torch.equal(before, model(X))
+
+
+def test_a_number_may_become_an_array():
+    model = adapted()
+    with torch.no_grad():
+        update(model).note = 1.0
+        before = model(X)
+        update(model).note = torch.ones(3)
+        torch.testing.assert_close(model(X), before)
+
+
+def test_nothing_is_kept_of_a_map_that_draws():
+    class Drawn(lo.NBLoRA):
+        def factors(self):
+            op = super().factors()
+            return lo.LowRankOperator(op.left * torch.rand(()), op.scale, op.right)
+
+    model = adapted(lambda shape: Drawn(shape, 2, radius=0.5, dtype=torch.float64))
+    with torch.no_grad():
+        assert not torch.equal(model(X), model(X))
+
+
+def test_writes_into_factors_that_were_handed_out_change_nothing():
+    model = adapted()
+    with torch.no_grad():
+        before = model(X)
+        for x in present_updates(model, "weight")[0]:
+            x.mul_(3)
+        torch.testing.assert_close(model(X), before, rtol=0, atol=0)
 
 
 def test_nothing_is_kept_of_numbers_that_a_transform_sees():
