@@ -30,20 +30,37 @@ _ROUNDED: Mapping[torch.dtype, tuple[torch.dtype, ...]] = {
 
 
 def note_base(model: nn.Module) -> None:
-    """Note the parameters of every module that has not been noted yet."""
+    """Note the parameters of every module that has not been noted yet.
+
+    What came into a model after it was noted, by another hand, is no part of the base: it stays
+    unknown, and so differs.
+    """
     seen: dict[int, Prints | None] = {}
-    for module in model.modules():
-        if PRINTS in module.__dict__ or not module._parameters:  # pyright: ignore[reportPrivateUsage]
-            continue
-        noted: dict[str, Prints | None] = {}
-        for key, p in module._parameters.items():  # pyright: ignore[reportPrivateUsage]
-            if p is not None:
-                if id(p) not in seen:
-                    seen[id(p)] = prints_of(p)
-                noted[key] = seen[id(p)]
-        module.__dict__[PRINTS] = noted
+    visited: set[int] = set()
+
+    def visit(module: nn.Module, *, late: bool) -> None:
+        if id(module) in visited:
+            return
+        visited.add(id(module))
+        noted = PRINTS in module.__dict__
+        if not noted and not late:
+            module.__dict__[PRINTS] = _prints(module, seen)
+        for part in module.children():
+            visit(part, late=noted or late)
+
+    visit(model, late=False)
     if _note_again not in model._load_state_dict_post_hooks.values():  # pyright: ignore[reportPrivateUsage]
         model.register_load_state_dict_post_hook(_note_again)
+
+
+def _prints(module: nn.Module, seen: dict[int, Prints | None]) -> dict[str, Prints | None]:
+    noted: dict[str, Prints | None] = {}
+    for key, p in module._parameters.items():  # pyright: ignore[reportPrivateUsage]
+        if p is not None:
+            if id(p) not in seen:
+                seen[id(p)] = prints_of(p)
+            noted[key] = seen[id(p)]
+    return noted
 
 
 def forget_base(model: nn.Module) -> None:
@@ -58,20 +75,23 @@ def forget_base(model: nn.Module) -> None:
 def is_changed(module: nn.Module, name: str, value: Tensor) -> bool:
     """Whether a parameter of a module differs from what was noted, other than by a conversion.
 
-    Where nothing could be noted - it was on the meta device, or is sharded or quantised -, whether
-    it is trained now.
+    One that came later does. Where nothing could be noted - it was on the meta device, or is
+    sharded or quantised -, whether it is trained now.
     """
-    noted: Prints | None = module.__dict__.get(PRINTS, {}).get(name)
+    known: dict[str, Prints | None] = module.__dict__.get(PRINTS, {})
+    if name not in known:
+        return True
+    noted = known[name]
     if noted is None or not _can_be_noted(value):
         return value.requires_grad
     first = next(iter(noted))
     if value.dtype in (first, *noted) and print_of(value) == noted[value.dtype]:
         return False
     wide = torch.promote_types(value.dtype, first)
-    for dtype, known in noted.items():
+    for dtype, marks in noted.items():
         rounded = value.detach().to(dtype)
         same = torch.equal(rounded.to(wide), value.detach().to(wide))
-        if dtype != value.dtype and same and print_of(rounded) == known:
+        if dtype != value.dtype and same and print_of(rounded) == marks:
             return False
     return True
 

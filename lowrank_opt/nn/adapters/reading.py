@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from types import FrameType
 
 import torch
@@ -74,8 +77,7 @@ class _ReadOnly(Tensor):
         given = kwargs or {}
         if any(isinstance(x, _ReadOnly) for x in _written(func, args, given)):
             raise _refusal(func)
-        with torch._C.DisableTorchFunctionSubclass():  # pyright: ignore[reportPrivateUsage]
-            found = func(*args, **given)
+        found = cls._called(func, types, args, given)
         if func == _NODE and found is None and isinstance(args[0], EffectiveWeight):
             # Asked by modules that register a parameter; sums have no node of the graph.
             raise _refusal(func)
@@ -89,6 +91,17 @@ class _ReadOnly(Tensor):
             # A numpy array of the same memory.
             found.setflags(write=False)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
         return found
+
+    @classmethod
+    def _called(
+        cls,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+    ) -> object:
+        with torch._C.DisableTorchFunctionSubclass():  # pyright: ignore[reportPrivateUsage]
+            return func(*args, **kwargs)
 
 
 class EffectiveWeight(_ReadOnly):
@@ -126,14 +139,48 @@ def standing_for(total: Tensor, base: Tensor) -> Tensor:
         # After a break of the graph, for a recurrent layer say, this is compiled on its own.
         return total
     if type(total) not in (Tensor, nn.Parameter):
-        # Sharded and quantised weights are of classes of their own, which cannot be covered.
         total._is_param = True  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage]
         total.lowrank_base = base  # pyright: ignore[reportAttributeAccessIssue]
-        return total
+        return _read_only(total)
     with torch.enable_grad():
         covered = total.as_subclass(EffectiveWeight)
     vars(covered)["lowrank_base"] = base
     return covered
+
+
+def _read_only(x: Tensor) -> Tensor:
+    """Return a tensor of a foreign class, sharded or quantised, as one that is not written to."""
+    # Such classes hold tensors in attributes, which `as_subclass` would leave behind. Objects of
+    # some are laid out in a way of their own.
+    with suppress(TypeError):
+        x.__class__ = _read_only_type(type(x))
+    return x
+
+
+@functools.cache
+def _read_only_type(kind: type[Tensor]) -> type[Tensor]:
+    """Return the class that tensors of a foreign class become when they are not written to."""
+    if issubclass(kind, _ReadOnly):
+        return kind
+
+    def called(cls: type, func: object, types: object, args: object, kwargs: object) -> object:
+        return kind.__torch_function__(func, types, args, kwargs)  # pyright: ignore[reportArgumentType]
+
+    members: dict[str, object] = {"_called": classmethod(called), "lowrank_kind": kind}
+    for name in ("to_local", "full_tensor"):
+        if hasattr(kind, name):
+            members[name] = _giving_read_only(getattr(kind, name))
+    return types.new_class(
+        kind.__name__, (_ReadOnly, kind), exec_body=lambda ns: ns.update(members)
+    )
+
+
+def _giving_read_only(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(method)
+    def read(self: Tensor, *args: object, **kwargs: object) -> Tensor:
+        return method(self, *args, **kwargs).as_subclass(_ReadOnly)
+
+    return read
 
 
 def sum_standing_for(total: Tensor, base: Tensor) -> Tensor:
@@ -141,9 +188,9 @@ def sum_standing_for(total: Tensor, base: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or _is_read_by_a_layer_of_torch():
         return total
     known = vars_of(total).get("lowrank_cover")
-    if isinstance(known, EffectiveWeight) and is_of(known, base):
+    if isinstance(known, _ReadOnly) and is_of(known, base):
         return known
-    covered = standing_for(total, base)
+    covered = standing_for(total.detach(), base)
     vars(total)["lowrank_cover"] = covered
     return covered
 
@@ -209,20 +256,25 @@ def _flat(values: Iterable[object]) -> Iterable[object]:
 
 def _guarded(found: Tensor, args: tuple[object, ...]) -> Tensor:
     """Return a tensor of the same memory as what it was made from as one that is not written to."""
-    if type(found) is not Tensor or not any(_share(found, x) for x in _flat(args)):
+    guarded = [x for x in _flat(args) if isinstance(x, _ReadOnly)]
+    kinds = (Tensor, *(getattr(type(x), "lowrank_kind", Tensor) for x in guarded))
+    if type(found) not in kinds or not any(_memory(found) & _memory(x) for x in guarded):
         return found
-    return found.as_subclass(_ReadOnly)
+    return found.as_subclass(_ReadOnly) if type(found) is Tensor else _read_only(found)
 
 
-def _share(found: Tensor, other: object) -> bool:
-    if not isinstance(other, _ReadOnly):
-        return False
+def _memory(x: Tensor) -> set[int]:
+    """Return where the numbers of a tensor, or of those that it consists of, begin."""
+    flatten = getattr(x, "__tensor_flatten__", None)
+    if flatten is not None:
+        parts = (getattr(x, name) for name in flatten()[0])
+        return {place for part in parts if isinstance(part, Tensor) for place in _memory(part)}
     try:
-        mine, theirs = found.untyped_storage(), _plain(other).untyped_storage()
-        return mine.data_ptr() == theirs.data_ptr() and mine.data_ptr() != 0
+        place = _plain(x).untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):
         # Inside a transform of torch.func there is no memory to speak of.
-        return False
+        return set()
+    return {place} - {0}
 
 
 def _plain(x: Tensor) -> Tensor:

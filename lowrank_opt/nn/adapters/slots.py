@@ -33,6 +33,7 @@ _TRANSPARENT = {
     "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.OffloadWrapper": (
         "_checkpoint_wrapped_module"
     ),
+    "lowrank_opt.nn.low_rank.shortcut.Shortcut": "base",
 }
 
 

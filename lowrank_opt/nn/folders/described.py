@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from lowrank_opt.errors import DataError, OptionError, ShapeError, TargetError
@@ -27,6 +29,24 @@ def described(member: Parameterization) -> JsonObject:
     except OptionError:
         kind, shape = class_name(type(member)), list[Json](member.shape)
         return {"class": kind, "shape": shape, "rank": member.rank, "options": None}
+
+
+def check_unhooked(member: Parameterization, name: str) -> None:
+    """Raise TargetError if hooks change what a member computes: no file holds them."""
+    hooked = [m for m in member.modules() if m._forward_hooks or m._forward_pre_hooks]  # pyright: ignore[reportPrivateUsage]
+    if not hooked:
+        return
+    plain = copy.deepcopy(member)
+    for module in plain.modules():
+        module._forward_hooks.clear()  # pyright: ignore[reportPrivateUsage]
+        module._forward_pre_hooks.clear()  # pyright: ignore[reportPrivateUsage]
+    with torch.no_grad():
+        same = all(torch.equal(x, y) for x, y in zip(member(), plain(), strict=True))
+    if not same:
+        raise TargetError(
+            f"a folder holds what an update is made of; a hook changes that of {name}, as "
+            "ModuleAllocator does with those that are off: call its finish(), or remove the hook"
+        )
 
 
 def rebuilt(recipe: JsonObject) -> Parameterization:

@@ -25,7 +25,7 @@ from lowrank_opt.nn.adapters.weights import AdaptedWeight, adapted_weights, drop
 from lowrank_opt.nn.basis.errors import AdapterStateError
 from lowrank_opt.nn.basis.kinds import original_type, type_name
 from lowrank_opt.nn.folders import files
-from lowrank_opt.nn.folders.described import described
+from lowrank_opt.nn.folders.described import check_unhooked, described
 from lowrank_opt.nn.folders.stored import SETTLED, magnitude_key, norm_of, own_key
 from lowrank_opt.nn.surgery.own import differs, own_tensors
 from lowrank_opt.parameterizations import Parameterization
@@ -55,7 +55,7 @@ def save_adapter(model: nn.Module, path: str | PathLike[str], *, name: str | Non
     AdapterStateError
         If there is no such adapter, or several and no name.
     TargetError
-        If a number is NaN or infinite.
+        If a number is NaN or infinite, or a hook changes what an update computes.
     DataError
         If the folder cannot be written.
     """
@@ -65,6 +65,8 @@ def save_adapter(model: nn.Module, path: str | PathLike[str], *, name: str | Non
     tensors: dict[str, Tensor] = {}
     seen: dict[int, str] = {}
     for adapted in adapted_weights(model, {name}):
+        for member in adapted.updates:
+            check_unhooked(member, adapted.name)
         first = seen.setdefault(id(adapted.updates[0]), adapted.name)
         entries.append(_entry(adapted, first))
         if first == adapted.name:

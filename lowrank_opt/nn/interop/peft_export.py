@@ -21,6 +21,7 @@ from lowrank_opt.nn.adapters.slots import (
     every_slot,
 )
 from lowrank_opt.nn.adapters.weights import AdaptedWeight, adapted_weights, dropout_of
+from lowrank_opt.nn.folders.described import check_unhooked
 from lowrank_opt.nn.folders.save import only_name
 from lowrank_opt.nn.interop import peft_folder
 from lowrank_opt.nn.interop.peft_adapter import PREFIX
@@ -157,6 +158,9 @@ def _pack_adapter(
     check_known(model, [name])
     held = [(found.slot, found) for found in adapted_weights(model, {name})]
     kept = _without(held, skip)
+    for slot, found in kept:
+        for member in found.updates:
+            check_unhooked(member, slot.name)
     _check_layers([slot for slot, _ in kept], everywhere, method)
     if method != "lora":
         return [_pack_turned(found, method, dtype) for _, found in kept]

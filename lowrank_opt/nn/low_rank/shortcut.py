@@ -16,6 +16,11 @@ class Shortcut(nn.Module):
     the `nn.Sequential` of them. Of a block that returns a tuple the first entry counts; further
     arguments go to the block. Attributes are those of the block.
 
+    It is a part of the model, as its layers are, and of no adapter; in adapter folders the layers
+    of the block keep the names that they had without it. Put in after `adapt`, it is written to
+    the folder of every adapter, trained or frozen, and read where the model has it. For a path of
+    each adapter's own, put it in first, and name it in `modules_to_train`.
+
     Parameters
     ----------
     base : nn.Module

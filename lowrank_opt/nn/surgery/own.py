@@ -45,7 +45,7 @@ class Own:
 def own_modules(patterns: str | Sequence[str], everywhere: Sequence[LayerSlot]) -> list[nn.Module]:
     """Return the modules that the patterns name, or raise OptionError if one matches nothing."""
     several = (patterns,) if isinstance(patterns, str) else patterns
-    named = [slot for slot in everywhere if slot.name and not slot.opaque]
+    named = [slot for slot in everywhere if slot.name]
     for pattern in several:
         if not any(matches(pattern, slot.name) for slot in named):
             raise OptionError(

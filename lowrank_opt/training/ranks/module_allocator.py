@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import final
+from collections.abc import Callable, Mapping
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -126,6 +126,26 @@ class ModuleAllocator:
         self._switch([True] * len(self.on))
         for part in off:
             part.zero_(generator=self.generator)
+
+    def state_dict(self) -> dict[str, list[Any]]:
+        """Return which updates are on, and how often each was; the factors are the model's."""
+        return {"on": list(self.on), "frequency": list(self.frequency)}
+
+    def load_state_dict(self, state: Mapping[str, list[Any]]) -> None:
+        """Go on from a state.
+
+        Raises
+        ------
+        ShapeError
+            If it is of another number of updates. Nothing is changed.
+        """
+        if not len(state["on"]) == len(state["frequency"]) == len(self.on):
+            raise ShapeError(
+                f"an allocator's state must fit its {len(self.on)} updates; got one of "
+                f"{len(state['on'])}: load that of this model"
+            )
+        self._switch([bool(x) for x in state["on"]])
+        self.frequency = [int(x) for x in state["frequency"]]
 
     def _switch(self, on: list[bool]) -> None:
         for index, (part, before, now) in enumerate(zip(self._parts, self.on, on, strict=True)):

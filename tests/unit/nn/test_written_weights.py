@@ -5,8 +5,9 @@ import pickle
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
+from torch.utils._pytree import tree_map
 
 import lowrank_opt as lo
 from lowrank_opt.nn import AdapterStateError, adapt, disabled, merge, unmerge
@@ -187,3 +188,46 @@ def test_compiled_model_reads_the_same(backend, kind, merged):
         merge(model)
     compiled = torch.compile(model, backend=backend)
     torch.testing.assert_close(output(model, kind), output(compiled, kind))
+
+
+class Packed(Tensor):
+    """A weight of a class of its own, as sharded and quantised ones are: a tensor inside."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __tensor_flatten__(self):
+        return ["inner"], None
+
+    def to_local(self):
+        return self.inner.view_as(self.inner)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        args, kwargs = tree_map(lambda x: x.inner if isinstance(x, Packed) else x, (args, kwargs))
+        return tree_map(
+            lambda x: Packed(x) if isinstance(x, Tensor) else x, func(*args, **kwargs or {})
+        )
+
+
+FOREIGN = ["init", "init data", "detach", "*=", "row", "view", "out", "local"]
+
+
+@pytest.mark.parametrize("state", ["active", "merged"])
+@pytest.mark.parametrize("write", FOREIGN)
+def test_write_to_a_weight_of_a_foreign_class_is_refused(write, state):
+    writes = {**WRITES, "local": lambda layer, name: getattr(layer, name).to_local().zero_()}
+    model = adapted("linear")
+    model._parameters["weight"] = nn.Parameter(Packed(model._parameters["weight"].data), False)
+    STATES[state](model)
+    before = model.weight.to_local().clone()
+    assert isinstance(model.weight, nn.Parameter)
+    assert isinstance(model.weight, Packed)
+    assert type(2 * model.weight) is Packed
+    with torch.no_grad(), pytest.raises(AdapterStateError):
+        writes[write](model, "weight")
+    assert torch.equal(before, model.weight.to_local())

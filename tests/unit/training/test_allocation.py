@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import lowrank_opt as lo
-from lowrank_opt.errors import OptionError, RankError, ShapeError
-from lowrank_opt.nn import adapt, add_shortcut
+from lowrank_opt.errors import OptionError, RankError, ShapeError, TargetError
+from lowrank_opt.nn import adapt, add_shortcut, export_peft, load_adapter, save_adapter
 from lowrank_opt.training import (
     ChainOfLowRank,
     CubicBudget,
@@ -25,12 +25,13 @@ from lowrank_opt.training import (
 from tests.builders import normal
 
 
-def network(make=lambda s: lo.Factored(s, 2, dtype=torch.float64)):
+def plain():
     torch.manual_seed(0)
-    layers = [nn.Linear(5, 5, dtype=torch.float64) for _ in range(4)]
-    model = nn.Sequential(*layers)
-    adapt(model, make, targets="all-linear")
-    return model
+    return nn.Sequential(*[nn.Linear(5, 5, dtype=torch.float64) for _ in range(4)])
+
+
+def network(make=lambda s: lo.Factored(s, 2, dtype=torch.float64)):
+    return adapt(plain(), make, targets="all-linear")
 
 
 def parts(model):
@@ -197,6 +198,33 @@ def test_alpha_test_of_an_update_that_does_nothing_is_zero():
 def test_alpha_test_refuses_a_bad_tolerance(tolerance):
     with pytest.raises(ValueError, match="tolerance must be >= 0"):
         alpha_test([], lambda: 1.0, tolerance=tolerance)
+
+
+def test_updates_that_are_off_are_in_the_state_and_in_no_folder(tmp_path):
+    model, other = network(), network()
+    x = torch.ones(2, 5, dtype=torch.float64)
+    for p in (p for p in model.parameters() if p.requires_grad):
+        nn.init.normal_(p)
+    other.load_state_dict(model.state_dict())
+    allocator, again = ModuleAllocator(model, 2), ModuleAllocator(other, 2)
+    allocator.reallocate(loss_of(model))
+    again.load_state_dict(allocator.state_dict())
+    assert torch.equal(model(x), other(x))
+    assert allocator.frequency == again.frequency
+    for write in (save_adapter, export_peft):
+        with pytest.raises(TargetError, match=r"a hook changes that of \d\.weight, as Module"):
+            write(model, tmp_path)
+    assert not [*tmp_path.iterdir()]
+    expected = model(x)
+    allocator.finish()
+    save_adapter(model, tmp_path)
+    torch.testing.assert_close(expected, load_adapter(plain(), tmp_path)(x))
+
+
+def test_state_of_another_number_of_updates_is_refused():
+    allocator = ModuleAllocator(network(), 2)
+    with pytest.raises(ShapeError, match="must fit its 4 updates; got one of 1"):
+        allocator.load_state_dict({"on": [True], "frequency": [0]})
 
 
 def test_shortcut_adds_its_map_around_a_block():
