@@ -1,4 +1,4 @@
-"""The command ``lowrank-opt``, one module for each of its commands.
+"""The command ``lowrank-opt``: each file of `commands` is one of its commands.
 
 Commands read, call the library, and print; nothing is computed here.
 """
@@ -10,22 +10,14 @@ import gc
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
+from pkgutil import iter_modules
 
 from lowrank_opt import __version__
-from lowrank_opt.cli import (
-    complete,
-    completion,
-    evaluate,
-    inspect,
-    plot,
-    predict,
-    recommend,
-    verify,
-)
+from lowrank_opt.cli import commands as room
 from lowrank_opt.cli.streams import prepare_streams, silence_stdout
 from lowrank_opt.errors import LowRankError
 
-_COMMANDS = (complete, predict, recommend, evaluate, plot, inspect, verify, completion)
 _ERROR, _FAULT, _INTERRUPTED = 2, 70, 130
 _STATUS = (
     "Exit status: 0 done; 1 what was asked for does not hold (not converged, an error above "
@@ -103,6 +95,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"lowrank-opt {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for module in _COMMANDS:
-        module.add_to(commands)
+    for module in iter_modules(room.__path__, f"{room.__name__}."):
+        import_module(module.name).add_to(commands)
     return parser

@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import TypeVar, cast
 
-from lowrank_opt.completion import solver_list
+from lowrank_opt.completion import bayes, solvers
 from lowrank_opt.completion.model.problem import CompletionProblem
-from lowrank_opt.completion.solver_list import LBFGS, Custom
+from lowrank_opt.completion.solvers import fixed_rank
 from lowrank_opt.completion.solvers.context import Run
+from lowrank_opt.completion.solvers.custom import Custom
+from lowrank_opt.completion.solvers.gradient import LBFGS
 from lowrank_opt.completion.solvers.traits import Solver, Traits
 from lowrank_opt.errors import OptionError
 
@@ -35,10 +39,18 @@ _FIRST = (
 
 
 def _solvers() -> dict[str, type[Solver]]:
-    values = [x for x in vars(solver_list).values() if isinstance(x, type)]
-    found = [cast("type[Solver]", x) for x in values if is_dataclass(x) and hasattr(x, "solve")]
-    kinds = {_name(kind): kind for kind in found if kind is not Custom}
+    kinds = {_name(kind): kind for kind in _defined() if kind is not Custom}
     return {name: kinds[name] for name in dict.fromkeys((*_FIRST, *kinds))}
+
+
+def _defined() -> Iterator[type[Solver]]:
+    """Yield the dataclasses with a method `solve` that the files of the rooms define."""
+    for room in (solvers, fixed_rank, bayes):
+        for file in iter_modules(room.__path__, f"{room.__name__}."):
+            for kind in vars(import_module(file.name)).values():
+                own = isinstance(kind, type) and kind.__module__ == file.name
+                if own and is_dataclass(kind) and hasattr(kind, "solve"):
+                    yield cast("type[Solver]", kind)
 
 
 def _name(kind: type) -> str:

@@ -242,7 +242,7 @@ def test_statuses_are_distinct(
         patch.setattr(sys, "stdout", None)
         assert 2 == main(asked)
     assert "standard output that is closed" in capsys.readouterr().err
-    monkeypatch.setattr("lowrank_opt.cli.recommend._best", lambda *_: 1 / 0)
+    monkeypatch.setattr("lowrank_opt.cli.commands.recommend._best", lambda *_: 1 / 0)
     assert 70 == main(asked)
     err = capsys.readouterr().err
     assert "ZeroDivisionError" in err

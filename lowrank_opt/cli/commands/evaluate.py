@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from lowrank_opt.cli.commands.predict import checked_limits
 from lowrank_opt.cli.output import add_output, table
-from lowrank_opt.cli.predict import checked_limits
 from lowrank_opt.cli.tables import add_columns, announce, open_table, report, say
 from lowrank_opt.errors import DataError
 
