@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from pkgutil import iter_modules
 
 from lowrank_opt import __version__
 from lowrank_opt.cli import commands as room
-from lowrank_opt.cli.streams import prepare_streams, silence_stdout
+from lowrank_opt.cli.streams import ended_by_signals, flush, prepare_streams, say, silence
 from lowrank_opt.errors import LowRankError
 
-_ERROR, _FAULT, _INTERRUPTED = 2, 70, 130
+_ERROR, _FAULT, _SIGNALS, _INTERRUPTED = 2, 70, 128, 130
 _STATUS = (
     "Exit status: 0 done; 1 what was asked for does not hold (not converged, an error above "
     "--max-rmse, a broken law or bound); 2 a wrong call, data that cannot be used or output that "
-    "cannot be written; 70 a fault of this program; 130 Ctrl-C."
+    "cannot be written; 70 a fault of this program; 130 Ctrl-C, 143 the signal TERM, 129 HUP."
 )
 
 
@@ -39,38 +39,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         0; 1 if what was asked for does not hold; 2 after a wrong call, data that cannot be used
         or output that cannot be written, with a message on the standard error stream; 70 after a
-        fault of this program; 130 after an interrupt from the keyboard.
+        fault of this program; 128 and the number of the signal that ended it: 130 after an
+        interrupt from the keyboard.
     """
     prepare_streams()
-    options = _parser().parse_args(arguments)
+    with ended_by_signals() as caught:
+        status = _status(arguments)
+    return _SIGNALS + caught[-1] if caught and status == _INTERRUPTED else status
+
+
+def _status(arguments: Sequence[str] | None) -> int:
+    status = 0
     try:
+        options = _parsed(arguments)
         with _seldom_collected():
             status = int(options.run(options))
-            if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison]
-                sys.stdout.flush()
-            return status
+            flush()
+        return status
     except LowRankError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return _ERROR
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
         # The reader has what it wanted, as in `lowrank-opt ... | head`.
-        silence_stdout()
-        return 0
+        silence(sys.stdout)
+        return status
     except OSError as error:
-        if error.filename is not None:
-            raise
-        silence_stdout()
-        reason = error.strerror or error
-        print(f"error: the output must be writable; got standard output: {reason}", file=sys.stderr)
+        silence(sys.stdout)
+        place = "standard output" if error.filename is None else repr(error.filename)
+        say(f"error: the output must be writable; got {place}: {error.strerror or error}")
         return _ERROR
     except Exception:
         import traceback
 
-        traceback.print_exc()
-        print("error: a fault of lowrank-opt, not of its input: please report it", file=sys.stderr)
+        say(traceback.format_exc(), end="")
+        say("error: a fault of lowrank-opt, not of its input: please report it")
         return _FAULT
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    try:
+        return _parser().parse_args(arguments)
+    except SystemExit:
+        # Help and version have been printed.
+        flush()
+        raise
 
 
 @contextmanager
@@ -95,6 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"lowrank-opt {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for module in iter_modules(room.__path__, f"{room.__name__}."):
-        import_module(module.name).add_to(commands)
+    # pkgutil would do, but loads what takes as long as the rest of the help.
+    for name in sorted(os.listdir(room.__path__[0])):
+        if name.endswith(".py") and not name.startswith("_"):
+            import_module(f"{room.__name__}.{name.removesuffix('.py')}").add_to(commands)
     return parser

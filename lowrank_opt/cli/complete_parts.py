@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowrank_opt.cli.tables import say
+from lowrank_opt.cli.streams import say
+from lowrank_opt.errors import OptionError
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -23,11 +24,6 @@ if TYPE_CHECKING:
     from lowrank_opt.observations import Observations
 
 
-def launched() -> bool:
-    """Whether torchrun started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
 def run(
     options: Namespace,
     folder: Path,
@@ -36,7 +32,18 @@ def run(
     fit: Callable[[Namespace, str, Observations, Checkpoint | None], CompletionResult],
     held: Callable[[Path], AbstractContextManager[None]],
 ) -> int:
-    """Complete in all processes; the first one speaks, and writes the model."""
+    """Complete in all processes; the first one speaks, and writes the model.
+
+    Raises
+    ------
+    OptionError
+        If there are weights, which a folder is read without.
+    """
+    if options.weight is not None:
+        raise OptionError(
+            f"--weight needs one process; got {options.weight!r} in several: start the command "
+            "without torchrun"
+        )
     with _group() as first, held(folder) if first else nullcontext():
         options.quiet = options.quiet or not first
         ratings = _read(options)

@@ -6,13 +6,12 @@ import csv
 import json
 import os
 import stat
-import sys
-import tempfile
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from lowrank_opt.cli.streams import output
 from lowrank_opt.errors import DataError, OptionError
 
 if TYPE_CHECKING:
@@ -68,27 +67,26 @@ def table(options: Namespace, columns: Sequence[str]) -> Generator[Table]:
 def replacing(path: str, noun: str = "the output") -> Generator[Path]:
     """Yield a path to write to; what is there is replaced whole, or stays.
 
-    A regular file, or a new one, is written beside its place, takes over the mode of the old one
-    and then the name. Links are followed. Devices and pipes are written to directly.
+    A regular file, or a new one, is written on its file system, takes over the mode and owner of
+    the old one and then the name. Links are followed. Devices and pipes are written to directly.
 
     Raises
     ------
     DataError
         If it cannot be written.
     """
-    target = Path(os.path.realpath(path))
     try:
-        mode = target.stat().st_mode if target.exists() else None
-        if mode is not None and stat.S_ISDIR(mode):
+        # Asked of the path as it is: of pipes, /dev/fd has links that lead nowhere.
+        old = os.stat(path) if os.path.exists(path) else None
+        if old is not None and stat.S_ISDIR(old.st_mode):
             raise IsADirectoryError(None, "Is a directory")
-        if mode is not None and not stat.S_ISREG(mode):
-            yield target
+        if old is not None and not stat.S_ISREG(old.st_mode):
+            yield Path(path)
             return
-        if mode is not None and not os.access(target, os.W_OK):
+        if old is not None and not os.access(path, os.W_OK):
             raise PermissionError(None, "Permission denied")
-        with _beside(target, mode) as part:
+        with _becoming(Path(os.path.realpath(path)), old) as part:
             yield part
-            part.replace(target)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -100,33 +98,60 @@ def replacing(path: str, noun: str = "the output") -> Generator[Path]:
 
 
 @contextmanager
-def _beside(target: Path, mode: int | None) -> Generator[Path]:
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    os.close(handle)
-    part = Path(name)
+def _becoming(target: Path, old: os.stat_result | None) -> Generator[Path]:
+    """Yield a place that becomes the target at the end.
+
+    Where the system has such, it is a file without a name, of which nothing is left if the process
+    is killed.
+    """
+    name = target.with_name(f".lowrank-opt.{os.urandom(8).hex()}.part")
+    handle, place = _nameless(target.parent)
     try:
-        part.chmod(stat.S_IMODE(mode) if mode is not None else 0o666 & ~_umask())
-        yield part
+        if handle is None:
+            place = name
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        if old is not None:
+            _take_over(place, old)
+        yield place
+        if handle is not None:
+            # With a folder, the system is asked to follow the link; it stands for nothing else.
+            os.link(place, name, src_dir_fd=handle, follow_symlinks=True)
+        name.replace(target)
     finally:
-        part.unlink(missing_ok=True)
+        name.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _nameless(folder: Path) -> tuple[int | None, Path]:
+    try:
+        handle = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o666)
+    except (AttributeError, OSError):
+        return None, folder
+    place = Path(f"/proc/self/fd/{handle}")
+    if place.exists():
+        return handle, place
+    os.close(handle)
+    return None, folder
+
+
+def _take_over(place: Path, old: os.stat_result) -> None:
+    with suppress(OSError, AttributeError):
+        # Of another user, it stays theirs if that may be.
+        os.chown(place, old.st_uid, old.st_gid)
+    place.chmod(stat.S_IMODE(old.st_mode))
 
 
 @contextmanager
 def _text(out: str | None) -> Generator[TextIO]:
-    if out is not None:
-        with replacing(out) as path, path.open("w", encoding="utf-8", newline="") as file:
-            yield file
+    if out is None:
+        yield output()
         return
-    if sys.stdout is None or sys.stdout.closed:  # pyright: ignore[reportUnnecessaryComparison]
-        raise DataError("the output must be writable; got a standard output that is closed")
-    yield sys.stdout
-    sys.stdout.flush()
+    with (
+        replacing(out) as path,
+        path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        yield file
 
 
 class _Csv:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from lowrank_opt.cli.streams import say
 
 if TYPE_CHECKING:
     from lowrank_opt.tables.delimited import BadLines
     from lowrank_opt.tables.files import TableFile
 
 
-def add_columns(parser: ArgumentParser, *, value: bool) -> None:
+def add_columns(parser: ArgumentParser, *, value: bool, weight: bool = False) -> None:
     """Add the options that say how a file of ratings, or of pairs, is read."""
     group = parser.add_argument_group("the file")
     by = "column, by name or position (by the usual names, or the first three)"
@@ -20,6 +21,8 @@ def add_columns(parser: ArgumentParser, *, value: bool) -> None:
     group.add_argument("--item", metavar="COLUMN", help="the items' column, likewise")
     if value:
         group.add_argument("--value", metavar="COLUMN", help="the values' column, likewise")
+    if weight:
+        group.add_argument("--weight", metavar="COLUMN", help="of weights, if there is one (none)")
     add_format(group)
 
 
@@ -76,11 +79,6 @@ def announce(options: Namespace, path: str, file: TableFile) -> None:
     """Say in one line what is read of a file."""
     if not options.quiet:
         say(f"reading {path}: {file.reading}")
-
-
-def say(message: str) -> None:
-    """Write a line to the standard error stream."""
-    print(message, file=sys.stderr, flush=True)
 
 
 def report(path: str, bad: BadLines, unterminated: bool) -> None:

@@ -9,7 +9,11 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
+from lowrank_opt.cli.streams import silence
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lowrank_opt.testing.reports.pytest_plugin import Settings
     from lowrank_opt.testing.reports.session import Session, Verdicts
     from lowrank_opt.testing.search.verdict import CheckResult
@@ -42,6 +46,7 @@ class Console:
         self._colours = terminal and "NO_COLOR" not in os.environ
         self._width = max((len(t.name) for t in targets), default=0)
         self._tallies: dict[int, list[CheckResult]] = {id(t): [] for t in targets}
+        self._fault: OSError | None = None
 
     def __enter__(self) -> Self:
         dtype = str(self._settings.dtype).removeprefix("torch.")
@@ -82,6 +87,13 @@ class Console:
         if session.interrupted:
             tried = sum(len(v.results) for v in session.verdicts)
             self._line(f"interrupted after {tried} laws: the others have not been tried")
+
+    def written(self, reports: Sequence[Path]) -> None:
+        """Print where reports are; raise what has kept lines from a reader who is still there."""
+        for path in reports:
+            self._line(f"report: {path}")
+        if self._fault is not None and not isinstance(self._fault, BrokenPipeError):
+            raise self._fault
 
     @property
     def _single(self) -> bool:
@@ -134,5 +146,10 @@ class Console:
         return f"\x1b[{_COLOURS[status]}m{text}\x1b[0m" if self._colours else text
 
     def _line(self, text: str) -> None:
-        self._stream.write(text + "\n")
-        self._stream.flush()
+        try:
+            self._stream.write(text + "\n")
+            self._stream.flush()
+        except OSError as error:
+            # The verdict does not depend on who reads it.
+            self._fault = self._fault or error
+            silence(self._stream)

@@ -9,22 +9,17 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from lowrank_opt.errors import OptionError
-from lowrank_opt.estimators.choice.choosing import Calibration
 from lowrank_opt.estimators.choice.draws import draws_of
 from lowrank_opt.estimators.choice.known import posterior_deviations
 from lowrank_opt.estimators.folders.saved import SavedCompletion
 from lowrank_opt.tables import Triplets, read_pairs
 
 if TYPE_CHECKING:
-    from lowrank_opt.estimators.choice.intervals import Intervals
     from lowrank_opt.tables.triplets import Interactions
 
 Floats: TypeAlias = NDArray[np.floating]
 
-_NO_ERRORS = (
-    "got a fit of too few entries, of equal values, with validation=None, or from a folder that "
-    "was saved before any were asked for"
-)
+_NO_ERRORS = "got a fit of too few entries, of equal values, or with validation=None"
 _LEVELS = np.array(["mean", "column", "row", "pair"])
 
 
@@ -80,7 +75,7 @@ class PredictingCompletion(SavedCompletion):
         on, by the path's best fit, which had not seen them; separately for what is known of an
         entry: row and column, one of them or none, and groups by their numbers of entries. Where
         all settings were given, the first call fits a second time, without a share `validation`
-        of the entries.
+        of the entries; so does `save`, for the model that is loaded.
 
         Let n entries have been held out in the group of a new one. If its error and theirs are
         exchangeable, the chance that it is covered is :math:`\lceil (n + 1) c \rceil / (n + 1)`
@@ -120,11 +115,11 @@ class PredictingCompletion(SavedCompletion):
         (smoothed predictors) and 4.5 (one calibration for each category).
         """
         check_is_fitted(self)
-        intervals = self._calibrated()
+        intervals = self.calibrated()
         if intervals is None:
             raise OptionError(
                 f"intervals need errors on held-out entries; {_NO_ERRORS}: fit with a share of "
-                "validation, and ask before saving"
+                "validation"
             )
         pairs = read_pairs(X, known=self._knows)
         i, j = self._found(pairs)
@@ -158,7 +153,7 @@ class PredictingCompletion(SavedCompletion):
         mean = self._known.predict(self.result_, i, j)
         posterior = posterior_deviations(self.result_, i, j)
         rows, cols = self._known.counts("row", i), self._known.counts("col", j)
-        if (intervals := self._calibrated()) is not None:
+        if (intervals := self.calibrated()) is not None:
             std = intervals.deviations(rows, cols, deviations=posterior)
         elif posterior is not None:
             # What is not known varies as the values do.
@@ -169,12 +164,6 @@ class PredictingCompletion(SavedCompletion):
                 f"{_NO_ERRORS}: fit with a share of validation, or use solver='bayesian'"
             )
         return self._clipped(mean), std.astype(mean.dtype)
-
-    def _calibrated(self) -> Intervals | None:
-        """Return the intervals, which a fit that chose nothing makes when they are asked for."""
-        if isinstance(self._intervals, Calibration):
-            self._intervals = self._intervals.intervals()
-        return self._intervals
 
     def _knows(self, row: str, col: str) -> bool:
         """Whether one of two ids is known: tells data from names in a file."""

@@ -8,24 +8,22 @@ from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
 from lowrank_opt.completion import CompletionResult
-from lowrank_opt.estimators.bases import BaseEstimator
 from lowrank_opt.estimators.choice.choosing import clip_range, fitted_completion
 from lowrank_opt.estimators.data.entries import Entries
 from lowrank_opt.estimators.folders import saving
+from lowrank_opt.estimators.folders.estimator import SavedEstimator
 from lowrank_opt.estimators.matrix_completion import MatrixCompletion
 from lowrank_opt.estimators.updates import RowPrior, Updater
 from lowrank_opt.observations import Observations
 
 if TYPE_CHECKING:
-    from os import PathLike
-
     from lowrank_opt.tables import Labels
 
 
 _PRIORS = ("row_prior", "col_prior")
 
 
-class SavedRecommender(BaseEstimator):
+class SavedRecommender(SavedEstimator):
     """Holds a fitted model with all its ratings; saves and loads it."""
 
     model_: MatrixCompletion
@@ -41,15 +39,8 @@ class SavedRecommender(BaseEstimator):
         check_is_fitted(self)
         return self._entries.observations
 
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write a folder with all ratings, from which `load` makes this recommender again.
-
-        Raises
-        ------
-        DataError
-            If the folder cannot be written, or settings or ids have no form in files.
-        """
-        check_is_fitted(self)
+    def parts(self) -> tuple[dict[str, Any], saving.Tensors]:
+        """Return what files hold: those of the model, all ratings, and what new rows start from."""
         facts, tensors = self.model_.parts()
         seen = self._entries.observations
         tensors |= {"seen.rows": seen.rows, "seen.cols": seen.cols, "seen.values": seen.values}
@@ -57,21 +48,11 @@ class SavedRecommender(BaseEstimator):
         for name in _PRIORS:
             prior: RowPrior = getattr(self._updater, name)
             tensors |= saving.under(name, prior.to_tensors())
-        saving.write(path, type(self).__name__, facts, tensors)
+        return facts, tensors
 
     @classmethod
-    def load(cls, path: str | PathLike[str]) -> Self:
-        """Read a folder that `save` wrote.
-
-        Raises
-        ------
-        DataError
-            If it is missing, damaged, foreign, or of another estimator.
-        """
-        return saving.read(path, cls.__name__, cls._of_parts)
-
-    @classmethod
-    def _of_parts(cls, facts: dict[str, Any], tensors: saving.Tensors) -> Self:
+    def of_parts(cls, facts: dict[str, Any], tensors: saving.Tensors) -> Self:
+        """Return the recommender with these parts."""
         inner = MatrixCompletion.of_parts(facts, tensors)
         model = cls(clone(inner))  # pyright: ignore[reportCallIssue]  # of the class that derives
         model.model_ = inner

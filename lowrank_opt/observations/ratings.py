@@ -59,6 +59,7 @@ def read_ratings(
     row: str | int | None = None,
     col: str | int | None = None,
     value: str | int | None = None,
+    weight: str | int | None = None,
     separator: str | None = None,
     header: bool | None = None,
     duplicates: Duplicates = "error",
@@ -67,7 +68,8 @@ def read_ratings(
 ) -> Ratings:
     r"""Read a file of ids and values, a chunk at a time: CSV, TSV, ``::``, gzip or not; Parquet.
 
-    The text is never held as a whole: for each line, 12 bytes are kept while reading. Ids are
+    The text is never held as a whole: for each line, 12 bytes are kept while reading, and
+    4 for a weight. Ids are
     text, taken as they are: ``007`` and ``7`` are two.
 
     Parameters
@@ -76,6 +78,8 @@ def read_ratings(
     row, col, value : str or int, optional
         The columns, by name or by position, counted from one. By default those with the usual
         names, or the only three; see `lowrank_opt.tables.columns`.
+    weight : str or int, optional
+        The column of weights, if there is one: nonnegative numbers.
     separator : str, optional
         Found by the first line if not given.
     header : bool, optional
@@ -117,6 +121,7 @@ def read_ratings(
         (row, col),
         value,
         values=True,
+        weight=weight,
         separator=separator,
         header=header,
         max_bad_lines=max_bad_lines,
@@ -125,23 +130,27 @@ def read_ratings(
     if file.shape is not None:
         for codes, size in zip((row_codes, col_codes), file.shape, strict=True):
             codes.of(range(size))
-    parts: tuple[list[NDArray[np.int32]], list[NDArray[np.int32]], list[NDArray[np.floating]]]
-    parts, count = ([], [], []), 0
+    ids: tuple[list[NDArray[np.int32]], list[NDArray[np.int32]]]
+    numbers: tuple[list[NDArray[np.floating]], list[NDArray[np.floating]]]
+    ids, numbers, count = ([], []), ([], []), 0
     for chunk in file.chunks():
         assert chunk.values is not None, "a column of numbers was asked for"
-        parts[0].append(row_codes.of(chunk.texts[0]))
-        parts[1].append(col_codes.of(chunk.texts[1]))
-        parts[2].append(narrowed(chunk.values))
+        ids[0].append(row_codes.of(chunk.texts[0]))
+        ids[1].append(col_codes.of(chunk.texts[1]))
+        numbers[0].append(narrowed(chunk.values))
+        if chunk.weights is not None:
+            numbers[1].append(chunk.weights.astype(np.float32))
         count += len(chunk)
         if progress is not None:
             progress(count)
-    if not parts[0]:
+    if not ids[0]:
         raise DataError(f"a file of ratings must have a line of data; {file.path!r} has none")
-    rows, cols, values = (_joined(part) for part in parts)
+    rows, cols, values = (_joined(part) for part in (*ids, numbers[0]))
+    weights = _joined(numbers[1]) if numbers[1] else None
     shape = (len(row_codes), len(col_codes))
     row_ids, col_ids = cast("list[str]", list(row_codes)), cast("list[str]", list(col_codes))
     try:
-        observations = Observations(rows, cols, values, shape, duplicates=duplicates)
+        observations = Observations(rows, cols, values, shape, weights, duplicates=duplicates)
     except ObservationError:
         _raise_repetition(rows, cols, shape, file, row_ids, col_ids)
         raise

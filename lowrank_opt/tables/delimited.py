@@ -71,10 +71,13 @@ class Chunk:
         One list for each column of text, never empty strings.
     values : array, shape (k,), or None
         The column of numbers, finite in float32.
+    weights : array, shape (k,), or None
+        That of weights, likewise.
     """
 
     texts: tuple[list[str], ...]
     values: Floats | None
+    weights: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.texts[0])
@@ -102,6 +105,8 @@ class DelimitedFile:
     values : bool or None
         Whether a column of numbers is needed if `number` does not name it; None if it is taken
         where there is a third column.
+    weight : str or int, optional
+        The column of weights; of none, unless it is named.
     separator : str, optional
         By default the first that the first line contains, of ``::``, tab, ``,`` ``;`` ``|`` and
         space.
@@ -121,7 +126,7 @@ class DelimitedFile:
         Of all columns, if there is a header.
     texts : list of int
         Positions of the columns of text, from zero.
-    number : int or None
+    number, weight : int or None
     reading : str
         Which columns are read, and why these.
     bad : BadLines
@@ -148,6 +153,7 @@ class DelimitedFile:
         number: str | int | None = None,
         *,
         values: bool | None = False,
+        weight: str | int | None = None,
         separator: str | None = None,
         header: bool | None = None,
         max_bad_lines: int = 0,
@@ -178,7 +184,7 @@ class DelimitedFile:
                 f"quotes must match; {self.path!r} begins with {first[:_SHOWN]!r}: {error}"
             ) from error
         self.width: int = len(fields)
-        found = Heading(self.path, fields, known, is_number).find(
+        found = Heading(self.path, fields, known, is_number, weight).find(
             texts, number, values=values, header=header
         )
         self.header: bool = found.header
@@ -187,7 +193,9 @@ class DelimitedFile:
         self.names: list[str] | None = [name.strip() for name in fields] if found.header else None
         self.texts: list[int]
         self.number: int | None
-        self.texts, self.number = found.texts, found.number
+        self.weight: int | None
+        self.texts, self.number, self.weight = found.texts, found.number, found.weight
+        self._numbers: list[int] = [k for k in (self.number, self.weight) if k is not None]
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield the columns, in order, some thousand lines at a time; once.
@@ -207,7 +215,7 @@ class DelimitedFile:
                 if len(self.bad.numbers) > self.bad.limit:
                     raise self._too_many(number - 1)
                 if not lines[-1].endswith("\n"):
-                    self.unterminated: bool = self.width - 1 in (*self.texts, self.number)
+                    self.unterminated: bool = self.width - 1 in (*self.texts, *self._numbers)
                 if len(chunk) > 0:
                     yield chunk
 
@@ -222,17 +230,10 @@ class DelimitedFile:
         texts = tuple(fields[c :: self.width] for c in self.texts)
         if any("" in set(column) for column in texts):
             return None
-        if self.number is None:
-            return Chunk(texts, None)
-        written = fields[self.number :: self.width]
-        try:
-            values = np.fromiter(map(float, written), np.float64, len(written))
-        except ValueError:
+        columns = [_parsed(fields[k :: self.width]) for k in self._numbers]
+        if any(column is None for column in columns):
             return None
-        # Python reads 1_000 as a number; NaN is not <=.
-        if "_" in "".join(written) or not (np.abs(values) <= _LARGEST).all():
-            return None
-        return Chunk(texts, values)
+        return self._chunk(texts, columns)
 
     def _slow(self, lines: list[str], number: int) -> Chunk:
         """Return the columns of the well-formed lines; take note of the others."""
@@ -250,9 +251,14 @@ class DelimitedFile:
             except ValueError as error:
                 self.bad.add(k, str(error), line)
         texts = tuple([f[c] for f in kept] for c in self.texts)
-        if self.number is None:
-            return Chunk(texts, None)
-        return Chunk(texts, np.array([float(f[self.number]) for f in kept], dtype=np.float64))
+        return self._chunk(
+            texts, [np.array([float(f[k]) for f in kept], np.float64) for k in self._numbers]
+        )
+
+    def _chunk(self, texts: tuple[list[str], ...], columns: list[Floats | None]) -> Chunk:
+        found = dict(zip(self._numbers, columns, strict=True))
+        values, weights = (None if k is None else found[k] for k in (self.number, self.weight))
+        return Chunk(texts, values, weights)
 
     def _record(self, line: str) -> list[str]:
         try:
@@ -266,8 +272,9 @@ class DelimitedFile:
                 raise ValueError(f"nothing in column {c + 1}")
             if not _is_unicode(fields[c]):
                 raise ValueError(f"column {c + 1} is not UTF-8")
-        if self.number is not None and not is_number(fields[self.number]):
-            raise ValueError(_no_number(fields[self.number]))
+        for c in self._numbers:
+            if not is_number(fields[c]):
+                raise ValueError(_no_number(fields[c]))
         return fields
 
     def _too_many(self, number: int) -> DataError:
@@ -276,6 +283,18 @@ class DelimitedFile:
             f"at most {self.bad.limit} lines may be malformed; {self.path!r} has {count} in its "
             f"first {number}: {self.bad}: repair them, or allow more bad lines"
         )
+
+
+def _parsed(written: list[str]) -> Floats | None:
+    """Return numbers, if all are plainly finite ones."""
+    try:
+        values = np.fromiter(map(float, written), np.float64, len(written))
+    except ValueError:
+        return None
+    # Python reads 1_000 as a number; NaN is not <=.
+    if "_" in "".join(written) or not (np.abs(values) <= _LARGEST).all():
+        return None
+    return values
 
 
 def _no_number(text: str) -> str:

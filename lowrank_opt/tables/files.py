@@ -35,6 +35,7 @@ class TableFile(Protocol):
     header: bool
     texts: list[int]
     number: int | None
+    weight: int | None
     reading: str
     bad: BadLines
     unterminated: bool
@@ -62,6 +63,7 @@ def open_table(
     number: str | int | None = None,
     *,
     values: bool | None = False,
+    weight: str | int | None = None,
     separator: str | None = None,
     header: bool | None = None,
     max_bad_lines: int = 0,
@@ -73,7 +75,7 @@ def open_table(
     ----------
     path : str or path
         Ends in one of `FORMATS`; all else is text; "-" is standard input.
-    texts, number, values, separator, header, max_bad_lines, known
+    texts, number, values, weight, separator, header, max_bad_lines, known
         As in `lowrank_opt.tables.delimited.DelimitedFile`.
 
     Raises
@@ -86,18 +88,24 @@ def open_table(
         given: dict[str, object]
         given = {"separator": separator, "header": header, "max_bad_lines": max_bad_lines or None}
         _refuse_of_text(path, given)
-        return opened(path, texts, number, values=values)
-    source: str | PathLike[str] | BinaryIO = sys.stdin.buffer if fspath(path) == "-" else path
+        return opened(path, texts, number, values=values, weight=weight)
     return DelimitedFile(
-        source,
+        _standard_input() if fspath(path) == "-" else path,
         texts,
         number,
         values=values,
+        weight=weight,
         separator=separator,
         header=header,
         max_bad_lines=max_bad_lines,
         known=known,
     )
+
+
+def _standard_input() -> BinaryIO:
+    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]
+        raise DataError("a file must be readable; got a standard input that is closed")
+    return sys.stdin.buffer
 
 
 def read_file(

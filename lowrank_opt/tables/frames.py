@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def is_frame(data: object) -> bool:
     """Whether this is a table with named columns: loads nothing."""
-    names = ("columns", "column_names", "collect_schema")
+    names = ("columns", "column_names", "collect_schema", "to_table", "read_all")
     # Asked of the class: a lazy frame would have to find its columns out.
     return any(hasattr(type(data), name) for name in names)
 
@@ -44,13 +44,20 @@ def from_frame(data: object, *, values: bool | None) -> Triplets:
         return _from_pivot(cast("Any", data))
     _refuse_sparse(data)
     names, column = _columns(data)
+    indexed = None not in _index_names(data)
     try:
         chosen = choose(names, values=values, what="a frame")
     except ShapeError:
-        if None in _index_names(data):
+        if not indexed:
             raise
         # Ids may be in the index, which has names then, as after set_index.
         return from_frame(cast("Any", data).reset_index(), values=values)
+    if indexed and chosen.value is not None and chosen.reason == "the first":
+        raise ObservationError(
+            f"a frame must be a matrix or a list of triplets; got an index named "
+            f"{_index_names(data)[0]!r} and the columns {names}, which could be both: pass "
+            "frame.stack() for the matrix, frame.reset_index(drop=True) for the triplets"
+        )
     i, j = column(chosen.row), column(chosen.col)
     value = None if chosen.value is None else as_finite(column(chosen.value), names[chosen.value])
     row, col = names[chosen.row], names[chosen.col]
@@ -130,7 +137,7 @@ def _columns(data: object) -> tuple[list[str], Any]:
     import narwhals as nw
 
     try:
-        frame = nw.from_native(cast("Any", data))
+        frame = nw.from_native(cast("Any", _as_table(data)))
     except TypeError as error:
         raise ObservationError(
             f"a frame must be one that narwhals knows; got {type(data).__name__}: convert it to "
@@ -140,6 +147,18 @@ def _columns(data: object) -> tuple[list[str], Any]:
     return list(eager.columns), lambda k: _vector(eager[eager.columns[k]])
 
 
+def _as_table(data: object) -> object:
+    """Return what pyarrow has beside tables as one: batches, readers, data sets, scanners."""
+    for name in ("to_table", "read_all"):
+        if (read := getattr(data, name, None)) is not None:
+            return read()
+    if type(data).__name__ == "RecordBatch":
+        import pyarrow as pa
+
+        return pa.Table.from_batches([data])
+    return data
+
+
 def _vector(column: nw.Series[Any]) -> np.ndarray:
     """Return a column; one of integers with gaps stays one of integers and None."""
     if column.null_count() > 0:
@@ -147,8 +166,8 @@ def _vector(column: nw.Series[Any]) -> np.ndarray:
         items[:] = column.to_list()
         return items
     zone = getattr(column.dtype, "time_zone", None)
-    if zone is not None:
-        # NumPy has no time zones: the id would become another one.
+    if zone is not None or str(column.dtype) in ("Int128", "UInt128"):
+        # NumPy has no time zones, and no such integers: the id would become another one.
         items = np.empty(len(column), dtype=object)
         items[:] = column.to_list()
         return items

@@ -22,8 +22,8 @@ class Found:
     header : bool
     texts : list of int
         Positions of the columns of ids, from zero.
-    number : int or None
-        Of the column of numbers.
+    number, weight : int or None
+        Of the column of numbers, and of that of weights.
     reading : str
         In words.
     """
@@ -31,6 +31,7 @@ class Found:
     header: bool
     texts: list[int]
     number: int | None
+    weight: int | None
     reading: str
 
 
@@ -47,12 +48,15 @@ class Heading:
         Whether two ids are known.
     is_number : callable
         Whether a field is a number.
+    weight : str, int or None
+        The column of weights, which is then none of the others.
     """
 
     path: str
     fields: list[str]
     known: Callable[[str, str], bool] | None
     is_number: Callable[[str], bool]
+    weight: str | int | None = None
 
     def find(
         self,
@@ -71,22 +75,28 @@ class Heading:
         """
         asked = (*texts, number)
         if header is None:
-            header = self._has_names(asked, values=values is not False)
+            header = self._has_names((*asked, self.weight), values=values is not False)
+        weight = None if self.weight is None else self._position(self.weight, header)
         if all(x is not None for x in texts) and (number is not None or values is not True):
             chosen = [self._position(x, header) for x in asked if x is not None]
             reason = "as asked for"
         else:
-            chosen, reason = self._chosen(asked, values=values, header=header)
+            chosen, reason = self._chosen(asked, weight, values=values, header=header)
+        if weight in chosen:
+            raise self._unclear("the column of weights would be read twice")
         at, rest = chosen[: len(texts)], chosen[len(texts) :]
         last = rest[0] if rest else None
-        self._check_header(last, header)
-        return Found(header, at, last, f"{self._spoken([*at[:2], *rest], header)} ({reason})")
+        for k in (last, weight):
+            self._check_header(k, header)
+        roles = [*zip(("rows", "columns", "values"), [*at[:2], *rest], strict=False)]
+        roles += [] if weight is None else [("weights", weight)]
+        return Found(header, at, last, weight, f"{self._spoken(roles, header)} ({reason})")
 
     def _has_names(self, asked: Sequence[str | int | None], *, values: bool) -> bool:
         if any(isinstance(x, str) and not x.isdecimal() for x in asked) or header_like(self.fields):
             return True
         numbers = [self.is_number(field) for field in self.fields]
-        position = next((int(x) for x in asked[2:] if x is not None), None)
+        position = next((int(x) for x in asked[-2:] if x is not None), None)
         if position is not None and 1 <= position <= len(numbers):
             return not numbers[position - 1]
         # A name is no number.
@@ -108,11 +118,15 @@ class Heading:
         return [self.fields[k] if 0 <= k < len(self.fields) else "" for k in at]
 
     def _chosen(
-        self, asked: Sequence[str | int | None], *, values: bool | None, header: bool
+        self,
+        asked: Sequence[str | int | None],
+        weight: int | None,
+        *,
+        values: bool | None,
+        header: bool,
     ) -> tuple[list[int], str]:
-        found = self._by_rule(
-            values=values, header=header, partly=any(x is not None for x in asked)
-        )
+        partly = any(x is not None for x in asked)
+        found = self._by_rule(weight, values=values, header=header, partly=partly)
         default = [0, 1, 2] if found is None else [found.row, found.col, found.value]
         reason = "the first" if found is None else found.reason
         needed = asked if values is not False or asked[2] is not None else asked[:2]
@@ -124,26 +138,28 @@ class Heading:
             raise self._unclear("the same column would be read twice, or one that is not there")
         return kept, reason
 
-    def _by_rule(self, *, values: bool | None, header: bool, partly: bool) -> Chosen | None:
+    def _by_rule(
+        self, weight: int | None, *, values: bool | None, header: bool, partly: bool
+    ) -> Chosen | None:
         try:
             if header:
-                names = [name.strip() for name in self.fields]
+                names = ["" if k == weight else x.strip() for k, x in enumerate(self.fields)]
                 return choose(names, values=values, what="a file")
-            return self._by_position(values=values)
+            return self._by_position(weight, values=values)
         except ShapeError as error:
             if partly:
                 return None
             raise self._unclear(str(error)) from error
 
-    def _by_position(self, *, values: bool | None) -> Chosen:
-        width = len(self.fields)
-        last = self.fields[-1]
-        if width == 4 and last.isdecimal() and int(last) >= _FIRST_TIME:
-            width = 3
-        if width == 2 and values is not True:
-            return Chosen(0, 1, None, "the first")
-        if width == 3:
-            return Chosen(0, 1, None if values is False else 2, "the first")
+    def _by_position(self, weight: int | None, *, values: bool | None) -> Chosen:
+        at = [k for k in range(len(self.fields)) if k != weight]
+        last = self.fields[at[-1]] if at else ""
+        if len(at) == 4 and last.isdecimal() and int(last) >= _FIRST_TIME:
+            at.pop()
+        if len(at) == 2 and values is not True:
+            return Chosen(at[0], at[1], None, "the first")
+        if len(at) == 3:
+            return Chosen(at[0], at[1], None if values is False else at[2], "the first")
         raise ShapeError(f"without names, {len(self.fields)} columns could mean several things")
 
     def _position(self, column: str | int, header: bool) -> int:
@@ -176,9 +192,7 @@ class Heading:
             "--item and --value on the command line"
         )
 
-    def _spoken(self, chosen: list[int], header: bool) -> str:
-        def name(k: int) -> str:
-            return self.fields[k].strip() if header else str(k + 1)
-
-        roles = ("rows", "columns", "values")
-        return ", ".join(f"{role} {name(k)}" for role, k in zip(roles, chosen, strict=False))
+    def _spoken(self, roles: list[tuple[str, int]], header: bool) -> str:
+        return ", ".join(
+            f"{role} {self.fields[k].strip() if header else k + 1}" for role, k in roles
+        )

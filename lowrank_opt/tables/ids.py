@@ -230,7 +230,21 @@ def _from_objects(items: list[Any], name: str) -> Ids:
     if float in kinds:
         items = [_whole(v, k, name) if type(v) is float else v for k, v in enumerate(items)]
         kinds = set(map(type, items))
+    if len(kinds) > 1:
+        _refuse_equal(items, name)
     return _integers(items) if kinds == {int} else _object_array(items)
+
+
+def _refuse_equal(items: list[Any], name: str) -> None:
+    """Raise if two ids are equal without being of one type, as True and 1; dates may be."""
+    types = {x: type(x) for x in items}
+    for x in items:
+        if types[x] is not type(x) and not isinstance(x, dt.date):
+            again = next(y for y in items if y == x and type(y) is not type(x))
+            raise ObservationError(
+                f"{name} must be told apart by their values; got {x!r} and {again!r}, which are "
+                "equal, so that they could be one id or two: convert them to one type"
+            )
 
 
 def _whole(value: float, position: int, name: str) -> int:

@@ -26,14 +26,14 @@ class ColumnFile:
     Parameters
     ----------
     path : str or path
-    texts, number, values
+    texts, number, values, weight
         As in `DelimitedFile`; columns always have names.
     row_groups : list of int, optional
         Of a Parquet file, those to be read; all by default.
 
     Attributes
     ----------
-    names, texts, number, reading, bad, unterminated, header
+    names, texts, number, weight, reading, bad, unterminated, header
         As in `DelimitedFile`.
 
     Raises
@@ -55,6 +55,7 @@ class ColumnFile:
         number: str | int | None = None,
         *,
         values: bool | None = False,
+        weight: str | int | None = None,
         row_groups: list[int] | None = None,
     ) -> None:
         self.path: str
@@ -63,13 +64,21 @@ class ColumnFile:
         self._batches, names = _opened(self.path, row_groups)
         self.names: list[str] | None = names
         self._names = names
-        chosen = self._asked(texts, number) or self._chosen(texts, number, values=values)
+        self.weight: int | None = None if weight is None else self._position(weight)
+        complete = number is not None or values is not True
+        chosen = self._asked(texts, number) if complete else None
+        chosen = chosen or self._chosen(texts, number, values=values)
         self.texts: list[int]
         self.number: int | None
         self.texts, self.number = [chosen.row, chosen.col], chosen.value
-        used = (*self.texts, *([] if self.number is None else [self.number]))
-        roles = zip(("rows", "columns", "values"), used, strict=False)
-        spoken = ", ".join(f"{role} {self._names[k]}" for role, k in roles)
+        if self.weight in (*self.texts, self.number) and self.weight is not None:
+            raise DataError(
+                f"a column of weights must be one that is not read otherwise; got {weight!r} for "
+                f"{self.path!r}: name the others too"
+            )
+        used = (*self.texts, self.number, self.weight)
+        roles = zip(("rows", "columns", "values", "weights"), used, strict=True)
+        spoken = ", ".join(f"{role} {self._names[k]}" for role, k in roles if k is not None)
         self.reading: str = f"{spoken} ({chosen.reason})"
 
     def chunks(self) -> Iterator[Chunk]:
@@ -80,19 +89,24 @@ class ColumnFile:
         DataError
             If an id is missing, a value is no finite number, or the file is damaged.
         """
-        wanted = [self._names[k] for k in (*self.texts, self.number) if k is not None]
+        at = (*self.texts, self.number, self.weight)
+        wanted = [None if k is None else self._names[k] for k in at]
         first = 1
-        for batch in _reading(self.path, self._batches(wanted)):
-            columns = [batch.column(batch.schema.get_field_index(name)) for name in wanted]
-            lists = tuple(column.to_pylist() for column in columns[:2])
+        for batch in _reading(self.path, self._batches([x for x in wanted if x is not None])):
+            columns = [
+                None if name is None else batch.column(batch.schema.get_field_index(name))
+                for name in wanted
+            ]
+            lists = tuple(column.to_pylist() for column in columns[:2] if column is not None)
             for name, ids in zip(wanted, lists, strict=False):
-                self._check_present(name, ids, first)
-            values = None
-            if self.number is not None:
-                values = self._numbers(wanted[2], columns[2], first)
+                self._check_present(str(name), ids, first)
+            values, weights = (
+                None if column is None else self._numbers(str(name), column, first)
+                for name, column in zip(wanted[2:], columns[2:], strict=True)
+            )
             first += batch.num_rows
             if batch.num_rows > 0:
-                yield Chunk(lists, values)
+                yield Chunk(lists, values, weights)
 
     def _numbers(self, name: str, column: ChunkedArray, first: int) -> np.ndarray:
         import pyarrow as pa
@@ -130,7 +144,8 @@ class ColumnFile:
     ) -> Chosen:
         asked = (*texts, number)
         try:
-            found = choose(self._names, values=values, what="a file")
+            names = ["" if k == self.weight else x for k, x in enumerate(self._names)]
+            found = choose(names, values=values, what="a file")
         except ShapeError as error:
             raise DataError(f"{self.path!r}: {error}") from error
         default = (found.row, found.col, found.value)
@@ -193,4 +208,6 @@ def write_columns(path: str | PathLike[str], columns: dict[str, list[object]]) -
     with extra("parquet"):
         import pyarrow as pa
         import pyarrow.parquet as pq
-    pq.write_table(pa.table(columns), fspath(path))
+    # Given a path, pyarrow removes what is there when it fails: a pipe, a link.
+    with open(path, "wb") as file:
+        pq.write_table(pa.table(columns), file)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, MappingView, Sequence, Set
 from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, cast
@@ -92,6 +94,7 @@ def read_triplets(
     >>> found.rows.tolist(), found.cols.tolist(), found.values.tolist()
     ([7, 9], [1, 1], [4.5, 3.0])
     """
+    values, weights = (list(x) if isinstance(x, Iterator) else x for x in (values, weights))
     for name, beside in (("y", values), ("sample_weight", weights)):
         check_same_order(data, beside, name)
     found = _read(data, values=values is None or None, alone=values is None)
@@ -127,6 +130,8 @@ def _read(
         return from_scipy(cast("spmatrix", data))
     if is_frame(data):
         return from_frame(data, values=values)
+    if getattr(data, "nlevels", 1) == 2:  # the index of a frame of pandas
+        return from_frame(cast("Any", data).to_frame(index=False), values=values)
     if is_indexed_series(data):
         return from_series(data)
     if hasattr(data, "readline"):
@@ -135,10 +140,10 @@ def _read(
         )
     if isinstance(data, Mapping):
         return _from_mapping(data, values=values)
-    if isinstance(data, Iterator):
+    if isinstance(data, Iterator | Set | MappingView | deque):
         data = cast("Sequence[Sequence[object]]", list(data))
-    if isinstance(data, list | tuple) and data and all(isinstance(x, Mapping) for x in data):
-        return _from_mapping(_columns_of(cast("Any", data)), values=values)
+    if isinstance(data, list | tuple) and data and all(map(_is_record, data)):
+        return _from_mapping(_columns_of([*map(_as_mapping, data)]), values=values)
     if isinstance(data, tuple) and _are_vectors(data):
         return _from_columns(data)
     if isinstance(data, list | tuple):
@@ -165,6 +170,15 @@ def _from_mapping(data: Mapping[Any, Any], *, values: bool | None) -> Triplets:
     if chosen.value is not None:
         value = as_finite(data[names[chosen.value]], names[chosen.value])
     return Triplets(as_ids(data[i], i), as_ids(data[j], j), value, names=(i, j))
+
+
+def _is_record(line: object) -> bool:
+    return isinstance(line, Mapping) or hasattr(line, "_fields")
+
+
+def _as_mapping(line: object) -> Mapping[Any, Any]:
+    """Return a dictionary, or a named tuple as one."""
+    return line if isinstance(line, Mapping) else cast("Any", line)._asdict()
 
 
 def _columns_of(records: Sequence[Mapping[Any, Any]]) -> dict[Any, list[Any]]:
@@ -250,7 +264,7 @@ def _checked(found: Triplets) -> Triplets:
 
 def _are_vectors(data: tuple[object, ...]) -> bool:
     # A tuple of tuples is a list of pairs.
-    return all(isinstance(x, list) or _axes(x) == 1 for x in data)
+    return all(isinstance(x, list | range | array) or _axes(x) == 1 for x in data)
 
 
 def _axes(x: object) -> int:

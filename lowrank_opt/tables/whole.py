@@ -21,14 +21,14 @@ class WholeFile:
     read : callable
         From a path to `Triplets`.
     path : str or path
-    texts, number, values
+    texts, number, values, weight
         As in `DelimitedFile`. Columns have the names of the triplets, if there are any, and the
         positions 1, 2 and 3; there is no other column to ask for.
 
     Attributes
     ----------
     found : Triplets
-    names, texts, number, reading, bad, unterminated, header, shape
+    names, texts, number, weight, reading, bad, unterminated, header, shape
         As in `DelimitedFile`.
 
     Raises
@@ -39,6 +39,7 @@ class WholeFile:
 
     header: bool = False
     unterminated: bool = False
+    weight: int | None = None
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class WholeFile:
         number: str | int | None = None,
         *,
         values: bool | None = False,
+        weight: str | int | None = None,
     ) -> None:
         self.path: str
         self.bad: BadLines
@@ -57,6 +59,8 @@ class WholeFile:
         pair, has_values = self.found.names, self.found.values is not None
         self.names: list[str] | None = None if pair is None else [*pair]
         self._check_asked((*texts[:2], number))
+        if weight is not None:
+            raise DataError(f"a file of a matrix has no weights; got {weight!r} for {self.path!r}")
         if not has_values and (values or number is not None):
             raise DataError(f"a column of values is needed; {self.path!r} has none")
         taken = has_values and not (values is False and number is None)

@@ -14,14 +14,17 @@ import numba
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from numba.core import caching
 
+import lowrank_opt as lo
 import lowrank_opt.cli as cli
 from lowrank_opt import files
 from lowrank_opt.cli import main
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.errors import DataError
 from lowrank_opt.kernels.loops import compiler
+from lowrank_opt.observations import ratings
 
 USERS, ITEMS = 30, 20
 
@@ -71,6 +74,34 @@ def test_every_form_of_a_file_gives_the_same_model(folder: Path, tmp_path: Path,
     expected, found = CompletionResult.load(folder / "m"), fitted(path, tmp_path)
     assert (expected.row_ids, expected.col_ids) == (found.row_ids, found.col_ids)
     np.testing.assert_array_equal(expected.to_dense(), found.to_dense())
+
+
+WEIGHED = {
+    "csv": (lambda x, p: x.to_csv(p, index=False), "trust"),
+    "no header": (lambda x, p: x.to_csv(p, index=False, header=False), "3"),
+    "parquet": (lambda x, p: x.to_parquet(p), "trust"),
+}
+
+
+@pytest.mark.parametrize("form", WEIGHED)
+def test_weights_are_read_said_and_used(tmp_path: Path, form: str, capsys: object):
+    write, column = WEIGHED[form]
+    path = tmp_path / ("r.parquet" if form == "parquet" else "r.csv")
+    frame = table()
+    frame.insert(2, "trust", np.arange(len(frame)) % 3 + 1.0)
+    write(frame, path)
+    found = fitted(path, tmp_path, "--weight", column)
+    data = ratings.read_ratings(path, weight=column).observations
+    assert frame["trust"].tolist() == data.weights.tolist()
+    assert frame["rating"].astype(np.float32).tolist() == data.values.tolist()
+    generator = torch.Generator().manual_seed(0)
+    expected = lo.complete(data, 12, solver="variational", generator=generator)
+    np.testing.assert_array_equal(expected.to_dense(), found.to_dense())
+    main(["complete", str(path), "--out", str(tmp_path / "m"), "--weight", column])
+    line = capsys.readouterr().err
+    assert f"weights {column}" in line
+    assert "with weights from 1 to 3" in line
+    assert 2 == main(["complete", str(path), "--out", str(tmp_path / "m"), "--weight", "rating"])
 
 
 @pytest.mark.parametrize("form", ["index, no header", "unknown names"])

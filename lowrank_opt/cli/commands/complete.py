@@ -7,18 +7,19 @@ import math
 import sys
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowrank_opt.cli import complete_parts
-from lowrank_opt.cli.tables import add_columns, count, report, say
+from lowrank_opt.cli.streams import launched, output, say
+from lowrank_opt.cli.tables import add_columns, count, report
 from lowrank_opt.errors import OptionError
 
 if TYPE_CHECKING:
     from argparse import Namespace
+
+    from torch import Tensor
 
     from lowrank_opt.cli.parsers import Commands
     from lowrank_opt.completion import Checkpoint, CompletionResult, Iteration
@@ -40,7 +41,8 @@ def add_to(commands: Commands) -> None:
         help="complete the matrix of a file of ratings, and save the model",
         epilog="Status: 0 if the iteration ended by its own criterion, 1 if not, 2 after a wrong "
         "call, data that cannot be used or output that cannot be written, 70 after a fault of the "
-        "program, 130 after Ctrl-C. With 0, 1 and 130 the best model is saved.",
+        "program, 130 after Ctrl-C and 143 after the signal TERM. The best model is saved with "
+        "0 and 1, and when the iteration is ended by a signal.",
     )
     parser.add_argument(
         "ratings",
@@ -74,15 +76,18 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--quiet", action="store_true", help="no progress, no word on the data")
     parser.add_argument("--json", action="store_true", help="print the summary as a JSON object")
-    add_columns(parser, value=True)
+    add_columns(parser, value=True, weight=True)
     parser.set_defaults(run=_run)
 
 
 def _run(options: Namespace) -> int:
     from lowrank_opt.completion import check_writable
 
+    _ = output()
     folder, solver = check_writable(options.out), _solver(options)
-    if complete_parts.launched():
+    if launched():
+        from lowrank_opt.cli import complete_parts
+
         return complete_parts.run(options, folder, solver, _every(options, solver), _fit, _held)
     with _held(folder):
         return _completed(options, folder, solver)
@@ -99,11 +104,15 @@ def _held(folder: Path) -> Generator[None]:
         with locked(folder, wait=False):
             yield
     finally:
-        if new and not any(folder.iterdir()):
-            folder.rmdir()
+        if new:
+            with suppress(OSError):
+                # Not empty: the model, or a checkpoint.
+                folder.rmdir()
 
 
 def _completed(options: Namespace, folder: Path, solver: str) -> int:
+    from dataclasses import replace
+
     from lowrank_opt.observations.ratings import read_ratings
 
     ratings = read_ratings(
@@ -111,6 +120,7 @@ def _completed(options: Namespace, folder: Path, solver: str) -> int:
         row=options.user,
         col=options.item,
         value=options.value,
+        weight=options.weight,
         separator=options.separator,
         header=options.header,
         duplicates=options.duplicates,
@@ -120,7 +130,7 @@ def _completed(options: Namespace, folder: Path, solver: str) -> int:
     _describe(options, ratings)
     checkpoint = _checkpoint(options, solver, folder, ratings.observations)
     result = _fit(options, solver, ratings.observations, checkpoint)
-    if sys.stderr.isatty() and not options.quiet:
+    if _on_terminal() and not options.quiet:
         say("")
     replace(result, row_ids=ratings.row_ids, col_ids=ratings.col_ids).save(folder)
     print(json.dumps(_facts(result, ratings)) if options.json else result.summary())
@@ -159,12 +169,18 @@ def _describe(options: Namespace, ratings: Ratings) -> None:
         say(f"{ratings.merged} lines repeat a pair: {options.duplicates} taken")
     if not options.quiet:
         m, n = ratings.observations.shape
-        low, high = map(float, ratings.observations.values.aminmax())
+        entries, weights = ratings.observations, ratings.observations.weights
+        weighed = "" if weights is None else f" with weights from {_range(weights)}"
         say(
-            f"read {options.ratings}: {ratings.reading}; {len(ratings.observations)} ratings from "
-            f"{low:g} to {high:g}, {m} users x {n} items, {ratings.merged} repeated; ids such as "
-            f"{ratings.row_ids[0]!r} and {ratings.col_ids[0]!r}"
+            f"read {options.ratings}: {ratings.reading}; {len(entries)} ratings from "
+            f"{_range(entries.values)}{weighed}, {m} users x {n} items, {ratings.merged} repeated; "
+            f"ids such as {ratings.row_ids[0]!r} and {ratings.col_ids[0]!r}"
         )
+
+
+def _range(x: Tensor) -> str:
+    low, high = map(float, x.aminmax())
+    return f"{low:g} to {high:g}"
 
 
 def _facts(result: CompletionResult, ratings: Ratings) -> dict[str, object]:
@@ -269,6 +285,10 @@ def _ended(result: CompletionResult, checkpoint: Checkpoint | None) -> int:
     return _INTERRUPTED if result.status is CompletionStatus.INTERRUPTED else 1
 
 
+def _on_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()  # pyright: ignore[reportUnnecessaryComparison]
+
+
 class _Lines:
     """Says now and then how many lines were read."""
 
@@ -285,7 +305,7 @@ class _Progress:
     """Says how far the iteration is: in place on a terminal, else a line now and then."""
 
     def __init__(self, *, quiet: bool) -> None:
-        self.quiet, self.last, self.wide = quiet, -math.inf, sys.stderr.isatty()
+        self.quiet, self.last, self.wide = quiet, -math.inf, _on_terminal()
 
     def __call__(self, iteration: Iteration) -> None:
         if self.quiet or not (self.wide or time.monotonic() - self.last >= _SECONDS):
@@ -294,7 +314,4 @@ class _Progress:
         text = f"{iteration.seconds:8.1f} s  objective {iteration.objective:.6g}"
         if not math.isnan(iteration.validation_rmse):
             text += f"  validation RMSE {iteration.validation_rmse:.4f}"
-        print(
-            f"\r{text:<70}" if self.wide else text, end="" if self.wide else "\n", file=sys.stderr
-        )
-        sys.stderr.flush()
+        say(f"\r{text:<70}" if self.wide else text, end="" if self.wide else "\n")

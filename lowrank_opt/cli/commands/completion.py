@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from lowrank_opt.cli.streams import output
+
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
@@ -41,7 +43,7 @@ def add_to(commands: Commands) -> None:
 
 
 def _run(options: Namespace) -> int:
-    print(script(options.shell, options.commands.choices), end="")
+    print(script(options.shell, options.commands.choices), end="", file=output())
     return 0
 
 

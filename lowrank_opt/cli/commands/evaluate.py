@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from lowrank_opt.cli.commands.predict import checked_limits
 from lowrank_opt.cli.output import add_output, table
-from lowrank_opt.cli.tables import add_columns, announce, open_table, report, say
+from lowrank_opt.cli.streams import say
+from lowrank_opt.cli.tables import add_columns, announce, open_table, report
 from lowrank_opt.errors import DataError
 
 if TYPE_CHECKING:

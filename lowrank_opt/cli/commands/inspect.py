@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from dataclasses import asdict
 from typing import TYPE_CHECKING
+
+from lowrank_opt.cli.streams import output, say
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -31,20 +31,22 @@ def _run(options: Namespace) -> int:
     from lowrank_opt.nn.reports.inspect import inspect_adapter
     from lowrank_opt.nn.reports.report import table
 
-    sites = inspect_adapter(options.path)
+    out, sites = output(), inspect_adapter(options.path)
     if options.json:
         for site in sites:
-            print(json.dumps(_facts(site), ensure_ascii=False))
+            print(json.dumps(_facts(site), ensure_ascii=False), file=out)
     else:
-        print(table(sites))
+        print(table(sites), file=out)
     broken = [site.name for site in sites if site.holds is False]
     if broken:
-        print(f"the declared bound does not hold for: {', '.join(broken)}", file=sys.stderr)
+        say(f"the declared bound does not hold for: {', '.join(broken)}")
     return 1 if broken else 0
 
 
 def _facts(site: SiteReport) -> dict[str, object]:
     """Return what is known of a site; JSON has no NaN and no infinity."""
+    from dataclasses import asdict
+
     return {
         name: None if isinstance(x, float) and not math.isfinite(x) else x
         for name, x in asdict(site).items()

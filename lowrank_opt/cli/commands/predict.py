@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lowrank_opt.cli.output import add_output, table
-from lowrank_opt.cli.tables import add_columns, announce, open_table, report, say
+from lowrank_opt.cli.streams import say
+from lowrank_opt.cli.tables import add_columns, announce, open_table, report
 
 if TYPE_CHECKING:
     from argparse import Namespace

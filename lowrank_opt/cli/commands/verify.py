@@ -5,20 +5,22 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lowrank_opt.cli.output import replacing
+from lowrank_opt.cli.streams import output
 from lowrank_opt.errors import OptionError
 from lowrank_opt.extras import extra
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
+    from contextlib import AbstractContextManager
 
     from lowrank_opt.cli.parsers import Commands
     from lowrank_opt.testing.reports.pytest_plugin import Settings
-    from lowrank_opt.testing.reports.session import Session
     from lowrank_opt.testing.subjects.targets import Target
 
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
@@ -76,20 +78,28 @@ def _run(options: Namespace) -> int:
         import hypothesis  # noqa: F401  # pyright: ignore[reportUnusedImport]
         import xdist  # noqa: F401  # pyright: ignore[reportUnusedImport, reportMissingTypeStubs]
     from lowrank_opt.cli.verify_console import Console
+    from lowrank_opt.testing.reports.html import html_report
     from lowrank_opt.testing.reports.session import run
 
-    if isinstance(sys.stdout, TextIOWrapper):
+    out = output()
+    if isinstance(out, TextIOWrapper):
         # Messages are other people's: what the terminal cannot show must not end the run.
-        sys.stdout.reconfigure(errors="backslashreplace")
+        out.reconfigure(errors="backslashreplace")
     settings, targets = _settings(options), _targets(options)
     _check_folders(options)
-    console = Console(sys.stdout, targets, settings)
-    with _quietly(), console:
-        words = _words(options)
-        session = run(targets, settings, console, words=words, junit=options.junit)
+    console, words = Console(out, targets, settings), _words(options)
+    with _quietly(), _replacing(options.junit) as junit, console:
+        session = run(targets, settings, console, words=words, junit=junit)
     console.summary(session)
-    _write_report(session, options)
+    with _replacing(options.report) as report:
+        if report is not None:
+            report.write_text(html_report(session), encoding="utf-8")
+    console.written([path for path in (options.report, options.junit) if path is not None])
     return _INTERRUPTED if session.interrupted else int(not session.holds)
+
+
+def _replacing(path: Path | None) -> AbstractContextManager[Path | None]:
+    return nullcontext() if path is None else replacing(str(path), "a report")
 
 
 @contextmanager
@@ -163,13 +173,3 @@ def _words(options: Namespace) -> list[str]:
     words += [f"--lowrank-verify={text}" for text in options.targets]
     words += [] if options.targets else ["--lowrank-library"]
     return words + [f"--lowrank-expected-failures={word}" for word in options.expected_failures]
-
-
-def _write_report(session: Session, options: Namespace) -> None:
-    from lowrank_opt.testing.reports.html import html_report
-
-    if options.report is not None:
-        options.report.write_text(html_report(session), encoding="utf-8")
-    for path in (options.report, options.junit):
-        if path is not None:
-            print(f"report: {path}")

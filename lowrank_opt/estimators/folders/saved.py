@@ -6,28 +6,26 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from sklearn.utils.validation import check_is_fitted
 
 from lowrank_opt.completion import CompletionResult
-from lowrank_opt.estimators.bases import BaseEstimator
-from lowrank_opt.estimators.choice.intervals import Intervals
+from lowrank_opt.estimators.choice.choosing import Calibration
 from lowrank_opt.estimators.folders import saving
+from lowrank_opt.estimators.folders.estimator import SavedEstimator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from os import PathLike
 
     from numpy.typing import NDArray
 
     from lowrank_opt.completion.after.path import RegularizationPath
     from lowrank_opt.completion.results.posterior import BayesianResult
-    from lowrank_opt.estimators.choice.choosing import Calibration
+    from lowrank_opt.estimators.choice.intervals import Intervals
     from lowrank_opt.estimators.choice.known import Known
     from lowrank_opt.estimators.choice.search import Described
     from lowrank_opt.tables import Labels
 
 
-class SavedCompletion(BaseEstimator):
+class SavedCompletion(SavedEstimator):
     """Saves and loads what a fit leaves."""
 
     row_labels_: Labels
@@ -47,29 +45,11 @@ class SavedCompletion(BaseEstimator):
         """How many rows and columns, the first ones, were fitted with side information."""
         return self._described
 
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write a folder from which `load` makes this estimator again; nothing is pickled.
-
-        A generator of random numbers among the settings is left out.
-
-        Raises
-        ------
-        DataError
-            If the folder cannot be written, or settings or ids have no form in files.
-        """
-        check_is_fitted(self)
-        saving.write(path, type(self).__name__, *self.parts())
-
-    @classmethod
-    def load(cls, path: str | PathLike[str]) -> Self:
-        """Read a folder that `save` wrote.
-
-        Raises
-        ------
-        DataError
-            If it is missing, damaged, foreign, or of another estimator.
-        """
-        return saving.read(path, cls.__name__, cls.of_parts)
+    def calibrated(self) -> Intervals | None:
+        """Return the intervals, which a fit that chose nothing makes when they are asked for."""
+        if isinstance(self._intervals, Calibration):
+            self._intervals = self._intervals.intervals()
+        return self._intervals
 
     def parts(self) -> tuple[dict[str, Any], saving.Tensors]:
         """Return what files hold of the estimator: a description, and tensors."""
@@ -77,7 +57,6 @@ class SavedCompletion(BaseEstimator):
         if isinstance(result, CompletionResult):
             result = dataclasses.replace(result, row_ids=None, col_ids=None, problem=None)
         description, tensors = saving.result_to_parts(result)
-        intervals = self._intervals if isinstance(self._intervals, Intervals) else None
         facts = {
             "settings": saving.settings_to_json(self.get_params(deep=False)),
             "setting": self.setting_,
@@ -91,7 +70,7 @@ class SavedCompletion(BaseEstimator):
         return facts, {
             **saving.under("result", tensors),
             **saving.under("known", saving.known_to_tensors(self._known)),
-            **saving.under("intervals", saving.intervals_to_tensors(intervals)),
+            **saving.under("intervals", saving.intervals_to_tensors(self.calibrated())),
             **saving.labels_to_tensors("row_labels", self.row_labels_),
             **saving.labels_to_tensors("col_labels", self.col_labels_),
         }
@@ -116,7 +95,9 @@ class SavedCompletion(BaseEstimator):
         return model
 
     def set_setting(self, setting: Mapping[str, float]) -> None:
-        """Take note of the settings used, as attributes too."""
+        """Take note of the settings used, as attributes too; those of the last fit go."""
+        for name in getattr(self, "setting_", {}):
+            delattr(self, f"{name}_")
         self.setting_: dict[str, float] = dict(setting)
         for name, value in setting.items():
             setattr(self, f"{name}_", int(value) if name == "rank" else value)

@@ -9,20 +9,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.impute import MissingIndicator
-from sklearn.utils.validation import check_is_fitted
 
 from lowrank_opt.completion import CompletionResult
-from lowrank_opt.estimators.bases import BaseEstimator
 from lowrank_opt.estimators.data.columns import ColumnScales, Matrix
 from lowrank_opt.estimators.folders import saving
+from lowrank_opt.estimators.folders.estimator import SavedEstimator
 
 if TYPE_CHECKING:
-    from os import PathLike
-
     from lowrank_opt.completion.after.path import RegularizationPath
 
 
-class SavedImputer(BaseEstimator):
+class SavedImputer(SavedEstimator):
     """Saves and loads what a fit leaves."""
 
     scales_: ColumnScales
@@ -36,17 +33,8 @@ class SavedImputer(BaseEstimator):
     feature_names_in_: NDArray[np.object_]
     _bounds: tuple[Matrix, Matrix]
 
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write a folder from which `load` makes this imputer again; nothing is pickled.
-
-        A generator of random numbers among the settings is left out.
-
-        Raises
-        ------
-        DataError
-            If the folder cannot be written, or settings have no form in files.
-        """
-        check_is_fitted(self)
+    def parts(self) -> tuple[dict[str, Any], saving.Tensors]:
+        """Return what files hold of the imputer: a description, and tensors."""
         facts: dict[str, Any] = {
             "settings": saving.settings_to_json(self.get_params(deep=False)),
             "path": saving.path_to_json(self.path_),
@@ -71,21 +59,11 @@ class SavedImputer(BaseEstimator):
             result = dataclasses.replace(self.result_, problem=None)
             facts["result"], parts = saving.result_to_parts(result)
             tensors |= saving.under("result", parts)
-        saving.write(path, type(self).__name__, facts, tensors)
+        return facts, tensors
 
     @classmethod
-    def load(cls, path: str | PathLike[str]) -> Self:
-        """Read a folder that `save` wrote.
-
-        Raises
-        ------
-        DataError
-            If it is missing, damaged, foreign, or of another estimator.
-        """
-        return saving.read(path, cls.__name__, cls._of_parts)
-
-    @classmethod
-    def _of_parts(cls, facts: dict[str, Any], tensors: saving.Tensors) -> Self:
+    def of_parts(cls, facts: dict[str, Any], tensors: saving.Tensors) -> Self:
+        """Return the imputer with these parts."""
         model = cls(**saving.settings_from_json(facts["settings"]))
         x = {name: t.numpy() for name, t in tensors.items() if not name.startswith("result.")}
         model.scales_ = ColumnScales(x["kept"], x["means"], x["scales"])
