@@ -9,6 +9,7 @@ import transformers
 from torch import nn
 
 import lowrank_opt as lo
+from lowrank_opt.errors import TargetError
 from lowrank_opt.nn import (
     adapt,
     adapted_weights,
@@ -206,18 +207,27 @@ def test_attention_of_torch_is_off_by_the_factor_that_is_refused(tmp_path):
 BESIDES = {
     "bias all": {"target_modules": ["fc"], "bias": "all"},
     "bias of lora": {"target_modules": ["fc"], "bias": "lora_only"},
+    "bias and DoRA": {"target_modules": ["fc", "conv"], "bias": "lora_only", "use_dora": True},
     "bias of the update": {"target_modules": ["fc", "conv"], "lora_alpha": 6, "lora_bias": True},
     "rows": {"target_modules": ["fc"], "trainable_token_indices": {"table": [1, 3]}},
 }
 
 
 @pytest.mark.parametrize("kind", BESIDES)
-def test_what_peft_trains_besides_is_imported(kind, tmp_path):
+def test_what_peft_trains_besides_goes_both_ways(kind, tmp_path):
     theirs = peft.get_peft_model(base(), peft.LoraConfig(r=2, **BESIDES[kind]))
     train(theirs)
-    theirs.save_pretrained(tmp_path)
-    ours = import_peft(base(), tmp_path)
-    assert difference(outputs(ours), outputs(loaded(tmp_path))) < ROUNDING
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = import_peft(base(), tmp_path / "theirs")
+    expected = outputs(loaded(tmp_path / "theirs"))
+    assert difference(outputs(ours), expected) < ROUNDING
+    if kind == "bias all":
+        # Those of layers without an update would need the whole layers.
+        with pytest.raises(TargetError, match="PEFT saves modules whole"):
+            export_peft(ours, tmp_path / "ours")
+        return
+    export_peft(ours, tmp_path / "ours")
+    assert difference(outputs(loaded(tmp_path / "ours")), expected) < ROUNDING
 
 
 TYING = {

@@ -16,7 +16,7 @@ from lowrank_opt.parameterizations.config import JsonObject
 
 PREFIX = "base_model.model."
 _BASE = ".base_layer.weight"
-_BASE_BIAS = ".base_layer.bias"
+BASE_BIAS = ".base_layer.bias"
 _TOKENS = ".token_adapter.trainable_tokens_delta"
 
 # The tensors that PEFT keeps of one layer, by method, embedding or not: A, B, and what else.
@@ -154,8 +154,8 @@ def _sort(
         bases[name.removesuffix(_BASE)] = x
     elif name.endswith(_TOKENS):
         tokens[name.removesuffix(_TOKENS)] = x
-    elif name.endswith(_BASE_BIAS):
-        trained[f"{name.removesuffix(_BASE_BIAS)}.bias"] = x
+    elif name.endswith(BASE_BIAS):
+        trained[f"{name.removesuffix(BASE_BIAS)}.bias"] = x
     else:
         trained[name] = x
 

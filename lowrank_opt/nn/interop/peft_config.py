@@ -66,8 +66,8 @@ def check(config: JsonObject) -> None:
             f"bias must be one of 'none', 'all', 'lora_only'; got bias={config['bias']!r}: merge "
             "the adapter with PEFT"
         )
-    if config.get("use_dora") and (config.get("lora_bias") or config.get("bias", "none") != "none"):
-        raise DataError("DoRA is imported without biases; got both: merge the adapter with PEFT")
+    if config.get("use_dora") and config.get("lora_bias"):
+        raise DataError("DoRA has no biases of its own; got lora_bias: merge the adapter with PEFT")
     start = config.get("init_lora_weights", True)
     if method == "LORA" and start not in _HARMLESS_STARTS:
         raise DataError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from lowrank_opt.nn.adapters.slots import (
 )
 from lowrank_opt.nn.adapters.store import STORE
 from lowrank_opt.nn.folders.save import own_or_trained
+from lowrank_opt.nn.interop.peft_adapter import BASE_BIAS
 from lowrank_opt.nn.surgery.own import own_tensors
 from lowrank_opt.parameterizations.config import Json, JsonObject
 
@@ -97,11 +98,12 @@ def origin(model: nn.Module) -> str | None:
 
 
 def trained_modules(
-    everywhere: Sequence[LayerSlot], adapter: str
+    everywhere: Sequence[LayerSlot], adapter: str, sites: Collection[str]
 ) -> tuple[list[str], dict[str, Tensor]]:
     """Return the modules that PEFT must save whole, and their tensors.
 
-    Those of which the adapter has tensors of its own, buffers if they differ from the model's.
+    Those of which the adapter has tensors of its own, buffers if they differ from the model's. Of
+    a layer of `sites`, whose update PEFT holds, that may be the bias.
 
     Raises
     ------
@@ -113,6 +115,9 @@ def trained_modules(
     for slot in everywhere:
         whole, wanted = _state(slot, adapter)
         if not wanted:
+            continue
+        if wanted == ["bias"] and slot.name in sites:
+            tensors[f"{slot.name}{BASE_BIAS}"] = whole["bias"]
             continue
         alike = [s.name for s in everywhere if s is not slot and s.name.endswith(slot.name)]
         part = None if slot.store is None else slot.store.part(adapter)

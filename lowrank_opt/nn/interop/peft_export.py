@@ -24,7 +24,7 @@ from lowrank_opt.nn.adapters.weights import AdaptedWeight, adapted_weights, drop
 from lowrank_opt.nn.folders.described import check_unhooked
 from lowrank_opt.nn.folders.save import only_name
 from lowrank_opt.nn.interop import peft_folder
-from lowrank_opt.nn.interop.peft_adapter import PREFIX
+from lowrank_opt.nn.interop.peft_adapter import BASE_BIAS, PREFIX
 from lowrank_opt.nn.interop.peft_describe import (
     ExportedSite,
     describe,
@@ -70,7 +70,8 @@ def export_peft(
     Every parameterization of bounded rank is written, not only `Factored`: its factors are
     LoRA's, and its product is the same to one rounding. Where the declared set has a norm bound,
     the exact product of the written numbers is proved to keep it. An adapter with magnitudes is
-    written as DoRA, and modules that are trained beside it as ``modules_to_save``.
+    written as DoRA, modules that are trained beside it as ``modules_to_save``, and biases of the
+    adapted layers that are its own with ``bias="lora_only"``.
 
     Parameters
     ----------
@@ -124,7 +125,8 @@ def export_peft(
     name = only_name(model) if name is None else name
     check_choice(method, get_args(Method), "method")
     packed = _pack_adapter(model, everywhere, name, skip, dtype, method)
-    saved, trained = trained_modules(everywhere, name)
+    adapted = [layer.site.name for layer in packed] if method == "lora" else []
+    saved, trained = trained_modules(everywhere, name, adapted)
     tensors = {f"{PREFIX}{key}": x for key, x in trained.items()}
     for layer in packed:
         tensors |= {f"{PREFIX}{layer.site.name}.{key}": x for key, x in layer.tensors.items()}
@@ -143,6 +145,7 @@ def export_peft(
     }
     decomposed = any(_MAGNITUDE in layer.tensors for layer in packed)
     config |= {"use_dora": True} if decomposed else {}
+    config |= {"bias": "lora_only"} if any(key.endswith(BASE_BIAS) for key in trained) else {}
     peft_folder.write(path, config, tensors)
     return sites
 

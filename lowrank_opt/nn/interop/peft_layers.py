@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 
 from torch import Tensor, nn
 
@@ -71,13 +73,26 @@ def reads_weight(holder: nn.Module, key: str, weight: str) -> bool:
 
     As the fast paths of torch's transformer layers do, and mixers of state space models.
     """
-    try:
-        source = inspect.getsource(original_type(holder))
-    except (OSError, TypeError):
-        return False
     harmless = r"(?!\.(?:dtype|device|shape|ndim|size|requires_grad|data_ptr)\b)"
     pattern = rf"\.{re.escape(key)}\.{re.escape(weight)}\b{harmless}"
-    return re.search(pattern, source) is not None
+    return re.search(pattern, _called_source(original_type(holder))) is not None
+
+
+@functools.cache
+def _called_source(kind: type[nn.Module]) -> str:
+    """Return the code of the methods of a class that a call may reach, inherited ones too.
+
+    Where weights are tied or set, they are read once, before there are adapters.
+    """
+    found: dict[str, str] = {}
+    for cls in kind.__mro__:
+        for name, method in vars(cls).items() if cls not in (nn.Module, object) else ():
+            code = getattr(method, "__func__", getattr(method, "fget", method))
+            once = any(word in name for word in ("init", "reset", "tie"))
+            if name not in found and inspect.isfunction(code) and not once:
+                with suppress(OSError, TypeError):
+                    found[name] = inspect.getsource(code)
+    return "\n".join(found.values())
 
 
 def is_transposed(module: nn.Module) -> bool:

@@ -13,15 +13,20 @@ from lowrank_opt.nn.adapters.slots import LayerSlot, join, owners
 from lowrank_opt.nn.interop import peft_config
 from lowrank_opt.nn.interop.peft_adapter import PeftAdapter
 from lowrank_opt.nn.surgery.own import Own, own_buffers, own_tensors, trainable_copy
+from lowrank_opt.parameterizations.config import JsonObject
 
 _Place = tuple[LayerSlot, str]
+
+# What PEFT takes for the embedding of a model, or for what is tied to it.
+_EMBEDDINGS = ("embed_tokens", "lm_head")
 
 
 def imported_own(adapter: PeftAdapter, everywhere: Sequence[LayerSlot]) -> list[Own]:
     """Return what the adapter has of its own.
 
     Whole modules stand apart from what they are tied to, as in PEFT, unless the checkpoint says
-    ``ensure_weight_tying``; rows of an embedding are those of the weights tied to it, too.
+    ``ensure_weight_tying``; rows of an embedding are those of the weights tied to it, too. Both
+    where PEFT knows of the tie: it asks the model, as those of transformers tell.
 
     Raises
     ------
@@ -29,10 +34,11 @@ def imported_own(adapter: PeftAdapter, everywhere: Sequence[LayerSlot]) -> list[
         If a tensor has no place, is missing, or has another shape.
     """
     places = {join(slot.name, key): (slot, key) for slot in everywhere for key in own_tensors(slot)}
-    trained = _checked(adapter, places)
+    model = everywhere[0].module
+    tied = tie_is_ensured(adapter.config, model)
+    trained = _checked(adapter, places, tied=tied)
     buffers = {k: x for k, x in trained.items() if not isinstance(_stored(places[k]), nn.Parameter)}
     own = own_buffers(everywhere, buffers)
-    tied = bool(adapter.config.get("ensure_weight_tying"))
     for key, x in trained.items():
         if key not in buffers:
             at = _tied(places[key], everywhere) if tied else [places[key]]
@@ -40,12 +46,26 @@ def imported_own(adapter: PeftAdapter, everywhere: Sequence[LayerSlot]) -> list[
     return _each_place_once([*own, *_biases(adapter, places), *_rows(adapter, places, everywhere)])
 
 
-def _checked(adapter: PeftAdapter, places: dict[str, _Place]) -> dict[str, Tensor]:
+def tie_is_ensured(config: JsonObject, model: nn.Module) -> bool:
+    """Whether PEFT keeps the whole modules of a checkpoint tied in this model."""
+    saved = peft_config.modules_to_save(config)
+    known = any(name.rpartition(".")[2] in _EMBEDDINGS for name in saved)
+    return bool(config.get("ensure_weight_tying")) and known and _tells_ties(model)
+
+
+def _tells_ties(model: nn.Module, *, unless_said: bool = True) -> bool:
+    """Whether a model tells which weights are tied to its embedding; plain ones do not."""
+    config = getattr(model, "config", None)
+    said = getattr(config, "tie_word_embeddings", unless_said)
+    return bool(getattr(model, "_tied_weights_keys", None)) and bool(said)
+
+
+def _checked(adapter: PeftAdapter, places: dict[str, _Place], *, tied: bool) -> dict[str, Tensor]:
     """Return the tensors of whole modules and biases, each of which has a place."""
     saved = peft_config.modules_to_save(adapter.config)
     biases = adapter.config.get("bias", "none") != "none"
     whole = {key for key in places if any(_is_part(key, module) for module in saved)}
-    if adapter.config.get("ensure_weight_tying"):
+    if tied:
         shared = {id(_stored(places[key])) for key in whole}
         whole |= {k for k in adapter.trained if k in places and id(_stored(places[k])) in shared}
     strange = [
@@ -112,7 +132,9 @@ def _rows(
             )
         whole = base.detach().clone()
         whole[torch.tensor(chosen, device=whole.device)] = rows.to(whole)
-        found.append(Own(_tied(places[key], everywhere), trainable_copy(base, whole)))
+        told = _tells_ties(everywhere[0].module, unless_said=False)
+        at = _tied(places[key], everywhere) if told else [places[key]]
+        found.append(Own(at, trainable_copy(base, whole)))
     return found
 
 

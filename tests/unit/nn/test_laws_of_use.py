@@ -76,10 +76,33 @@ class Mixer(nn.Module):
         return self.out(x @ self.dt_proj.weight.T + self.dt_proj.bias)
 
 
+class Inheriting(Mixer):
+    """Reads the same weight, in a method that it inherits."""
+
+
+class Tying(nn.Module):
+    """Reads a weight once, to tie it, before there are adapters."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.second.bias = self.first.bias
+        nn.init.orthogonal_(self.first.weight)
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+def test_export_takes_a_weight_that_is_read_in_the_constructor(tmp_path):
+    model = adapt(nn.Sequential(Tying()), ball, targets="first")
+    assert ["0.first"] == [site.name for site in export_peft(model, tmp_path)]
+
+
 @pytest.mark.parametrize(
     ("build", "targets", "reader"),
     [
         (Mixer, "dt_proj", "Mixer"),
+        (Inheriting, "dt_proj", "Inheriting"),
         (lambda: nn.TransformerEncoderLayer(4, 2, 8), "linear1", "TransformerEncoderLayer"),
         (lambda: nn.TransformerEncoderLayer(4, 2, 8), "linear2", "TransformerEncoderLayer"),
     ],

@@ -21,6 +21,7 @@ from tests.peft_cases import (
     MAKES,
     adapted,
     as_peft_reads,
+    checkpoint,
     small,
     with_weights,
 )
@@ -84,6 +85,19 @@ def test_trained_modules_travel(tmp_path):
     assert torch.equal(model.head.weight, again.head.weight)
     assert again.head.bias.requires_grad
     torch.testing.assert_close(model(INDICES), again(INDICES))
+
+
+def test_biases_of_adapted_layers_travel(tmp_path):
+    A, B = torch.zeros(1, 6), torch.zeros(5, 1)
+    bias = {"fc.lora_A.weight": A, "fc.lora_B.weight": B, "fc.base_layer.bias": torch.ones(5)}
+    config = {"peft_type": "LORA", "lora_alpha": 2, "bias": "lora_only"}
+    model = import_peft(small(), checkpoint(tmp_path / "a", config, bias))
+    export_peft(model, tmp_path / "b")
+    told = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
+    assert ("lora_only", None) == (told["bias"], told["modules_to_save"])
+    again = import_peft(small(), tmp_path / "b")
+    assert torch.equal(torch.ones(5).to(again.fc.bias), again.fc.bias)
+    assert torch.equal(model(INDICES), again(INDICES))
 
 
 class Attending(nn.Module):

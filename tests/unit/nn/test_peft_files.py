@@ -3,6 +3,7 @@
 import json
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -342,31 +343,47 @@ def test_import_of_rows_of_an_embedding(rows, tmp_path):
         import_peft(small(), tmp_path)
 
 
-def tied():
+def tied(*, told=True):
+    """A model with a tie; PEFT keeps those alone that the model tells, as transformers' do."""
     torch.manual_seed(0)
-    model = nn.ModuleDict({"fc": nn.Linear(4, 4), "emb": nn.Embedding(9, 4)}).double()
-    model["head"] = nn.Linear(4, 9, bias=False).double()
-    model["head"].weight = model["emb"].weight
+    model = nn.ModuleDict({"fc": nn.Linear(4, 4), "embed_tokens": nn.Embedding(9, 4)}).double()
+    model["lm_head"] = nn.Linear(4, 9, bias=False).double()
+    model["lm_head"].weight = model["embed_tokens"].weight
+    if told:
+        model._tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}
+        model.config = SimpleNamespace(tie_word_embeddings=True)
     return model
 
 
+@pytest.mark.parametrize("told", [True, False])
 @pytest.mark.parametrize("tying", [True, False])
-def test_import_of_a_tied_module_is_apart_unless_the_checkpoint_says(tying, tmp_path):
+def test_import_of_a_tied_module_is_apart_unless_both_say_otherwise(tying, told, tmp_path):
     A, B, W = normal(2, 4), normal(4, 2, seed=1), normal(9, 4, seed=2)
-    tensors = {"fc.lora_A.weight": A, "fc.lora_B.weight": B, "head.weight": W}
-    config = {"peft_type": "LORA", "lora_alpha": 2, "modules_to_save": ["head"]}
+    tensors = {"fc.lora_A.weight": A, "fc.lora_B.weight": B, "lm_head.weight": W}
+    config = {"peft_type": "LORA", "lora_alpha": 2, "modules_to_save": ["lm_head"]}
     config["ensure_weight_tying"] = tying
-    model = import_peft(tied(), checkpoint(tmp_path, config, tensors))
-    assert torch.equal(W, model["head"].weight)
-    assert tying == torch.equal(W, model["emb"].weight)
+    model = import_peft(tied(told=told), checkpoint(tmp_path, config, tensors))
+    assert torch.equal(W, model["lm_head"].weight)
+    assert (tying and told) == torch.equal(W, model["embed_tokens"].weight)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_import_of_rows_of_a_tied_table(told, tmp_path):
+    A, B, rows = normal(2, 4), normal(4, 2, seed=1), normal(2, 4, seed=2)
+    tensors = {"fc.lora_A.weight": A, "fc.lora_B.weight": B}
+    tensors["embed_tokens.token_adapter.trainable_tokens_delta"] = rows
+    config = {"peft_type": "LORA", "lora_alpha": 2, "trainable_token_indices": [1, 3]}
+    model = import_peft(tied(told=told), checkpoint(tmp_path, config, tensors))
+    assert torch.equal(rows, model["embed_tokens"].weight[[1, 3]])
+    assert told == torch.equal(rows, model["lm_head"].weight[[1, 3]])
 
 
 def test_import_of_an_update_that_tied_layers_share(tmp_path):
     A, B = normal(2, 4), normal(9, 2, seed=1)
-    tensors = {"head.lora_A.weight": A, "head.lora_B.weight": B}
-    tensors |= {"emb.lora_embedding_A": B.mT, "emb.lora_embedding_B": A.mT}
+    tensors = {"lm_head.lora_A.weight": A, "lm_head.lora_B.weight": B}
+    tensors |= {"embed_tokens.lora_embedding_A": B.mT, "embed_tokens.lora_embedding_B": A.mT}
     config = {"peft_type": "LORA", "lora_alpha": 2, "ensure_weight_tying": True}
     model = import_peft(tied(), checkpoint(tmp_path, config, tensors))
-    expected = tied()["emb"].weight + B @ A
-    torch.testing.assert_close(expected, model["emb"].weight)
-    torch.testing.assert_close(expected, model["head"].weight)
+    expected = tied()["embed_tokens"].weight + B @ A
+    torch.testing.assert_close(expected, model["embed_tokens"].weight)
+    torch.testing.assert_close(expected, model["lm_head"].weight)
