@@ -7,7 +7,7 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.testing import parametrize_with_checks
-from tests.property.claims import UNBOUNDED, keeps
+from tests.property.claims import UNBOUNDED, keeps, where_rounding_matters
 
 Shape = tuple[int, int]
 
@@ -74,8 +74,10 @@ def test_laws_in_float64(make, check) -> None:
     keeps(make, check, next((laws for other, laws in UNCLAIMED if other is make), ()))
 
 
-@parametrize_with_checks(
-    FAMILIES, profile="quick", dtype=torch.float32, expected_failures=exceptions
+@where_rounding_matters(
+    parametrize_with_checks(
+        FAMILIES, profile="quick", dtype=torch.float32, expected_failures=exceptions
+    )
 )
 def test_laws_in_float32(make, check) -> None:
     keeps(make, check, next((laws for other, laws in UNCLAIMED if other is make), ()))
