@@ -112,6 +112,36 @@ class SharesClones(lo.LowRankOperator):
         return self
 
 
+class AbsoluteFactors(lo.LowRankOperator):
+    """Negative scalars lose their sign."""
+
+    def __mul__(self, factor):
+        return super().__mul__(abs(factor))
+
+    __rmul__ = __mul__
+
+
+class DenseInFloat32(lo.LowRankOperator):
+    """The dense matrix forgets the scale, in float32 only."""
+
+    def to_dense(self):
+        return self.left @ self.right.mT if self.dtype == torch.float32 else super().to_dense()
+
+
+class ConvertsThroughHalf(lo.LowRankOperator):
+    def to(self, *, dtype=None, device=None):
+        half = self.left.to(torch.bfloat16), self.scale, self.right
+        parts = half if dtype == torch.float32 else self
+        return lo.LowRankOperator(*(x.to(dtype=dtype, device=device) for x in parts))
+
+
+class LongProducts(lo.LowRankOperator):
+    """Of many columns the last ones do not count."""
+
+    def linear(self, x):
+        return super().linear(x if x.shape[-1] < 20 else x * (torch.arange(x.shape[-1]) < 20))
+
+
 # (factory, law that must notice)
 BROKEN_OPERATOR_VIEWS = [
     (OnceOnly, "agreement"),
@@ -128,4 +158,8 @@ BROKEN_OPERATOR_VIEWS = [
     (InputDetached, "gradients"),
     (DuplicatesDetached, "gradients"),
     (SharesClones, "algebra"),
+    (AbsoluteFactors, "algebra"),
+    (DenseInFloat32, "elsewhere"),
+    (ConvertsThroughHalf, "algebra"),
+    (LongProducts, "elsewhere"),
 ]

@@ -11,6 +11,7 @@ from lowrank_opt.errors import OptionError
 from lowrank_opt.sets import NestedSet, ShiftedSet, WeightedSet
 from lowrank_opt.testing import SET_LAWS, BrokenLawError, Case, check_set, check_spectral_set
 from lowrank_opt.testing.search.describe import describe
+from tests.property.broken_set_families import BROKEN_SET_FAMILIES
 from tests.property.broken_set_views import BROKEN_SET_VIEWS
 from tests.property.broken_sets import BROKEN_SETS, Ball
 from tests.property.programs import raises_again
@@ -40,7 +41,7 @@ def box(rank: int) -> lo.SingularValueBox:
     return lo.SingularValueBox([2.0 / (1 + i) for i in range(rank)])
 
 
-BROKEN = [*BROKEN_SETS, *BROKEN_SET_VIEWS, *BROKEN_TURNED_SETS]
+BROKEN = [*BROKEN_SETS, *BROKEN_SET_VIEWS, *BROKEN_SET_FAMILIES, *BROKEN_TURNED_SETS]
 
 SETS = [
     lo.RankAtMost,

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Unpack
 
 from lowrank_opt.sets import FeasibleSet
-from lowrank_opt.testing.laws.sets import membership, nearest, samples
+from lowrank_opt.testing.laws.sets import made, membership, nearest, samples
 from lowrank_opt.testing.search.check import AnyLaw, CheckOptions, check
 from lowrank_opt.testing.search.verdict import CheckResult
 
-SET_LAWS: tuple[AnyLaw, ...] = (*membership.LAWS, *samples.LAWS, *nearest.LAWS)
+SET_LAWS: tuple[AnyLaw, ...] = (*membership.LAWS, *made.LAWS, *samples.LAWS, *nearest.LAWS)
 
 
 def check_set(

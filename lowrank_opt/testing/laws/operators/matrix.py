@@ -123,6 +123,9 @@ def _algebra(trial: OperatorTrial) -> None:
         "-W": (-op, -W),
         "3 W": (3.0 * op, 3 * W),
         "W * 0.5": (op * 0.5, W / 2),
+        "-3 W": (-3.0 * op, -3 * W),
+        "W * -0.5": (op * -0.5, -W / 2),
+        "2 W, an integer": (2 * op, 2 * W),
         "0 W": (0.0 * op, 0 * W),
         "W.mT.mT": (op.mT.mT, W),
         "detach()": (op.detach(), W),
@@ -134,11 +137,39 @@ def _algebra(trial: OperatorTrial) -> None:
     for name, (found, truth) in results.items():
         _near(trial, dense(found), truth, 3 * _filled(size), name)
     _near(trial, dense(op.mT), W.T, size.T, "W.mT")
-    other_dtype = torch.float32 if trial.dtype == torch.float64 else torch.float64
-    expect(op.to(dtype=other_dtype).dtype == other_dtype, "to(dtype=...) keeps the dtype")
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        _expect_converted(trial, op, W, size, dtype)
     with torch.no_grad():
         op.clone().left.zero_()
     _near(trial, dense(op), W, size, "the operator after writing to a clone")
+
+
+def _expect_converted(
+    trial: OperatorTrial, op: LowRankOperator, W: Array, size: Array, dtype: torch.dtype
+) -> None:
+    """Expect the matrix in another dtype to differ by the rounding of its three factors."""
+    found = op.to(dtype=dtype)
+    expect(all(x.dtype == dtype for x in found), f"to(dtype={dtype}) gives {found.dtype}")
+    rounded = max(torch.finfo(dtype).eps - trial.eps, 0.0)
+    error = np.abs(dense(found) - W)
+    allowed = 4 * rounded * size + _tiny(trial) + torch.finfo(dtype).smallest_normal
+    expect(bool((error <= allowed).all()), f"to(dtype={dtype}) is off by {float(error.max()):.2e}")
+
+
+def _elsewhere(trial: OperatorTrial) -> None:
+    """Ask the same of the operator in other dtypes, and of long matrices."""
+    if not trial.from_triple:
+        raise NotApplicable("the operator is not made from a triple")
+    other = torch.float32 if trial.dtype == torch.float64 else torch.float64
+    for dtype, shape in (
+        (other, trial.case.shape),
+        (trial.dtype, (2, 30)),
+        (other, (30, 2)),
+    ):
+        case = replace(trial.case, shape=shape, rank=min(trial.case.rank, *shape))
+        there = replace(trial, case=case, dtype=dtype)
+        for body in (_triple, _agreement, _values, _algebra):
+            body(there)
 
 
 @torch.no_grad()
@@ -282,6 +313,16 @@ LAWS = (
         "Sums, differences, multiples, transposes and copies are those of matrices.",
         _algebra,
         TAME,
+    ),
+    replace(
+        _law(
+            "elsewhere",
+            "In other dtypes, and for long matrices, products, values and algebra are as here.",
+            _elsewhere,
+            _ONE,
+        ),
+        sides=(2, 5),
+        max_examples=1,
     ),
     _law("batches", "A batch of triples is a batch of matrices.", _batches, _ONE),
     replace(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.sets import KyFanBall, SchattenBall, SingularValueBox, SpectralSet
+from lowrank_opt.sets import SpectralSet
 from lowrank_opt.testing.cases.members import MEMBERS, Member
 from lowrank_opt.testing.cases.oracle import dense, is_finite, random_frame
 from lowrank_opt.testing.cases.parameters import FreeParameters
@@ -17,8 +17,10 @@ from lowrank_opt.testing.cases.sets import SetTrial, set_trial
 from lowrank_opt.testing.search.law import Law
 from lowrank_opt.testing.search.verdict import NotApplicable, expect
 
-# How far outside, in units of the set's size.
-_OUTSIDE = (1.001, 1.5, 100.0)
+# How far outside, in units of the set's size; and just outside, in units of the tolerance.
+_MODERATE, _LARGE = 1.5, 1e6
+_OUTSIDE = (1.001, _MODERATE, 100.0, _LARGE)
+_JUST, _CLEAR = 2.0**10, 2.0**7
 _INSIDE, _BEYOND = 0.9, 1.1
 _START = (FreeParameters("start"),)
 
@@ -46,23 +48,30 @@ def _contract(trial: SetTrial) -> None:
 def _membership(trial: SetTrial) -> None:
     feasible_set, chart, member = trial.feasible_set, trial.chart, trial.member()
     _expect_contained(trial, member, "a member")
-    for far in _OUTSIDE:
+    if not chart.bounded:
+        return
+    rule = chart.rule(trial.dtype, feasible_set.rank) * chart.condition
+    last = 0.0
+    for far in (1 + _JUST * rule, *_OUTSIDE):
         op = trial.scaled(member, far)
-        excess = chart.excess(dense(op))
+        W = dense(op)
+        excess = chart.excess(W)
         # Between the tolerance and a part of the step, rounding and the rule may differ.
-        if excess <= 1e-5 * chart.size(dense(op)) or not chart.bounded:
+        if excess <= _CLEAR * rule * (chart.size(W) + chart.shift):
             continue
         found = feasible_set.excess(op)
         expect(
             not feasible_set.contains(op),
             f"the set contains {far:g} times a member, which leaves it by {excess:.3e}",
         )
-        if isinstance(chart.core, SchattenBall | KyFanBall | SingularValueBox):
-            near = abs(found - excess) <= 1e-3 * excess + chart.tolerance(
-                dense(op), trial.dtype, feasible_set.rank
-            )
+        if isinstance(chart.core, SpectralSet):
+            near = abs(found - excess) <= max(1e-3, 4 / _CLEAR) * excess
             expect(near, f"excess() is {found:.6g} where it should be {excess:.6g}")
-        _expect_tolerance(trial, op, found)
+        grows = far < _LARGE or found > 2 * last
+        expect(grows, f"excess() is {last:.6g}, and {found:.6g} at {far:g} times a member")
+        if far == _MODERATE:
+            _expect_tolerance(trial, op, found)
+        last = found
 
 
 def _expect_tolerance(trial: SetTrial, op: LowRankOperator, excess: float) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 
-from lowrank_opt.errors import ShapeError
+from lowrank_opt.errors import LowRankError, ShapeError
 from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.testing.cases.case import RefusedCase
 from lowrank_opt.testing.cases.charts import Chart
 from lowrank_opt.testing.cases.members import MEMBERS, boundary_values, competitors
 from lowrank_opt.testing.cases.oracle import Array, dense, random_frame
@@ -39,7 +42,7 @@ def _projection(trial: SetTrial) -> None:
     _expect_nearest(trial, outside, point, shown)
 
 
-def _lmo(trial: SetTrial) -> None:
+def _lmo(trial: SetTrial, forms: int | None = None) -> None:
     chart = trial.chart
     if not chart.bounded:
         raise NotApplicable("a linear function has no minimum over an unbounded set")
@@ -47,7 +50,7 @@ def _lmo(trial: SetTrial) -> None:
     G = dense(gradient)
     size = float(np.linalg.norm(chart.adjoint(G))) * chart.size(G) * len(G.T) ** 0.5
     best = math.inf if chart.turned is not None else _best_value(chart, G)
-    for name, form in _forms(gradient):
+    for name, form, eps in islice(_forms(gradient), forms):
         try:
             found = trial.feasible_set.lmo(form)
         except ShapeError as reason:
@@ -59,20 +62,26 @@ def _lmo(trial: SetTrial) -> None:
             rivals = chart.turned.rivals(chart.pull(dense(found)), trial.seed)
             best = min([value, *(float((G * chart.push(C)).sum()) for C in rivals)])
         expect(
-            value <= best + _rounding(trial) * size,
+            value <= best + _rounding(trial, eps) * size,
             f"lmo of {name} reaches <G, W> = {value:.9g}, but a member has {best:.9g}",
             shown,
         )
 
 
-def _forms(gradient: LowRankOperator) -> Iterator[tuple[str, Gradient]]:
-    """Yield a gradient in every form that `FeasibleSet.lmo` takes."""
-    G = gradient.to_dense()
-    yield "an operator", gradient
-    yield "a dense tensor", G
-    yield "a sparse tensor", G.to_sparse()
-    yield "a scipy array", sp.csr_array(G.cpu().double().numpy())
-    yield "a scipy matrix", sp.coo_matrix(G.cpu().double().numpy())
+def _forms(gradient: LowRankOperator) -> Iterator[tuple[str, Gradient, float]]:
+    """Yield a gradient in every form that `FeasibleSet.lmo` takes, with its rounding."""
+    G, eps = gradient.to_dense(), torch.finfo(gradient.dtype).eps
+    yield "a dense tensor", G, eps
+    yield "a sparse tensor", G.to_sparse(), eps
+    yield "an operator", gradient, eps
+    yield "a scipy array", sp.csr_array(G.cpu().double().numpy()), eps
+    yield "a scipy matrix", sp.coo_matrix(G.cpu().double().numpy()), eps
+    other = torch.float32 if gradient.dtype == torch.float64 else torch.float64
+    rounding = torch.finfo(torch.float32).eps
+    yield f"an operator of {other}", gradient.to(dtype=other), rounding
+    yield f"a dense tensor of {other}", G.to(other), rounding
+    yield f"a sparse tensor of {other}", G.to(other).to_sparse(), rounding
+    yield "a transposed tensor", G.mT.contiguous().mT, eps
 
 
 def _outsider(trial: SetTrial, far: float) -> LowRankOperator:
@@ -97,7 +106,8 @@ def _expect_member(trial: SetTrial, op: LowRankOperator, what: str, shown: str) 
     chart, W = trial.chart, dense(op)
     expect(bool(np.isfinite(W).all()), f"{what} is not finite", shown)
     excess = chart.excess(W)
-    allowed = chart.tolerance(W, trial.dtype, trial.feasible_set.rank)
+    coarser = max(trial.dtype, op.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+    allowed = chart.tolerance(W, coarser, trial.feasible_set.rank)
     expect(
         excess <= allowed,
         f"{what} leaves the set by {excess:.2e}, rounding explains {allowed:.1e}",
@@ -143,11 +153,26 @@ def _best_value(chart: Chart, G: Array) -> float:
     return min(float((G * W).sum()) for W in (*aligned, *others, zero))
 
 
-def _rounding(trial: SetTrial) -> float:
+def _rounding(trial: SetTrial, eps: float | None = None) -> float:
     m, n = trial.case.shape
-    return 64 * max(trial.eps, torch.finfo(torch.float64).eps) * (m + n) ** 0.5
+    return 64 * max(trial.eps, eps or 0.0, torch.finfo(torch.float64).eps) * (m + n) ** 0.5
 
 
+def _elsewhere(trial: SetTrial) -> None:
+    """Try minimisers and projections of long gradients, where the set takes such shapes."""
+    for shape in _LONG:
+        case = replace(trial.case, shape=shape, rank=min(trial.case.rank, *shape))
+        there = replace(trial, case=case)
+        try:
+            there.feasible_set.sample(shape)
+        except (LowRankError, RefusedCase):
+            continue
+        _lmo(there, _FEW)
+        _projection(there)
+
+
+# More columns than rows by far, and more rows than columns.
+_LONG, _FEW = ((2, 30), (30, 3)), 2
 _PROJECTION = "project() leads into the set, to a nearest member, fixes members and is idempotent."
 _LMO = "lmo(G) is a member W with the smallest <G, W>, for G dense, sparse or an operator."
 _START = (FreeParameters("start"),)
@@ -187,6 +212,16 @@ LAWS = (
         _lmo,
         parameters=_GRADIENTS,
         needs=("contract",),
+        trial=set_trial,
+        entry="check_set",
+    ),
+    Law(
+        "long",
+        "Wide and tall operators have nearest members, and minimisers, as square ones do.",
+        _elsewhere,
+        parameters=_START,
+        max_examples=1,
+        needs=("contract", "projection", "lmo"),
         trial=set_trial,
         entry="check_set",
     ),

@@ -57,17 +57,28 @@ def _kinds(trial: SetTrial) -> None:
     expect(max(ranks) == rank, f"of {_MANY} samples none has the rank {rank} of the set")
     expect(min(ranks) < rank, f"of {_MANY} samples none has a rank below {rank}")
     full = [W for W, r in zip(found, ranks, strict=True) if r == rank]
-    spread = [np.linalg.svd(W)[0][:, 0] for W in full[:2]]
     # What turns keeps the left singular vectors of a weight of two columns.
-    few = len(spread) < 2 or len(spread[0]) < 2 or chart.turned is not None
-    turned = few or abs(float(spread[0] @ spread[1])) < 1 - _NEXT
-    expect(turned, "two samples have the same singular vectors")
+    if len(full) > 1 and chart.turned is None:
+        _expect_turned("left", full[0], full[1], rank)
+        _expect_turned("right", full[0].T, full[1].T, rank)
     if not chart.bounded or (chart.turned is not None and chart.turned.radius == 2):
         # Rotations of any angle have no boundary.
         return
     outer = [chart.leaves(W, _NEXT) for W in found]
     expect(any(outer), f"of {_MANY} samples none is on the boundary")
     expect(not all(outer), f"of {_MANY} samples none is inside the boundary")
+
+
+def _expect_turned(side: str, one: np.ndarray, other: np.ndarray, rank: int) -> None:
+    """Expect two samples of a rank to have other singular vectors, and other spaces of them."""
+    if len(one) < 2:
+        return
+    frames = [np.linalg.svd(W)[0] for W in (one, other)]
+    first = abs(float(frames[0][:, 0] @ frames[1][:, 0]))
+    expect(first < 1 - _NEXT, f"two samples have the same {side} singular vectors")
+    if rank < len(one):
+        angles = np.linalg.svd(frames[0][:, :rank].T @ frames[1][:, :rank])[1]
+        expect(angles[-1] < 1 - _NEXT, f"two samples have one {side} singular space")
 
 
 def _rank(W: np.ndarray) -> int:
@@ -111,6 +122,7 @@ LAWS = (
         "sample() gives members of full and of lower rank, on the boundary and inside.",
         _kinds,
         parameters=_START,
+        sides=(3, 7),
         max_examples=2,
         needs=("contract", "samples"),
         trial=set_trial,
