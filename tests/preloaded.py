@@ -13,10 +13,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 300
+# What pages of the documentation use: two seconds of imports for most of them.
+COMMON = ("sklearn.base", "scipy.optimize", "pandas", "numba", "matplotlib.figure")
 
 SERVER = """
-import gc, json, os, runpy, signal, sys, traceback
+import gc, importlib, json, os, runpy, signal, sys, traceback
 import torch, torch._dynamo  # torch.optim imports it at its first step
+for name in sys.argv[1:]:
+    importlib.import_module(name)
 
 def run(job):
     signal.alarm(job["seconds"])
@@ -47,14 +51,19 @@ for line in sys.stdin:
 
 
 def run_script(
-    script: Path, *arguments: object, folder: Path, env: dict[str, str] | None = None
+    script: Path,
+    *arguments: object,
+    folder: Path,
+    env: dict[str, str] | None = None,
+    ready: tuple[str, ...] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Run a script in a folder, like ``python script arguments``; outputs are text.
 
-    A program that does not end is killed after five minutes.
+    A program that does not end is killed after five minutes. ``ready`` names what has been imported
+    besides torch, for programs that are not about imports.
     """
     out, err = (folder / f"{script.name}.{name}" for name in ("out", "err"))
-    server = _server()
+    server = _server(*ready)
     argv = [str(script), *map(str, arguments)]
     job = {"argv": argv, "folder": str(folder), "out": str(out), "err": str(err)}
     job |= {"env": env or {}, "seconds": SECONDS}
@@ -70,11 +79,11 @@ def run_script(
 
 
 @cache
-def _server() -> subprocess.Popen[str]:
+def _server(*ready: str) -> subprocess.Popen[str]:
     """Return the process that imports torch; it ends with this one, at the end of its input."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
-        [sys.executable, "-c", SERVER],
+        [sys.executable, "-c", SERVER, *ready],
         env={**os.environ, "PYTHONPATH": path, "PYTHONUTF8": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.preloaded import ROOT, run_script
+from tests.preloaded import COMMON, ROOT, run_script
 
 README = ROOT / "README.md"
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
@@ -36,7 +36,7 @@ def run_page(text: str, name: str, folder: Path) -> subprocess.CompletedProcess[
     """Run a page's program in an empty folder, in a process of its own."""
     script = folder / f"{Path(name).stem}.py"
     script.write_text(program(text), encoding="utf-8")
-    return run_script(script, folder=folder, env={"MPLBACKEND": "agg"})
+    return run_script(script, folder=folder, env={"MPLBACKEND": "agg"}, ready=COMMON)
 
 
 def pages_with_snippets() -> list[str]:
