@@ -13,7 +13,10 @@ PROFILES = {law.name: "standard" if law.name in DEEP else "quick" for law in LAW
 
 # What a module does with its state and its generators is the same in every dtype, and so are the
 # defects that were planted for these laws: the library is tried on them in float64 alone.
+# Derivatives are always computed in float64, and precision is membership in the other dtype.
 OF_ANY_DTYPE = (
+    "derivatives",
+    "precision",
     "purity",
     "copies",
     "in_place",

@@ -15,8 +15,8 @@ from lowrank_opt.testing.cases.parameters import FreeParameters
 from lowrank_opt.testing.search.law import Law
 from lowrank_opt.testing.search.verdict import NotApplicable, expect
 
-_STEPS = 40
-_LEARNING_RATE = 0.2
+_STEPS = 20
+_LEARNING_RATE = 0.4
 # At zero singular values a norm has no gradient.
 _NOT_ZERO = 1e-30
 # Singular values of parallel columns, relative to the largest: rounding only.
