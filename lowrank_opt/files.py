@@ -8,13 +8,15 @@ process killed at any point leaves the one or the other, and never a mixture.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
+import stat
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -34,6 +36,9 @@ except ImportError:  # Windows
 _LOCKS: dict[str, threading.RLock] = {}
 _LOCKS_LOCK = threading.Lock()
 _HELD: set[str] = set()
+
+# Pipes are opened at once, not when somebody writes to them; on Windows, files not as text.
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -132,11 +137,7 @@ def write(
     except DataError:
         raise
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(
-            f"{layout.noun} is written to a folder; got {str(folder)!r}: {reason}: "
-            "choose another one"
-        ) from error
+        raise no_place(layout.noun, folder, error) from error
 
 
 def _write(
@@ -166,7 +167,12 @@ def check_target(layout: Layout, path: str | PathLike[str]) -> Path:
         If the path is a file, no folder can be made there, or it holds another format.
     """
     folder = Path(path)
-    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(folder)
+        place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    except (OSError, ValueError) as error:
+        raise no_place(layout.noun, folder, error) from error
     if not place.is_dir():
         fault = "is a file"
     elif not os.access(place, os.W_OK | os.X_OK):
@@ -178,6 +184,14 @@ def check_target(layout: Layout, path: str | PathLike[str]) -> Path:
     raise DataError(
         f"{layout.noun} is written to a folder; got {str(folder)!r}, and {str(place)!r} {fault}: "
         "choose another one"
+    )
+
+
+def no_place(noun: str, folder: Path, error: Exception) -> DataError:
+    """Return the error for a folder that cannot be made or written."""
+    reason = getattr(error, "strerror", None) or error
+    return DataError(
+        f"{noun} is written to a folder; got {str(folder)!r}: {reason}: choose another one"
     )
 
 
@@ -234,7 +248,7 @@ def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _read_description(layout: Layout, folder: Path) -> JsonObject:
     try:
-        description = _decoded((folder / layout.description).read_bytes())
+        description = _decoded(bytes_of(folder / layout.description))
     except OSError as error:
         raise _unreadable(layout, folder, error) from error
     except (ValueError, RecursionError) as error:
@@ -244,7 +258,7 @@ def _read_description(layout: Layout, folder: Path) -> JsonObject:
     if _DIGEST.fullmatch(str(description.get("sha256"))) is None:
         raise damaged(layout, folder, f"{layout.description} has no digest of its tensors")
     version = description.get("version")
-    if not isinstance(version, int) or version > layout.version:
+    if type(version) is not int or not 1 <= version <= layout.version:
         raise DataError(
             f"this version reads {layout.noun} of version {layout.version} or below; "
             f"{str(folder)!r} has version {version!r}: use the release that wrote it"
@@ -258,7 +272,7 @@ def _read_tensors(layout: Layout, folder: Path, digest: str) -> bytes:
     missing = None
     for candidate in (final, pending, final):
         try:
-            data = candidate.read_bytes()
+            data = bytes_of(candidate)
         except OSError as error:
             missing = missing if candidate is pending else error
             continue
@@ -270,6 +284,20 @@ def _read_tensors(layout: Layout, folder: Path, digest: str) -> bytes:
     raise damaged(layout, folder, f"{layout.tensors} is truncated, changed, or of another save")
 
 
+def bytes_of(path: Path) -> bytes:
+    """Return the bytes of a regular file: pipes would block, and devices have no end.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read, or is something else.
+    """
+    with open(os.open(path, os.O_RDONLY | _AT_ONCE), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read()
+
+
 def _unreadable(layout: Layout, folder: Path, error: OSError) -> DataError:
     return DataError(
         f"{layout.noun} is a folder with {layout.description} and {layout.tensors}; "
@@ -279,7 +307,7 @@ def _unreadable(layout: Layout, folder: Path, error: OSError) -> DataError:
 
 def _is_ours(layout: Layout, folder: Path) -> bool:
     try:
-        return _decoded((folder / layout.description).read_bytes()).get("format") == layout.format
+        return _decoded(bytes_of(folder / layout.description)).get("format") == layout.format
     except (OSError, ValueError, RecursionError):
         return False
 
@@ -303,7 +331,7 @@ def _decoded(data: bytes) -> JsonObject:
 def _remove_leftovers(layout: Layout, folder: Path) -> None:
     """Finish the last write, if it was cut off after its decisive moment; clean up after it."""
     if exists(layout, folder):
-        digest = _decoded((folder / layout.description).read_bytes()).get("sha256")
+        digest = _decoded(bytes_of(folder / layout.description)).get("sha256")
         pending = _pending(layout, folder, str(digest))
         if pending.is_file() and not pending.is_symlink():
             pending.replace(folder / layout.tensors)

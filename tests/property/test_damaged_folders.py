@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +11,7 @@ from tempfile import TemporaryDirectory
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -18,6 +19,7 @@ import lowrank_opt as lo
 from lowrank_opt.cli import main
 from lowrank_opt.errors import DataError, LowRankError
 from lowrank_opt.nn import adapt, load_adapter, save_adapter
+from lowrank_opt.nn.adapters.weights import dropout_of
 
 TENSORS, DESCRIPTION = "adapter.safetensors", "adapter.json"
 X = torch.linspace(-1, 1, 12, dtype=torch.float64).view(2, 6)
@@ -39,7 +41,8 @@ def saved(tmp_path_factory):
     """Two folders of adapters of one model, and what the first computes."""
     folder = tmp_path_factory.mktemp("adapters")
     for seed, name in enumerate(("first", "second")):
-        model = adapt(base(), make, targets="0|2", modules_to_train="3", name=name)
+        given = {"modules_to_train": "3", "dropout": 0.25, "name": name}
+        model = adapt(base(), make, targets="0|2", **given)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for p in (p for p in model.parameters() if p.requires_grad):
@@ -95,10 +98,12 @@ VALUES = st.one_of(
 
 def describe_otherwise(folder, draw):
     told = json.loads((folder / DESCRIPTION).read_text())
-    *way, last = draw(st.sampled_from(sorted(leaves(told), key=repr)))
+    content = (way for way in leaves(told) if way[0] not in ("format", "version", "seal"))
+    *way, last = draw(st.sampled_from(sorted(content, key=repr)))
     inner = told
     for key in way:
         inner = inner[key]
+    before = copy.deepcopy(told)
     how = draw(st.sampled_from(["set", "drop", "double"]))
     if how == "set":
         inner[last] = draw(VALUES)
@@ -108,6 +113,7 @@ def describe_otherwise(folder, draw):
         inner.append(copy.deepcopy(inner[last]))
     else:
         inner[f"{last}2"] = inner[last]
+    assume(told != before)
     (folder / DESCRIPTION).write_text(json.dumps(told))
 
 
@@ -115,7 +121,9 @@ def change_a_tensor(folder, draw):
     tensors = safetensors.torch.load_file(folder / TENSORS)
     key = draw(st.sampled_from(sorted(tensors)))
     x = tensors[key]
-    change = draw(st.sampled_from(["nan", "inf", "shape", "flat", "kind", "drop", "more", "name"]))
+    change = draw(
+        st.sampled_from(["nan", "inf", "shape", "flat", "kind", "drop", "more", "narrow", "name"])
+    )
     if change in ("nan", "inf") and x.is_floating_point() and x.numel():
         x.view(-1)[0] = float(change)
     elif change == "shape":
@@ -131,6 +139,8 @@ def change_a_tensor(folder, draw):
         del tensors[key]
     elif change == "more":
         tensors[f"{key}/more"] = x.clone()
+    elif change == "narrow" and x.is_floating_point():
+        tensors[key] = x.to(draw(st.sampled_from([torch.float32, torch.bfloat16])))
     elif change == "name":
         tensors[draw(st.sampled_from(["x", "../x", f"trained/{key}", f"0{key}"]))] = tensors.pop(
             key
@@ -169,9 +179,15 @@ def turn_into_a_folder(folder, draw):
     path.mkdir()
 
 
+def turn_into_a_pipe(folder, draw):
+    path = folder / draw(st.sampled_from([TENSORS, DESCRIPTION]))
+    path.unlink()
+    os.mkfifo(path)
+
+
 DAMAGES = [
     cut, flip, lengthen, describe_otherwise, change_a_tensor, exchange_tensors, exchange_files,
-    add_files, link, turn_into_a_folder,
+    add_files, link, turn_into_a_folder, *([turn_into_a_pipe] if hasattr(os, "mkfifo") else []),
 ]  # fmt: skip
 
 
@@ -205,6 +221,8 @@ def test_damaged_folder_loads_equal_or_changes_nothing(damage, adapted, saved, c
                 loaded = False
             if loaded:
                 torch.testing.assert_close(expected, model(X), rtol=1e-4, atol=1e-6)
+                assert dropout_of(model, "first") == 0.25
+                assert damage is not describe_otherwise
             else:
                 after, types_after = state(model)
                 assert before.keys() == after.keys()

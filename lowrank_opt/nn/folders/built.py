@@ -65,6 +65,9 @@ def build(
             used.add(magnitude_key(weight.name))
         used |= {key for key in _settled_keys(weight) if weight.tied_to == weight.name}
     check_keys("tensors", set(stored.tensors), used)
+    if not stored.intact:
+        # After all that tells what is wrong with it.
+        raise damaged(path, ValueError("its description or the dtypes were changed after saving"))
     return made
 
 

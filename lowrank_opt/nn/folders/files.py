@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from os import PathLike
 from typing import cast
 
@@ -20,6 +23,12 @@ LAYOUT = files.Layout(
 )
 DESCRIPTION = LAYOUT.description
 
+# What tells of a description whether it is as it was written; folders of before have none.
+SEAL = "seal"
+# The dtype of each tensor; folders of before have none.
+KINDS = "dtypes"
+_OF_THE_LAYOUT = ("format", "version", "sha256", SEAL)
+
 
 def write(path: str | PathLike[str], description: JsonObject, tensors: dict[str, Tensor]) -> None:
     """Write a folder of two files; an older adapter is replaced whole, or stays.
@@ -29,7 +38,26 @@ def write(path: str | PathLike[str], description: JsonObject, tensors: dict[str,
     DataError
         If the folder cannot be made or written.
     """
-    files.write(LAYOUT, path, cast("files.JsonObject", description), tensors)
+    whole = description | {KINDS: _kinds(tensors)}
+    sealed = whole | {SEAL: seal_of(whole)}
+    files.write(LAYOUT, path, cast("files.JsonObject", sealed), tensors)
+
+
+def seal_of(description: JsonObject) -> str:
+    """Return the digest of a description."""
+    own = {key: x for key, x in description.items() if key not in _OF_THE_LAYOUT}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+
+
+def is_sealed(description: JsonObject, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a folder is as it was written, as far as it can tell."""
+    kinds = _kinds(tensors)
+    sealed = description.get(SEAL) in (None, seal_of(description))
+    return sealed and description.get(KINDS, kinds) == kinds
+
+
+def _kinds(tensors: Mapping[str, Tensor]) -> JsonObject:
+    return {key: str(x.dtype) for key, x in tensors.items()}
 
 
 def read(path: str | PathLike[str]) -> tuple[JsonObject, dict[str, Tensor]]:

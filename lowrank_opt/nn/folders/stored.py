@@ -94,13 +94,20 @@ class StoredOwn:
 
 @dataclass(frozen=True)
 class Stored:
-    """A whole folder; every tensor of it belongs to a weight or is an own one."""
+    """A whole folder; every tensor of it belongs to a weight or is an own one.
+
+    Attributes
+    ----------
+    intact : bool
+        Whether the description, and the dtype of every tensor, are as they were written.
+    """
 
     name: str
     weights: Mapping[str, StoredWeight]
     own: Sequence[StoredOwn]
     tensors: Mapping[str, Tensor]
     dropout: float = 0.0
+    intact: bool = True
 
 
 def read(path: str | PathLike[str]) -> Stored:
@@ -158,7 +165,8 @@ def _parsed(description: JsonObject, tensors: Mapping[str, Tensor]) -> Stored:
     dropout = description.get("dropout", 0.0)
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise ValueError(f"a dropout is a probability, got {dropout!r}")
-    return Stored(_text(description["adapter"]), named, own, tensors, float(dropout))
+    intact = files.is_sealed(description, tensors)
+    return Stored(_text(description["adapter"]), named, own, tensors, float(dropout), intact)
 
 
 def _first_of(weight: StoredWeight, named: Mapping[str, StoredWeight]) -> StoredWeight:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lowrank_opt.errors import DataError
+from lowrank_opt.files import bytes_of, no_place
 from lowrank_opt.parameterizations.config import JsonObject
 
 CONFIG, TENSORS, PICKLED = (
@@ -37,14 +39,14 @@ def read(path: str | PathLike[str]) -> tuple[JsonObject, dict[str, Tensor]]:
             "safe_serialization=True)"
         )
     try:
-        config = json.loads((folder / CONFIG).read_bytes())
-        tensors = safetensors.torch.load((folder / TENSORS).read_bytes())
+        config = json.loads(bytes_of(folder / CONFIG))
+        tensors = safetensors.torch.load(bytes_of(folder / TENSORS))
     except OSError as error:
         raise DataError(
             f"a PEFT checkpoint has {CONFIG} and {TENSORS}; got {str(folder)!r}: "
             f"{error.strerror or error}: check the path"
         ) from error
-    except (ValueError, SafetensorError) as error:
+    except (ValueError, RecursionError, SafetensorError) as error:
         raise damaged(folder, str(error)) from error
     if not isinstance(config, dict):
         raise damaged(folder, f"{CONFIG} is no JSON object")
@@ -82,14 +84,11 @@ def write(path: str | PathLike[str], config: JsonObject, tensors: dict[str, Tens
         (folder / CONFIG).unlink(missing_ok=True)
         for part, name in parts.items():
             part.replace(folder / name)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         for part in parts:
-            if folder.is_dir():
+            with suppress(OSError, ValueError):
                 part.unlink(missing_ok=True)
-        raise DataError(
-            f"a PEFT checkpoint is written to a folder; got {str(folder)!r}: "
-            f"{error.strerror or error}: choose another one"
-        ) from error
+        raise no_place("a PEFT checkpoint", folder, error) from error
 
 
 def _write_through(path: Path, data: bytes) -> None:

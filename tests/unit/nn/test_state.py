@@ -14,6 +14,7 @@ from lowrank_opt.nn import (
     AdapterStateError,
     adapt,
     combine,
+    export_peft,
     inspect_adapter,
     load_adapter,
     merge,
@@ -272,10 +273,14 @@ def test_other_shape_is_refused(tmp_path: Path) -> None:
         load_adapter(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)), tmp_path)
 
 
-def test_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["file", "file/x", "a" * 300, "x\0", "loop/x"])
+@pytest.mark.parametrize("write", [save_adapter, export_peft])
+def test_folder_that_cannot_be_made_is_refused(write, name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(DataError, match="written to a folder"):
-        save_adapter(trained(), tmp_path / "file")
+        write(trained(), tmp_path / name)
+    assert ["file", "loop"] == sorted(p.name for p in tmp_path.iterdir())
 
 
 def test_nothing_is_pickled_and_nothing_temporary_stays(tmp_path: Path) -> None:
