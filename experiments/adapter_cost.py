@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.adapter_layers import LORA, Layer, Shape, layers, peer_version
-from experiments.records import Json, environment, prepare_folder, write_record
+from experiments.records import Json, prepare_folder, write_record
 from experiments.tables import markdown_table, text_table
 from lowrank_opt.errors import DenseMaterializationError
 from lowrank_opt.testing import forbid_dense
@@ -267,18 +267,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tables[title] = markdown_table(HEADER, rows)
         costs += own
     draw(costs, folder / "adapter-cost.png")
-    record: dict[str, Json] = {
-        "environment": environment(),
-        "settings": {
+    write_record(
+        folder / "adapter-cost.json",
+        settings={
             "tokens": TOKENS,
             "turns": turns,
             "threads": torch.get_num_threads(),
             "peft": peer_version(),
         },
-        "costs": [{**asdict(cost), "shape": [*cost.shape]} for cost in costs],
-        "tables": tables,
-    }
-    write_record(folder / "adapter-cost.json", record)
+        costs=[{**asdict(cost), "shape": [*cost.shape]} for cost in costs],
+        tables=tables,
+    )
     return 0
 
 

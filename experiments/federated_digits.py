@@ -5,7 +5,6 @@ the traffic, and writes a table, a figure and a JSON record. Each rule takes the
 the best validation accuracy over the tuning seeds; test images are looked at once, with that rate.
 """
 
-import argparse
 import statistics
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from experiments.federated_task import BASE, Federation, Rule, federation
 from experiments.parallel import Workers
-from experiments.records import Json, environment, prepare_folder, write_record
+from experiments.records import read_options, write_record
 from experiments.tables import markdown_table, mean_and_spread, text_table
 from lowrank_opt.errors import TargetError
 from lowrank_opt.merging import Aggregate
@@ -141,13 +140,9 @@ def draw(final: Sequence[Outcome], path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the record")
-    parser.add_argument("--quick", action="store_true", help="two rates, one seed, few steps")
-    options = parser.parse_args(arguments)
-    folder = prepare_folder(options.out)
+    folder, quick = read_options(__doc__, arguments, quick="two rates, one seed, few steps")
     grid, tuning, seeds, local = GRID, TUNING_SEEDS, SEEDS, LOCAL_STEPS
-    if options.quick:
+    if quick:
         grid, tuning, seeds, local = (0.1, 0.4), SEEDS[:1], SEEDS[:1], (20,)
     cases = [(k, steps) for k in range(len(RULES)) for steps in local]
     with Workers(_ready) as workers:
@@ -161,15 +156,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     header, rows = table(final)
     print(text_table(header, rows))
     print("no adaptation:", mean_and_spread([100 * x for x in before], digits=1))
-    record: dict[str, Json] = {
-        "environment": environment(),
-        "settings": {"rounds": ROUNDS, "grid": list(grid), "seeds": list(seeds), "base": BASE},
-        "tuning": [asdict(o) for o in tuned],
-        "final": [asdict(o) for o in final],
-        "no_adaptation": list(before),
-        "table": markdown_table(header, rows),
-    }
-    write_record(folder / "federated.json", record)
+    write_record(
+        folder / "federated.json",
+        settings={"rounds": ROUNDS, "grid": list(grid), "seeds": list(seeds), "base": BASE},
+        tuning=[asdict(o) for o in tuned],
+        final=[asdict(o) for o in final],
+        no_adaptation=list(before),
+        table=markdown_table(header, rows),
+    )
     draw(final, folder / "federated.png")
     return 0
 

@@ -22,7 +22,7 @@ import torch
 
 import lowrank_opt as lo
 from experiments.kernel_speed import random_observations
-from experiments.records import Json, environment, prepare_folder, write_record
+from experiments.records import prepare_folder, write_record
 from experiments.tables import text_table
 from lowrank_opt.kernels import observed_squared_loss, use_backend
 from lowrank_opt.kernels.row_solves import RowProblems
@@ -210,12 +210,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines = [*solver_lines(device), *pass_lines(device, shape, options.entries, options.ranks)]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
     print(f"on {name}\n{text_table(HEADER, [line.row() for line in lines])}")
-    record: dict[str, Json] = {
-        "environment": environment(),
-        "device": name,
-        "lines": [asdict(line) for line in lines],
-    }
-    write_record(prepare_folder(options.out) / "gpu_check.json", record)
+    write_record(
+        prepare_folder(options.out) / "gpu_check.json",
+        device=name,
+        lines=[asdict(line) for line in lines],
+    )
     return 0 if all(line.holds for line in lines) else 1
 
 

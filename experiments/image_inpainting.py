@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import lowrank_opt as lo
-from experiments.records import Json, environment, prepare_folder, write_record
+from experiments.records import Json, prepare_folder, write_record
 from experiments.tables import markdown_table, text_table
 from lowrank_opt.completion import als, soft_impute
 from lowrank_opt.errors import LowRankError
@@ -179,13 +179,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     panels = [("original", image), (shown, torch.where(mask, image, torch.ones(())))]
     panels += [(m, pictures[m, shown]) for m in ("HomogeneousBall", "linear interpolation")]
     draw(panels, folder / "images.png")
-    record: dict[str, Json] = {
-        "environment": environment(),
-        "settings": {"rank": RANK, "shrink": options.shrink, "seed": SEED, "size": list(size)},
-        "fits": list(fits),
-        "table": markdown_table(header, rows),
-    }
-    write_record(folder / "images.json", record)
+    write_record(
+        folder / "images.json",
+        settings={"rank": RANK, "shrink": options.shrink, "seed": SEED, "size": list(size)},
+        fits=list(fits),
+        table=markdown_table(header, rows),
+    )
     return 0
 
 

@@ -4,7 +4,6 @@
 nothing is chosen: every configuration is shown, with its test accuracy.
 """
 
-import argparse
 import math
 import statistics
 import sys
@@ -24,7 +23,7 @@ from experiments.intruders_runs import (
     train,
 )
 from experiments.parallel import Workers
-from experiments.records import Json, environment, prepare_folder, write_record
+from experiments.records import Json, read_options, write_record
 from experiments.tables import markdown_table, mean_and_spread, text_table
 from experiments.training_vit import Split, digits, loss_and_accuracy
 from lowrank_opt.merging import intruder_free_radius
@@ -165,12 +164,8 @@ def correlations(outcomes: Sequence[Outcome]) -> dict[str, Json]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
-    parser.add_argument("--quick", action="store_true", help="one seed")
-    options = parser.parse_args(arguments)
-    folder = prepare_folder(options.out)
-    seeds = SEEDS[:1] if options.quick else SEEDS
+    folder, quick = read_options(__doc__, arguments, quick="one seed")
+    seeds = SEEDS[:1] if quick else SEEDS
     with Workers(_ready) as workers:
         calls = [partial(train, k, s) for k in range(len(SETTINGS)) for s in seeds]
         outcomes = workers.run(calls, "runs")
@@ -182,17 +177,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name: {"largest": float(b.values[0]), "radius": intruder_free_radius(b)}
         for name, b in bases().items()
     }
-    record: dict[str, Json] = {
-        "environment": environment(),
-        "settings": {"steps": STEPS, "width": WIDTH, "seeds": list(seeds), "factors": [*FACTORS]},
-        "upright_loss_and_accuracy_at_start": [*before],
-        "intruder_free_radius": radii,
-        "correlations": correlations(outcomes),
-        "runs": [asdict(o) for o in outcomes],
-        "sweep": markdown_table(SWEEP_HEADER, rows),
-        "changes": markdown_table(CHANGE_HEADER, changed),
-    }
-    write_record(folder / "intruders.json", record)
+    write_record(
+        folder / "intruders.json",
+        settings={
+            "steps": STEPS,
+            "width": WIDTH,
+            "seeds": list(seeds),
+            "factors": [*FACTORS],
+        },
+        upright_loss_and_accuracy_at_start=[*before],
+        intruder_free_radius=radii,
+        correlations=correlations(outcomes),
+        runs=[asdict(o) for o in outcomes],
+        sweep=markdown_table(SWEEP_HEADER, rows),
+        changes=markdown_table(CHANGE_HEADER, changed),
+    )
     return 0
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import lowrank_opt as lo
-from experiments.records import Json, environment, prepare_folder, write_record
+from experiments.records import Json, prepare_folder, write_record
 from experiments.tables import text_table
 from lowrank_opt.kernels import observed_squared_loss
 
@@ -126,9 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> list[Timing]:
     print(f"{observations}, {torch.get_num_threads()} threads, {options.turns} turns each")
     print(text_table(HEADER, [timing.row() for timing in timings]))
     settings = {name: value for name, value in vars(options).items() if name != "out"}
-    record: dict[str, Json] = {"settings": settings, "environment": environment()}
-    record["timings"] = [timing.record() for timing in timings]
-    write_record(folder / "kernel_speed.json", record)
+    write_record(
+        folder / "kernel_speed.json", settings=settings, timings=[t.record() for t in timings]
+    )
     return timings
 
 

@@ -30,7 +30,7 @@ from experiments.movielens_fit import (
 )
 from experiments.movielens_methods import CURVE_RADII, CURVE_RANKS, METHODS, PROFILE, with_profile
 from experiments.parallel import Workers
-from experiments.records import Json, environment, prepare_folder, write_record
+from experiments.records import Json, prepare_folder, write_record
 from experiments.tables import markdown_table, mean_and_spread, text_table
 from lowrank_opt.errors import LowRankError
 from problems import movielens
@@ -136,7 +136,7 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
     print(f"mean ± standard deviation over folds {options.folds}; every setting was chosen on a")
     print(f"tenth of the training fold; {seconds:.0f} s in all, one thread per fit.")
     paths = draw_figures(folder, curves, _references(outcomes), _spectra(outcomes, profile))
-    write_record(folder / "record.json", _record(outcomes, curves, seed, seconds))
+    write_record(folder / "record.json", **_record(outcomes, curves, seed, seconds))
     (folder / "table.md").write_text(markdown_table(header, rows) + "\n", encoding="utf-8")
     print(f"wrote {folder}: record.json, table.md, {', '.join(path.name for path in paths)}")
     return 0 if all(o.holds for o in outcomes) else 1
@@ -152,7 +152,6 @@ def _record(
         "bias_penalty": BIAS_PENALTY,
         "tolerance": TOLERANCE,
         "held_out": HELD_OUT,
-        "environment": environment(),
         "outcomes": [asdict(o) for o in outcomes],
         "curves": {str(k): [list(point) for point in points] for k, points in curves.items()},
     }

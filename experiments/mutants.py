@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.mutation.operators import Mutant, mutants
-from experiments.records import Json, environment, prepare_folder, write_record
+from experiments.records import prepare_folder, write_record
 from experiments.tables import markdown_table, text_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -263,14 +263,13 @@ def report(chosen: Sequence[Mutant], folder: Path, options: dict[str, Any]) -> N
     survivors = [diff(ids[x["id"]]) for x in lines if not _noticed(x)]
     table = rows(lines)
     print(text_table(header, table), *survivors, sep="\n\n")
-    record: dict[str, Json] = {
-        "environment": environment(),
-        "settings": {name: str(value) for name, value in options.items()},
-        "table": markdown_table(header, table),
-        "survivors": [*survivors],
-        "mutants": [{k: v for k, v in x.items()} for x in lines],
-    }
-    write_record(folder / "mutants.json", record)
+    write_record(
+        folder / "mutants.json",
+        settings={name: str(value) for name, value in options.items()},
+        table=markdown_table(header, table),
+        survivors=[*survivors],
+        mutants=[{k: v for k, v in x.items()} for x in lines],
+    )
 
 
 if __name__ == "__main__":

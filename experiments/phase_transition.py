@@ -4,7 +4,6 @@
 entries and writes a table, a JSON record and a figure.
 """
 
-import argparse
 import statistics
 import sys
 import time
@@ -17,7 +16,7 @@ import torch
 
 import lowrank_opt as lo
 from experiments.parallel import Workers
-from experiments.records import Json, environment, prepare_folder, write_record
+from experiments.records import Json, read_options, write_record
 from experiments.tables import markdown_table, text_table
 from lowrank_opt import completion
 from lowrank_opt.observations import Observations
@@ -159,12 +158,8 @@ def draw(trials: Sequence[Trial], path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
-    parser.add_argument("--quick", action="store_true", help="two amounts of data, one seed")
-    options = parser.parse_args(arguments)
-    folder = prepare_folder(options.out)
-    shares, seeds = ((1.5, 4.0), SEEDS[:1]) if options.quick else (OVERSAMPLING, SEEDS)
+    folder, quick = read_options(__doc__, arguments, quick="two amounts of data, one seed")
+    shares, seeds = ((1.5, 4.0), SEEDS[:1]) if quick else (OVERSAMPLING, SEEDS)
     calls = [
         partial(attempt, solver, condition, share, seed)
         for solver in SOLVERS
@@ -179,13 +174,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(text_table(header, rows))
     draw(trials, folder / "phase-transition.png")
     settings: dict[str, Json] = {"side": SIDE, "rank": RANK, "recovered": RECOVERED}
-    record: dict[str, Json] = {
-        "environment": environment(),
-        "settings": settings,
-        "trials": [asdict(t) for t in trials],
-        "table": markdown_table(header, rows),
-    }
-    write_record(folder / "phase-transition.json", record)
+    write_record(
+        folder / "phase-transition.json",
+        settings=settings,
+        trials=[asdict(t) for t in trials],
+        table=markdown_table(header, rows),
+    )
     return 0
 
 

@@ -1,12 +1,13 @@
 """What makes a result repeatable: environment, revision and settings, as one JSON file."""
 
+import argparse
 import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -38,6 +39,32 @@ def environment() -> dict[str, Json]:
     }
 
 
+def read_options(
+    description: str | None, arguments: Sequence[str] | None, *, quick: str
+) -> tuple[Path, bool]:
+    """Return the folder of the results, ready to be written, and whether the run is a quick one.
+
+    Parameters
+    ----------
+    description : str, optional
+        Of the experiment.
+    arguments : sequence of str, optional
+        Those of the process by default.
+    quick : str
+        What a quick run leaves.
+
+    Raises
+    ------
+    DataError
+        If the folder cannot be written.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
+    parser.add_argument("--quick", action="store_true", help=quick)
+    options = parser.parse_args(arguments)
+    return prepare_folder(options.out), bool(options.quick)
+
+
 def prepare_folder(folder: Path) -> Path:
     """Create `folder` and prove that it can be written, before any work starts.
 
@@ -57,15 +84,15 @@ def prepare_folder(folder: Path) -> Path:
         ) from error
 
 
-def write_record(path: Path, record: Mapping[str, Json]) -> None:
-    """Write `record` as JSON in one step: a reader never sees half a file.
+def write_record(path: Path, **record: Json) -> None:
+    """Write `record` and its `environment` as JSON in one step: nobody reads half a file.
 
     Raises
     ------
     DataError
         If the file cannot be written.
     """
-    text = json.dumps(record, indent=1) + "\n"
+    text = json.dumps({"environment": environment(), **record}, indent=1) + "\n"
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
         with os.fdopen(handle, "w", encoding="utf-8") as file:

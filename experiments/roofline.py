@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import lowrank_opt as lo
-from experiments.records import Json, environment, prepare_folder, write_record
+from experiments.records import prepare_folder, write_record
 from experiments.tables import text_table
 from lowrank_opt.completion import AdditiveBias, CompletionResult, CompletionStatus, History
 from lowrank_opt.estimators.ranking import Candidates, best_columns
@@ -295,9 +295,12 @@ def main(arguments: Sequence[str] | None = None) -> list[Line]:
         f"copied, {machine.rate / 1e9:.0f} Gflop/s multiplied"
     )
     print(text_table(HEADER, [line.row() for line in lines]))
-    record: dict[str, Json] = {"environment": environment(), "machine": asdict(machine)}
-    record["profile"], record["lines"] = options.profile, [asdict(line) for line in lines]
-    write_record(folder / "roofline.json", record)
+    write_record(
+        folder / "roofline.json",
+        machine=asdict(machine),
+        profile=options.profile,
+        lines=[asdict(line) for line in lines],
+    )
     return lines
 
 

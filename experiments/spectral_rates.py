@@ -9,7 +9,6 @@ that is best for all settings together: if little, a rate found on a small rank 
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ import torch
 from torch.optim import AdamW, Optimizer
 
 import lowrank_opt as lo
-from experiments.records import Json, environment, prepare_folder, write_record
+from experiments.records import read_options, write_record
 from experiments.tables import markdown_table, mean_and_spread, text_table
 from lowrank_opt.training import SpectralDescent
 
@@ -108,12 +107,7 @@ def _mean_loss(runs: Sequence[Run], lr: float) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the record")
-    parser.add_argument("--quick", action="store_true", help="two rates, one small setting")
-    options = parser.parse_args(arguments)
-    quick = bool(options.quick)
-    folder = prepare_folder(options.out)
+    folder, quick = read_options(__doc__, arguments, quick="two rates, one small setting")
     rates, seeds, steps = (RATES[2:4], (0,), 20) if quick else (RATES, SEEDS, STEPS)
     settings: list[Setting] = [(2, 64, 1.0)]
     if not quick:
@@ -131,15 +125,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         header += [f"best rate, {name}", f"at {common[name]:g}, over the best"]
     rows = [_row(runs, setting, common) for setting in settings]
     print(text_table(header, rows))
-    record: dict[str, Json] = {
-        "environment": environment(),
-        "settings": {"rates": list(rates), "seeds": list(seeds), "steps": steps},
-        "common rates": dict(common),
-        "runs": [asdict(r) for r in runs],
-        "table": markdown_table(header, rows),
-    }
     _draw(runs, common, folder / "spectral-rates.png")
-    write_record(folder / "spectral-rates.json", record)
+    write_record(
+        folder / "spectral-rates.json",
+        settings={"rates": list(rates), "seeds": list(seeds), "steps": steps},
+        common_rates=dict(common),
+        runs=[asdict(r) for r in runs],
+        table=markdown_table(header, rows),
+    )
     return 0
 
 

@@ -17,7 +17,7 @@ import torch
 from torch.optim import AdamW, Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.records import Json, environment, prepare_folder, write_record
+from experiments.records import prepare_folder, write_record
 from experiments.tables import markdown_table, text_table
 from lowrank_opt import training
 from lowrank_opt.training import FactorPair
@@ -135,13 +135,12 @@ def main(arguments: Sequence[str] | None = None) -> list[StepCost]:
     print(f"{shape[0]} x {shape[1]}, rank {options.rank}, {options.threads} threads")
     print(text_table(HEADER, rows))
     settings = {name: value for name, value in vars(options).items() if name != "out"}
-    record: dict[str, Json] = {
-        "settings": settings,
-        "environment": environment(),
-        "costs": [asdict(cost) for cost in costs],
-        "table": markdown_table(HEADER, rows),
-    }
-    write_record(folder / "step-cost.json", record)
+    write_record(
+        folder / "step-cost.json",
+        settings=settings,
+        costs=[asdict(cost) for cost in costs],
+        table=markdown_table(HEADER, rows),
+    )
     return costs
 
 

@@ -11,7 +11,6 @@ what the updates do in the subspaces that they are kept out of, as a part of wha
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import lowrank_opt as lo
-from experiments.records import Json, environment, prepare_folder, write_record
+from experiments.records import read_options, write_record
 from experiments.tables import markdown_table, mean_and_spread, text_table
 from experiments.training_vit import digits
 from lowrank_opt.nn import adapt, adapted_weights, merge_and_unload
@@ -217,24 +216,19 @@ def _accuracy(model: Network, x: Tensor, y: Tensor, task: int) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the record")
-    parser.add_argument("--quick", action="store_true", help="one seed of a few steps")
-    options = parser.parse_args(arguments)
-    folder = prepare_folder(options.out)
-    seeds, steps = ((0,), 20) if options.quick else (SEEDS, STEPS)
+    folder, quick = read_options(__doc__, arguments, quick="one seed of a few steps")
+    seeds, steps = ((0,), 20) if quick else (SEEDS, STEPS)
     outcomes = [run(method, seed, steps) for method in METHODS for seed in seeds]
     header = ["method", *TASKS, "mean", "largest change of earlier logits", "of what is promised"]
     rows = [_row(name, [o for o in outcomes if o.method == name]) for name in METHODS]
     print(text_table(header, rows))
-    record: dict[str, Json] = {
-        "environment": environment(),
-        "settings": {"rank": RANK, "width": WIDTH, "keep": KEEP, "steps": steps, "rtol": RTOL},
-        "outcomes": [asdict(o) for o in outcomes],
-        "table": markdown_table(header, rows),
-    }
     _draw(outcomes, folder / "tasks-in-sequence.png")
-    write_record(folder / "tasks-in-sequence.json", record)
+    write_record(
+        folder / "tasks-in-sequence.json",
+        settings={"rank": RANK, "width": WIDTH, "keep": KEEP, "steps": steps, "rtol": RTOL},
+        outcomes=[asdict(o) for o in outcomes],
+        table=markdown_table(header, rows),
+    )
     return 0
 
 

@@ -6,7 +6,6 @@ comparison differ, and a seed gives every method the same data, start and batche
 ask for what invariance promises: one rate for factors of any scale, here and in a factorisation.
 """
 
-import argparse
 import math
 import sys
 import time
@@ -14,7 +13,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +20,7 @@ from torch.optim import AdamW, Optimizer
 
 import lowrank_opt as lo
 from experiments.parallel import Workers
-from experiments.records import Json, environment, prepare_folder, write_record
+from experiments.records import Json, read_options, write_record
 from experiments.tables import markdown_table, text_table
 from experiments.training_factors import Fit, factor_fits, factor_table
 from experiments.training_report import Outcome, best_rate, draw, scale_table, table
@@ -316,11 +314,8 @@ def run_all(workers: Workers, plan: Plan) -> Results:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the record")
-    parser.add_argument("--quick", action="store_true", help="two rates and one seed")
-    options = parser.parse_args(arguments)
-    folder, plan = prepare_folder(options.out), QUICK if options.quick else Plan()
+    folder, quick = read_options(__doc__, arguments, quick="two rates and one seed")
+    plan = QUICK if quick else Plan()
     with Workers(_ready) as workers:
         results = run_all(workers, plan)
     names, rescaled = [x.name for x in METHODS], [METHODS[k].name for k in ON_FACTORS]
@@ -332,16 +327,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for content in tables.values():
         print(text_table(*content), end="\n\n")
     draw(results.final, names, folder / "training-methods.png")
-    record: dict[str, Json] = {
-        "environment": environment(),
-        "settings": {"steps": STEPS, "rank": RANK, **_as_lists(plan)},
-        "tuning": [asdict(o) for o in results.tuning],
-        "final": [asdict(o) for o in results.final],
-        "scaled": [asdict(o) for o in results.scaled],
-        "factors": [asdict(o) for o in results.factors],
-        "tables": {name: markdown_table(*content) for name, content in tables.items()},
-    }
-    write_record(folder / "training-methods.json", record)
+    write_record(
+        folder / "training-methods.json",
+        settings={"steps": STEPS, "rank": RANK, **_as_lists(plan)},
+        tuning=[asdict(o) for o in results.tuning],
+        final=[asdict(o) for o in results.final],
+        scaled=[asdict(o) for o in results.scaled],
+        factors=[asdict(o) for o in results.factors],
+        tables={name: markdown_table(*content) for name, content in tables.items()},
+    )
     return 0
 
 

@@ -115,7 +115,7 @@ def compare(options: argparse.Namespace) -> None:
                     print(describe(line), flush=True)
                     others = [x for x in record["runs"] if _key(x)[:3] != key[:3]]
                     record["runs"] = [*others, line]
-                    write_record(record_path, record)
+                    write_record(record_path, **record)
     (folder / "peers.md").write_text(report.tables(record["runs"]) + "\n", encoding="utf-8")
     report.figure(record["runs"], options.folds[0], folder / "peers.png")
     print(f"\n{report.tables(record['runs'])}\n\nwritten to {folder}")

@@ -10,7 +10,7 @@ import lowrank_opt as lo
 from experiments import movielens as experiment
 from experiments.movielens_fit import choose, fit
 from experiments.movielens_methods import METHODS, residual_frames, smoothed_weights
-from experiments.records import environment, prepare_folder, write_record
+from experiments.records import prepare_folder, write_record
 from experiments.tables import markdown_table, mean_and_spread, text_table
 from lowrank_opt.errors import DataError
 
@@ -41,7 +41,7 @@ def test_command_reports_unwritable_results(blocked, capsys):
 
 
 def test_record_is_whole_json(tmp_path):
-    write_record(tmp_path / "record.json", {"environment": environment()})
+    write_record(tmp_path / "record.json")
     record = json.loads((tmp_path / "record.json").read_text())
     assert [tmp_path / "record.json"] == list(tmp_path.iterdir())
     assert torch.__version__ == record["environment"]["packages"]["torch"]
@@ -49,7 +49,7 @@ def test_record_is_whole_json(tmp_path):
 
 def test_record_that_cannot_be_written(blocked):
     with pytest.raises(DataError, match=r"record must be written"):
-        write_record(blocked / "record.json", {})
+        write_record(blocked / "record.json")
 
 
 def test_tables():
