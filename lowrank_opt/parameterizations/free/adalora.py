@@ -47,18 +47,6 @@ class AdaLoRA(SumOfComponents):
     2
     """
 
-    def __init__(
-        self,
-        shape: tuple[int, int],
-        rank: int,
-        *,
-        scaling: float = 1.0,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(shape, rank, scaling, dtype=dtype, device=device, generator=generator)
-
     @classmethod
     def examples(cls) -> Iterator[Example]:
         yield Example("AdaLoRA", cls, reference="arXiv 2303.10512")

@@ -34,11 +34,11 @@ class SumOfComponents(Parameterization):
         self,
         shape: tuple[int, int],
         rank: int,
-        scaling: float,
         *,
-        dtype: torch.dtype | None,
-        device: torch.device | str | None,
-        generator: torch.Generator | None,
+        scaling: float = 1.0,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(shape, rank)
         m, n = self.shape
