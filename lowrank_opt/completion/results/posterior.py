@@ -166,7 +166,7 @@ class BayesianResult:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> BayesianResult:
-        """Read a folder that `save` wrote; or an archive of version 1.
+        """Read a folder that `save` wrote.
 
         Raises
         ------

@@ -191,7 +191,7 @@ class CompletionResult:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> CompletionResult:
-        """Read a folder that `save` wrote, onto the CPU; or an archive of version 1.
+        """Read a folder that `save` wrote, onto the CPU.
 
         Raises
         ------

@@ -1,17 +1,13 @@
-"""Folders of results, and the one-file archives that came before them."""
+"""Folders of results."""
 
 from __future__ import annotations
 
-import json
-import zipfile
-import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,8 +26,7 @@ LAYOUT = files.Layout(
     tensors="result.safetensors",
     description="result.json",
 )
-_ARCHIVE_FORMAT, _ARCHIVE_VERSION = "lowrank_opt.CompletionResult", 1
-_DAMAGE = (ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_DAMAGE = (ValueError, KeyError, TypeError, RuntimeError)
 
 
 def check_writable(path: str | PathLike[str]) -> Path:
@@ -71,7 +66,7 @@ def reading(
         If a file is missing, damaged, foreign, of a later version, or of the other kind.
     """
     try:
-        header, tensors = _read_archive(path) if Path(path).is_file() else _read_folder(path, kind)
+        header, tensors = _read_folder(path, kind)
         prefix = "history."
         names = [name for name in tensors if name.startswith(prefix)]
         columns = {name.removeprefix(prefix): tensors.pop(name).tolist() for name in names}
@@ -98,23 +93,3 @@ def _read_folder(path: str | PathLike[str], kind: Kind) -> tuple[JsonObject, dic
             f"use {header.get('kind')}.load"
         )
     return header, tensors
-
-
-def _read_archive(path: str | PathLike[str]) -> tuple[JsonObject, dict[str, Tensor]]:
-    """Read a NumPy archive of version 1, which held one result in one file."""
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-        check(isinstance(archive, np.lib.npyio.NpzFile), "not an archive")
-        header = json.loads(str(archive["header"][()]))
-        known = isinstance(header, dict) and header.get("format") == _ARCHIVE_FORMAT
-        check(known and header["version"] == _ARCHIVE_VERSION, "another format")
-        dtypes = header.pop("dtypes")
-        arrays = {name: _to_torch(archive[name], dtype) for name, dtype in dtypes.items()}
-    renamed = {name.replace("history_", "history.", 1): x for name, x in arrays.items()}
-    mean = torch.tensor(float(header["mean"]), dtype=torch.float64)
-    return header, renamed | {"mean": mean}
-
-
-def _to_torch(array: np.ndarray, dtype: str) -> Tensor:
-    chosen = getattr(torch, dtype, None)
-    check(isinstance(chosen, torch.dtype) and array.dtype.kind == "f", f"dtype {dtype!r}")
-    return torch.from_numpy(array).to(chosen)

@@ -199,8 +199,8 @@ def test_file_gives_back_the_draws(tmp_path):
 
 
 def test_foreign_file_raises(tmp_path):
-    (tmp_path / "draws.npz").write_bytes(b"not an archive")
-    with pytest.raises(DataError, match="foreign or damaged"):
+    (tmp_path / "draws.npz").write_bytes(b"not a folder")
+    with pytest.raises(DataError, match=r"a result is a folder with .*: Not a directory"):
         BayesianResult.load(tmp_path / "draws.npz")
 
 
