@@ -8,10 +8,7 @@ from torch.utils._pytree import tree_leaves
 import lowrank_opt as lo
 from lowrank_opt.observations import Observations
 from tests.builders import normal as normal
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.builders import seeded as seeded
 
 
 def observe(matrix: Tensor, share: float, *, weights: bool = False, seed: int = 1) -> Observations:

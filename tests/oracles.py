@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from lowrank_opt import LowRankOperator, Parameterization
+from tests.builders import normal as normal
 
 D = torch.float64
 
@@ -21,10 +22,6 @@ PROFILES = {
     "tiny tail": lambda r: np.concatenate(([1.0], np.full(r - 1, 1e-9))),
 }
 FRACTIONS = [0.0, 1e-200, 1e-9, 0.3, 1 - 1e-12, 1.0]
-
-
-def normal(*size: int, seed: int = 0, dtype: torch.dtype = D) -> torch.Tensor:
-    return torch.randn(*size, dtype=D, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def dense(op: LowRankOperator) -> np.ndarray:

@@ -14,12 +14,7 @@ from lowrank_opt.errors import NotInSetError, OptionError, TargetError
 from lowrank_opt.linalg import reflections, rotation, skew_matrices, skew_of
 from lowrank_opt.nn import adapt, merge
 from lowrank_opt.testing import forbid_dense
-
-
-def normal(*shape, seed=0, dtype=torch.float64):
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
-
+from tests.builders import normal
 
 FAMILIES = {
     "oft": lambda W: lo.oft(W, blocks=2),

@@ -13,6 +13,7 @@ from torch.func import vmap
 from lowrank_opt import LowRankOperator
 from lowrank_opt.errors import RankError, ShapeError
 from tests.builders import normal
+from tests.oracles import dense
 
 D = torch.float64
 SHAPES = [(1, 1, 1), (1, 6, 1), (7, 1, 1), (5, 4, 2), (4, 4, 4), (300, 7, 7), (3, 4, 6)]
@@ -20,11 +21,6 @@ SHAPES = [(1, 1, 1), (1, 6, 1), (7, 1, 1), (5, 4, 2), (4, 4, 4), (300, 7, 7), (3
 
 def operator(m, n, r, dtype=D):
     return LowRankOperator(normal(m, r), normal(r, seed=1), normal(n, r, seed=2)).to(dtype=dtype)
-
-
-def dense(op):
-    left, scale, right = (x.detach().double().numpy() for x in op)
-    return left @ np.diag(scale) @ right.T
 
 
 @pytest.fixture(params=SHAPES, ids=str)

@@ -16,6 +16,7 @@ import lowrank_opt as lo
 from lowrank_opt.completion.certificates import certificate as certificate_module
 from lowrank_opt.completion.certificates import dual_bound as dual_bound_module
 from lowrank_opt.completion.model.bias import AdditiveBias
+from tests.builders import seeded
 from tests.slips import mutated
 from tests.unit.parameterizations.test_certificate import exact_singular_values
 
@@ -28,17 +29,13 @@ def gamma(count):
     return count * EPS / 2 / (1 - count * EPS / 2)
 
 
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
-
-
 def exact(x):
     return [Fraction(v) for v in x.double().flatten().tolist()]
 
 
 def problem(seed, *, size=0, weighted=False, penalty=None):
     """Observations of every entry, an operator whose terms of 2^size cancel, and biases."""
-    g, m, n = generator(seed), 6, 5
+    g, m, n = seeded(seed), 6, 5
     left, right = (torch.randn(k, 3, dtype=D, generator=g) for k in (m, n))
     left[:, 1], right[:, 1] = left[:, 0], -right[:, 0]
     scale = torch.tensor([2.0**size, 2.0**size, 1.0], dtype=D)
@@ -107,7 +104,7 @@ def check_objective(module):
 def check_linear(module):
     for seed in range(30):
         data = problem(seed, penalty=None if seed % 2 else 0.3)
-        y = torch.randn(30, dtype=D, generator=generator(seed))
+        y = torch.randn(30, dtype=D, generator=seeded(seed))
         a, b = exact(data[2].rows), exact(data[2].cols)
         places = zip(data[0].rows.tolist(), data[0].cols.tolist(), strict=True)
         given = [Fraction(0) if data[3] else a[i] + b[j] for i, j in places]
@@ -129,7 +126,7 @@ def check_linear(module):
 def check_quadratic(module):
     for seed in range(30):
         data = problem(seed, weighted=seed % 3 > 0, penalty=0.3 if seed % 2 else None)
-        y = torch.randn(30, dtype=D, generator=generator(seed))
+        y = torch.randn(30, dtype=D, generator=seeded(seed))
         # Sums that cancel: their rounding is all there is.
         y[1::2] = -y[::2] * (1 + 2.0**-40)
         truth = sum(x * x / w for x, w in zip(exact(y), weights_of(data[0]), strict=True))
@@ -147,7 +144,7 @@ def check_margins(module):
     y[0::5], y[1::5], y[2::5] = 2.0**53, 1.0, -(2.0**53)
     margins = module.DualBound(*data)._margins(y)[:6]
     assert bool((margins >= 1.0).all())
-    y = torch.randn(30, dtype=D, generator=generator(0))
+    y = torch.randn(30, dtype=D, generator=seeded(0))
     Y = y.view(6, 5)
     sizes = torch.cat((gamma(2 * 5 + 2) * Y.abs().sum(1), gamma(2 * 6 + 2) * Y.abs().sum(0)))
     sums = torch.cat((Y.sum(1).abs(), Y.sum(0).abs()))
@@ -170,7 +167,7 @@ def check_sum_above(module):
 
 def check_nuclear_norm(module):
     for seed in range(20):
-        g = generator(seed)
+        g = seeded(seed)
         rank = 1 + seed % 3
         left, right = (torch.randn(k, rank, dtype=D, generator=g) for k in (6, 5))
         op = lo.LowRankOperator(left, torch.rand(rank, dtype=D, generator=g), right)
@@ -247,7 +244,7 @@ class Terms:
 
 
 def numbers(count=400):
-    return torch.rand(count, 3, dtype=D, generator=generator(7)).tolist()
+    return torch.rand(count, 3, dtype=D, generator=seeded(7)).tolist()
 
 
 def check_multiple_over_a_set(module):

@@ -12,10 +12,7 @@ from lowrank_opt.errors import OptionError
 from lowrank_opt.kernels import step_order
 from lowrank_opt.kernels.backend import backend_of
 from lowrank_opt.observations import Observations
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
+from tests.builders import seeded
 
 
 def planted(noise=0.0, m=60, n=50, rank=2, count=1500, scale=1.0, dtype=torch.float64):

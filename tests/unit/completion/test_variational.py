@@ -13,12 +13,9 @@ from lowrank_opt.completion.bayes.normal_wishart import NormalWishart
 from lowrank_opt.errors import OptionError
 from lowrank_opt.kernels.gaussian_rows import GaussianRows, Moments
 from lowrank_opt.observations import Observations
+from tests.builders import seeded
 
 M, N, K = 23, 17, 3
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def entries(weighted=True, count=150, seed=0, m=M, n=N):

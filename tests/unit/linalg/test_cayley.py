@@ -12,12 +12,9 @@ from lowrank_opt.linalg import (
     symmetric_inverse_cayley,
     tall_cayley,
 )
+from tests.builders import normal
 
 D = torch.float64
-
-
-def normal(*size, seed=0, dtype=D):
-    return torch.randn(*size, dtype=D, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def frame(rows, cols, seed=0):

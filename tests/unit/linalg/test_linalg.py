@@ -24,12 +24,9 @@ from lowrank_opt.linalg import (
     scale_to_unit_peak,
     top_k_sum,
 )
+from tests.builders import normal
 
 D = torch.float64
-
-
-def normal(*size, seed=0, dtype=D):
-    return torch.randn(*size, dtype=D, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def nearest_in_polytope(v, A, b):

@@ -23,12 +23,9 @@ from lowrank_opt.merging import (
 from lowrank_opt.merging.federated.noise import gaussian, near_best_of_rank, noisy_mean
 from lowrank_opt.merging.federated.private import Adjacency
 from lowrank_opt.testing import forbid_dense
+from tests.builders import seeded
 
 M, N, R = 60, 50, 3
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def members(

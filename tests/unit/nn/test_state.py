@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import lowrank_opt as lo
 from lowrank_opt.errors import DataError, NotInSetError, ShapeError, TargetError
@@ -20,9 +20,15 @@ from lowrank_opt.nn import (
     merge,
     save_adapter,
 )
+from lowrank_opt.parameterizations.catalog import examples
+from lowrank_opt.parameterizations.example import Example
 from tests.adapted import member
 from tests.preloaded import run_script
 
+UPDATES = [
+    *(e for e in examples() if not e.name.startswith("WeightDecomposed")),
+    Example("DenseCore", lambda shape, rank, dtype: lo.DenseCore(shape, dtype=dtype)),
+]
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 
 
@@ -31,27 +37,11 @@ def plain() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)).eval()
 
 
-def norms() -> Tensor:
-    return torch.arange(1.0, 6.0)
+def nb_lora(shape: tuple[int, int]) -> lo.NBLoRA:
+    return lo.NBLoRA(shape, 2, radius=0.5)
 
 
-MAKES = {
-    "Factored": lambda s: lo.Factored(s, 2, scaling=3.0),
-    "NBLoRA": lambda s: lo.NBLoRA(s, 2, radius=0.5),
-    "NBLoRA p=1": lambda s: lo.NBLoRA(s, 2, radius=0.5, p=1),
-    "NBLoRA bounds": lambda s: lo.NBLoRA(s, 2, bounds=[0.5, 0.1]),
-    "NBLoRA Ky Fan": lambda s: lo.NBLoRA(s, 3, radius=2.0, ky_fan=2),
-    "HomogeneousBall": lambda s: lo.HomogeneousBall(s, 2, radius=4.0, p=2),
-    "DeLoRA": lambda s: lo.DeLoRA(s, 2, radius=2.0, column_norms=torch.ones(s[1]) / 2),
-    "DeLoRA paper": lambda s: lo.DeLoRA(s, 1, radius=2.0, variant="paper"),
-    "DenseCore": lo.DenseCore,
-    "NestedSVD": lambda s: lo.NestedSVD(torch.randn(*s), lo.NBLoRA((3, 3), 2, radius=0.5)),
-    "Weighted": lambda s: lo.Weighted(lo.Factored(s, 2), torch.rand(s[0]) + 1),
-    "Offset": lambda s: lo.Offset(lo.HomogeneousBall(s, 1, radius=0.3)),
-}
-
-
-def trained(make: object = MAKES["NBLoRA"], **options: object) -> nn.Module:
+def trained(make: object = nb_lora, **options: object) -> nn.Module:
     model = adapt(plain(), make, targets="all-linear", **options)
     torch.manual_seed(5)
     for parameter in (p for p in model.parameters() if p.requires_grad):
@@ -59,9 +49,11 @@ def trained(make: object = MAKES["NBLoRA"], **options: object) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("kind", MAKES)
-def test_round_trip_of_every_parameterization(kind: str, tmp_path: Path) -> None:
-    model = trained(MAKES[kind])
+@pytest.mark.parametrize("example", UPDATES, ids=lambda example: example.name)
+def test_round_trip_of_every_parameterization(example: Example, tmp_path: Path) -> None:
+    # A single direction cannot be rotated.
+    rank = 2 if example.name.startswith("Orthogonal") else 1
+    model = trained(partial(example.make, rank=rank, dtype=torch.float32))
     assert not torch.allclose(plain()(X), model(X))
     save_adapter(model, tmp_path / "adapter")
     assert torch.equal(model(X), load_adapter(plain(), tmp_path / "adapter")(X))
@@ -103,7 +95,7 @@ def test_tied_adapter_is_saved_once(tmp_path: Path) -> None:
         model[1].weight = model[0].weight
         return model
 
-    model = adapt(tied(), MAKES["Factored"], targets="0")
+    model = adapt(tied(), lambda s: lo.Factored(s, 2, scaling=3.0), targets="0")
     nn.init.normal_(member(model[0]).left)
     save_adapter(model, tmp_path)
     loaded = load_adapter(tied(), tmp_path)
@@ -130,7 +122,7 @@ def test_combination_is_saved_by_name(tmp_path: Path) -> None:
 
 
 def test_file_is_loaded_into_the_present_adapter(tmp_path: Path) -> None:
-    model, other = trained(), adapt(plain(), MAKES["NBLoRA"], targets="all-linear")
+    model, other = trained(), adapt(plain(), nb_lora, targets="all-linear")
     parameters = list(other.parameters())
     save_adapter(model, tmp_path)
     load_adapter(other, tmp_path)
@@ -262,7 +254,7 @@ def test_another_method_is_refused(tmp_path: Path) -> None:
 
 def test_other_sites_are_listed(tmp_path: Path) -> None:
     save_adapter(trained(), tmp_path)
-    other = adapt(plain(), MAKES["NBLoRA"], targets="0")
+    other = adapt(plain(), nb_lora, targets="0")
     with pytest.raises(DataError, match=r"unexpected in the file: \['2.weight'\]"):
         load_adapter(other, tmp_path)
 
@@ -316,7 +308,7 @@ DAMAGES = {
 @pytest.mark.parametrize("read", ["load", "inspect"])
 def test_damaged_tensors_are_refused(damage: str, read: str, tmp_path: Path) -> None:
     change, error, message = DAMAGES[damage]
-    model = adapt(plain(), MAKES["NBLoRA"], targets="0", modules_to_train="2")
+    model = adapt(plain(), nb_lora, targets="0", modules_to_train="2")
     for parameter in (p for p in model.parameters() if p.requires_grad):
         nn.init.normal_(parameter, std=0.1)
     save_adapter(model, tmp_path)

@@ -55,17 +55,13 @@ def of(cls, *args, **options):
     return partial(cls, *args, **options)
 
 
+# Options that no example has.
 FURTHER = {
-    "oft": of(lo.oft, example_tensor(*SHAPE), blocks=2, radius=0.5),
     "boft": of(lo.boft, example_tensor(*SHAPE), blocks=4, stages=2),
-    "hra": of(lo.hra, example_tensor(*SHAPE), 4),
-    "psoft": of(lo.psoft, example_tensor(*SHAPE), 3),
     "ETHER output": of(lo.ETHER, example_tensor(*SHAPE), side="output"),
-    "polar": of(lo.polar, SHAPE, 3, radius=0.5),
     "NormalizedLoRA start": of(lo.NormalizedLoRA, SHAPE, 3, every_step=False),
     "AdaLoRA": of(lo.AdaLoRA, SHAPE, 3, scaling=2.0),
     "DynamicRank": of(lo.DynamicRank, SHAPE, 3, scaling=0.5),
-    "NBLoRA skew": of(lo.NBLoRA, SHAPE, 3, radius=2.0, skew=True),
     "NBLoRA half": of(lo.NBLoRA, SHAPE, 3, radius=2.0, dtype=torch.bfloat16),
     "Contractions default": of(lo.Contractions, SHAPE, 3),
     "DeLoRA author": of(
@@ -77,13 +73,8 @@ FURTHER = {
         learn_radius=True,
         column_norms=torch.linspace(1, 2, 8),
     ),
-    "DeLoRA paper": of(lo.DeLoRA, SHAPE, 3, radius=2.0, variant="paper"),
-    "DeLoRA peft": of(lo.DeLoRA, SHAPE, 2, radius=2.0, variant="peft"),
     "DenseCore": of(lo.DenseCore, SHAPE),
-    "SVDFrames qr": of(lo.SVDFrames, SHAPE, 3, frame="qr", radius=2.0),
-    "RadialBall nuclear": of(lo.RadialBall, SHAPE, 3, radius=2.0, norm=1),
     "RadialBall ball": of(lo.RadialBall, SHAPE, 3, radius=2.0, norm=lo.KyFanBall(2, 9.0, 1)),
-    "ETHERPlus one-sided": of(lo.ETHERPlus, torch.randn(SHAPE), blocks=2, two_sided=False),
     "VeRA shared": of(lo.VeRA, SHAPE, 3, projections=(torch.randn(12, 5), torch.randn(5, 11))),
     "Frozen": lambda: Frozen(lo.LowRankOperator.from_dense(torch.randn(SHAPE), rank=3)),
     "Offset of ETHER": lambda: lo.Offset(lo.ETHER(torch.randn(SHAPE), blocks=2)),

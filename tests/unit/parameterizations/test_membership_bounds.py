@@ -7,6 +7,7 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.parameterizations import certificate as membership_module
+from tests.builders import seeded
 from tests.slips import mutated
 from tests.unit.parameterizations.test_certificate import exact_singular_values
 
@@ -14,13 +15,9 @@ D = torch.float64
 EPS = 2.0**-52
 
 
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
-
-
 def triples():
     for seed in range(12):
-        g, rank = generator(seed), 1 + seed % 4
+        g, rank = seeded(seed), 1 + seed % 4
         left, right = (torch.randn(k, rank, dtype=D, generator=g) for k in (7, 5))
         yield lo.LowRankOperator(left, 100 * torch.rand(rank, dtype=D, generator=g), right)
 

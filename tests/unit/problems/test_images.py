@@ -10,10 +10,7 @@ from sklearn.datasets import load_sample_image
 from lowrank_opt.errors import DataError, ObservationError, OptionError, ShapeError
 from lowrank_opt.metrics import psnr
 from problems.images import block_mask, observe, photograph, random_mask, to_image, to_matrix
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.builders import seeded
 
 
 @pytest.mark.parametrize("name", ["china", "flower"])

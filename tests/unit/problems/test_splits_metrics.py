@@ -12,10 +12,7 @@ from lowrank_opt.errors import ObservationError, ShapeError
 from lowrank_opt.metrics import mae, rmse
 from lowrank_opt.observations import Observations
 from problems.splits import k_folds, random_split, validation_split
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.builders import seeded
 
 
 def numbered(count: int) -> Observations:

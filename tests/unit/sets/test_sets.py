@@ -13,14 +13,10 @@ import torch
 import lowrank_opt as lo
 from lowrank_opt.errors import OptionError, RadiusError, RankError
 from tests.builders import normal
+from tests.oracles import dense
 
 D = torch.float64
 M, N = 6, 5
-
-
-def dense(op):
-    left, scale, right = (x.detach().double().numpy() for x in op)
-    return left @ np.diag(scale) @ right.T
 
 
 def diagonal(*values):

@@ -12,27 +12,18 @@ from lowrank_opt.errors import ConvergenceError, ShapeError
 from lowrank_opt.kernels import observed_squared_loss
 from lowrank_opt.training import (
     FactorPair,
-    LoRAPro,
     LoRAProAdamW,
     LoRARite,
     ScaledAdamW,
     ScaledGD,
-    SpectralDescent,
     factor_pairs,
     lora_plus_groups,
     spectral_start,
 )
 from lowrank_opt.training.optimizers import factor_optimizer
+from tests.pair_optimizers import OPTIMIZERS
 
-ALL = {
-    "ScaledGD": lambda pairs: ScaledGD(pairs, lr=0.05),
-    "ScaledAdamW": lambda pairs: ScaledAdamW(pairs, lr=0.05),
-    "LoRARite": lambda pairs: LoRARite(pairs, lr=0.05, escaped_mass=True),
-    "LoRAPro": lambda pairs: LoRAPro(pairs, lr=0.05, momentum=0.9, normalized=True),
-    "LoRAProAdamW": lambda pairs: LoRAProAdamW(pairs, lr=0.05),
-    "SpectralDescent": lambda pairs: SpectralDescent(pairs, lr=0.05),
-}
-EVERY = pytest.mark.parametrize("make", ALL.values(), ids=ALL)
+EVERY = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 
 
 def model(seed=0, dtype=torch.float32):

@@ -7,27 +7,13 @@ from torch import Tensor
 
 from lowrank_opt.training import (
     FactorPair,
-    LoRAPro,
-    LoRAProAdamW,
-    LoRARite,
-    ScaledGD,
-    SpectralDescent,
 )
 from lowrank_opt.training.algebra import small as small_module
 from lowrank_opt.training.algebra.small import small, tensor
 from lowrank_opt.training.algebra.thin_basis import thin_bases
 from lowrank_opt.training.optimizers.spectral_descent import msign
 from lowrank_opt.training.ranks.rank_allocator import _cut
-
-ALL = {
-    "ScaledGD": lambda pairs: ScaledGD(pairs, lr=0.05),
-    "ScaledGD damped": lambda pairs: ScaledGD(pairs, lr=0.05, damping=1e-3),
-    "LoRARite": lambda pairs: LoRARite(pairs, lr=0.05, escaped_mass=True),
-    "LoRAPro": lambda pairs: LoRAPro(pairs, lr=0.05, momentum=0.9, normalized=True),
-    "LoRAPro zero": lambda pairs: LoRAPro(pairs, lr=0.05, split="zero"),
-    "LoRAProAdamW": lambda pairs: LoRAProAdamW(pairs, lr=0.05),
-    "SpectralDescent": lambda pairs: SpectralDescent(pairs, lr=0.05),
-}
+from tests.pair_optimizers import OPTIMIZERS
 
 
 def factor(m: int, r: int, condition: float, seed: int = 0, size: float = 1.0) -> Tensor:
@@ -113,7 +99,7 @@ def path(make, L: Tensor, R: Tensor, steps: int = 12) -> Tensor:
     return (L @ R.T).detach().double()
 
 
-@pytest.mark.parametrize("make", ALL.values(), ids=ALL)
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("condition", [2.0, 100.0, None])
 def test_torch_and_numpy_take_the_same_path(make, condition, monkeypatch):
     for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 2e-3)):
@@ -146,7 +132,7 @@ def shrinking_path(make) -> Tensor:
     return (L @ R.T).detach()
 
 
-@pytest.mark.parametrize("make", ALL.values(), ids=ALL)
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_a_rank_that_shrinks_may_change_the_kind(make, monkeypatch):
     expected = shrinking_path(make)
     monkeypatch.setattr(small_module, "_NUMPY_RANK", 2)
