@@ -51,8 +51,9 @@ format-check: $(STAMP) ## Fail if the formatter would change a file
 lint: $(STAMP) ## Lint
 	@$(BIN)/python -m ruff check $(PRESENT)
 
-types: $(STAMP) ## Check the types (strict): ours, and of a user's script
+types: $(STAMP) ## Check the types (strict): ours, those of public names, and of a user's script
 	@$(BIN)/python -m basedpyright $(wildcard lowrank_opt problems experiments)
+	@$(MAKE) --no-print-directory types-public
 	@$(BIN)/python tests/editable_types.py
 
 types-public: $(STAMP) ## Check that every public symbol has a type
