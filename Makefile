@@ -20,7 +20,7 @@ SOURCES := lowrank_opt problems experiments tests docs conftest.py noxfile.py \
 PRESENT = $(wildcard $(SOURCES))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-completion-peers movielens test test-peers test-dist format format-check lint types types-public docs docs-browser wheel release clean
+.PHONY: help venv venv-completion-peers movielens test test-peers test-dist format format-check lint types types-public docs chromium docs-browser wheel release clean
 
 help: ## Show this help
 	@echo "Targets (each one installs what it needs into $(VENV) first):"
@@ -66,11 +66,13 @@ docs: $(STAMP) ## Build the documentation into docs/_build/html, warnings are er
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "built docs/_build/html/index.html"
 
-docs-browser: $(STAMP) ## Open every built page in headless Chromium (Debian: installs it, as root)
+chromium: ## Find Chromium, or install it (Debian, as root)
 	@command -v chromium chromium-browser google-chrome > /dev/null || { \
 	  [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && echo "installing chromium" && \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium > /dev/null; } || { \
-	  echo "error: needs Chromium; on Debian and Ubuntu run: apt install chromium; without it, leave this target out" >&2; exit 1; }
+	  echo "error: needs Chromium; on Debian and Ubuntu run: apt install chromium" >&2; exit 1; }
+
+docs-browser: $(STAMP) chromium ## Open every built page in headless Chromium
 	@[ -f docs/_build/html/index.html ] || $(MAKE) docs
 	@$(BIN)/python tests/docs_browser.py docs/_build/html
 
