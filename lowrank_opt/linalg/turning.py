@@ -191,7 +191,10 @@ def _skew_near(D: Tensor, radius: float) -> Tensor:
 
 
 def _climbed(M: Tensor, entries: Tensor, radius: float) -> Tensor:
-    """Climb <M, R> from a bit inside: on the boundary the map folds."""
+    """Return the rotation to which climbing <M, R> leads from entries inside the radius.
+
+    On the boundary the map from entries to rotations folds, and has no direction to climb in.
+    """
     bound, eye = math.tan(math.asin(radius / 2)), _eye(M)
 
     def turned(x: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from lowrank_opt.merging.clients.clients import (
     working,
 )
 from lowrank_opt.merging.clients.factors import aligned
-from lowrank_opt.merging.federated.fair import Objective
+from lowrank_opt.merging.federated.fair import FairObjective
 from lowrank_opt.merging.federated.rules import (
     FederatedMethod,
     Sent,
@@ -90,7 +90,7 @@ def aggregate(
     reference: LowRankOperator | None = ...,
     rank: int | None = ...,
     regularization: float = ...,
-    objective: Objective = ...,
+    objective: FairObjective = ...,
     feasible_set: Declared | None = ...,
 ) -> Aggregate: ...
 
@@ -104,7 +104,7 @@ def aggregate(
     reference: Mapping[str, LowRankOperator] | None = ...,
     rank: int | None = ...,
     regularization: float = ...,
-    objective: Objective = ...,
+    objective: FairObjective = ...,
     feasible_set: Mapping[str, Declared] | None = ...,
 ) -> dict[str, Aggregate]: ...
 
@@ -117,7 +117,7 @@ def aggregate(
     reference: LowRankOperator | Mapping[str, LowRankOperator] | None = None,
     rank: int | None = None,
     regularization: float = 0.01,
-    objective: Objective = "frobenius",
+    objective: FairObjective = "frobenius",
     feasible_set: Declared | Mapping[str, Declared] | None = None,
 ) -> Aggregate | dict[str, Aggregate]:
     r"""Aggregate the clients' updates :math:`W_k = B_k A_k` of one round.
@@ -319,9 +319,9 @@ def _check_options(clients: Sequence[object], method: str, settings: Settings) -
         raise OptionError("aggregate needs at least one client; got none")
     if method not in get_args(FederatedMethod):
         raise OptionError(f"method must be one of {get_args(FederatedMethod)}; got {method!r}")
-    if settings.objective not in get_args(Objective):
+    if settings.objective not in get_args(FairObjective):
         raise OptionError(
-            f"objective must be one of {get_args(Objective)}; got {settings.objective!r}"
+            f"objective must be one of {get_args(FairObjective)}; got {settings.objective!r}"
         )
     if not settings.regularization >= 0:
         raise OptionError(

@@ -17,11 +17,11 @@ from lowrank_opt.linalg import lp_norm, orthonormal_columns
 from lowrank_opt.merging.clients.factors import ClientFactors
 from lowrank_opt.operator import LowRankOperator
 
-Objective: TypeAlias = Literal["frobenius", "cosine", "cosine_squared"]
+FairObjective: TypeAlias = Literal["frobenius", "cosine", "cosine_squared"]
 
 
 def corrected_mean(
-    clients: ClientFactors, *, regularization: float, objective: Objective
+    clients: ClientFactors, *, regularization: float, objective: FairObjective
 ) -> LowRankOperator:
     r"""Return ``(mean left + dB) diag(scale) (mean right)^T``.
 

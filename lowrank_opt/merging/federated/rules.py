@@ -15,7 +15,7 @@ from lowrank_opt.errors import OptionError
 from lowrank_opt.linalg import product_svd
 from lowrank_opt.merging.clients.clients import working
 from lowrank_opt.merging.clients.factors import ClientFactors
-from lowrank_opt.merging.federated.fair import Objective, corrected_mean
+from lowrank_opt.merging.federated.fair import FairObjective, corrected_mean
 from lowrank_opt.operator import LowRankOperator
 
 FederatedMethod: TypeAlias = Literal["fedit", "ffa", "flora", "flexlora", "fedex", "fair"]
@@ -37,7 +37,7 @@ class Settings:
 
     rank: int | None
     regularization: float
-    objective: Objective
+    objective: FairObjective
 
 
 class Sent(NamedTuple):

@@ -12,7 +12,7 @@ from lowrank_opt.errors import ShapeError, TargetError
 from lowrank_opt.linalg import leading_svd, orthonormal_columns, working_dtype
 from lowrank_opt.operator import LowRankOperator
 
-Side: TypeAlias = Literal["left", "right"]
+SingularSide: TypeAlias = Literal["left", "right"]
 
 # Up to this many rows or columns a dense SVD takes less time than the products of Lanczos.
 _SMALL = 1024
@@ -75,7 +75,7 @@ class SingularBasis:
         """The singular values, decreasing, shape (q,)."""
         return self.triples.scale
 
-    def vectors(self, side: Side) -> Tensor:
+    def vectors(self, side: SingularSide) -> Tensor:
         """Return the left (m x q) or right (n x q) singular vectors."""
         return self.triples.left if side == "left" else self.triples.right
 

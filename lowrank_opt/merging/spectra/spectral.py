@@ -40,7 +40,7 @@ from lowrank_opt.errors import OptionError, RankError, TargetError
 from lowrank_opt.linalg import lp_norm
 from lowrank_opt.merging.spectra.chance import chance_below, chance_quantile
 from lowrank_opt.merging.spectra.model_updates import base_matrices, model_updates
-from lowrank_opt.merging.spectra.singular_basis import Side, SingularBasis
+from lowrank_opt.merging.spectra.singular_basis import SingularBasis, SingularSide
 from lowrank_opt.merging.spectra.spectral_tables import ModelSpectralReport, SpectralReport
 from lowrank_opt.operator import LowRankOperator
 
@@ -267,7 +267,7 @@ def _matrix_report(
 ) -> SpectralReport:
     basis = base if isinstance(base, SingularBasis) else SingularBasis.of(base)
     tuned = basis.updated_svd(update, k + 1)
-    sides: tuple[Side, ...] = ("left", "right") if side == "both" else (side,)
+    sides: tuple[SingularSide, ...] = ("left", "right") if side == "both" else (side,)
     if threshold is None:
         q = len(basis.values)
         threshold = min(chance_quantile(0.95, _size(basis, s), q) for s in sides)
@@ -290,12 +290,12 @@ def _matrix_report(
     )
 
 
-def _size(basis: SingularBasis, side: Side) -> int:
+def _size(basis: SingularBasis, side: SingularSide) -> int:
     return basis.shape[0] if side == "left" else basis.shape[1]
 
 
 def _cosines(
-    basis: SingularBasis, tuned: LowRankOperator, side: Side, closeness: float
+    basis: SingularBasis, tuned: LowRankOperator, side: SingularSide, closeness: float
 ) -> tuple[Tensor, Tensor]:
     """Return for each vector its largest cosine, and the norm of its part near that match."""
     y = tuned.left if side == "left" else tuned.right

@@ -23,7 +23,7 @@ from lowrank_opt.parameterizations.base import Parameterization, random_frame
 from lowrank_opt.parameterizations.example import Example
 from lowrank_opt.sets import RankAtMost, SchattenBall
 
-Frame = Literal["cayley", "polar", "qr", "manifold"]
+FrameMap = Literal["cayley", "polar", "qr", "manifold"]
 Core = Literal["diagonal", "full"]
 
 
@@ -84,7 +84,7 @@ class SVDFrames(Parameterization):
         shape: tuple[int, int],
         rank: int,
         *,
-        frame: Frame = "polar",
+        frame: FrameMap = "polar",
         core: Core = "diagonal",
         radius: float | None = None,
         dtype: torch.dtype | None = None,
@@ -93,7 +93,7 @@ class SVDFrames(Parameterization):
     ) -> None:
         super().__init__(shape, rank)
         m, n = self.shape
-        self.frame: Frame = check_choice(frame, get_args(Frame), "frame")
+        self.frame: FrameMap = check_choice(frame, get_args(FrameMap), "frame")
         self.radius: float | None = None if radius is None else check_radius(radius)
         empty = torch.empty(0, dtype=dtype, device=device)
         self.core: Core = check_choice(core, get_args(Core), "core")
@@ -156,7 +156,7 @@ class SVDFrames(Parameterization):
         return self
 
 
-def _frame_parameter(frame: Frame, empty: Tensor) -> nn.Parameter:
+def _frame_parameter(frame: FrameMap, empty: Tensor) -> nn.Parameter:
     if frame != "manifold":
         return nn.Parameter(empty)
     with extra("geoopt"):
@@ -165,7 +165,7 @@ def _frame_parameter(frame: Frame, empty: Tensor) -> nn.Parameter:
     return geoopt.ManifoldParameter(eye, manifold=geoopt.Stiefel())
 
 
-def _built(frame: Frame, free: Tensor) -> Tensor:
+def _built(frame: FrameMap, free: Tensor) -> Tensor:
     """Return the frame of free parameters."""
     if frame == "polar":
         return polar_frame(free)
@@ -178,7 +178,7 @@ def _built(frame: Frame, free: Tensor) -> Tensor:
     return free.to(working_dtype(free))
 
 
-def _inverted(frame: Frame, Q: Tensor) -> Tensor:
+def _inverted(frame: FrameMap, Q: Tensor) -> Tensor:
     """Return free parameters of a frame; Cayley reaches it up to signs of its columns."""
     if frame != "cayley":
         return Q

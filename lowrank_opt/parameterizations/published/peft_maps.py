@@ -21,7 +21,7 @@ def square(entries: Tensor, b: int) -> Tensor:
     return Q - Q.mT
 
 
-def above(Q: Tensor) -> Tensor:
+def upper_entries(Q: Tensor) -> Tensor:
     """Return the entries above the diagonal, row by row."""
     rows, cols = torch.triu_indices(Q.shape[-1], Q.shape[-1], 1)
     return Q[..., rows, cols]

@@ -10,16 +10,27 @@ from torch import Tensor
 from lowrank_opt.errors import TargetError
 from lowrank_opt.linalg import nearest_frame, skew_entries
 from lowrank_opt.operator import LowRankOperator
-from lowrank_opt.parameterizations.published.peft_maps import above, computed, free, square, turned
+from lowrank_opt.parameterizations.published.peft_maps import (
+    computed,
+    free,
+    square,
+    turned,
+    upper_entries,
+)
 from lowrank_opt.parameterizations.turned.orthogonal import Orthogonal
-from lowrank_opt.parameterizations.turned.scaled_rotation import Frame, ScaledRotation
+from lowrank_opt.parameterizations.turned.scaled_rotation import RotatedFrame, ScaledRotation
 
 # Singular vectors in single precision, as PEFT takes them, and ours.
 _SAME_FRAME = 1e-3
 
 
 def psoft_frames(
-    weight: Tensor, rank: int, frame: Frame = "right", *, steps: int | None = None, seed: int = 0
+    weight: Tensor,
+    rank: int,
+    frame: RotatedFrame = "right",
+    *,
+    steps: int | None = None,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     r"""Return B and :math:`A^T` of PSOFT as PEFT computes them from the weight, in float32.
 
@@ -136,7 +147,7 @@ def psoft_tensors(module: Orthogonal | ScaledRotation) -> dict[str, Tensor]:
         )
     sign = agree.sign()
     Q = -sign.unsqueeze(1) * free(module).view(module.rank, module.rank) * sign
-    tensors = {"psoft_R.weight": above(Q).to(module.skew.dtype)}
+    tensors = {"psoft_R.weight": upper_entries(Q).to(module.skew.dtype)}
     if isinstance(module, ScaledRotation):
         tensors |= {"psoft_R.vector_a": module.before.detach().clone()}
         tensors |= {"psoft_R.vector_b": module.after.detach().clone()}

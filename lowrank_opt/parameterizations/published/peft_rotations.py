@@ -15,7 +15,13 @@ from torch import Tensor
 from lowrank_opt.checks import check_choice
 from lowrank_opt.errors import TargetError
 from lowrank_opt.linalg import skew_entries
-from lowrank_opt.parameterizations.published.peft_maps import above, computed, free, square, turned
+from lowrank_opt.parameterizations.published.peft_maps import (
+    computed,
+    free,
+    square,
+    turned,
+    upper_entries,
+)
 from lowrank_opt.parameterizations.published.peft_psoft import psoft_from_peft, psoft_tensors
 from lowrank_opt.parameterizations.turned.orthogonal import Orthogonal
 from lowrank_opt.parameterizations.turned.scaled_rotation import ScaledRotation
@@ -137,7 +143,7 @@ def to_peft_rotation(module: Orthogonal | ScaledRotation, kind: PeftKind) -> dic
     Q = -free(module).to(module.skew.dtype)
     if kind == "BOFT":
         return {"boft_R": Q, "boft_s": Q.new_ones(module.shape[0], 1)}
-    return {"oft_R.weight": above(Q[0])}
+    return {"oft_R.weight": upper_entries(Q[0])}
 
 
 def peft_rotation_dense(

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lowrank_opt.errors import OptionError
 from lowrank_opt.parameterizations.example import Example, example_tensor
-from lowrank_opt.parameterizations.turned.orthogonal import Map, Orthogonal
-from lowrank_opt.parameterizations.turned.scaled_rotation import Frame, ScaledRotation
+from lowrank_opt.parameterizations.turned.orthogonal import Orthogonal, TurnMap
+from lowrank_opt.parameterizations.turned.scaled_rotation import RotatedFrame, ScaledRotation
 from lowrank_opt.parameterizations.turned.turns import Butterfly
 
 
@@ -69,7 +69,7 @@ def examples() -> Iterator[Example]:
 
 
 def oft(
-    weight: Tensor, *, blocks: int = 1, radius: float | None = None, map: Map = "cayley"
+    weight: Tensor, *, blocks: int = 1, radius: float | None = None, map: TurnMap = "cayley"
 ) -> Orthogonal:
     """Return orthogonal fine-tuning: block-diagonal rotations of the inputs.
 
@@ -194,7 +194,7 @@ def psoft(
     *,
     radius: float | None = None,
     scales: Literal[True],
-    frame: Frame = "right",
+    frame: RotatedFrame = "right",
 ) -> ScaledRotation: ...
 
 
@@ -204,7 +204,7 @@ def psoft(
     *,
     radius: float | None = None,
     scales: bool = False,
-    frame: Frame = "right",
+    frame: RotatedFrame = "right",
 ) -> Orthogonal | ScaledRotation:
     """Return PSOFT: a rotation between the `rank` leading right singular vectors of the weight.
 

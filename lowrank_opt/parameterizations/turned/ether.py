@@ -28,7 +28,7 @@ from lowrank_opt.parameterizations.turned.leading import LeadingValues
 from lowrank_opt.sets import SchattenBall, SingularValueBox, relative_tolerance
 
 Shape = tuple[int, int]
-Side = Literal["input", "output"]
+ReflectedSide = Literal["input", "output"]
 
 
 class ETHER(Parameterization):
@@ -82,12 +82,12 @@ class ETHER(Parameterization):
         weight: Tensor,
         *,
         blocks: int = 1,
-        side: Side = "input",
+        side: ReflectedSide = "input",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__((weight.shape[0], weight.shape[1]), _check_blocks(blocks, weight))
         self.blocks = blocks
-        self.side: Side = check_choice(side, get_args(Side), "side")
+        self.side: ReflectedSide = check_choice(side, get_args(ReflectedSide), "side")
         self._leading = LeadingValues()
         self.register_buffer("weight", weight.detach())
         self.weight: Tensor
@@ -205,12 +205,12 @@ class ETHERPlus(Parameterization):
         *,
         blocks: int = 1,
         two_sided: bool = True,
-        side: Side = "input",
+        side: ReflectedSide = "input",
         generator: torch.Generator | None = None,
     ) -> None:
         m, n = weight.shape
         rank = (4 if two_sided else 2) * _check_blocks(blocks, weight)
-        self_side: Side = check_choice(side, get_args(Side), "side")
+        self_side: ReflectedSide = check_choice(side, get_args(ReflectedSide), "side")
         rows = m if two_sided or side == "output" else n
         if blocks >= (max(m, n) if two_sided else rows):
             raise RankError(
@@ -221,7 +221,7 @@ class ETHERPlus(Parameterization):
         self.blocks: int
         self.two_sided: bool
         self.blocks, self.two_sided = blocks, two_sided
-        self.side: Side = self_side
+        self.side: ReflectedSide = self_side
         self._leading = LeadingValues()
         self.register_buffer("weight", weight.detach())
         self.weight: Tensor
@@ -281,7 +281,7 @@ class ETHERPlus(Parameterization):
         return self
 
 
-def _on(side: Side, op: LowRankOperator) -> LowRankOperator:
+def _on(side: ReflectedSide, op: LowRankOperator) -> LowRankOperator:
     """Return an operator of the reflected rows as one of the weight, and back."""
     return op if side == "output" else op.mT
 

@@ -41,7 +41,7 @@ from lowrank_opt.parameterizations.turned.turns import (
 )
 from lowrank_opt.sets import ImageSet, OrthogonalSet, relative_tolerance
 
-Map = Literal["cayley", "exponential", "householder"]
+TurnMap = Literal["cayley", "exponential", "householder"]
 
 
 class Orthogonal(Parameterization):
@@ -117,7 +117,7 @@ class Orthogonal(Parameterization):
         weight: Tensor,
         *,
         blocks: int = 1,
-        map: Map = "cayley",
+        map: TurnMap = "cayley",
         radius: float | None = None,
         rank: int | None = None,
         stages: int = 1,
@@ -125,7 +125,7 @@ class Orthogonal(Parameterization):
         generator: torch.Generator | None = None,
     ) -> None:
         m, n = weight.shape
-        check_choice(map, get_args(Map), "map")
+        check_choice(map, get_args(TurnMap), "map")
         _check_weight(weight)
         self.butterfly: Butterfly = check_choice(butterfly, get_args(Butterfly), "butterfly")
         thin = _check_rank(rank, blocks, stages, map, (m, n))
@@ -133,7 +133,7 @@ class Orthogonal(Parameterization):
         self.blocks: int
         self.stages: int
         self.blocks, self.stages = blocks, stages
-        self.map: Map = map
+        self.map: TurnMap = map
         self.radius: float | None = _check_distance(radius, map)
         self.directions = thin
         self.complete: bool = map == "householder" or (radius is not None and stages == 1)
@@ -341,7 +341,7 @@ def _check_weight(weight: Tensor) -> None:
 
 
 def _check_rank(
-    rank: int | None, blocks: int, stages: int, map: Map, shape: tuple[int, int]
+    rank: int | None, blocks: int, stages: int, map: TurnMap, shape: tuple[int, int]
 ) -> int | None:
     check_positive_rank(blocks, "blocks")
     check_positive_rank(stages, "stages")
@@ -360,7 +360,7 @@ def _check_rank(
     return check_rank(rank, shape)
 
 
-def _check_distance(radius: float | None, map: Map) -> float | None:
+def _check_distance(radius: float | None, map: TurnMap) -> float | None:
     if radius is None:
         return None
     if map == "householder":

@@ -16,7 +16,7 @@ from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.parameterizations.example import Example, example_tensor
 from lowrank_opt.sets import RankAtMost
 
-Frame = Literal["right", "balanced"]
+RotatedFrame = Literal["right", "balanced"]
 
 
 class ScaledRotation(Parameterization):
@@ -64,7 +64,7 @@ class ScaledRotation(Parameterization):
         weight: Tensor,
         rank: int,
         *,
-        frame: Frame = "right",
+        frame: RotatedFrame = "right",
         radius: float | None = None,
     ) -> None:
         super().__init__(
@@ -76,7 +76,7 @@ class ScaledRotation(Parameterization):
             )
         if radius is not None and not 0 < radius < 2:
             raise OptionError(f"a radius of rotations must be in (0, 2); got radius={radius!r}")
-        self.frame: Frame = check_choice(frame, get_args(Frame), "frame")
+        self.frame: RotatedFrame = check_choice(frame, get_args(RotatedFrame), "frame")
         self.radius = radius
         U, sigma, V = leading_svd(weight.detach(), rank)
         first, second = (sigma, 1.0) if frame == "right" else (sigma.sqrt(), sigma.sqrt())
