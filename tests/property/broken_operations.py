@@ -93,6 +93,14 @@ def leave_trained(model, weights):
             part.requires_grad_(True)
 
 
+def wake_all_that_is_active(model, weights):
+    """Train what counts, whether the caller has frozen it or not."""
+    ours.switch(model, weights)
+    for _, store in adapted_modules(model):
+        for name, part in store.parts().items():
+            part.requires_grad_(name in weights)
+
+
 def remove_nothing(model, name):
     """Say that an adapter is removed."""
     return model
@@ -110,7 +118,7 @@ def save_what_asks_for_gradients(model, path, *, name):
     """Write base parameters by their flag, as it is now, and not by what they are."""
     other = copy.deepcopy(model)
     for module in other.modules():
-        vars(module).pop(PRINTS, None)
+        vars(module).update({PRINTS: dict.fromkeys(vars(module).get(PRINTS, {}))})
     ours.save_adapter(other, path, name=name)
 
 
@@ -187,6 +195,11 @@ BROKEN_OPERATIONS = [
         steps(A, B, "merge", "enter", "unmerge", "leave", TO_A),
     ),
     (Operations(switch=leave_trained), "linear", steps(A, B, TO_A)),
+    (
+        Operations(switch=wake_all_that_is_active),
+        "linear",
+        steps(A, (moves.freeze_one, {"which": 1})),
+    ),
     (Operations(remove=remove_nothing), "linear", steps(A, B, ("remove", {"name": "a"}), A)),
     (
         Operations(combine=combine_alike),

@@ -153,12 +153,13 @@ class Part(nn.Module):
         """The tensors of the module that the adapter changes."""
         return {*self.updates, *self.own.homes}
 
+    def note_fixed(self) -> None:
+        """Note which parameters are frozen now, while others of the adapter are trained."""
+        self.fixed = frozenset(k for k, p in self.named_parameters() if not p.requires_grad)
+
     def train_only_if(self, active: bool) -> None:
         """Let the parameters be trained or not, but for those that were fixed on purpose."""
-        own = dict(self.named_parameters())
-        if not active and any(p.requires_grad for p in own.values()):
-            self.fixed = frozenset(k for k, p in own.items() if not p.requires_grad)
-        for name, p in own.items():
+        for name, p in self.named_parameters():
             if p.is_floating_point() or p.is_complex():
                 self._let(p, trained=active and name not in self.fixed)
 

@@ -165,6 +165,16 @@ class Store(nn.Module):
                 f"per_sample leaves buffers alone; got {name!r} of a {type(module).__name__} in "
                 "training mode, of which each adapter has its own: call model.eval() first"
             )
+        routing, base = self.record.state.routing, stored(module, name)
+        used = {n for n in routing.names if n is not None} if routing is not None else set[str]()
+        for own in (self.parts()[n].own.get(name) for n in used if n in self.keys):
+            if own is None or base is None or torch.compiler.is_compiling():
+                continue
+            if not torch.equal(own, base):
+                raise AdapterStateError(
+                    f"per_sample needs buffers that are the base model's; {name!r} of a "
+                    f"{type(module).__name__} was changed inside the block: leave it first"
+                )
 
     def _is_routed(self, name: str, state: State) -> bool:
         """Whether a weight is another one for each sample."""

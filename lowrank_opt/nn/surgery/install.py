@@ -103,11 +103,21 @@ def _parts(plan: Plan) -> list[tuple[nn.Module, Part]]:
 
 
 def follow(model: nn.Module) -> None:
-    """Let the parameters of active adapters be trained, and no others."""
+    """Let the parameters of active adapters be trained, and no others.
+
+    What the caller has frozen of an adapter, while the rest of it was trained, stays frozen.
+    """
+    found: dict[str, list[tuple[Part, bool]]] = {}
     for _, store in adapted_modules(model):
         active = {name for name, _ in store.record.state.active}
         for name, part in store.parts().items():
-            part.train_only_if(name in active)
+            found.setdefault(name, []).append((part, name in active))
+    for parts in found.values():
+        if any(p.requires_grad for part, _ in parts for p in part.parameters()):
+            for part, _ in parts:
+                part.note_fixed()
+        for part, active in parts:
+            part.train_only_if(active)
 
 
 def check_new_name(model: nn.Module, name: str) -> None:

@@ -142,6 +142,10 @@ def adapter_machine(
             self.play.step(moves.write, **given)
 
         @rule(which=st.integers(0, 5))
+        def freeze_one(self, which: int) -> None:
+            self.play.step(moves.freeze_one, which=which)
+
+        @rule(which=st.integers(0, 5))
         def train_base(self, which: int) -> None:
             self.play.step(moves.train_base, which=which)
 

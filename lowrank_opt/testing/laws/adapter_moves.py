@@ -71,6 +71,25 @@ def set_free(play: Play, *, name: str) -> None:
             part.train_only_if(key in play.book.active)
 
 
+def freeze_one(play: Play, *, which: int) -> None:
+    """Expect a parameter that is frozen by itself to stay so, whatever is active meanwhile."""
+    free = [p for p in play.model.parameters() if p.requires_grad]
+    if not free or play.book.merged is not None or not play.book.agree(play.book.active):
+        return
+    one, active = free[which % len(free)], dict(play.book.active)
+    one.requires_grad_(False)
+    for weights in (active, {}, active):
+        play.do.switch(play.model, weights)
+        expect(not one.requires_grad, f"a frozen parameter is trained after switch({weights})")
+        awake = [p for p in free if p.requires_grad]
+        many = len(free) - 1 if weights else 0
+        expect(len(awake) == many, f"{many} parameters must be trained; got {len(awake)}")
+        if many == 0:
+            break
+    one.requires_grad_(True)
+    play.do.switch(play.model, active)
+
+
 def write(play: Play, *, name: str, through_data: bool) -> None:
     """Write to the numbers of an adapter, in ways that optimizers do not."""
     if name not in play.book.pages or play.book.merged is not None:

@@ -6,7 +6,14 @@ from torch import nn
 
 import lowrank_opt as lo
 from lowrank_opt.errors import TargetError
-from lowrank_opt.nn import LowRankLinear, adapt, disabled, export_peft, per_sample
+from lowrank_opt.nn import (
+    AdapterStateError,
+    LowRankLinear,
+    adapt,
+    disabled,
+    export_peft,
+    per_sample,
+)
 from lowrank_opt.parameterizations.catalog import examples
 
 
@@ -63,6 +70,16 @@ def test_stack_of_low_rank_layers_has_gradients_from_its_start(example):
     for index in (0, 2, 4):
         own = [p for p in model[index].weight.parameters() if p.requires_grad]
         assert any(p.grad is not None and bool(p.grad.abs().max() > 0) for p in own)
+
+
+def test_per_sample_refuses_buffers_that_were_changed_inside_the_block():
+    model = adapt(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval(), ball, targets="0")
+    x = torch.ones(2, 3)
+    with per_sample(model, ["default", None]):
+        model(x)
+        model.load_state_dict({"1.running_mean": torch.ones(4)}, strict=False)
+        with pytest.raises(AdapterStateError, match="'running_mean' of a BatchNorm1d was changed"):
+            model(x)
 
 
 class Mixer(nn.Module):
