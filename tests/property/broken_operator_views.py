@@ -142,6 +142,39 @@ class LongProducts(lo.LowRankOperator):
         return super().linear(x if x.shape[-1] < 20 else x * (torch.arange(x.shape[-1]) < 20))
 
 
+class KeepsGradients(lo.LowRankOperator):
+    def detach(self):
+        return self
+
+
+class NegativeInHalf(lo.LowRankOperator):
+    def linear(self, x):
+        return -super().linear(x) if x.dtype == torch.bfloat16 else super().linear(x)
+
+
+class ScipyOfFloat32(lo.LowRankOperator):
+    """The numbers are right, what is said of them is not."""
+
+    def to_scipy(self):
+        A = super().to_scipy()
+        return LinearOperator(A.shape, matvec=A.matvec, rmatvec=A.rmatvec, dtype="float32")
+
+
+class FromDenseReversed(lo.LowRankOperator):
+    """Columns of a truncated SVD meet the wrong partners."""
+
+    @classmethod
+    def from_dense(cls, matrix, rank=None):
+        left, scale, right = lo.LowRankOperator.from_dense(matrix, rank)
+        return cls(left if rank is None else left.flip(1), scale, right)
+
+
+class NormsOverflow(lo.LowRankOperator):
+    def schatten_norm(self, p=2.0):
+        values = self.singular_values()
+        return values.pow(p).sum().pow(1 / p) if p < float("inf") else values.amax()
+
+
 # (factory, law that must notice)
 BROKEN_OPERATOR_VIEWS = [
     (OnceOnly, "agreement"),
@@ -162,4 +195,9 @@ BROKEN_OPERATOR_VIEWS = [
     (DenseInFloat32, "elsewhere"),
     (ConvertsThroughHalf, "algebra"),
     (LongProducts, "elsewhere"),
+    (KeepsGradients, "algebra"),
+    (NegativeInHalf, "elsewhere"),
+    (ScipyOfFloat32, "agreement"),
+    (FromDenseReversed, "truncation"),
+    (NormsOverflow, "singular_values"),
 ]

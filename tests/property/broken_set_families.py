@@ -163,6 +163,61 @@ class OnlyRank(Ball):
         return True
 
 
+class ProjectsFloat32Inside(Ball):
+    def project(self, op):
+        found = super().project(op)
+        return 0.9 * found if op.dtype == torch.float32 else found
+
+
+class ScaleIsPositive(Ball):
+    """Negative scales do not count."""
+
+    def excess(self, op):
+        return super().excess(lo.LowRankOperator(op.left, op.scale.clamp_min(0), op.right))
+
+
+class ForgivesGradients(Ball):
+    def excess(self, op):
+        return 0.0 if op.left.requires_grad else super().excess(op)
+
+
+class MaximisesHuge(Ball):
+    """Gradients of a million are maximised."""
+
+    def lmo(self, gradient):
+        found, G = super().lmo(gradient), gradient
+        huge = isinstance(G, torch.Tensor) and float(G.to_dense().abs().max()) > 1e6
+        return -found if huge else found
+
+
+class MaximisesRankOne(Ball):
+    def lmo(self, gradient):
+        found, G = super().lmo(gradient), gradient
+        dense = isinstance(G, torch.Tensor) and not G.is_sparse and min(G.shape) > 1
+        return -found if dense and int(torch.linalg.matrix_rank(G)) == 1 else found
+
+
+class SamplesHalfOutside(Ball):
+    def sample(self, shape, *, generator=None, dtype=None):
+        found = super().sample(shape, generator=generator, dtype=dtype)
+        return 3.0 * found if dtype == torch.bfloat16 else found
+
+
+class ForgivesTails(Ball):
+    """Values after the rank do not count if they are small."""
+
+    def excess(self, op):
+        values, k = op.singular_values(), self.rank
+        tail = float(values[k]) if len(values) > k else 0.0
+        return max(0.0, float(values[0]) - 2.0, tail if tail > 1e-4 else 0.0)
+
+
+class HalvesWithoutWeight(lo.SchattenBall):
+    def averaged(self, sets, weights, *, rank):
+        found = super().averaged(sets, weights, rank=rank)
+        return found if all(weights) else found.scaled(0.5)
+
+
 def spectral(kind):
     """Return a factory of spectral balls of radius three."""
 
@@ -198,4 +253,12 @@ BROKEN_SET_FAMILIES = [
     (frobenius(AverageTooLarge), "averages"),
     (nuclear(SidesOfTheLargest), "side_by_side"),
     (OnlyRank, "attributes"),
+    (ProjectsFloat32Inside, "long"),
+    (ScaleIsPositive, "triples"),
+    (ForgivesGradients, "triples"),
+    (MaximisesHuge, "lmo"),
+    (MaximisesRankOne, "lmo"),
+    (SamplesHalfOutside, "samples"),
+    (ForgivesTails, "rank"),
+    (nuclear(HalvesWithoutWeight), "averages"),
 ]

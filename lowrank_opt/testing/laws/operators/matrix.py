@@ -54,6 +54,7 @@ def _expect_scipy(trial: OperatorTrial, op: LowRankOperator) -> None:
     (m, n), W, size = trial.case.shape, dense(op), magnitude(op)
     A, rng = op.to_scipy(), trial.rng
     expect(A.shape == (m, n), f"to_scipy() has shape {A.shape}")
+    expect(A.dtype == np.float64, f"to_scipy() says that it is of {A.dtype}, and is of float64")
     x, y = rng.standard_normal((n, 2)), rng.standard_normal((m, 2))
     views: dict[str, tuple[Callable[[], Array], Array, Array]] = {
         "matvec": (lambda: A.matvec(x[:, 0]), W @ x[:, 0], size @ abs(x[:, 0])),
@@ -69,7 +70,7 @@ def _expect_scipy(trial: OperatorTrial, op: LowRankOperator) -> None:
 
 def _values(trial: OperatorTrial) -> None:
     op = trial.operator()
-    W, size = dense(op), float(np.linalg.norm(magnitude(op)))
+    W, size = dense(op), _norm(magnitude(op))
     truth, found = singular_values(W), to_array(op.singular_values())
     expect(bool((np.diff(found) <= 0).all()), "singular_values() are not decreasing")
     expect(bool((found >= 0).all()), "a singular value is negative")
@@ -83,6 +84,12 @@ def _values(trial: OperatorTrial) -> None:
     for k in range(1, len(truth) + 1):
         error = abs(float(op.ky_fan_norm(k).detach()) - float(truth[:k].sum()))
         expect(error <= k * allowed, f"ky_fan_norm({k}) is off by {error:.2e}")
+
+
+def _norm(terms: Array) -> float:
+    """Return the Frobenius norm, also where squares overflow."""
+    peak = float(terms.max(initial=0.0))
+    return peak * float(np.linalg.norm(terms / peak)) if peak else 0.0
 
 
 def _truncation(trial: OperatorTrial) -> None:
@@ -101,6 +108,10 @@ def _truncation(trial: OperatorTrial) -> None:
         error = float(np.linalg.norm(dense(cut) - W))
         best = float(np.linalg.norm(sigma[k:]))
         expect(cut.rank <= k, f"truncate({k}) has rank {cut.rank}")
+        made = type(op).from_dense(op.detach().to_dense(), rank=k)
+        apart = float(np.linalg.norm(dense(made) - dense(cut)))
+        alike = apart <= 2 * best + _roundings(trial) * norm + _tiny(trial)
+        expect(alike, f"from_dense(W, rank={k}) is at {apart:.2e} from truncate({k})")
         expect(
             error <= best + _roundings(trial) * norm + _tiny(trial),
             f"truncate({k}) is at distance {error:.9g}; the nearest of that rank at {best:.9g}",
@@ -137,6 +148,9 @@ def _algebra(trial: OperatorTrial) -> None:
     for name, (found, truth) in results.items():
         _near(trial, dense(found), truth, 3 * _filled(size), name)
     _near(trial, dense(op.mT), W.T, size.T, "W.mT")
+    if trial.from_triple:
+        cut = trial.made(trial.triple(requires_grad=True)).detach()
+        expect(not any(x.requires_grad for x in cut), "detach() keeps gradients")
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         _expect_converted(trial, op, W, size, dtype)
     with torch.no_grad():
@@ -170,6 +184,8 @@ def _elsewhere(trial: OperatorTrial) -> None:
         there = replace(trial, case=case, dtype=dtype)
         for body in (_triple, _agreement, _values, _algebra):
             body(there)
+    for half in (torch.bfloat16, torch.float16):
+        expect_agreement(replace(trial, dtype=half), replace(trial, dtype=half).operator())
 
 
 @torch.no_grad()
@@ -300,7 +316,7 @@ LAWS = (
         "singular_values",
         "Singular values and norms are those of the dense matrix.",
         _values,
-        _HOSTILE,
+        (*_HOSTILE, *(FreeParameters("normal", (size,)) for size in (1e60, 1e-60))),
     ),
     _law(
         "truncation",

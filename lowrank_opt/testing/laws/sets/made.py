@@ -100,7 +100,7 @@ def _averages(trial: SetTrial) -> None:
     one, W, shape = trial.feasible_set, trial.member(), trial.case.shape
     size = trial.chart.size(dense(W)) or 1.0
     for name, other, V in _others(trial, W, size):
-        for p in (0.5, 0.25):
+        for p in (0.5, 0.25, 1.0):
             found = one.averaged([one, other], [p, 1 - p], rank=min(shape))
             total = p * W + (1 - p) * V
             held = found.contains(total)

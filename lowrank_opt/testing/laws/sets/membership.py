@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -51,6 +51,9 @@ def _membership(trial: SetTrial) -> None:
     if not chart.bounded:
         return
     rule = chart.rule(trial.dtype, feasible_set.rank) * chart.condition
+    barely = trial.scaled(member, 1 + rule / 4)
+    forgiven = feasible_set.excess(barely) > 0 and feasible_set.contains(barely, rtol=0.0)
+    expect(not forgiven, "contains(rtol=0) is true where the excess is not zero")
     last = 0.0
     for far in (1 + _JUST * rule, *_OUTSIDE):
         op = trial.scaled(member, far)
@@ -87,6 +90,41 @@ def _expect_tolerance(trial: SetTrial, op: LowRankOperator, excess: float) -> No
         )
 
 
+def _triples(trial: SetTrial) -> None:
+    """Expect one answer for one matrix, whatever the factors that it is given by."""
+    feasible_set, chart = trial.feasible_set, trial.chart
+    op = trial.scaled(trial.member(), _MODERATE) if chart.bounded else trial.member()
+    rule = chart.rule(trial.dtype, feasible_set.rank) * chart.condition
+    allowed = _CLEAR * rule * (chart.size(dense(op)) + chart.shift)
+    truth, inside = feasible_set.excess(op), feasible_set.contains(op)
+    point = dense(feasible_set.project(op))
+    for name, same in _written_otherwise(op):
+        found = feasible_set.excess(same)
+        expect(
+            abs(found - truth) <= allowed + _CLEAR * rule * truth,
+            f"excess() is {truth:.6g}, and {found:.6g} of the same matrix {name}",
+        )
+        clear = inside == feasible_set.contains(same) or truth <= allowed
+        expect(clear, f"contains() is {inside}, but not of the same matrix {name}")
+    moved = float(np.abs(dense(feasible_set.project(_doubled(op))) - point).max())
+    near = moved <= max(allowed, 1e-6 * float(np.abs(point).max())) or chart.turned is not None
+    expect(near, f"project() is off by {moved:.2e} for the same matrix with every column twice")
+
+
+def _written_otherwise(op: LowRankOperator) -> Iterator[tuple[str, LowRankOperator]]:
+    left, scale, right = op
+    yield "with signs in the scale", LowRankOperator(-left, -scale, right)
+    yield "with columns of other lengths", LowRankOperator(8 * left, scale, right / 8)
+    yield "with a scale of one", LowRankOperator(left * scale, torch.ones_like(scale), right)
+    yield "in another order", LowRankOperator(*(x.flip(-1) for x in op))
+    yield "with gradients", LowRankOperator(*(x.clone().requires_grad_() for x in op))
+    yield "with every column twice", _doubled(op)
+
+
+def _doubled(op: LowRankOperator) -> LowRankOperator:
+    return 0.5 * (op + op)
+
+
 def _views(trial: SetTrial) -> None:
     feasible_set, chart, member = trial.feasible_set, trial.chart, trial.member()
     if not chart.bounded:
@@ -115,11 +153,16 @@ def _rank_bound(trial: SetTrial) -> None:
     k = chart.core.rank + 1
     if k > min(rows, cols) or chart.shift:
         raise NotApplicable("no matrix of this shape has a higher rank")
-    size = 1e-3 * (chart.size(np.zeros((m, n))) or 1.0) / k
-    rng = trial.rng
-    W = chart.push(size * random_frame(rows, k, rng) @ random_frame(cols, k, rng).T)
-    op = LowRankOperator.from_dense(torch.from_numpy(W).to(trial.dtype))
-    expect(not trial.feasible_set.contains(op), f"the set contains a matrix of rank {k}")
+    U, V = (random_frame(side, k, trial.rng) for side in (rows, cols))
+    small = _JUST * chart.rule(trial.dtype, k) * chart.condition
+    for share in (1e-3, small):
+        size = share * (chart.size(np.zeros((m, n))) or 1.0)
+        values = np.append(np.full(k - 1, max(size, 1e-3 * size / small)), size)
+        op = LowRankOperator.from_dense(
+            torch.from_numpy(chart.push(U * values @ V.T)).to(trial.dtype)
+        )
+        inside = trial.feasible_set.contains(op)
+        expect(not inside, f"the set contains a matrix of rank {k} whose last value is {size:.1e}")
 
 
 def _star_shaped(trial: SetTrial) -> None:
@@ -224,6 +267,12 @@ LAWS = (
         "The spectral form, of which certificates and exports are made, has the same boundary.",
         _views,
         members=MEMBERS[:6],
+    ),
+    _law(
+        "triples",
+        "Excess, membership and projection are those of the matrix, whatever its factors.",
+        _triples,
+        members=MEMBERS[:3],
     ),
     _law("rank", "A matrix of higher rank is outside, however small.", _rank_bound, sides=(2, 9)),
     _law(

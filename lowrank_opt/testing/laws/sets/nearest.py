@@ -42,12 +42,25 @@ def _projection(trial: SetTrial) -> None:
     _expect_nearest(trial, outside, point, shown)
 
 
-def _lmo(trial: SetTrial, forms: int | None = None) -> None:
-    chart = trial.chart
-    if not chart.bounded:
+def _lmo(trial: SetTrial) -> None:
+    if not trial.chart.bounded:
         raise NotApplicable("a linear function has no minimum over an unbounded set")
     gradient = _outsider(trial, 1.0)
-    G = dense(gradient)
+    _expect_least(trial, gradient)
+    left, scale, right = gradient
+    for name, other in (
+        ("huge", LowRankOperator(left, 1e9 * scale, right)),
+        ("tiny", LowRankOperator(left, 1e-9 * scale, right)),
+        ("of rank one, with a sign", LowRankOperator(left[:, :1], -scale[:1], right[:, :1])),
+    ):
+        _expect_least(trial, other, _FEW, f" {name}")
+
+
+def _expect_least(
+    trial: SetTrial, gradient: LowRankOperator, forms: int | None = None, size_name: str = ""
+) -> None:
+    """Expect the minimiser of a gradient, in some of its forms, to be one."""
+    chart, G = trial.chart, dense(gradient)
     size = float(np.linalg.norm(chart.adjoint(G))) * chart.size(G) * len(G.T) ** 0.5
     best = math.inf if chart.turned is not None else _best_value(chart, G)
     for name, form, eps in islice(_forms(gradient), forms):
@@ -63,7 +76,7 @@ def _lmo(trial: SetTrial, forms: int | None = None) -> None:
             best = min([value, *(float((G * chart.push(C)).sum()) for C in rivals)])
         expect(
             value <= best + _rounding(trial, eps) * size,
-            f"lmo of {name} reaches <G, W> = {value:.9g}, but a member has {best:.9g}",
+            f"lmo of {name}{size_name} reaches <G, W> = {value:.9g}, but a member has {best:.9g}",
             shown,
         )
 
@@ -76,6 +89,7 @@ def _forms(gradient: LowRankOperator) -> Iterator[tuple[str, Gradient, float]]:
     yield "an operator", gradient, eps
     yield "a scipy array", sp.csr_array(G.cpu().double().numpy()), eps
     yield "a scipy matrix", sp.coo_matrix(G.cpu().double().numpy()), eps
+    yield "a scipy array by columns", sp.csc_array(G.cpu().double().numpy()), eps
     other = torch.float32 if gradient.dtype == torch.float64 else torch.float64
     rounding = torch.finfo(torch.float32).eps
     yield f"an operator of {other}", gradient.to(dtype=other), rounding
@@ -160,14 +174,16 @@ def _rounding(trial: SetTrial, eps: float | None = None) -> float:
 
 def _elsewhere(trial: SetTrial) -> None:
     """Try minimisers and projections of long gradients, where the set takes such shapes."""
-    for shape in _LONG:
+    other = torch.float32 if trial.dtype == torch.float64 else torch.float64
+    for shape, dtype in (*((shape, trial.dtype) for shape in _LONG), (trial.case.shape, other)):
         case = replace(trial.case, shape=shape, rank=min(trial.case.rank, *shape))
-        there = replace(trial, case=case)
+        there = replace(trial, case=case, dtype=dtype)
         try:
             there.feasible_set.sample(shape)
         except (LowRankError, RefusedCase):
             continue
-        _lmo(there, _FEW)
+        if there.chart.bounded:
+            _expect_least(there, _outsider(there, 1.0), _FEW)
         _projection(there)
 
 

@@ -34,6 +34,11 @@ def _samples(trial: SetTrial) -> None:
         expect(trial.feasible_set.contains(op), "the set does not contain a sample")
         same = all(torch.equal(x, y) for x, y in zip(op, twin, strict=True))
         expect(same, "sample() gives other members for the same generator")
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        generator = torch.Generator().manual_seed(trial.seed)
+        op = trial.feasible_set.sample(trial.case.shape, generator=generator, dtype=dtype)
+        expect(op.dtype == dtype, f"a sample in {dtype} is of {op.dtype}")
+        expect(trial.feasible_set.contains(op), f"the set does not contain a sample in {dtype}")
     sizes = {round(float(np.linalg.norm(dense(op))), 12) for op in first}
     expect(len(sizes) > 1, "sample() gives one member only")
     seed = 100 * trial.seed
