@@ -199,9 +199,14 @@ class MatrixCompletion(CallbackSupportMixin, PredictingCompletion, RegressorMixi
 
     @with_callbacks
     def fit_triplets(
-        self, found: Triplets, *, row_features: object = None, col_features: object = None
+        self,
+        found: Triplets,
+        *,
+        row_features: object = None,
+        col_features: object = None,
+        point: bool = False,
     ) -> Self:
-        """Fit what `read_triplets` returned."""
+        """Fit what `read_triplets` returned; if `point`, for a point estimate to be taken of it."""
         check_options(self)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         entries, side = with_side(entries_of(found, self.shape), row_features, col_features)
@@ -210,7 +215,7 @@ class MatrixCompletion(CallbackSupportMixin, PredictingCompletion, RegressorMixi
         weights = {} if found.weights is None else {"sample_weight": found.weights}
         data = {"X": pairs, "y": found.values, "metadata": weights}
         with watched(self, data, partial(self._attributes, entries)) as watch:
-            return self._fit_entries(entries, seed, side, watch)
+            return self._fit_entries(entries, seed, side, watch, point=point)
 
     def take(self, entries: Entries, result: AnyResult) -> None:
         """Take over a result that was computed elsewhere, from these entries."""
@@ -248,7 +253,9 @@ class MatrixCompletion(CallbackSupportMixin, PredictingCompletion, RegressorMixi
         twin.take(entries, result)
         return fitted_attributes(twin)
 
-    def _fit_entries(self, entries: Entries, seed: int, side: Sides, watch: Watch | None) -> Self:
+    def _fit_entries(
+        self, entries: Entries, seed: int, side: Sides, watch: Watch | None, *, point: bool
+    ) -> Self:
         observations, given = entries.observations, given_settings(self, entries.shape)
         solver = chosen_solver(
             "bayesian" if self.solver == "auto" and any(side) else self.solver,
@@ -265,7 +272,13 @@ class MatrixCompletion(CallbackSupportMixin, PredictingCompletion, RegressorMixi
         else:
             self.path_: RegularizationPath
             result, setting, self.path_, self._intervals = choose_and_fit(
-                observations, search, given, bias=self.bias, validation=self.validation, seed=seed
+                observations,
+                search,
+                given,
+                bias=self.bias,
+                validation=self.validation,
+                seed=seed,
+                point=point,
             )
         clip = clip_range(observations) if self.clip == "auto" else self.clip
         self.clip_: tuple[float, float] | None = clip

@@ -91,7 +91,7 @@ class Recommender(CallbackSupportMixin, AnsweringRecommender):
         if own := getattr(self, "_skl_callbacks", None):
             model.set_callbacks(*own)
         found = read_triplets(X, y, sample_weight)
-        model.fit_triplets(found, row_features=row_features, col_features=col_features)
+        model.fit_triplets(found, row_features=row_features, col_features=col_features, point=True)
         result = fitted_completion(model.result_)
         if result.operator.rank > _LARGEST_RANK:
             result = _truncated(result)

@@ -96,15 +96,18 @@ class GaussianRows:
         """Sort values and weights by an axis of the observations."""
         values = observations.values[axis.order].to(dtype)
         w = observations.weights
-        weights = torch.ones_like(values) if w is None else w[axis.order].to(dtype)
-        return cls(axis, values, weights)
+        # One number stands for all ones: products with multipliers have room of their own.
+        ones = values.new_ones(1).expand(len(values))
+        return cls(axis, values, ones if w is None else w[axis.order].to(dtype))
 
     @property
     def positive_counts(self) -> Tensor:
         """Number of entries of positive weight in each row, int64."""
-        counts = self.axis.counts
+        counts, positive = self.axis.counts, self.weights > 0
+        if bool(positive.all()):
+            return counts
         groups = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-        return torch.bincount(groups[self.weights > 0], minlength=len(counts))
+        return torch.bincount(groups[positive], minlength=len(counts))
 
     def posterior(
         self,
@@ -177,7 +180,7 @@ class GaussianRows:
         precision: Tensor,
         pull: Tensor,
     ) -> Given:
-        weights = self.weights
+        weights = self.weights.contiguous() if multipliers is None else self.weights
         if multipliers is not None:
             weights = weights * multipliers.to(weights.dtype)[self.axis.indices]
         # A Gram matrix is known to the rounding of its sum.

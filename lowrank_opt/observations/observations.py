@@ -127,6 +127,27 @@ class Observations:
         return observations
 
     @classmethod
+    def of_positions(
+        cls,
+        rows: Tensor,
+        cols: Tensor,
+        values: Tensor,
+        shape: tuple[int, int],
+        weights: Tensor | None = None,
+    ) -> Observations | None:
+        """Return entries that were checked where they come from, without a copy.
+
+        Returns
+        -------
+        Observations or None
+            None if a pair comes twice.
+        """
+        pairs = sort_pairs(rows, cols, shape)
+        if bool(pairs.repeated.any()):
+            return None
+        return cls.of_pattern(SparsityPattern.of_sorted(rows, cols, shape, pairs), values, weights)
+
+    @classmethod
     def from_scipy(
         cls, matrix: spmatrix | sparray, *, duplicates: Duplicates = "error"
     ) -> Observations:
@@ -325,8 +346,12 @@ class Observations:
             If a mask does not have one element for each entry.
         """
         k = as_positions(index, len(self), self.device)
+        parts = self.rows[k], self.cols[k], self.values[k], self.shape
         weights = None if self.weights is None else self.weights[k]
-        return Observations(self.rows[k], self.cols[k], self.values[k], self.shape, weights)
+        if weights is not None:
+            check_weights(weights)
+        found = Observations.of_positions(*parts, weights) if len(k) > 0 else None
+        return Observations(*parts, weights) if found is None else found
 
     def split(
         self, fraction: float, *, generator: torch.Generator | None = None
@@ -359,7 +384,10 @@ class Observations:
         held = min(max(round(fraction * total), 1), total - 1)
         device = "cpu" if generator is None else generator.device
         order = torch.randperm(total, generator=generator, device=device).to(self.device)
-        return self.take(order[held:].sort().values), self.take(order[:held].sort().values)
+        drawn = torch.zeros(total, dtype=torch.bool, device=self.device)
+        drawn[order[:held]] = True
+        del order
+        return self.take(~drawn), self.take(drawn)
 
 
 def _check_shape(shape: tuple[int, int]) -> tuple[int, int]:

@@ -24,7 +24,7 @@ class CompressedAxis:
         Group i holds the entries ``pointers[i] .. pointers[i + 1] - 1``.
     indices : Tensor, shape (nnz,), int32 where the other axis fits, else int64
         The index on the other axis.
-    order : Tensor, shape (nnz,), int64
+    order : Tensor, shape (nnz,), int64; of columns int32 where it fits
         Position of each entry in the order in which the pairs were given.
     """
 
@@ -99,7 +99,8 @@ class SparsityPattern:
         rows = torch.arange(m, device=self.rows.device).repeat_interleave(self.csr.counts)
         indices = as_short_index(rows, m)[self.csr_of_csc]
         pointers = _pointers(torch.bincount(self.cols, minlength=n))
-        return CompressedAxis(pointers, indices, self.csr.order[self.csr_of_csc])
+        order = self.csr.order[self.csr_of_csc]
+        return CompressedAxis(pointers, indices, as_short_index(order, len(order)))
 
     def to(self, device: torch.device | str) -> SparsityPattern:
         """Return the pattern on another device, without sorting by row again."""

@@ -311,7 +311,7 @@ def _object_array(items: list[Any]) -> Ids:
 
 def _as_integers(x: NDArray[np.integer]) -> Ids:
     too_large = x.dtype.kind == "u" and len(x) > 0 and int(x.max()) > np.iinfo(np.int64).max
-    return x.astype(object) if too_large else x.astype(np.int64)
+    return x.astype(object) if too_large else x.astype(np.int64, copy=False)
 
 
 def _is_missing(value: object) -> bool:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lowrank_opt.errors import DataError, ShapeError
+from lowrank_opt.errors import DataError, LowRankError, ShapeError
 from lowrank_opt.extras import extra
 from lowrank_opt.tables.columns import Chosen, choose
 from lowrank_opt.tables.delimited import BadLines, Chunk
+from lowrank_opt.tables.ids import as_ids
 
 if TYPE_CHECKING:
     from pyarrow import ChunkedArray
@@ -97,9 +98,10 @@ class ColumnFile:
                 None if name is None else batch.column(batch.schema.get_field_index(name))
                 for name in wanted
             ]
-            lists = tuple(column.to_pylist() for column in columns[:2] if column is not None)
-            for name, ids in zip(wanted, lists, strict=False):
-                self._check_present(str(name), ids, first)
+            lists = tuple(
+                self._ids(str(name), column, first)
+                for name, column in zip(wanted[:2], columns[:2], strict=True)
+            )
             values, weights = (
                 None if column is None else self._numbers(str(name), column, first)
                 for name, column in zip(wanted[2:], columns[2:], strict=True)
@@ -126,12 +128,24 @@ class ColumnFile:
             )
         return values
 
-    def _check_present(self, name: str, ids: list[Any], first: int) -> None:
+    def _ids(self, name: str, column: Any, first: int) -> list[Any]:  # noqa: ANN401
+        import pyarrow.types as kinds
+
+        ids = column.to_pylist()
         if None in ids:
             raise DataError(
                 f"ids must not be missing; {self.path!r} has none in column {name!r}, row "
                 f"{first + ids.index(None)}: drop those lines"
             )
+        if not (kinds.is_floating(column.type) or kinds.is_nested(column.type)):
+            return ids
+        try:
+            # Whole numbers are integers, as in frames; others and lists are no ids.
+            return as_ids(ids, f"column {name!r}").tolist()
+        except LowRankError as error:
+            raise DataError(
+                f"ids must be ids; {self.path!r}, from row {first} on: {error}"
+            ) from error
 
     def _asked(self, texts: Sequence[str | int | None], number: str | int | None) -> Chosen | None:
         if any(x is None for x in texts):

@@ -12,6 +12,7 @@ from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
@@ -98,6 +99,15 @@ def test_folder_has_two_files_and_no_pickle(tmp_path: Path):
                 np.datetime64("2020", "Y"),
             ),
             (UUID(int=5), dt.time(1, 2), np.timedelta64(3, "D"), pd.Timestamp(1, tz="Asia/Tokyo")),
+        ),
+        (
+            None,
+            (
+                dt.timedelta(-1, 5, 7),
+                dt.datetime(2020, 10, 25, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1),
+                dt.datetime(2020, 1, 1, tzinfo=ZoneInfo("Asia/Tokyo")),
+                dt.datetime(2020, 1, 1, tzinfo=dt.UTC),
+            ),
         ),
     ],
 )

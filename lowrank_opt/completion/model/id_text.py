@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable
 from decimal import Decimal
 from typing import Any, cast
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import numpy as np
 
@@ -78,8 +79,22 @@ def _typed(pair: list[Any]) -> Hashable:
     raise ValueError(f"an id of unknown type {kind!r}")
 
 
+def _written(value: dt.datetime) -> object:
+    """Return ISO 8601, with the name of the zone where there is one: it knows other offsets too."""
+    if not isinstance(value.tzinfo, ZoneInfo):
+        return value.isoformat()
+    return [value.replace(tzinfo=None).isoformat(), str(value.tzinfo), value.fold]
+
+
+def _instant(content: str | list[Any]) -> dt.datetime:
+    if isinstance(content, str):
+        return dt.datetime.fromisoformat(content)
+    local, zone, fold = content
+    return dt.datetime.fromisoformat(local).replace(tzinfo=ZoneInfo(zone), fold=fold)
+
+
 _TYPES: frozenset[type] = frozenset(
-    {str, int, bool, float, bytes, dt.date, dt.datetime, dt.time, UUID, Decimal}
+    {str, int, bool, float, bytes, dt.date, dt.datetime, dt.timedelta, dt.time, UUID, Decimal}
 )
 _WRITERS: dict[str, Callable[[Any], object]] = {
     "str": str,
@@ -88,7 +103,8 @@ _WRITERS: dict[str, Callable[[Any], object]] = {
     "float": float.hex,
     "bytes": bytes.hex,
     "date": dt.date.isoformat,
-    "datetime": dt.datetime.isoformat,
+    "datetime": _written,
+    "timedelta": lambda x: [x.days, x.seconds, x.microseconds],
     "time": dt.time.isoformat,
     "UUID": str,
     "Decimal": str,
@@ -100,7 +116,8 @@ _READERS: dict[str, Callable[[Any], Hashable]] = {
     "float": float.fromhex,
     "bytes": bytes.fromhex,
     "date": dt.date.fromisoformat,
-    "datetime": dt.datetime.fromisoformat,
+    "datetime": _instant,
+    "timedelta": lambda x: dt.timedelta(*x),
     "time": dt.time.fromisoformat,
     "UUID": UUID,
     "Decimal": Decimal,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from lowrank_opt.completion import CompletionResult
-from lowrank_opt.completion.after.path import RegularizationPath, Setting, follow_path
+from lowrank_opt.completion.after.path import RegularizationPath, Setting, Walk, follow_path
 from lowrank_opt.completion.model.bias import weighted_mean
 from lowrank_opt.completion.solvers.traits import AnyResult
 from lowrank_opt.errors import OptionError
@@ -96,6 +96,7 @@ def choose_and_fit(
     bias: Bias,
     validation: float | None,
     seed: int,
+    point: bool = False,
 ) -> Choice:
     """Choose by a path what is not given, then fit all entries from where the path ended.
 
@@ -110,6 +111,8 @@ def choose_and_fit(
     validation : float or None
         Share of the entries to choose by; None for the first setting of the path.
     seed : int
+    point : bool
+        Calibrate the errors of point estimates, where a solver gives draws.
 
     Raises
     ------
@@ -127,6 +130,7 @@ def choose_and_fit(
             bias=bias,
             validation=validation,
             seed=seed,
+            point=point,
         )
         return Choice(
             result_out_of(unit, inner.result),
@@ -140,31 +144,51 @@ def choose_and_fit(
         return Choice(constant(observations), setting, RegularizationPath(()), intervals)
     walks = [walk for walk in search.walks(observations) if walk.name not in given]
     path, start = RegularizationPath(()), None
-    draws = not search.solver.traits.validation
     if validation is None or len(observations) < _FEWEST:
         pass
-    elif walks or draws:
-        kept, held_out = _split(observations, validation, seed)
-        judged: AnyResult
-        if walks:
-            exact = _EXACT * spread_or_zero(observations, bias)
-            path, start = follow_path(
-                search.fit,
-                kept,
-                held_out,
-                setting,
-                walks,
-                exact=exact,
-                stopped=lambda: search.stopped,
-            )
-            judged, setting = start, path.best.setting
-        else:
-            judged = search.draw(kept, setting)
-        intervals = _calibrated(judged, observations, kept, held_out, search, bias)
+    elif walks or not search.solver.traits.validation:
+        path, start, intervals = _judged(
+            observations, search, setting, walks, bias=bias, validation=validation, seed=seed,
+            point=point,
+        )  # fmt: skip
+        setting = path.best.setting if walks else setting
     else:
         quiet = replace(search, watch=None)
         intervals = Calibration(observations, quiet, setting, bias, validation, seed)
     return Choice(search.refit(observations, setting, start), setting, path, intervals)
+
+
+def _judged(
+    observations: Observations,
+    search: Search,
+    setting: Setting,
+    walks: list[Walk],
+    *,
+    bias: Bias,
+    validation: float,
+    seed: int,
+    point: bool,
+) -> tuple[RegularizationPath, CompletionResult | None, Intervals]:
+    """Return what the entries that are held out say: a path, its best fit, and intervals."""
+    kept, held_out = _split(observations, validation, seed)
+    path, start = RegularizationPath(()), None
+    if walks:
+        exact = _EXACT * spread_or_zero(observations, bias)
+        path, start = follow_path(
+            search.fit,
+            kept,
+            held_out,
+            setting,
+            walks,
+            exact=exact,
+            stopped=lambda: search.stopped,
+        )
+    judged: AnyResult | None = start
+    if judged is None:
+        judged = (search.fit if point else search.draw)(kept, setting, None)
+    intervals = _calibrated(judged, observations, kept, held_out, search, bias)
+    # Its problem would keep the entries that it was fitted to.
+    return path, None if start is None else replace(start, problem=None), intervals
 
 
 def _out_of(unit: float, found: Intervals | Calibration | None) -> Intervals | Calibration | None:

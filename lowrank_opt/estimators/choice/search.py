@@ -131,12 +131,14 @@ class Search:
         self, observations: Observations, setting: Setting, start: CompletionResult | None
     ) -> CompletionResult:
         """Fit roughly, for a point of the path."""
-        result = self._solve(rough(self.solver), observations, setting, start)
+        result = self.draw(observations, setting, start)
         return result.to_completion() if isinstance(result, BayesianResult) else result
 
-    def draw(self, observations: Observations, setting: Setting) -> AnyResult:
+    def draw(
+        self, observations: Observations, setting: Setting, start: CompletionResult | None
+    ) -> AnyResult:
         """Fit roughly, and return what the solver does: draws stay draws."""
-        return self._solve(rough(self.solver), observations, setting, None)
+        return self._solve(rough(self.solver), observations, setting, start)
 
     def refit(
         self, observations: Observations, setting: Setting, start: CompletionResult | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from lowrank_opt.errors import ObservationError, ShapeError
@@ -99,9 +100,11 @@ def _entries(found: Triplets, rows: Labels, cols: Labels, i: Positions, j: Posit
     if weights is not None:
         used = _positive(weights)
         i, j, values, weights = i[used], j[used], values[used], weights[used]
-    keys = np.sort(i * shape[1] + j)
-    if not (keys[1:] == keys[:-1]).any():
-        return Entries(Observations(i, j, values, shape, weights), rows, cols, found.names)
+    weighed = None if weights is None else torch.from_numpy(weights.astype(values.dtype))
+    rows_, cols_, values_ = (torch.from_numpy(x) for x in (i, j, values))
+    observations = Observations.of_positions(rows_, cols_, values_, shape, weighed)
+    if observations is not None:
+        return Entries(observations, rows, cols, found.names)
     # The squared loss of a repeated pair is that of its mean, as often.
     repeated = np.ones_like(values) if weights is None else weights
     observations = Observations(i, j, values, shape, repeated, duplicates="mean")

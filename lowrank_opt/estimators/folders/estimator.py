@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from os import PathLike
 
 
+_OUTPUT = "_sklearn_output_config"
+
+
 class SavedEstimator(BaseEstimator):
     """Saves and loads what a fit leaves: a description, and tensors."""
 
@@ -30,7 +33,10 @@ class SavedEstimator(BaseEstimator):
             If the folder cannot be written, or settings or ids have no form in files.
         """
         check_is_fitted(self)
-        saving.write(path, type(self).__name__, *self.parts())
+        facts, tensors = self.parts()
+        # What `set_output` chose.
+        facts["output"] = getattr(self, _OUTPUT, None)
+        saving.write(path, type(self).__name__, facts, tensors)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Self:
@@ -41,7 +47,14 @@ class SavedEstimator(BaseEstimator):
         DataError
             If it is missing, damaged, foreign, or of another estimator.
         """
-        return saving.read(path, cls.__name__, cls.of_parts)
+        return saving.read(path, cls.__name__, cls._restored)
+
+    @classmethod
+    def _restored(cls, facts: dict[str, Any], tensors: saving.Tensors) -> Self:
+        made = cls.of_parts(facts, tensors)
+        if facts.get("output") is not None:
+            setattr(made, _OUTPUT, facts["output"])
+        return made
 
     @abstractmethod
     def parts(self) -> tuple[dict[str, Any], saving.Tensors]:

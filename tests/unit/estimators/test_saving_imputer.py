@@ -30,11 +30,11 @@ SETTINGS = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_loaded_imputer_transforms_as_before(name: str, tmp_path: Path):
-    model = LowRankImputer(random_state=0, **SETTINGS[name]).fit(table(0))
-    model.save(tmp_path)
+    model = LowRankImputer(random_state=0, **SETTINGS[name]).set_output(transform="pandas")
+    model.fit(table(0)).save(tmp_path)
     again = LowRankImputer.load(tmp_path)
     new = table(1)
-    np.testing.assert_array_equal(model.transform(new), again.transform(new))
+    pd.testing.assert_frame_equal(model.transform(new), again.transform(new))
     assert list(model.get_feature_names_out()) == list(again.get_feature_names_out())
     assert (model.rank_, model.penalty_) == (again.rank_, again.penalty_)
     np.testing.assert_array_equal(model.statistics_, again.statistics_)

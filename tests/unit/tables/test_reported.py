@@ -6,7 +6,11 @@ import gzip
 import io
 import lzma
 import zipfile
+from array import array
+from collections import deque, namedtuple
+from decimal import Decimal
 from pathlib import Path
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -14,6 +18,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import scipy.sparse as sp
+from pyarrow.dataset import dataset
 
 from lowrank_opt.errors import LowRankError
 from lowrank_opt.estimators import MatrixCompletion
@@ -57,6 +62,7 @@ def test_ids_of_files_stay(first: str, tmp_path: Path):
 
 
 PAIRS = pd.MultiIndex.from_tuples([("ann", "heat"), ("bob", "alien")], names=["user", "item"])
+Rating = namedtuple("Rating", "rating user item")
 FRAMES = {
     "two levels of index": pd.DataFrame({"rating": [5.0, 3.0]}, index=PAIRS),
     "series": pd.Series([5.0, 3.0], index=PAIRS, name="rating"),
@@ -78,6 +84,10 @@ FRAMES = {
         {"rating": v, "userId": i, "movieId": j, "timestamp": 9}
         for i, j, v in zip(*PLAIN, strict=True)
     ],
+    "batch of Arrow": pa.RecordBatch.from_pydict({"user": PLAIN[0], "i": PLAIN[1], "r": PLAIN[2]}),
+    "data set of Arrow": dataset(pa.table({"score": PLAIN[2], "item": PLAIN[1], "user": PLAIN[0]})),
+    "named tuples": [Rating(v, i, j) for i, j, v in zip(*PLAIN, strict=True)],
+    "queue": deque(zip(*PLAIN, strict=True)),
     "named fields": np.array(
         [("ann", "heat", 5), ("bob", "alien", 3)],
         dtype=[("user", object), ("item", object), ("rating", "f8")],
@@ -90,6 +100,16 @@ def test_frames_with_ids_elsewhere(form: str):
     assert parts(FRAMES[form]) == PLAIN
 
 
+@pytest.mark.parametrize("pairs", [PAIRS, pd.DataFrame(list(PAIRS))], ids=["index", "frame"])
+def test_pairs_beside_values(pairs: object):
+    found = read_triplets(pairs, iter(PLAIN[2]))
+    assert PLAIN == (found.rows.tolist(), found.cols.tolist(), found.values.tolist())
+
+
+def test_vectors_of_the_standard_library():
+    assert ([0, 1], [7, 8], [5.0, 3.0]) == parts((range(2), array("q", [7, 8]), array("d", [5, 3])))
+
+
 ZONE = dt.UTC
 IDS = {
     "truth values": [True, False],
@@ -98,6 +118,8 @@ IDS = {
     "intervals": list(pd.interval_range(0, 2)),
     "empty text": ["", "b"],
     "beyond 64 bits": [2**70, 1],
+    "decimals": [Decimal("1.10"), Decimal("2")],
+    "UUIDs": [UUID(int=1), UUID(int=2)],
 }
 
 
@@ -160,6 +182,14 @@ REFUSED = {
         "could be both",
     ),
     "sparse frame": (lambda _: pd.DataFrame.sparse.from_spmatrix(sp.eye(3)), "sparse ones alone"),
+    "a matrix or triplets": (
+        lambda _: pd.DataFrame(np.eye(3), columns=[*"xyz"], index=pd.Index([*"abc"], name="user")),
+        "index named 'user'.*which could be both",
+    ),
+    "equal ids of two types": (
+        lambda _: ([True, 1, Decimal(1)], [1, 2, 3], [1.0, 2.0, 3.0]),
+        "got True and 1, which are equal, so that they could be one id or two",
+    ),
     "same name twice": (
         lambda _: pd.DataFrame([["a", "b", 1.0]], columns=["user", "user", "rating"]),
         "distinct names",
