@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 Floats: TypeAlias = NDArray[np.floating]
 
-_NO_ERRORS = "got a fit of too few entries, of equal values, or with validation=None"
+_NO_ERRORS = (
+    "got a fit of too few entries, of equal values, with validation=None, or from a folder of an "
+    "earlier release"
+)
 _LEVELS = np.array(["mean", "column", "row", "pair"])
 
 
