@@ -11,6 +11,7 @@ from torch import Tensor
 from lowrank_opt.errors import ObservationError, ShapeError
 from lowrank_opt.observations.sparsity import SortedPairs
 from lowrank_opt.tables.arrays import as_array, mask_of
+from lowrank_opt.tables.arrays import as_reals as real_array
 
 Duplicates: TypeAlias = Literal["error", "mean", "sum", "last"]
 ArrayLike: TypeAlias = Tensor | NDArray[np.generic] | Sequence[float] | Sequence[int]
@@ -68,6 +69,28 @@ def as_reals(values: ArrayLike, name: str, device: torch.device) -> Tensor:
         merged = not x.is_floating_point() and not bool((single.double() == x.double()).all())
         return (x.double() if merged else single).to(device)
     return x.to(device, torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def as_matrix(matrix: object) -> Tensor:
+    """Return an array as a tensor, with NaN where it is masked."""
+    array = as_array(matrix)
+    gaps = mask_of(array)
+    reals = real_array(np.asarray(array), "a dense matrix")
+    return torch.from_numpy(reals if gaps is None else np.where(gaps, np.nan, reals))
+
+
+def check_shape(shape: tuple[int, int]) -> tuple[int, int]:
+    """Return a shape; raise ShapeError unless it is of two positive integers."""
+    if len(shape) != 2 or not all(int(x) == x and x >= 1 for x in shape):
+        raise ShapeError(f"shape must be two positive integers (rows, columns); got {shape!r}")
+    return int(shape[0]), int(shape[1])
+
+
+def real_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return a dtype of values; raise ObservationError if it is none."""
+    if dtype not in (torch.float32, torch.float64):
+        raise ObservationError(f"observations are float32 or float64; got dtype={dtype!r}")
+    return dtype
 
 
 def check_equal_lengths(rows: Tensor, cols: Tensor, values: Tensor, weights: Tensor | None) -> None:

@@ -16,20 +16,21 @@ from lowrank_opt.errors import ObservationError, ShapeError
 from lowrank_opt.observations.coordinates import (
     Duplicates,
     as_indices,
+    as_matrix,
     as_positions,
     as_reals,
     check_equal_lengths,
     check_finite,
     check_range,
     check_rule,
+    check_shape,
     check_weights,
     common_device,
     merge_duplicates,
+    real_dtype,
 )
 from lowrank_opt.observations.part import Part
 from lowrank_opt.observations.sparsity import CompressedAxis, SparsityPattern, sort_pairs
-from lowrank_opt.tables.arrays import as_array, mask_of
-from lowrank_opt.tables.arrays import as_reals as real_numbers
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -95,7 +96,7 @@ class Observations:
         *,
         duplicates: Duplicates = "error",
     ) -> None:
-        m, n = _check_shape(shape)
+        m, n = check_shape(shape)
         check_rule(duplicates)
         device = common_device(rows=rows, cols=cols, values=values, weights=weights)
         i, j = as_indices(rows, "rows", device), as_indices(cols, "cols", device)
@@ -224,7 +225,7 @@ class Observations:
         >>> obs.rows.tolist(), obs.cols.tolist()
         ([0, 1, 1], [0, 0, 1])
         """
-        dense = matrix.detach() if isinstance(matrix, Tensor) else _dense(matrix)
+        dense = matrix.detach() if isinstance(matrix, Tensor) else as_matrix(matrix)
         if dense.layout is not torch.strided:
             raise ObservationError(
                 f"a dense matrix must have the layout torch.strided; got {dense.layout}: pass its "
@@ -308,7 +309,7 @@ class Observations:
         ObservationError
             If `dtype` is neither float32 nor float64, or a value overflows in it.
         """
-        target = self.dtype if dtype is None else _real_dtype(dtype)
+        target = self.dtype if dtype is None else real_dtype(dtype)
         where = self.device if device is None else torch.device(device)
         if (target, where) == (self.dtype, self.device):
             return self
@@ -388,26 +389,6 @@ class Observations:
         drawn[order[:held]] = True
         del order
         return self.take(~drawn), self.take(drawn)
-
-
-def _check_shape(shape: tuple[int, int]) -> tuple[int, int]:
-    if len(shape) != 2 or not all(int(x) == x and x >= 1 for x in shape):
-        raise ShapeError(f"shape must be two positive integers (rows, columns); got {shape!r}")
-    return int(shape[0]), int(shape[1])
-
-
-def _dense(matrix: object) -> Tensor:
-    """Return an array as a tensor, with NaN where it is masked."""
-    array = as_array(matrix)
-    gaps = mask_of(array)
-    reals = real_numbers(np.asarray(array), "a dense matrix")
-    return torch.from_numpy(reals if gaps is None else np.where(gaps, np.nan, reals))
-
-
-def _real_dtype(dtype: torch.dtype) -> torch.dtype:
-    if dtype not in (torch.float32, torch.float64):
-        raise ObservationError(f"observations are float32 or float64; got dtype={dtype!r}")
-    return dtype
 
 
 def _extent(index: NDArray[np.integer]) -> int:
