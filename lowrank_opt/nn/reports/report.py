@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.errors import OptionError
+from lowrank_opt.linalg import lp_norm
 from lowrank_opt.nn.adapters.present import (
     check_known,
     record_of,
@@ -190,7 +191,8 @@ def report_member(
 ) -> SiteReport:
     """Return the report of one matrix whose base weight has the given Frobenius norm."""
     op, certificate = member.factors().detach(), member.certify()
-    spectral, frobenius, nuclear = (float(op.schatten_norm(p)) for p in (math.inf, 2, 1))
+    values = op.singular_values()
+    spectral, frobenius, nuclear = (float(lp_norm(values, p)) for p in (math.inf, 2, 1))
     return SiteReport(
         name=name,
         adapter=adapter,
