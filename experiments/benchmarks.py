@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         new = run_of(revision, options.profile)
         runs = [*(run for run in runs if run.revision != new.revision), new]
         runs.sort(key=lambda run: run.committed)
-        write_record(path, {"runs": [asdict(run) for run in runs]})
+        write_record(path, runs=[asdict(run) for run in runs])
         path.with_suffix(".md").write_text(page(runs), encoding="utf-8")
     print(page(runs))
     return 0
