@@ -73,8 +73,9 @@ def set_free(play: Play, *, name: str) -> None:
 
 def freeze_one(play: Play, *, which: int) -> None:
     """Expect a parameter that is frozen by itself to stay so, whatever is active meanwhile."""
-    free = [p for p in play.model.parameters() if p.requires_grad]
-    if not free or play.book.merged is not None or not play.book.agree(play.book.active):
+    free = [p for p in play.model.parameters() if p.requires_grad and play.book.pages]
+    # With all frozen, as for evaluation, the next switch lets adapters be trained again.
+    if len(free) < 2 or play.book.merged is not None or not play.book.agree(play.book.active):
         return
     one, active = free[which % len(free)], dict(play.book.active)
     one.requires_grad_(False)
@@ -84,8 +85,6 @@ def freeze_one(play: Play, *, which: int) -> None:
         awake = [p for p in free if p.requires_grad]
         many = len(free) - 1 if weights else 0
         expect(len(awake) == many, f"{many} parameters must be trained; got {len(awake)}")
-        if many == 0:
-            break
     one.requires_grad_(True)
     play.do.switch(play.model, active)
 
