@@ -17,6 +17,7 @@ from lowrank_opt.linalg import frozen_product
 from lowrank_opt.parameterizations.catalog import examples
 from lowrank_opt.parameterizations.composed.weight_decomposed import WeightDecomposed
 from lowrank_opt.parameterizations.example import example_tensor
+from lowrank_opt.testing import FreeParameters
 
 D = torch.float64
 SHAPE, RANK = (7, 6), 2
@@ -28,6 +29,7 @@ MORE = {
     "RadialBall(spectral)": lambda s, r: lo.RadialBall(s, r, radius=1.0, norm=math.inf, dtype=D),
     "SpectralLoRA(square)": lambda s, r: lo.SpectralLoRA(s, min(s), radius=1.0, dtype=D),
     "NBLoRA(skew)": lambda s, r: lo.NBLoRA(s, r, radius=1.0, skew=True, dtype=D),
+    "HomogeneousBall(p=1.5)": lambda s, r: lo.HomogeneousBall(s, r, radius=1.0, p=1.5, dtype=D),
     "DeLoRA(odd)": lambda s, r: lo.DeLoRA(s, r + 1, radius=1.0, dtype=D),
     "DeLoRA(peft)": lambda s, r: lo.DeLoRA(s, r, radius=1.0, variant="peft", dtype=D),
     "DeLoRA(author)": lambda s, r: lo.DeLoRA(
@@ -149,6 +151,36 @@ def test_second_derivatives_are_right_or_refused(make, size):
     for name, compute in SECOND.items():
         found = or_refused(partial(compute, f))
         assert_near(expected if found is None else found, expected, name)
+
+
+SPECIAL = {
+    "start": FreeParameters("start"),
+    "permutations": FreeParameters("permutation"),
+    "first is zero": FreeParameters("normal", (0.0, 1.0)),
+}
+
+
+@every_map
+@pytest.mark.parametrize("place", SPECIAL.values(), ids=SPECIAL)
+def test_derivatives_where_values_tie_or_vanish(make, place):
+    """Where both sides of a direction and both steps agree; what bends there has no derivative."""
+    f = Map(make, 1.0)
+    place.fill_(f.module)
+    f.point = torch.cat([f.module.get_parameter(n).detach().flatten() for n in f.names])
+    tangent = jvp(f, (f.point,), (f.direction,))[1]
+    second = or_refused(lambda: jvp(f.gradient, (f.point,), (f.direction,))[1])
+    for function, found, step in ((f, tangent, 1e-5), (f.gradient, second, 1e-4)):
+        here = function(f.point).detach()
+        up, down, near, low = (
+            function(f.point + h * step * f.direction).detach() for h in (1, -1, 0.5, -0.5)
+        )
+        wide, half = (up - down) / (2 * step), (near - low) / step
+        expected = (4 * half - wide) / 3
+        doubt = float(((up - 2 * here + down).abs() / step + (wide - half).abs()).max())
+        size = float(torch.maximum(expected.abs().max(), here.abs().max()))
+        torch.testing.assert_close(
+            expected if found is None else found, expected, rtol=0, atol=1e-5 * size + 10 * doubt
+        )
 
 
 @every_map

@@ -10,11 +10,20 @@ from torch import Tensor, nn
 
 from lowrank_opt.checks import check_radius
 from lowrank_opt.errors import RadiusError
-from lowrank_opt.linalg import inverse_power_of_two, lp_norm, scale_to_unit_peak, working_dtype
+from lowrank_opt.linalg import (
+    differentiable_values,
+    inverse_power_of_two,
+    lp_norm,
+    scale_to_unit_peak,
+    working_dtype,
+)
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization, lora_start_
 from lowrank_opt.parameterizations.example import Example
 from lowrank_opt.sets import SchattenBall
+
+# Up to this order powers of Gram matrices with entries of the size of their side do not overflow.
+_LARGEST_POWER = 16
 
 
 class HomogeneousBall(Parameterization):
@@ -32,6 +41,9 @@ class HomogeneousBall(Parameterization):
     In floating point the norm exceeds the radius by a few units of rounding of the parameters'
     dtype at most, for every finite parameter: the quotient is computed in float64 after an exact
     scaling by a power of two.
+
+    For whole p up to 16 the map has all derivatives where (A, B) is not 0; for other p it has
+    first ones, and second ones raise `DerivativeError`.
 
     Parameters
     ----------
@@ -101,7 +113,7 @@ class HomogeneousBall(Parameterization):
 
     def factors(self) -> LowRankOperator:
         B, A = scale_to_unit_peak(self.left, self.right)
-        mean = _mean_power(_power_sum(A, self.p), _power_sum(B, self.p), self.p)
+        mean = _mean_power(A, B, self.p)
         # (A, B) = 0 has no direction: W = 0 there.
         scale = torch.where(mean > 0, self.radius / torch.where(mean > 0, mean, 1.0), 0.0)
         # The quotient of a large matrix is below the normal numbers of float16: a power of two of
@@ -131,17 +143,28 @@ class HomogeneousBall(Parameterization):
         return self
 
 
-def _power_sum(x: Tensor, p: float) -> Tensor:
-    """Return the p-norm of the eigenvalues of x^T x, that is the 2p-norm of x, squared."""
-    x = x.to(working_dtype(x))
+def _mean_power(A: Tensor, B: Tensor, p: float) -> Tensor:
+    """Return ``((tr((A^T A)^p) + tr((B^T B)^p)) / 2)^(1/p)``."""
+    A, B = (x.to(working_dtype(x)) for x in (A, B))
+    if p.is_integer() and p <= _LARGEST_POWER:
+        # A polynomial: smooth where eigenvalues tie or vanish too, as at the start.
+        total = (_trace_of_power(A, int(p)) + _trace_of_power(B, int(p))) / 2
+        return torch.where(total > 0, torch.where(total > 0, total, 1.0).pow(1 / p), 0.0)
+    norms = [lp_norm(_gram_values(x).clamp_min(0.0), p) for x in (A, B)]
+    return lp_norm(torch.stack(norms), p) / 2 ** (1 / p)
+
+
+def _trace_of_power(x: Tensor, p: int) -> Tensor:
+    """Return ``tr((x^T x)^p)`` by products."""
     if p == 1:
         return x.square().sum()
     gram = x.mT @ x
-    if p == 2:
-        return lp_norm(gram.flatten(), 2)
-    return lp_norm(torch.linalg.eigvalsh(gram).clamp_min(0.0), p)
+    half = torch.linalg.matrix_power(gram, p // 2)
+    return (half * (half @ gram if p % 2 else half)).sum()
 
 
-def _mean_power(a: Tensor, b: Tensor, p: float) -> Tensor:
-    """Return ((a^p + b^p) / 2)^(1/p)."""
-    return lp_norm(torch.stack((a, b)), p) / 2 ** (1 / p)
+def _gram_values(x: Tensor) -> Tensor:
+    """Return the eigenvalues of ``x^T x``, differentiable once."""
+    values, Q = torch.linalg.eigh((x.mT @ x).detach())
+    one = x.new_ones(x.shape[-2])
+    return differentiable_values((Q, values, Q), (x.mT, one, x.mT))
