@@ -14,7 +14,6 @@ from lowrank_opt.training import (
     FactorPair,
     LoRAProAdamW,
     LoRARite,
-    ScaledAdamW,
     ScaledGD,
     factor_pairs,
     lora_plus_groups,
@@ -142,7 +141,8 @@ def test_scale_does_not_change_the_path_of_w(make):
             (scale * L @ R.T - Y).square().sum().backward()
             optimizer.step()
         products.append(pair.to_dense())
-    invariant = not isinstance(optimizer, ScaledAdamW | LoRAProAdamW)
+    damped = optimizer.param_groups[0].get("damping", 0.0) > 0
+    invariant = not (damped or isinstance(optimizer, LoRAProAdamW))
     assert invariant == torch.allclose(*products, rtol=1e-10, atol=1e-12)
 
 
