@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 import lowrank_opt as lo
 from experiments.training_methods import adamw
-from experiments.training_vit import Split, batches, digits, loss_and_accuracy, turned
+from experiments.training_vit import (
+    Split,
+    batches,
+    digits,
+    loss_and_accuracy,
+    trained_upright,
+    turned,
+)
 from lowrank_opt.merging import (
     ModelSpectralReport,
     SingularBasis,
@@ -51,15 +58,7 @@ class WideViT(nn.Module):
 @cache
 def pretrained() -> WideViT:
     """Return the network after 400 steps on all upright digits."""
-    images, labels = digits()
-    torch.manual_seed(0)
-    model = WideViT()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for batch in batches(len(labels), 400, seed=0):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
-        optimizer.step()
-    return model.eval()
+    return trained_upright(WideViT)
 
 
 @cache

@@ -3,13 +3,15 @@
 import copy
 from collections.abc import Callable
 from functools import cache, partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 import lowrank_opt as lo
 from lowrank_opt.nn import adapt
+
+N = TypeVar("N", bound=nn.Module)
 
 RANK = 4
 _TRAINING, _VALIDATION = 400, 300
@@ -59,9 +61,14 @@ def digits() -> tuple[Tensor, Tensor]:
 @cache
 def pretrained() -> TinyViT:
     """Return the network after 400 steps on all upright digits."""
+    return trained_upright(TinyViT)
+
+
+def trained_upright(network: Callable[[], N]) -> N:
+    """Return a new network after 400 steps on all upright digits."""
     images, labels = digits()
     torch.manual_seed(0)
-    model = TinyViT()
+    model = network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for batch in batches(len(labels), 400, seed=0):
         optimizer.zero_grad()

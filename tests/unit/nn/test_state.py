@@ -26,7 +26,7 @@ from tests.adapted import member
 from tests.preloaded import run_script
 
 UPDATES = [
-    *(e for e in examples() if not e.name.startswith("WeightDecomposed")),
+    *(e for e in examples() if e.listed and not e.name.startswith("WeightDecomposed")),
     Example("DenseCore", lambda shape, rank, dtype: lo.DenseCore(shape, dtype=dtype)),
 ]
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
@@ -51,9 +51,7 @@ def trained(make: object = nb_lora, **options: object) -> nn.Module:
 
 @pytest.mark.parametrize("example", UPDATES, ids=lambda example: example.name)
 def test_round_trip_of_every_parameterization(example: Example, tmp_path: Path) -> None:
-    # A single direction cannot be rotated.
-    rank = 2 if example.name.startswith("Orthogonal") else 1
-    model = trained(partial(example.make, rank=rank, dtype=torch.float32))
+    model = trained(partial(example.make, rank=1, dtype=torch.float32))
     assert not torch.allclose(plain()(X), model(X))
     save_adapter(model, tmp_path / "adapter")
     assert torch.equal(model(X), load_adapter(plain(), tmp_path / "adapter")(X))
