@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 Matrix = NDArray[np.floating]
 
+_LARGEST_RANK = 128
+
 
 class LowRankImputer(
     CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, SavedImputer, BaseEstimator
@@ -51,7 +53,7 @@ class LowRankImputer(
     Parameters
     ----------
     rank : int, optional
-        Largest rank. Chosen by default.
+        Largest rank; chosen up to it where no penalty is given, and up to 128 by default.
     penalty : float, optional
         In units of standard deviations of the columns. Chosen by default.
     missing_values : float or pandas.NA
@@ -78,6 +80,9 @@ class LowRankImputer(
     result_ : CompletionResult or None
         Of the scaled columns, those without values left out; None if no column varies.
     path_ : RegularizationPath
+        The settings tried, and their errors on held-out entries in standard deviations of the
+        columns. The last point, of rank zero, are the means of the columns: where no matrix is
+        better than these, it is chosen; where none is much better, low rank is no fair model.
     rank_ : int
     penalty_ : float
     statistics_ : array, shape (n,)
@@ -234,12 +239,14 @@ class LowRankImputer(
         if not np.nanmax(np.abs(scaled), initial=0.0) > 0:
             return
         given = {"bias_penalty": 1.0}
-        given |= {} if self.rank is None else {"rank": float(self.rank_)}
-        given |= {} if self.penalty is None else {"penalty": float(self.penalty)}
+        ample = min(self.rank or _LARGEST_RANK, *scaled.shape)
+        if self.penalty is not None:
+            given["penalty"] = float(self.penalty)
+            given |= {} if self.rank is None else {"rank": float(ample)}
         solver = ALS(
             exponent=EXPONENT, tolerance=self.tolerance, max_iterations=self.max_iterations
         )
-        search = Search(solver, None, weighted=True, seed=seed, watch=watch)
+        search = Search(solver, None, weighted=True, seed=seed, watch=watch, ample=ample)
         observations = Observations.from_dense(torch.from_numpy(scaled))
         choice = choose_and_fit(
             observations, search, given, bias=None, validation=self.validation, seed=seed

@@ -46,6 +46,8 @@ class MatrixCompletion(CallbackSupportMixin, PredictingCompletion, RegressorMixi
 
     Without any argument, rank, penalty and the shrinkage of biases are chosen on held-out entries,
     along a path on which each fit starts where the last one ended; then all entries are fitted.
+    Biases alone are tried too: where no matrix beside them predicts the held-out entries better,
+    as of very few entries a row, ``rank_`` is zero, and `result_` has a matrix of zeros.
 
     Parameters
     ----------
@@ -73,7 +75,8 @@ class MatrixCompletion(CallbackSupportMixin, PredictingCompletion, RegressorMixi
         others along ranks.
     validation : float or None
         Share of the entries that settings are chosen on, and intervals calibrated. None chooses
-        nothing.
+        nothing, biases alone neither; nor are they chosen with side information, or where all
+        settings are given.
     clip : {"auto"}, pair of float or None
         Smallest and largest prediction. "auto" takes those of the values if they look like
         ratings: at most 100 distinct values, each 10 times on average.
@@ -92,8 +95,10 @@ class MatrixCompletion(CallbackSupportMixin, PredictingCompletion, RegressorMixi
         With the ids.
     path_ : RegularizationPath
         The settings tried, their errors on held-out entries, and seconds; empty if all were given.
+        Fits along it are rough. The last point are biases alone, of rank zero.
     setting_ : dict of str to float
-        The settings used, given or chosen; also as `rank_`, and `radius_` or `penalty_`.
+        The settings used, given or chosen; also as `rank_`, and `radius_` or `penalty_`. With a
+        rank of zero only `bias_penalty` counts.
     row_labels_, col_labels_ : Labels
         The ids of the rows and columns.
     clip_ : pair of float or None

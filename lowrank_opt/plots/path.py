@@ -22,6 +22,8 @@ _ROOM = 0.13
 class PathDisplay:
     """Validation error against one setting, one line for each value of the others.
 
+    Biases alone, of rank zero, are a horizontal line.
+
     Parameters
     ----------
     path : RegularizationPath
@@ -80,11 +82,14 @@ class PathDisplay:
             errors = [p.validation_rmse for p in points]
             ax.plot(places, errors, "o-", color=colour, ms=4, lw=1.4, label=label)
         self._plot_best(ax, name)
-        places = [p.setting[name] for p in self.path.points]
+        for point in (p for p in self.path.points if _alone(p)):
+            ax.axhline(point.validation_rmse, color=GREY, lw=1, ls=":", label="biases alone")
+        places = [p.setting[name] for p in self._points]
         logarithmic = min(places) > 0 and max(places) > _WIDE * min(places)
         if logarithmic:
             ax.set_xscale("log")
-        marks = _marks(self.path.best.setting[name], places, math.log if logarithmic else float)
+        best = min(self._points, key=lambda p: p.validation_rmse)
+        marks = _marks(best.setting[name], places, math.log if logarithmic else float)
         ax.set_xticks(marks, [f"{x:.3g}" for x in marks])
         ax.set_xticks([], minor=True)
         tidy(ax)
@@ -97,8 +102,9 @@ class PathDisplay:
     def _plot_best(self, ax: Axes, name: str) -> None:
         best = self.path.best
         place = best.setting[name]
-        ax.axvline(place, color=GREY, lw=1, ls="--", zorder=0)
-        ax.plot(place, best.validation_rmse, "D", color=RED, ms=7)
+        if not _alone(best):
+            ax.axvline(place, color=GREY, lw=1, ls="--", zorder=0)
+            ax.plot(place, best.validation_rmse, "D", color=RED, ms=7)
         ax.set_title(
             f"best: {best.validation_rmse:.4g} at "
             + ", ".join(f"{k} = {v:.4g}" for k, v in best.setting.items()),
@@ -106,14 +112,19 @@ class PathDisplay:
             color=GREY,
         )
 
+    @property
+    def _points(self) -> list[PathPoint]:
+        """Return the points with a matrix; all if there is none."""
+        return [p for p in self.path.points if not _alone(p)] or list(self.path.points)
+
     def _values(self, name: str) -> int:
-        return len({point.setting[name] for point in self.path.points})
+        return len({point.setting[name] for point in self._points})
 
     def _lines(self, name: str) -> list[tuple[str, list[PathPoint]]]:
         """Return the points that differ in one setting alone, with what they share."""
         varying = [k for k in self.path.points[0].setting if k != name and self._values(k) > 1]
         lines: dict[str, list[PathPoint]] = {}
-        for point in self.path.points:
+        for point in self._points:
             if not math.isnan(point.validation_rmse):
                 label = ", ".join(f"{k} = {point.setting[k]:.4g}" for k in varying)
                 lines.setdefault(label, []).append(point)
@@ -121,6 +132,10 @@ class PathDisplay:
             (label, sorted(points, key=lambda p: p.setting[name]))
             for label, points in lines.items()
         ]
+
+
+def _alone(point: PathPoint) -> bool:
+    return point.setting.get("rank") == 0
 
 
 def _marks(first: float, places: list[float], scale: Callable[[float], float]) -> list[float]:

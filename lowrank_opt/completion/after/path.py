@@ -39,6 +39,8 @@ class Walk(NamedTuple):
         A step beyond them is not taken, except for the last one onto the bound itself.
     whole : bool
         Round values down to whole numbers.
+    also : tuple of str and float, optional
+        Another setting, and the factor that it is multiplied by in each step.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Walk(NamedTuple):
     gain: float = 0.0
     bounds: tuple[float, float] = (0.0, math.inf)
     whole: bool = False
+    also: tuple[str, float] | None = None
 
     def values(self, start: float) -> list[float]:
         """Return the values to try from `start`, in order.
@@ -66,6 +69,24 @@ class Walk(NamedTuple):
                 break
             values.append(value)
         return values[1:]
+
+    def settings(self, start: Setting) -> list[Setting]:
+        """Return the settings to try from one, in order.
+
+        Examples
+        --------
+        >>> walk = Walk("rank", 2.0, steps=2, also=("penalty", 1.5))
+        >>> [dict(x) for x in walk.settings({"rank": 4.0, "penalty": 2.0})]
+        [{'rank': 8.0, 'penalty': 3.0}, {'rank': 16.0, 'penalty': 4.5}]
+        """
+        settings: list[Setting] = []
+        for step, value in enumerate(self.values(start[self.name]), start=1):
+            new = {**start, self.name: value}
+            if self.also is not None:
+                name, factor = self.also
+                new[name] = start[name] * factor**step
+            settings.append(new)
+        return settings
 
 
 class PathPoint(NamedTuple):
@@ -213,10 +234,10 @@ class _Search:
         assert self.best is not None, "a walk starts from a setting"
         (setting, best_rmse, _, _), result = self.best
         vain = 0
-        for value in walk.values(setting[walk.name]):
+        for new in walk.settings(setting):
             if vain == walk.patience or best_rmse <= self.exact or self.stopped():
                 return
-            rmse, result = self.look({**setting, walk.name: value}, result)
+            rmse, result = self.look(new, result)
             if rmse < best_rmse * (1 - walk.gain):
                 best_rmse, vain = rmse, 0
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from lowrank_opt.completion.results.posterior import BayesianResult
 from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.errors import ObservationError, ShapeError
 from lowrank_opt.observations import Observations
@@ -49,7 +50,9 @@ def training_and_validation(
     return observations, validation.to(dtype=observations.dtype)
 
 
-def root_mean_square_error(result: CompletionResult, entries: Observations) -> float:
+def root_mean_square_error(
+    result: CompletionResult | BayesianResult, entries: Observations
+) -> float:
     """Return the root of the (weighted) mean squared error of predictions, in float64."""
     errors = result.predict(entries.rows, entries.cols).double() - entries.values.double()
     squares, w = errors.square(), entries.weights

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
 from lowrank_opt.completion import CompletionResult
-from lowrank_opt.completion.after.path import RegularizationPath, Setting, Walk, follow_path
+from lowrank_opt.completion.after.path import (
+    PathPoint,
+    RegularizationPath,
+    Setting,
+    Walk,
+    follow_path,
+)
 from lowrank_opt.completion.model.bias import weighted_mean
+from lowrank_opt.completion.solvers.held_out import root_mean_square_error
 from lowrank_opt.completion.solvers.traits import AnyResult
 from lowrank_opt.errors import OptionError
 from lowrank_opt.estimators.choice.intervals import Intervals
@@ -31,6 +39,8 @@ from lowrank_opt.observations import Observations
 _FEWEST = 10
 # A held-out error that small, relative to the spread of the values, is an exact fit.
 _EXACT = 1e-5
+# A rough fit whose error is at least this share of that of biases alone is looked at again.
+_CLOSE = 0.98
 _LARGEST_SCALE, _REPETITIONS = 100, 10
 
 
@@ -139,56 +149,106 @@ def choose_and_fit(
             _out_of(unit, inner.intervals),
         )
     setting = _merged(search.first(observations), given)
-    intervals: Intervals | Calibration | None = None
     if spread_or_zero(observations, bias) == 0:
-        return Choice(constant(observations), setting, RegularizationPath(()), intervals)
-    walks = [walk for walk in search.walks(observations) if walk.name not in given]
-    path, start = RegularizationPath(()), None
+        return Choice(constant(observations), setting, RegularizationPath(()), None)
+    walks = [_without(given, x) for x in search.walks(observations) if x.name not in given]
+    draws = not search.solver.traits.validation
     if validation is None or len(observations) < _FEWEST:
-        pass
-    elif walks or not search.solver.traits.validation:
-        path, start, intervals = _judged(
-            observations, search, setting, walks, bias=bias, validation=validation, seed=seed,
-            point=point,
-        )  # fmt: skip
-        setting = path.best.setting if walks else setting
+        found, intervals = _Found(setting, RegularizationPath(())), None
+    elif walks or draws:
+        kept, held_out = _split(observations, validation, seed)
+        found, judged = _searched(search, kept, held_out, setting, walks, given, point=point)
+        intervals = _calibrated(judged, observations, kept, held_out, search, bias)
     else:
         quiet = replace(search, watch=None)
+        found = _Found(setting, RegularizationPath(()))
         intervals = Calibration(observations, quiet, setting, bias, validation, seed)
-    return Choice(search.refit(observations, setting, start), setting, path, intervals)
+    result = search.refit(observations, found.setting, found.start)
+    return Choice(result, found.setting, found.path, intervals)
 
 
-def _judged(
-    observations: Observations,
+def _without(given: Mapping[str, float], walk: Walk) -> Walk:
+    """Return a walk along which what is given stays as it is."""
+    return walk._replace(also=None) if walk.also and walk.also[0] in given else walk
+
+
+class _Found(NamedTuple):
+    setting: Setting
+    path: RegularizationPath
+    start: CompletionResult | None = None
+
+
+def _searched(
     search: Search,
+    kept: Observations,
+    held_out: Observations,
     setting: Setting,
-    walks: list[Walk],
+    walks: Sequence[Walk],
+    given: Setting,
     *,
-    bias: Bias,
-    validation: float,
-    seed: int,
     point: bool,
-) -> tuple[RegularizationPath, CompletionResult | None, Intervals]:
-    """Return what the entries that are held out say: a path, its best fit, and intervals."""
-    kept, held_out = _split(observations, validation, seed)
-    path, start = RegularizationPath(()), None
-    if walks:
-        exact = _EXACT * spread_or_zero(observations, bias)
-        path, start = follow_path(
-            search.fit,
-            kept,
-            held_out,
-            setting,
-            walks,
-            exact=exact,
-            stopped=lambda: search.stopped,
-        )
-    judged: AnyResult | None = start
-    if judged is None:
-        judged = (search.fit if point else search.draw)(kept, setting, None)
-    intervals = _calibrated(judged, observations, kept, held_out, search, bias)
+) -> tuple[_Found, AnyResult]:
+    """Return the setting that predicts held-out entries best, and the fit that shows it."""
+    alone = search.alone(kept, held_out, given)
+    if alone is not None and search.by_radius:
+        # Where a path of norm bounds begins, the matrix counts little.
+        setting = {**setting, "bias_penalty": alone.penalty}
+    found, judged = _walked(search, kept, held_out, setting, walks, point=point)
+    if alone is None or search.stopped:
+        return found, judged
+    last = alone.at(setting)
+    search.told(last.setting, alone.result)
+    path = RegularizationPath((*found.path.points, last))
+    if _beats(last.validation_rmse, judged, found, search, kept, held_out):
+        return _Found(last.setting, path), alone.result
+    return found._replace(path=path), judged
+
+
+def _walked(
+    search: Search,
+    kept: Observations,
+    held_out: Observations,
+    setting: Setting,
+    walks: Sequence[Walk],
+    *,
+    point: bool,
+) -> tuple[_Found, AnyResult]:
+    if not walks:
+        begin = time.perf_counter()
+        drawn = (search.fit if point else search.draw)(kept, setting, None)
+        rmse, seconds = root_mean_square_error(drawn, held_out), time.perf_counter() - begin
+        only = PathPoint(dict(setting), rmse, len(drawn.history), seconds)
+        return _Found(setting, RegularizationPath((only,))), drawn
+    path, start = follow_path(
+        search.fit,
+        kept,
+        held_out,
+        setting,
+        walks,
+        exact=_EXACT * spread_or_zero(kept, search.bias),
+        stopped=lambda: search.stopped,
+    )
     # Its problem would keep the entries that it was fitted to.
-    return path, None if start is None else replace(start, problem=None), intervals
+    return _Found(path.best.setting, path, replace(start, problem=None)), start
+
+
+def _beats(
+    rmse: float,
+    judged: AnyResult,
+    found: _Found,
+    search: Search,
+    kept: Observations,
+    held_out: Observations,
+) -> bool:
+    """Return whether biases of that error beat what was found, fitted in earnest where close.
+
+    The points of a path are fitted roughly, and to stop early may be what made one good.
+    """
+    rough = root_mean_square_error(judged, held_out)
+    if not _CLOSE * rmse < rough < rmse or not isinstance(judged, CompletionResult):
+        return not rough < rmse
+    earnest = search.refit(kept, found.setting, found.start)
+    return not root_mean_square_error(earnest, held_out) < rmse
 
 
 def _out_of(unit: float, found: Intervals | Calibration | None) -> Intervals | Calibration | None:

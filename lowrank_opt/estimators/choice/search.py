@@ -18,6 +18,12 @@ from lowrank_opt.completion.after.path import Setting, Walk
 from lowrank_opt.completion.catalog import option_names, solver_of, with_options
 from lowrank_opt.completion.results.posterior import BayesianResult
 from lowrank_opt.completion.solvers.traits import AnyResult
+from lowrank_opt.estimators.choice.biases import (
+    BiasesAlone,
+    best_biases,
+    biases_alone,
+    zeros_alone,
+)
 from lowrank_opt.estimators.choice.starts import (
     EXPONENT,
     Bias,
@@ -38,6 +44,9 @@ Sides: TypeAlias = "tuple[Sequence[Matrix], Sequence[Matrix]]"
 Described: TypeAlias = tuple[int, int]
 
 _SMALL_RANK, _RANK, _RANK_OF_DRAWS, _LARGEST_RANK = 8, 12, 16, 32
+# Factor of the penalty with which the rank grows by half; from which rank on rows are improved by
+# conjugate gradients.
+_STRONGER, _WIDE = 1.05, 40
 
 _BY_NAME: dict[str, Solver] = {
     "als": ALS(exponent=EXPONENT, tolerance=1e-4, max_iterations=50),
@@ -68,6 +77,8 @@ class Search:
         Features of rows and of columns.
     watch : Watch, optional
         Is told of each fit.
+    ample : int, optional
+        Largest rank that is tried, with penalties that grow with the rank.
     """
 
     solver: Solver
@@ -76,6 +87,7 @@ class Search:
     seed: int
     side: Sides = ((), ())
     watch: Watch | None = None
+    ample: int | None = None
 
     @property
     def stopped(self) -> bool:
@@ -95,9 +107,10 @@ class Search:
     def first(self, observations: Observations) -> dict[str, float]:
         """Return the setting that a path starts from, heavily regularised."""
         (m, n), bias = observations.shape, self.bias
-        rank = float(min(_RANK, m, n))
+        rank = float(min(_RANK, m, n, self.ample or _RANK))
         if self.by_penalty:
-            penalty = 0.7 * largest_penalty(observations, bias)
+            exponent = float(getattr(self.solver, "exponent", 0.0))
+            penalty = 0.7 * largest_penalty(observations, bias, exponent)
             return {"penalty": penalty, "bias_penalty": 1.0, "rank": rank}
         if self.by_radius:
             radius = 0.15 * spread(observations, bias) * math.sqrt(m * n)
@@ -107,8 +120,11 @@ class Search:
 
     def walks(self, observations: Observations) -> list[Walk]:
         """Return how a path goes on; walks along given settings are left out by the caller."""
-        most = float(min(*observations.shape, _LARGEST_RANK))
+        most = float(min(*observations.shape, self.ample or _LARGEST_RANK))
         doubled = Walk("rank", 2.0, steps=2, gain=1e-3, bounds=(1.0, most), whole=True)
+        if self.ample is not None:
+            # More directions of the same strength would follow more of the noise.
+            doubled = doubled._replace(factor=1.5, steps=8, also=("penalty", _STRONGER))
         if self.by_penalty:
             return [
                 Walk("penalty", 0.7, steps=3, patience=2),
@@ -117,15 +133,41 @@ class Search:
                 Walk("bias_penalty", 0.5, steps=3),
                 doubled,
                 Walk("penalty", 1.2, steps=2),
-                Walk("penalty", 1 / 1.2, steps=2),
+                Walk("penalty", 1 / 1.2, steps=2 if self.ample is None else 8),
             ]
         if self.by_radius:
-            return [Walk("radius", 1.4, steps=15), doubled]
+            return [
+                Walk("radius", 1.4, steps=15),
+                Walk("radius", 1 / 1.4, steps=15),
+                Walk("bias_penalty", 2.0, steps=3),
+                Walk("bias_penalty", 0.5, steps=3),
+                doubled,
+            ]
         if not self.solver.traits.validation:
             return []
         if isinstance(self.solver, Variational):
             return [Walk("rank", 1.5, steps=5, gain=1e-3, bounds=(1.0, most), whole=True)]
         return [doubled]
+
+    def alone(
+        self, kept: Observations, held_out: Observations, given: Setting
+    ) -> BiasesAlone | None:
+        """Return the best biases alone, zeros for a model that has none.
+
+        None for one that is to predict by side information.
+        """
+        if any(self.side):
+            return None
+        if self.bias is None:
+            return zeros_alone(kept, held_out)
+        return best_biases(kept, held_out, given.get("bias_penalty"))
+
+    def told(self, setting: Setting, result: CompletionResult) -> CompletionResult:
+        """Return a result that came in one step, after the watch was told."""
+        if self.watch is not None:
+            with self.watch.fitting(setting) as (_, done):
+                done(result)
+        return result
 
     def fit(
         self, observations: Observations, setting: Setting, start: CompletionResult | None
@@ -138,12 +180,16 @@ class Search:
         self, observations: Observations, setting: Setting, start: CompletionResult | None
     ) -> AnyResult:
         """Fit roughly, and return what the solver does: draws stay draws."""
-        return self._solve(rough(self.solver), observations, setting, start)
+        solver = rough(self.solver)
+        if self.ample is not None and isinstance(solver, ALS):
+            # Fits of larger ranks settle later, and would be judged too soon.
+            solver = replace(solver, tolerance=3e-4, max_iterations=15)
+        return self._solve(solver, observations, setting, start)
 
     def refit(
         self, observations: Observations, setting: Setting, start: CompletionResult | None
     ) -> AnyResult:
-        """Fit in earnest."""
+        """Fit in earnest; with the rank zero, biases alone."""
         return self._solve(self.solver, observations, setting, start)
 
     def _solve(
@@ -153,8 +199,13 @@ class Search:
         setting: Setting,
         start: CompletionResult | None,
     ) -> AnyResult:
+        if setting["rank"] == 0:
+            penalty = None if self.bias is None else setting["bias_penalty"]
+            return self.told(setting, biases_alone(observations, penalty))
         generator = torch.Generator().manual_seed(self.seed)
         problem = self._problem(observations, setting, start)
+        if isinstance(solver, ALS) and self.ample is not None and setting["rank"] >= _WIDE:
+            solver = replace(solver, method="cg")
         if isinstance(solver, ALS) and start is None:
             start = random_start(observations, int(setting["rank"]), generator)
         begin = start if solver.traits.start else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from lowrank_opt.completion import AdditiveBias, CompletionResult, CompletionStatus, History
 from lowrank_opt.completion.model.bias import fit_additive_bias, no_bias, weighted_mean
+from lowrank_opt.estimators.choice.biases import with_zero_matrix
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
 
@@ -39,11 +41,8 @@ def spread_or_zero(observations: Observations, bias: Bias) -> float:
 
 def constant(observations: Observations) -> CompletionResult:
     """Return the result that predicts the mean of the values."""
-    m, n = observations.shape
-    zeros = observations.values.new_zeros
-    operator = LowRankOperator(zeros(m, 1), zeros(1), zeros(n, 1))
-    bias = AdditiveBias(weighted_mean(observations), zeros(m), zeros(n))
-    return CompletionResult(operator, bias, CompletionStatus.EXACT_FIT, History())
+    bias = replace(no_bias(observations), mean=weighted_mean(observations))
+    return with_zero_matrix(bias, observations, CompletionStatus.EXACT_FIT)
 
 
 def random_start(
@@ -76,14 +75,14 @@ def moved(result: CompletionResult, rows: Tensor, cols: Tensor) -> CompletionRes
     )
 
 
-def largest_penalty(observations: Observations, bias: Bias) -> float:
+def largest_penalty(observations: Observations, bias: Bias, exponent: float = EXPONENT) -> float:
     r"""Return the penalty above which only biases are left.
 
     The largest singular value of the weighted residuals of the biases, row i divided by
-    :math:`n_i^{1/4}` and columns likewise; one if it is zero.
+    :math:`n_i^{\text{exponent} / 2}` and columns likewise; one if it is zero.
     """
     exact = observations.to(dtype=torch.float64)
-    residuals = _weighted_residuals(exact, bias)
+    residuals = _weighted_residuals(exact, bias, exponent)
     if not bool(residuals.any()):
         return 1.0
     if min(exact.shape) == 1:
@@ -91,13 +90,13 @@ def largest_penalty(observations: Observations, bias: Bias) -> float:
     return _top_singular_value(exact, residuals)
 
 
-def _weighted_residuals(exact: Observations, bias: Bias) -> Tensor:
+def _weighted_residuals(exact: Observations, bias: Bias, exponent: float) -> Tensor:
     start = fit_additive_bias(exact, penalty=1.0) if bias else no_bias(exact)
     residuals = exact.values - start.predict(exact.rows, exact.cols)
     if exact.weights is not None:
         residuals = residuals * exact.weights
     for index, counts in ((exact.rows, exact.row_counts), (exact.cols, exact.col_counts)):
-        residuals = residuals * counts[index].double().pow(-EXPONENT / 2)
+        residuals = residuals * counts[index].double().pow(-exponent / 2)
     return residuals
 
 

@@ -225,3 +225,25 @@ def test_indicator_is_that_of_scikit_learn():
     np.testing.assert_array_equal(
         MissingIndicator().fit_transform(X), filled.iloc[:, 4:].to_numpy(dtype=bool)
     )
+
+
+def test_columns_with_nothing_in_common_get_about_their_means():
+    X = np.random.default_rng(0).normal(size=(80, 6))
+    holes = np.where(np.random.default_rng(1).random(X.shape) < 0.3, np.nan, X)
+    model = LowRankImputer(random_state=0).fit(holes)
+    means = scaled_error(SimpleImputer().fit_transform(holes), X, holes)
+    assert scaled_error(model.transform(holes), X, holes) < 1.05 * means
+    last = model.path_.points[-1]
+    assert 0 == last.setting["rank"]
+    assert 0.9 < model.path_.best.validation_rmse / last.validation_rmse <= 1
+
+
+def test_the_rank_grows_as_far_as_it_helps():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(150, 20)) @ rng.normal(size=(20, 40)) + 0.3 * rng.normal(size=(150, 40))
+    holes = np.where(rng.random(X.shape) < 0.15, np.nan, X)
+    chosen, bounded = (LowRankImputer(rank=r, random_state=0).fit(holes) for r in (None, 12))
+    assert bounded.rank_ <= 12 < 17 < chosen.rank_
+    errors = [scaled_error(model.transform(holes), X, holes) for model in (chosen, bounded)]
+    assert errors[0] < 0.6 * errors[1]
+    assert LowRankImputer(rank=30, random_state=0).fit(holes).rank_ <= 30

@@ -71,7 +71,7 @@ def test_path_holds_what_was_tried():
 
 def test_given_settings_are_not_chosen():
     model = quick(bias_penalty=None, solver="als").fit(*ratings())
-    assert {2.0} == set(model.path_.columns()["rank"])
+    assert {2.0, 0.0} == set(model.path_.columns()["rank"])
     assert {0.5} == set(model.path_.columns()["penalty"])
 
 
@@ -350,6 +350,7 @@ def test_values_of_any_size(scale: float, options: dict[str, object]):
     assert near.rank_ == far.rank_
     close = {"rtol": 1e-3, "atol": 1e-3}
     np.testing.assert_allclose(near.predict(pairs), far.predict(pairs) / scale, **close)
-    if len(near.path_) > 0:
+    # Variances of draws are squares, and infinite or zero in such units.
+    if options.get("solver") != "bayesian":
         for a, b in zip(near.predict_interval(pairs), far.predict_interval(pairs), strict=True):
             np.testing.assert_allclose(a, b / scale, **close)
