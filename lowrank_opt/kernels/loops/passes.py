@@ -1,8 +1,9 @@
 """Numba loops over the groups ``first .. last - 1`` of a compressed axis, free of the GIL.
 
-Rows of the factors are contiguous, and their inner loops vectorise. Sums run in the dtype of the
-factors over a short segment of a group, then in float64 over segments: the rounding error does not
-grow with the length of a row. Scalars are summed in float64.
+A group is taken in short segments, of which four or eight entries are taken at a time: a number of
+the group's own factor, or of its sum, is then loaded once for as many products. Sums run in the
+dtype of the factors over a segment, then in float64 over segments: the rounding error does not grow
+with the length of a row. Scalars are summed in float64.
 Arguments that are None select a specialisation without that part.
 """
 
@@ -17,6 +18,58 @@ Ints = NDArray[np.integer]
 _SEGMENT = 64
 # Sums may be reordered and fused; NaN and infinity keep their meaning.
 _FASTMATH = {"reassoc", "contract"}
+
+
+@njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def _products(
+    begin: int, end: int, indices: Ints, factor: Floats, right: Floats, out: Floats
+) -> None:
+    """Write the inner products of a factor with the rows of entries ``begin .. end - 1``."""
+    rank = len(factor)
+    zero = factor.dtype.type(0)
+    fours = end - (end - begin) % 4
+    for k in range(begin, fours, 4):
+        x0, x1 = right[indices[k]], right[indices[k + 1]]
+        x2, x3 = right[indices[k + 2]], right[indices[k + 3]]
+        s0, s1, s2, s3 = zero, zero, zero, zero
+        for q in range(rank):
+            u = factor[q]
+            s0 += u * x0[q]
+            s1 += u * x1[q]
+            s2 += u * x2[q]
+            s3 += u * x3[q]
+        out[k - begin], out[k - begin + 1] = s0, s1
+        out[k - begin + 2], out[k - begin + 3] = s2, s3
+    for k in range(fours, end):
+        other = right[indices[k]]
+        s = zero
+        for q in range(rank):
+            s += factor[q] * other[q]
+        out[k - begin] = s
+
+
+@njit(nogil=True, cache=True, fastmath=_FASTMATH)
+def _combine(
+    begin: int, end: int, indices: Ints, g: Floats, offset: int, dense: Floats, out: Floats
+) -> None:
+    """Add the rows of entries ``begin .. end - 1``, times coefficients from an offset on."""
+    rank = len(out)
+    eights = end - (end - begin) % 8
+    for k in range(begin, eights, 8):
+        x0, x1 = dense[indices[k]], dense[indices[k + 1]]
+        x2, x3 = dense[indices[k + 2]], dense[indices[k + 3]]
+        x4, x5 = dense[indices[k + 4]], dense[indices[k + 5]]
+        x6, x7 = dense[indices[k + 6]], dense[indices[k + 7]]
+        c = k - begin + offset
+        g0, g1, g2, g3 = g[c], g[c + 1], g[c + 2], g[c + 3]
+        g4, g5, g6, g7 = g[c + 4], g[c + 5], g[c + 6], g[c + 7]
+        for q in range(rank):
+            first = g0 * x0[q] + g1 * x1[q] + g2 * x2[q] + g3 * x3[q]
+            out[q] += first + (g4 * x4[q] + g5 * x5[q] + g6 * x6[q] + g7 * x7[q])
+    for k in range(eights, end):
+        other, coefficient = dense[indices[k]], g[k - begin + offset]
+        for q in range(rank):
+            out[q] += coefficient * other[q]
 
 
 @njit(nogil=True, cache=True, fastmath=_FASTMATH)
@@ -50,33 +103,31 @@ def squared_loss_pass(
     rank = left.shape[1]
     part = np.zeros(rank, left.dtype)
     whole = np.zeros(rank, np.float64)
+    residuals = np.empty(_SEGMENT, left.dtype)
     for i in range(first, last):
-        factor = left[i]
         loss = 0.0
         total = 0.0
         whole[:] = 0
         for start in range(pointers[i], pointers[i + 1], _SEGMENT):
-            part[:] = 0
-            for k in range(start, min(start + _SEGMENT, pointers[i + 1])):
-                j = indices[k]
-                other = right[j]
-                prediction = left.dtype.type(0)
-                for q in range(rank):
-                    prediction += factor[q] * other[q]
+            end = min(start + _SEGMENT, pointers[i + 1])
+            _products(start, end, indices, left[i], right, residuals)
+            for k in range(start, end):
+                prediction = residuals[k - start]
                 if row_bias is not None and col_bias is not None:
-                    prediction += row_bias[i] + col_bias[j]
+                    prediction += row_bias[i] + col_bias[indices[k]]
                 residual = prediction - values[k]
                 weighted = residual
                 if weights is not None:
                     weighted = residual * weights[k]
                 loss += np.float64(residual) * np.float64(weighted)
-                if doubled is not None:
-                    g = weighted + weighted
-                    doubled[k] = g
-                    total += g
-                    for q in range(rank):
-                        part[q] += g * other[q]
+                residuals[k - start] = weighted + weighted
+            if doubled is not None:
+                for k in range(start, end):
+                    doubled[k] = residuals[k - start]
+                    total += np.float64(residuals[k - start])
             if d_left is not None:
+                part[:] = 0
+                _combine(start, end, indices, residuals, 0, right, part)
                 for q in range(rank):
                     whole[q] += part[q]
         losses[i] = loss
@@ -100,18 +151,12 @@ def entries_pass(
     out: Floats,
 ) -> None:
     """Write the prediction of each entry, in the order of the rows."""
-    rank = left.shape[1]
     for i in range(first, last):
-        factor = left[i]
-        for k in range(pointers[i], pointers[i + 1]):
-            j = indices[k]
-            other = right[j]
-            prediction = left.dtype.type(0)
-            for q in range(rank):
-                prediction += factor[q] * other[q]
-            if row_bias is not None and col_bias is not None:
-                prediction += row_bias[i] + col_bias[j]
-            out[k] = prediction
+        begin, end = pointers[i], pointers[i + 1]
+        _products(begin, end, indices, left[i], right, out[begin:end])
+        if row_bias is not None and col_bias is not None:
+            for k in range(begin, end):
+                out[k] += row_bias[i] + col_bias[indices[k]]
 
 
 @njit(nogil=True, cache=True, fastmath=_FASTMATH)
@@ -138,17 +183,22 @@ def product_pass(
     rank = dense.shape[1]
     part = np.zeros(rank, dense.dtype)
     whole = np.zeros(rank, np.float64)
+    g, offset = coefficients, 0
+    if positions is not None:
+        # In a loop of its own, the jumps through memory overlap.
+        offset = pointers[first]
+        g = np.empty(pointers[last] - offset, coefficients.dtype)
+        for k in range(len(g)):
+            g[k] = coefficients[positions[offset + k]]
     for i in range(first, last):
         total = 0.0
         whole[:] = 0
         for start in range(pointers[i], pointers[i + 1], _SEGMENT):
+            end = min(start + _SEGMENT, pointers[i + 1])
+            for k in range(start - offset, end - offset):
+                total += np.float64(g[k])
             part[:] = 0
-            for k in range(start, min(start + _SEGMENT, pointers[i + 1])):
-                g = coefficients[k] if positions is None else coefficients[positions[k]]
-                other = dense[indices[k]]
-                total += g
-                for q in range(rank):
-                    part[q] += g * other[q]
+            _combine(start, end, indices, g, start - offset, dense, part)
             for q in range(rank):
                 whole[q] += part[q]
         for q in range(rank):
