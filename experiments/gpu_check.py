@@ -1,11 +1,13 @@
-"""Check every solver on a GPU against the CPU, and time the passes: one run, one table.
+"""Check every solver and kernel on a GPU against the CPU, and time the passes: one run, one table.
 
 Solvers first: the same problem on the CPU, by the backend that runs on the GPU, and on the GPU; the
-largest difference of predictions, relative to their size. Then the time of loss and gradient, and
-of half sweeps of least squares, with the bytes that they have to move at least, as a share of what
-a copy of a large tensor reaches on the same device in the same run. Without a GPU it says so, and
-ends with status 3. Run as ``python -m experiments.gpu_check``; with ``--device cpu`` the same is
-done on the CPU, to see that the script works.
+largest difference of predictions, relative to their size. Where Triton is installed, its kernels
+next, against plain torch in float64 on the GPU. Then, for each backend, the time of loss and
+gradient, and of half sweeps of least squares, with the bytes of the cost model of the kernels, as a
+share of what a copy of a large tensor reaches on the same device in the same run; those of Triton
+are replayed from a CUDA graph too, which shows that nothing waits for the host. Without a GPU it
+says so, and ends with status 3. Run as ``python -m experiments.gpu_check``; with ``--device cpu``
+the same is done on the CPU, to see that the script works.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -25,7 +28,12 @@ from experiments.kernel_speed import random_observations
 from experiments.records import prepare_folder, write_record
 from experiments.tables import text_table
 from lowrank_opt.kernels import observed_squared_loss, use_backend
+from lowrank_opt.kernels.backend import BackendName, backend_of
+from lowrank_opt.kernels.gaussian_rows import GaussianRows, Moments
+from lowrank_opt.kernels.protocol import RowEntries
 from lowrank_opt.kernels.row_solves import RowProblems
+from lowrank_opt.kernels.tiles import cost
+from lowrank_opt.kernels.tiles.sizes import ALIGNED
 from lowrank_opt.solvers import SOLVERS, FirstOrder, Gibbs, MaxNorm, Solver, solver_of
 
 NO_GPU = 3
@@ -130,8 +138,63 @@ def _posed(
     return solver, 3 if "rank" in solver.traits.sets else ball
 
 
+def kernel_lines(
+    device: torch.device, ranks: Sequence[int], rows: int = 30_000, entries: int = 300_000
+) -> list[Line]:
+    """Return a line for each operation of the Triton kernels and each rank, on long rows."""
+    observed = random_observations((rows, 20), entries, seed=0).to(device=device)
+    lines = list[Line]()
+    for rank in ranks:
+        for name, run in _operations(observed, rank).items():
+            with use_backend("torch"):
+                expected = run(torch.float64)
+            with use_backend("triton"):
+                start = time.perf_counter()
+                found = run(torch.float32)
+                milliseconds = 1e3 * (time.perf_counter() - start)
+            difference = float((expected - found).abs().max() / expected.abs().max())
+            lines.append(Line(f"triton: {name}, rank {rank}", milliseconds, difference))
+    return lines
+
+
+def _operations(
+    observed: lo.Observations, rank: int
+) -> dict[str, Callable[[torch.dtype], torch.Tensor]]:
+    # By columns, which are long.
+    flipped = lo.Observations(
+        observed.cols, observed.rows, observed.values, (observed.shape[1], observed.shape[0])
+    )
+    g = torch.Generator().manual_seed(1)
+    factors = [torch.randn(k, rank, generator=g).to(observed.device) for k in flipped.shape]
+
+    def loss_and_gradient(dtype: torch.dtype) -> torch.Tensor:
+        parts = _loss(flipped, [x.to(dtype) for x in factors])()
+        return torch.cat([x.flatten() for x in parts]).double()
+
+    def half_sweep(dtype: torch.dtype) -> torch.Tensor:
+        return _half_sweep(flipped, factors, dtype)().double()
+
+    def posterior(dtype: torch.dtype) -> torch.Tensor:
+        rows = GaussianRows.of(flipped, flipped.csr, dtype)
+        own, other = (Moments.of(x.to(dtype), x[:, 0].to(dtype)) for x in factors)
+        m, prior = len(factors[0]), torch.eye(rank + 1, dtype=torch.float64).to(flipped.device)
+        scales, pull = prior.new_ones(m), prior.new_zeros(m, rank + 1)
+        rows.posterior(own, other, scales=scales, precision=prior, pull=pull)
+        return own.means.double()
+
+    return {
+        "loss and gradient": loss_and_gradient,
+        "half sweep": half_sweep,
+        "posterior": posterior,
+    }
+
+
 def pass_lines(
-    device: torch.device, shape: tuple[int, int], entries: int, ranks: Sequence[int]
+    device: torch.device,
+    shape: tuple[int, int],
+    entries: int,
+    ranks: Sequence[int],
+    backend: BackendName,
 ) -> list[Line]:
     """Return lines for loss and gradient, and for half sweeps, at each rank."""
     observed = random_observations(shape, entries, seed=0).to(device=device)
@@ -140,34 +203,76 @@ def pass_lines(
     for rank in ranks:
         g = torch.Generator().manual_seed(1)
         factors = [torch.randn(k, rank, generator=g).to(device) for k in shape]
-        # Both factors of an entry, its two indices and its value; the gradient reads them again.
-        gathered = len(observed) * (2 * rank * 4 + 20)
+        sizes = cost.Sizes(len(observed), *shape, rank + -rank % ALIGNED)
         steps = {
-            f"loss and gradient, rank {rank}": (_loss(observed, factors), 2 * gathered),
-            f"half sweep, rank {rank}": (
-                _half_sweep(observed, factors),
-                len(observed) * (rank * 4 + 12),
+            "loss and gradient": (_loss(observed, factors), cost.loss_and_gradient(sizes)),
+            "half sweep": (
+                _half_sweep(observed, factors, torch.float32),
+                cost.half_sweep(sizes),
             ),
         }
-        for what, (step, moved) in steps.items():
-            spent = _median_milliseconds(step, device)
-            lines.append(Line(what, spent, bandwidth=moved / spent / copied))
+        for name, (step, moved) in steps.items():
+            with use_backend(backend):
+                spent = _median_milliseconds(step, device)
+                lines.append(_timed(f"{backend}: {name}, rank {rank}", spent, moved, copied))
+        if backend == "triton" and device.type == "cuda":
+            spent = _replayed_milliseconds(observed, factors, device)
+            lines.append(
+                _timed(
+                    f"triton: half sweep from a CUDA graph, rank {rank}",
+                    spent,
+                    cost.half_sweep(sizes),
+                    copied,
+                )
+            )
     return lines
 
 
-def _loss(observed: lo.Observations, factors: list[torch.Tensor]) -> Callable[[], object]:
+def _timed(what: str, milliseconds: float, moved: int, copied: float) -> Line:
+    return Line(what, milliseconds, bandwidth=moved / milliseconds / copied)
+
+
+def _replayed_milliseconds(
+    observed: lo.Observations, factors: list[torch.Tensor], device: torch.device
+) -> float:
+    """Capture a half sweep, from entries to losses on the device, and replay it."""
+    rows = RowProblems.of(observed, observed.csr, torch.float32)
+    x, features = factors[0].clone(), factors[1]
+    one = torch.eye(x.shape[1], dtype=torch.float64, device=device)
+    settings = {"scale": 1.0, "precision": one, "strengths": one.new_ones(len(x))}
+    with use_backend("triton"):
+        backend = backend_of(device)
+    entries = (RowEntries(rows.axis, rows.values, rows.weights), x, features, features[:, 0] * 0)
+    step = partial(backend.solve_rows, *entries, **settings, pull=None, noise=None)
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return _median_milliseconds(graph.replay, device)
+
+
+def _loss(
+    observed: lo.Observations, factors: list[torch.Tensor]
+) -> Callable[[], tuple[torch.Tensor, ...]]:
     left, right = (x.clone().requires_grad_() for x in factors)
     op = lo.LowRankOperator(left, left.new_ones(left.shape[1]), right)
     return lambda: torch.autograd.grad(observed_squared_loss(op, observed), (left, right))
 
 
-def _half_sweep(observed: lo.Observations, factors: list[torch.Tensor]) -> Callable[[], object]:
-    rows = RowProblems.of(observed, observed.csr, torch.float32)
-    x, features = factors[0].clone(), factors[1]
+def _half_sweep(
+    observed: lo.Observations, factors: list[torch.Tensor], dtype: torch.dtype
+) -> Callable[[], torch.Tensor]:
+    rows = RowProblems.of(observed, observed.csr, dtype)
+    x, features = (factor.to(dtype, copy=True) for factor in factors)
     precision = torch.eye(x.shape[1], dtype=torch.float64, device=x.device)
     strengths = torch.ones(len(x), dtype=torch.float64, device=x.device)
     offsets = features.new_zeros(len(features))
-    return lambda: rows.solve(x, features, offsets, precision=precision, strengths=strengths)
+
+    def step() -> torch.Tensor:
+        rows.solve(x, features, offsets, precision=precision, strengths=strengths)
+        return x
+
+    return step
 
 
 def _copy_bytes_per_millisecond(device: torch.device) -> float:
@@ -207,7 +312,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("no GPU: nothing was run")
         return NO_GPU
     shape = (options.shape[0], options.shape[1])
-    lines = [*solver_lines(device), *pass_lines(device, shape, options.entries, options.ranks)]
+    lines, triton = solver_lines(device), device.type == "cuda" and find_spec("triton") is not None
+    lines += kernel_lines(device, [8, *options.ranks, 128]) if triton else []
+    backends: tuple[BackendName, ...] = ("torch", "triton") if triton else ("torch",)
+    for backend in backends:
+        lines += pass_lines(device, shape, options.entries, options.ranks, backend)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
     print(f"on {name}\n{text_table(HEADER, [line.row() for line in lines])}")
     write_record(

@@ -44,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     **{key: {"errors", "checks", "linalg", "operator"} for key in ("sets", "combination")},
     "proofs": {"errors", "check_certificate", "linalg", "operator", "sets"},
     "parameterizations": BASEMENT | {"linalg", "operator", "sets", "proofs"},
-    "kernels": {"errors", "checks", "linalg", "operator", "observations"},
+    "kernels": {"errors", "checks", "extras", "linalg", "operator", "observations"},
     "completion": FOUNDATION | {"check_certificate", "parameterizations", "kernels"},
     "solvers": {"completion"},
     "nn": BASEMENT | {"linalg", "operator", "combination", "sets", "parameterizations"},
@@ -64,7 +64,7 @@ MOST_FILES = 15
 # fmt: off
 HEAVY = (
     "geoopt", "hypothesis", "jinja2", "matplotlib", "msgspec", "narwhals", "numba", "pandas",
-    "pooch", "pyarrow", "pytest", "scipy", "sklearn",
+    "pooch", "pyarrow", "pytest", "scipy", "sklearn", "triton",
 )
 # fmt: on
 

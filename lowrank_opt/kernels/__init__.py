@@ -1,6 +1,7 @@
 """Loss and predictions on the observed entries, without entries x rank temporaries.
 
-One protocol, `backend`: loops in numba on the CPU, batches in plain torch on every device.
+One protocol, `backend`: loops in numba on the CPU, batches in plain torch on every device, tiles in
+Triton on CUDA.
 No solver lives here.
 """
 

@@ -1,4 +1,4 @@
-"""Which of the two backends computes: numba loops on the CPU, batches in plain torch everywhere."""
+"""Which backend computes: numba loops on the CPU, plain torch everywhere, Triton if asked for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from lowrank_opt.kernels.protocol import Backend
 
-BackendName: TypeAlias = Literal["numba", "torch"]
+BackendName: TypeAlias = Literal["numba", "torch", "triton"]
 
 VARIABLE = "LOWRANK_OPT_BACKEND"
 _asked: ContextVar[BackendName | None] = ContextVar("backend", default=None)
@@ -27,17 +27,18 @@ _asked: ContextVar[BackendName | None] = ContextVar("backend", default=None)
 def use_backend(name: BackendName) -> Generator[None]:
     """Compute with one backend, whatever is installed: "torch" on the CPU too.
 
-    The environment variable ``LOWRANK_OPT_BACKEND`` does so for a whole process. Other devices
-    than the CPU have the torch backend only, and keep it.
+    The environment variable ``LOWRANK_OPT_BACKEND`` does so for a whole process. A device that a
+    backend does not run on keeps its own: numba runs on the CPU, Triton on CUDA (and on the CPU
+    with ``TRITON_INTERPRET=1``, slowly).
 
     Parameters
     ----------
-    name : {"numba", "torch"}
+    name : {"numba", "torch", "triton"}
 
     Raises
     ------
     OptionError
-        If the name is another one, or numba is not installed.
+        If the name is another one, or what it needs is not installed.
 
     Examples
     --------
@@ -54,11 +55,19 @@ def use_backend(name: BackendName) -> Generator[None]:
 
 
 def backend_of(device: torch.device) -> Backend:
-    """Return the fastest backend of a device, or the one that is asked for.
+    """Return the backend of a device, or the one that is asked for if it runs there.
 
-    Numba is imported here, on first use.
+    Numba and Triton are imported here, on first use.
     """
-    if device.type == "cpu" and _name() == "numba":
+    asked = _asked_name()
+    if asked == "triton":
+        from lowrank_opt.kernels.tiles.language import runs_on
+
+        if runs_on(device):
+            from lowrank_opt.kernels.tiles import backend as tiles
+
+            return tiles
+    if device.type == "cpu" and asked != "torch" and _installed("numba"):
         from lowrank_opt.kernels.loops import backend as loops
 
         return loops
@@ -67,25 +76,22 @@ def backend_of(device: torch.device) -> Backend:
     return batches
 
 
-def _name() -> BackendName:
-    asked = _asked.get()
-    if asked is not None:
+def _asked_name() -> BackendName | None:
+    asked, variable = _asked.get(), os.environ.get(VARIABLE)
+    if asked is not None or not variable:
         return asked
-    variable = os.environ.get(VARIABLE)
-    if variable:
-        return _checked(variable, VARIABLE)
-    return "numba" if _has_numba() else "torch"
+    return _checked(variable, VARIABLE)
 
 
 def _checked(name: str, what: str) -> BackendName:
     if name not in get_args(BackendName):
-        raise OptionError(f"{what} must be 'numba' or 'torch'; got {name!r}")
-    if name == "numba" and not _has_numba():
-        raise OptionError(f"{what} must be installed; got 'numba': pip install numba, or 'torch'")
+        raise OptionError(f"{what} must be 'numba', 'torch' or 'triton'; got {name!r}")
+    if name != "torch" and not _installed(name):
+        raise OptionError(f"{what} must be installed; got {name!r}: pip install {name}, or 'torch'")
     return cast("BackendName", name)
 
 
 @cache
-def _has_numba() -> bool:
+def _installed(name: str) -> bool:
     find: Callable[[str], object] = find_spec
-    return find("numba") is not None
+    return find(name) is not None

@@ -55,11 +55,12 @@ def observed_squared_loss(
     >>> observed_squared_loss(op, Observations([0, 1], [2, 0], [3.0, 1.0], (2, 3)))
     tensor(4.)
     """
-    model = _model(op, observations, bias)
+    backend = backend_for(observations)
+    model = _model(op, observations, bias, half=backend.reads_half)
     if weights is not None:
         _check_placed(weights, "weights", (len(observations),), observations.device)
         check_weights(weights)
-    loss = functions.squared_loss(model, observations, weights, backend_for(observations))
+    loss = functions.squared_loss(model, observations, weights, backend)
     return loss.to(model.left.dtype if dtype is None else dtype)
 
 
@@ -98,11 +99,16 @@ def observed_entries(
     tensor([1., 1.])
     """
     backend = backend_for(observations)
-    return functions.entries(_model(op, observations, bias), observations, backend)
+    model = _model(op, observations, bias, half=backend.reads_half)
+    return functions.entries(model, observations, backend)
 
 
 def _model(
-    op: LowRankOperator, observations: Observations, bias: tuple[Tensor, Tensor] | None
+    op: LowRankOperator,
+    observations: Observations,
+    bias: tuple[Tensor, Tensor] | None,
+    *,
+    half: bool,
 ) -> ModelParts:
     if op.left.ndim != 2 or op.shape != observations.shape:
         raise ShapeError(
@@ -112,11 +118,12 @@ def _model(
     _check_placed(op.left, "factors", tuple(op.left.shape), observations.device)
     dtype = torch.promote_types(op.dtype, torch.float32)
     left = (op.left.to(torch.promote_types(dtype, op.scale.dtype)) * op.scale).to(dtype)
+    right = op.right if half and op.right.dtype == torch.bfloat16 else op.right.to(dtype)
     if bias is None:
-        return ModelParts(left, op.right.to(dtype))
+        return ModelParts(left, right)
     for name, vector, size in zip(("row", "column"), bias, op.shape, strict=True):
         _check_placed(vector, f"the {name} bias", (size,), observations.device)
-    return ModelParts(left, op.right.to(dtype), bias[0].to(dtype), bias[1].to(dtype))
+    return ModelParts(left, right, bias[0].to(dtype), bias[1].to(dtype))
 
 
 def _check_placed(x: Tensor, name: str, shape: tuple[int, ...], device: torch.device) -> None:

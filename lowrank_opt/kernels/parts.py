@@ -39,6 +39,11 @@ class PartBackend:
     inner: ObservedBackend
     part: Part[Observations]
 
+    @property
+    def reads_half(self) -> bool:
+        """Whether the right factor may be of half precision."""
+        return self.inner.reads_half
+
     def squared_loss(
         self, model: ModelParts, observations: Observations, weights: Tensor | None, needed: Needed
     ) -> tuple[Tensor, Gradient]:

@@ -108,6 +108,11 @@ class Steps(Protocol):
 class ObservedBackend(Protocol):
     """Predictions and loss. `weights` of None are those of the observations, or one."""
 
+    @property
+    def reads_half(self) -> bool:
+        """Whether the right factor may be of half precision; others come in float32 at least."""
+        ...
+
     def squared_loss(
         self, model: ModelParts, observations: Observations, weights: Tensor | None, needed: Needed
     ) -> tuple[Tensor, Gradient]:

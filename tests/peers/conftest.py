@@ -4,6 +4,7 @@ Where one is missing, any other run of pytest leaves this folder out, and says s
 """
 
 import os
+import sys
 from importlib.util import find_spec
 
 PACKAGES = (
@@ -13,6 +14,7 @@ PACKAGES = (
     "lightning",
     "peft",
     "transformers",
+    *(("triton",) if sys.platform == "linux" else ()),
 )
 MISSING = [name for name in PACKAGES if find_spec(name) is None]
 

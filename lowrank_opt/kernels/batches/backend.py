@@ -10,3 +10,5 @@ from lowrank_opt.kernels.batches.rows import improve_rows as improve_rows
 from lowrank_opt.kernels.batches.rows import nonnegative_rows as nonnegative_rows
 from lowrank_opt.kernels.batches.rows import solve_rows as solve_rows
 from lowrank_opt.kernels.batches.steps import steps as steps
+
+reads_half = False

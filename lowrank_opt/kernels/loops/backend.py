@@ -10,3 +10,5 @@ from lowrank_opt.kernels.loops.rows import pack as pack
 from lowrank_opt.kernels.loops.rows import posterior as posterior
 from lowrank_opt.kernels.loops.rows import solve_rows as solve_rows
 from lowrank_opt.kernels.loops.steps import steps as steps
+
+reads_half = False

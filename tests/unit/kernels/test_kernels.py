@@ -244,7 +244,7 @@ def test_backends_are_of_a_device_or_asked_for(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOWRANK_OPT_BACKEND", "torch")
     assert backend_of(here) is reference
     monkeypatch.setenv("LOWRANK_OPT_BACKEND", "cupy")
-    with pytest.raises(OptionError, match="LOWRANK_OPT_BACKEND must be 'numba' or 'torch'"):
+    with pytest.raises(OptionError, match="_BACKEND must be 'numba', 'torch' or 'triton'"):
         backend_of(here)
 
 

@@ -1,0 +1,14 @@
+"""All operations of a `Backend`: those that have a Triton kernel, and the others in plain torch."""
+
+from lowrank_opt.kernels.batches.gaussian import pack as pack
+from lowrank_opt.kernels.batches.rows import nonnegative_rows as nonnegative_rows
+from lowrank_opt.kernels.batches.steps import steps as steps
+from lowrank_opt.kernels.tiles.entries import entries as entries
+from lowrank_opt.kernels.tiles.entries import entries_gradient as entries_gradient
+from lowrank_opt.kernels.tiles.entries import squared_loss as squared_loss
+from lowrank_opt.kernels.tiles.gaussian import draw as draw
+from lowrank_opt.kernels.tiles.gaussian import posterior as posterior
+from lowrank_opt.kernels.tiles.rows import improve_rows as improve_rows
+from lowrank_opt.kernels.tiles.rows import solve_rows as solve_rows
+
+reads_half = True
