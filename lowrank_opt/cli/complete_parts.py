@@ -102,10 +102,10 @@ def _checkpoint(
         return None
     from lowrank_opt.completion import Checkpoint
     from lowrank_opt.distributed import SharedStore
-    from lowrank_opt.distributed.split import checksum
+    from lowrank_opt.distributed.digest import checksum
 
     # The number of processes is no setting: any number may go on.
-    names = ("rank", "radius", "penalty", "tolerance", "seed")
+    names = ("rank", "radius", "penalty", "validation", "tolerance", "seed")
     settings: dict[str, Json] = {name: getattr(options, name) for name in names}
     settings |= {"solver": solver, "data": checksum(observations)}
     again = options.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0

@@ -9,7 +9,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from lowrank_opt.distributed.digest import mixed
 from lowrank_opt.distributed.exchange import Processes
+from lowrank_opt.errors import ObservationError
 from lowrank_opt.observations import Observations, SparsityPattern
 from lowrank_opt.observations.part import Side
 from lowrank_opt.observations.sparsity import sort_pairs
@@ -74,6 +76,34 @@ class ProcessPart:
         assert values is not None, "sent"
         return _bare(rows, cols, values, weights, observations.shape)
 
+    def share(
+        self, observations: Observations, fraction: float, generator: torch.Generator | None
+    ) -> tuple[Observations, Observations]:
+        """Return what is left, and a random share of the entries, as parts.
+
+        Whether an entry is taken depends on its row, its column and a number of the first process:
+        not on the number of processes.
+
+        Raises
+        ------
+        ObservationError
+            If the share is not in (0, 1), or leaves a process without entries.
+        """
+        if not 0 < fraction < 1:
+            raise ObservationError(f"a share must be in (0, 1); got {fraction!r}")
+        device = "cpu" if generator is None else generator.device
+        drawn = torch.randint(2**62, (1,), generator=generator, device=device)
+        seed = self.processes.from_first(drawn.to(observations.device))
+        lots = mixed(mixed(observations.rows ^ seed) ^ observations.cols) & (2**53 - 1)
+        held = lots < int(fraction * 2**53)
+        return self._some(observations, ~held), self._some(observations, held)
+
+    def _some(self, observations: Observations, mask: Tensor) -> Observations:
+        w, i, j = observations.weights, observations.rows[mask], observations.cols[mask]
+        weights = None if w is None else w[mask]
+        own = _bare(i, j, observations.values[mask], weights, self.shape)
+        return as_part(own, self.processes)
+
     def whole(self, observations: Observations) -> Observations:
         """Return all entries, in every process: by rows, in the order of each one's own."""
         sizes = self.processes.counts(len(observations), observations.values)
@@ -85,6 +115,38 @@ class ProcessPart:
         assert cols is not None, "sent"
         assert values is not None, "sent"
         return Observations(rows, cols, values, observations.shape, weights)
+
+
+def check_any(processes: Processes, count: int, like: Tensor) -> int:
+    """Return the number of entries of all processes.
+
+    Raises
+    ------
+    ObservationError
+        In all processes, if one of them has none.
+    """
+    counts = processes.counts(count, like)
+    # In all processes at once: one that raised alone would leave the others waiting.
+    if min(counts) == 0:
+        raise ObservationError(
+            f"every process must have entries; got {counts} of {len(counts)} processes: use fewer, "
+            "or spread the rows"
+        )
+    return sum(counts)
+
+
+def as_part(own: Observations, processes: Processes) -> Observations:
+    """Return entries of this process's rows, with what they are a part of.
+
+    Raises
+    ------
+    ObservationError
+        As `check_any`.
+    """
+    count = check_any(processes, len(own), own.values)
+    p, part = own.pattern, ProcessPart(processes, own.shape, count)
+    pattern = SparsityPattern(p.rows, p.cols, p.shape, p.csr, part)
+    return Observations.of_pattern(pattern, own.values, own.weights)
 
 
 def cuts(size: int, parts: int) -> list[int]:

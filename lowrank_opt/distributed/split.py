@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from lowrank_opt.distributed.exchange import Processes
-from lowrank_opt.distributed.processes import ProcessPart, by_owner, cuts
-from lowrank_opt.errors import ObservationError
-from lowrank_opt.observations import Observations, SparsityPattern
+from lowrank_opt.distributed.processes import as_part, by_owner, check_any, cuts
+from lowrank_opt.observations import Observations
 from lowrank_opt.observations.coordinates import Duplicates
+from lowrank_opt.observations.parts import together
 
 
 def split_rows(observations: Observations, processes: Processes | None = None) -> Observations:
@@ -44,8 +43,8 @@ def split_rows(observations: Observations, processes: Processes | None = None) -
     ends = cuts(observations.shape[0], found.size)
     here = slice(ends[found.rank], ends[found.rank + 1])
     mine = (observations.rows >= here.start) & (observations.rows < here.stop)
-    _check_any(found, int(mine.sum()), observations.values)
-    return _as_part(observations.take(mine), found)
+    check_any(found, int(mine.sum()), observations.values)
+    return as_part(observations.take(mine), found)
 
 
 def own_rows(
@@ -84,52 +83,13 @@ def own_rows(
     assert i is not None, "sent"
     assert j is not None, "sent"
     assert v is not None, "sent"
-    _check_any(found, len(i), v)
-    return _as_part(Observations(i, j, v, shape, w, duplicates=duplicates), found)
+    check_any(found, len(i), v)
+    with together(found):
+        own = Observations(i, j, v, shape, w, duplicates=duplicates)
+    return as_part(own, found)
 
 
 def gather_observations(observations: Observations) -> Observations:
     """Return the entries of all processes, in every one, in canonical order by rows."""
     part = observations.part
     return observations if part is None else part.whole(observations)
-
-
-def _check_any(processes: Processes, count: int, like: Tensor) -> None:
-    # In all processes at once: one that raised alone would leave the others waiting.
-    counts = processes.counts(count, like)
-    if min(counts) == 0:
-        raise ObservationError(
-            f"every process must have entries; got {counts} of {len(counts)} processes: use fewer, "
-            "or spread the rows"
-        )
-
-
-def _as_part(own: Observations, processes: Processes) -> Observations:
-    count = sum(processes.counts(len(own), own.values))
-    part = ProcessPart(processes, own.shape, count)
-    p = own.pattern
-    pattern = SparsityPattern(p.rows, p.cols, p.shape, p.csr, part)
-    return Observations.of_pattern(pattern, own.values, own.weights)
-
-
-def checksum(observations: Observations) -> int:
-    """Return a digest of entries, values and weights, whatever process has them.
-
-    For the settings of a `Checkpoint`: the same on another number of processes.
-    """
-    values = observations.values.double().view(torch.int64)
-    w = observations.weights
-    weights = torch.zeros_like(values) if w is None else w.double().view(torch.int64)
-    mixed = torch.zeros_like(values)
-    for x in (observations.rows, observations.cols, values, weights):
-        mixed = _mixed(mixed ^ x)
-    here = mixed.sum()
-    part = observations.part
-    return int(here if part is None else part.total(here))
-
-
-def _mixed(x: Tensor) -> Tensor:
-    """Return the finaliser of SplitMix64 with the odd constants of its author, as int64."""
-    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
-        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
-    return x ^ ((x >> 31) & ((1 << 33) - 1))

@@ -88,8 +88,9 @@ class Candidates:
 
     def among(self, cols: Tensor) -> Candidates:
         """Return candidates of which these columns alone may be ranked."""
-        allowed = torch.zeros(self.result.shape[1], dtype=torch.bool)
-        allowed[cols] = True
+        there = self.observations.device
+        allowed = torch.zeros(self.result.shape[1], dtype=torch.bool, device=there)
+        allowed[cols.to(there)] = True
         return replace(self, allowed=allowed)
 
     def flipped(self) -> Candidates:
@@ -123,9 +124,9 @@ class Candidates:
         """Return positions in `rows`, and columns, of the entries that were seen."""
         csr = self.observations.csr
         counts = torch.where(rows >= 0, csr.counts[rows.clamp_min(0)], 0)
-        line = torch.repeat_interleave(torch.arange(len(rows)), counts)
+        line = torch.arange(len(rows), device=rows.device).repeat_interleave(counts)
         first = counts.cumsum(0) - counts
-        within = torch.arange(int(counts.sum())) - first[line]
+        within = torch.arange(len(line), device=rows.device) - first[line]
         return line, csr.indices[csr.pointers[rows.clamp_min(0)][line] + within].long()
 
 
@@ -149,7 +150,8 @@ def best_columns(
     """
     found: list[tuple[Tensor, Tensor]] = []
     block = max(1, _BLOCK // candidates.result.shape[1])
-    for part in torch.from_numpy(np.asarray(rows, dtype=np.int64)).split(block):
+    asked = torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(candidates.observations.device)
+    for part in asked.split(block):
         scores = candidates.scores(part)
         scores[:, ~candidates.known_cols] = -torch.inf
         if exclude_seen:
@@ -170,10 +172,10 @@ def most_similar(
     length = vectors.norm(dim=1, keepdim=True)
     units = torch.where(length > 0, vectors / length, 0.0)
     found: list[tuple[Tensor, Tensor]] = []
-    for part in torch.from_numpy(cols).split(max(1, _BLOCK // len(right))):
+    for part in torch.from_numpy(cols).to(right.device).split(max(1, _BLOCK // len(right))):
         cosines = units[part] @ units.mT
         cosines[:, ~candidates.known_cols] = -torch.inf
-        cosines[torch.arange(len(part)), part] = -torch.inf
+        cosines.scatter_(1, part.unsqueeze(1), -torch.inf)
         found.append(_top(cosines, k))
     return _joined(found, k)
 
@@ -186,6 +188,6 @@ def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _joined(found: list[tuple[Tensor, Tensor]], k: int) -> tuple[Positions, NDArray[np.floating]]:
     if not found:
         return np.empty((0, k), np.int64), np.empty((0, k))
-    positions, scores = (torch.cat(x).numpy() for x in zip(*found, strict=True))
+    positions, scores = (torch.cat(x).cpu().numpy() for x in zip(*found, strict=True))
     lacking = ((0, 0), (0, k - positions.shape[1]))
     return np.pad(positions, lacking, constant_values=UNKNOWN), np.pad(scores, lacking)

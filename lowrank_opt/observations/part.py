@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol, TypeAlias, TypeVar
 
+import torch
 from torch import Tensor
 
 E = TypeVar("E")
@@ -46,6 +47,12 @@ class Part(Protocol[E]):
 
     def columns(self, observations: E) -> E:
         """Return the entries of this process's columns, values and weights of these entries."""
+        ...
+
+    def share(
+        self, observations: E, fraction: float, generator: torch.Generator | None
+    ) -> tuple[E, E]:
+        """Return what is left, and a random share of the entries, as parts."""
         ...
 
     def whole(self, observations: E) -> E:

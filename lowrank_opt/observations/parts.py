@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from lowrank_opt.errors import ObservationError
+
 if TYPE_CHECKING:
     from lowrank_opt.observations.observations import Observations
+
+
+class _Agreeing(Protocol):
+    def largest(self, x: Tensor) -> Tensor: ...
 
 
 def total(observations: Observations, x: Tensor) -> Tensor:
@@ -27,6 +35,67 @@ def total(observations: Observations, x: Tensor) -> Tensor:
 def largest(observations: Observations, x: Tensor) -> Tensor:
     """Return the largest of one number for each entry, over all processes."""
     return x.max() if observations.part is None else observations.part.largest(x.max())
+
+
+@contextmanager
+def together(part: _Agreeing | None) -> Generator[None]:
+    """Raise an error of the block in every process, if it is raised in one.
+
+    One that raised alone would leave the others waiting. What the block asks of all processes, it
+    asks before it raises.
+
+    Parameters
+    ----------
+    part : Part or Processes, or None
+        None if there is one process.
+
+    Raises
+    ------
+    ObservationError
+        As the block, or that of another process.
+    """
+    error = None
+    try:
+        yield
+    except ObservationError as raised:
+        if part is None:
+            raise
+        error = raised
+    if part is not None and bool(part.largest(torch.tensor(float(error is not None)))):
+        raise error or ObservationError(
+            "entries must be usable in every process; got an error in another one: see its message"
+        )
+
+
+def all_finite(observations: Observations, x: Tensor) -> bool:
+    """Return whether one number for each entry is finite, in all processes."""
+    return not bool(largest(observations, (~torch.isfinite(x)).double()))
+
+
+def distinct(observations: Observations, x: Tensor, most: int) -> Tensor:
+    """Return the distinct ones of one number for each entry, over all processes, ascending.
+
+    Of more than `most`, one more than so many.
+
+    Examples
+    --------
+    >>> from lowrank_opt.observations import Observations
+    >>> obs = Observations([0, 1], [0, 1], [3.0, 1.0], (2, 2))
+    >>> distinct(obs, obs.values, 100)
+    tensor([1., 3.])
+    """
+    own = x.unique()
+    part, found = observations.part, list[Tensor]()
+    if part is None:
+        return own[: most + 1]
+    while len(found) <= most:
+        # The largest that is not found yet, in any process.
+        top = part.largest(own[-1] if len(own) > 0 else x.new_tensor(-torch.inf))
+        if top == -torch.inf:
+            break
+        found.append(top)
+        own = own[own < top]
+    return torch.stack(found[::-1])
 
 
 def entry_count(observations: Observations) -> int:

@@ -5,6 +5,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -12,9 +13,13 @@ from torch import Tensor
 
 import lowrank_opt as lo
 from lowrank_opt import distributed
+from lowrank_opt.completion.certificates import spectral_bounds
+from lowrank_opt.completion.certificates.at_rank import gap_at_rank
+from lowrank_opt.completion.certificates.certificate import certify_completion
+from lowrank_opt.completion.certificates.convex_problem import ConvexProblem
 from lowrank_opt.completion.loop.checkpoint import Checkpoint
+from lowrank_opt.distributed.digest import checksum
 from lowrank_opt.distributed.exchange import Processes
-from lowrank_opt.distributed.split import checksum
 from lowrank_opt.kernels.parts import row_problems
 from lowrank_opt.observations import Observations
 from lowrank_opt.solvers import ALS, LBFGS, FirstOrder, Gibbs, Variational
@@ -82,8 +87,9 @@ def fits(part: Observations) -> dict[str, Tensor]:
     }
     for name, chart in maps().items():
         plan[name] = lambda chart=chart: lo.complete(part, chart, solver=LBFGS(max_iterations=6))
-    for loss in ("absolute", "logistic"):
-        values = (part.values > 0).double() if loss == "logistic" else part.values
+    labels = {"logistic": (part.values > 0).double(), "ordered_probit": part.values.round()}
+    for loss in ("absolute", "logistic", "ordered_probit"):
+        values = labels.get(loss, part.values)
         plan[loss] = lambda loss=loss, values=values: lo.complete(
             part.with_values(values),
             maps()["homogeneous"],
@@ -97,6 +103,48 @@ def fits(part: Observations) -> dict[str, Tensor]:
         found[name] = result.predict(i, j).double()
         found[f"{name}.objective"] = torch.tensor(result.history.objective, dtype=torch.float64)
     return found
+
+
+def held(part: Observations) -> dict[str, Tensor]:
+    """Hold a share of the entries out; which ones depends on the generator, not on processes."""
+    fit = lo.complete(
+        part, 2, solver=ALS(max_iterations=4), penalty=0.5, validation=0.25, generator=seeded()
+    )
+    return {
+        "held": torch.tensor(fit.history.validation_rmse, dtype=torch.float64),
+        "held.fit": fit.to_dense(),
+    }
+
+
+def certificates(part: Observations) -> dict[str, Tensor]:
+    """Certify a penalty and a ball on a wide matrix, by its Gram matrix and by random starts."""
+    found = {}
+    als = lo.complete(part, 2, solver=ALS(max_iterations=4), penalty=0.5, generator=seeded())
+    ball = lo.HomogeneousBall(part.shape, 3, radius=3.0, dtype=torch.float64, generator=seeded())
+    weights = (torch.linspace(0.5, 2, size).double() for size in part.shape)
+    constraints = {
+        "penalty": 0.5,
+        "ball": lo.SchattenBall(2, 9.0, 5),
+        "weighted": lo.Weighted(ball, *weights).feasible_set,
+        "shifted": lo.Offset(ball, minus_initial=True).feasible_set,
+    }
+    for name, constraint in constraints.items():
+        for bias_penalty in (None, 1.0):
+            problem = ConvexProblem(part, constraint, bias_penalty)
+            bound = certify_completion(problem, als.operator, als.bias)
+            numbers = [bound.objective, bound.lower_bound]
+            with mock.patch.object(spectral_bounds, "GRAM_LIMIT", 4):
+                bound = certify_completion(problem, als.operator, als.bias, generator=seeded())
+            numbers += [bound.lower_bound, bound.failure_probability]
+            at_rank = gap_at_rank(problem, als.operator, als.bias)
+            found[f"{name}.{bias_penalty}"] = torch.tensor(
+                [*numbers, at_rank.amount], dtype=torch.float64
+            )
+    return found
+
+
+def turned(obs: Observations) -> Observations:
+    return Observations(obs.cols, obs.rows, obs.values, SHAPE[::-1], obs.weights)
 
 
 def proofs(part: Observations) -> dict[str, Tensor]:
@@ -126,6 +174,13 @@ def counts() -> dict[str, Tensor]:
         given = {"precision": torch.eye(3).double(), "strengths": torch.ones(size).double()}
         problems[side].solve(x, features, features[:, 0].clone(), **given)
         found[f"bytes.half_sweep.{side}"] = torch.tensor(sum(processes.sent.values()))
+    problem = ConvexProblem(part, 0.5, 1.0)
+    bias = lo.completion.AdditiveBias(0.0, factors[0][:, 0].detach(), factors[2][:, 0].detach())
+    processes.sent.clear()
+    certify_completion(problem, op, bias)
+    found["bytes.certificate.sums"] = torch.tensor(processes.sent["sum"])
+    found["bytes.certificate.entries"] = torch.tensor(processes.sent["exchange"])
+    found["bytes.certificate"] = torch.tensor(sum(processes.sent.values()))
     return found
 
 
@@ -186,6 +241,8 @@ def compute(folder: Path, rank: int, size: int, steps: list[str]) -> None:
                 found |= fits(distributed.split_rows(observed()))
                 found |= proofs(distributed.split_rows(observed()))
                 found |= counts() | exchanged() | unequal_randomness()
+                found |= held(distributed.split_rows(observed()))
+                found |= certificates(distributed.split_rows(turned(observed())))
             else:
                 found |= checkpoints(folder, step)
         torch.save(found, folder / f"{size}.{rank}.pt")

@@ -14,9 +14,9 @@ from torch import Tensor
 
 import lowrank_opt as lo
 from lowrank_opt import distributed
+from lowrank_opt.distributed.digest import checksum
 from lowrank_opt.distributed.exchange import Processes
 from lowrank_opt.distributed.processes import by_owner, cuts
-from lowrank_opt.distributed.split import checksum
 from lowrank_opt.errors import ObservationError
 from lowrank_opt.kernels.loops.passes import product_pass
 from lowrank_opt.solvers import SOLVERS
@@ -33,7 +33,8 @@ def run(processes: int, folder: Path, *steps: str) -> list[dict[str, Tensor]]:
 
 @pytest.fixture(scope="module")
 def one() -> dict[str, Tensor]:
-    return worker.fits(worker.observed()) | worker.proofs(worker.observed())
+    obs = worker.observed()
+    return worker.fits(obs) | worker.proofs(obs) | worker.certificates(worker.turned(obs))
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,26 @@ def test_bytes_are_those_of_the_cost_model(many):
         for side in (0, 1):
             half = longest[side] * 3 * size * (P - 1) + 2 * size * (P - 1) / P
             assert half == pytest.approx(float(found[f"bytes.half_sweep.{side}"]), abs=1)
+
+
+def test_bytes_of_a_certificate_are_those_of_the_cost_model(many):
+    (m, n), size, P = worker.SHAPE, 8, len(many)
+    sums = 2 * (min(m, n) ** 2 + 2 * n) * size * (P - 1) / P
+    scalars = 2 * 32 * size
+    for found in many:
+        assert sums == pytest.approx(float(found["bytes.certificate.sums"]), abs=scalars)
+    # Row, column, value and weight of each entry go to the process of its column.
+    there = sum(float(found["bytes.certificate.entries"]) for found in many)
+    assert 0 < there <= 4 * 8 * 220
+    assert sum(float(found["bytes.certificate"]) for found in many) <= there + P * (
+        sums + scalars + 8 * P * n
+    )
+
+
+def test_the_same_entries_are_held_out_on_any_number_of_processes(many, alone):
+    expected = worker.held(distributed.split_rows(worker.observed()))
+    for name, truth in expected.items():
+        torch.testing.assert_close(truth, many[0][name], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("many", [2], indirect=True)
@@ -142,7 +163,9 @@ def test_errors_say_what_to_do(alone):
     with pytest.raises(ObservationError, match="pass them through split_rows or own_rows"):
         distributed.complete(worker.observed(), 2)
     part = distributed.split_rows(worker.observed())
-    with pytest.raises(ObservationError, match="pass parts of other entries"):
-        distributed.complete(part, 2, solver="als", penalty=1.0, validation=0.1)
-    with pytest.raises(ObservationError, match="all entries in one process"):
-        distributed.complete(part, worker.maps()["homogeneous"], loss="ordered_probit")
+    with pytest.raises(ObservationError, match=r"a share must be in \(0, 1\); got 1.5"):
+        distributed.complete(part, 2, solver="als", penalty=1.0, validation=1.5)
+    with pytest.raises(ObservationError, match="every process must have entries; got"):
+        distributed.complete(part, 2, solver="als", penalty=1.0, validation=1e-12)
+    with pytest.raises(ObservationError, match="got 220 others"):
+        distributed.complete(part, worker.maps()["homogeneous"], loss="logistic")

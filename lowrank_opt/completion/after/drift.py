@@ -65,7 +65,7 @@ class TimeBins:
         if bins < 1:
             raise OptionError(f"bins must be a positive integer; got bins={bins!r}")
         t = _times(times).sort().values
-        edges = t[torch.arange(1, bins) * len(t) // bins].unique()
+        edges = t[torch.arange(1, bins, device=t.device) * len(t) // bins].unique()
         return cls(edges[edges > t[0]])
 
     def __len__(self) -> int:
@@ -73,7 +73,7 @@ class TimeBins:
 
     def bin(self, times: Tensor) -> Tensor:
         """Return the number of the period of each time; the first and the last are open."""
-        return torch.bucketize(_times(times), self.edges, right=True)
+        return torch.bucketize(_times(times).to(self.edges.device), self.edges, right=True)
 
     def columns(self, cols: Tensor, times: Tensor) -> Tensor:
         """Return the columns ``j B + bin`` of entries in the matrix of all periods."""
@@ -125,7 +125,9 @@ class DriftingBias:
 
     def predict(self, rows: Tensor, cols: Tensor, times: Tensor) -> Tensor:
         """Return the biases of entries, float64; rows, days and columns never seen add nothing."""
-        i, j, t = torch.as_tensor(rows), torch.as_tensor(cols), _times(times)
+        there = self.rows.device
+        i, j, t = torch.as_tensor(rows).to(there), torch.as_tensor(cols).to(there), _times(times)
+        t = t.to(there)
         drift = self.slopes[i] * deviation(t, self.centres[i]) / self.unit
         return (
             self.mean + self.rows[i] + drift + self.cols[j, self.bins.bin(t)] + self._of_day(i, t)
@@ -216,7 +218,7 @@ def fit_drifting_bias(
         observations.cols,
     )
     counts = torch.bincount(i, minlength=m).clamp_min(1)
-    centres = torch.zeros(m, dtype=torch.float64).index_add(0, i, t) / counts
+    centres = t.new_zeros(m).index_add(0, i, t) / counts
     moved = deviation(t, centres[i])
     unit = float(moved.square().mean().sqrt()) or 1.0
     keys = _session_keys(i, t, day) if day is not None else i.new_empty(0)
@@ -323,25 +325,32 @@ Block = tuple[Tensor, Tensor, int, float]
 
 
 def _ridge(observations: Observations, mean: float, blocks: list[Block]) -> list[Tensor]:
-    """Return the coefficients of blocks of one-hot columns times values, each with its penalty."""
+    """Return the coefficients of blocks of one-hot columns times values, each with its penalty.
+
+    They are found on the host, and are where the observations are.
+    """
     import numpy as np
     from scipy.sparse import coo_array, hstack
     from scipy.sparse.linalg import lsqr
 
     count, w = len(observations), observations.weights
-    root = torch.ones(count).double() if w is None else w.double().sqrt()
+    root = torch.ones_like(observations.values) if w is None else w
+    root = root.double().sqrt()
     target = root * (observations.values.double() - mean)
     # In coefficients times the root of their penalty, all are penalised by one.
+    lines = np.arange(count)
     parts = [
         coo_array(
-            ((root * x / math.sqrt(penalty)).numpy(), (np.arange(count), index.numpy())),
+            ((root * x / math.sqrt(penalty)).cpu().numpy(), (lines, index.cpu().numpy())),
             shape=(count, size),
         )
         for index, x, size, penalty in blocks
     ]
-    solution = lsqr(hstack(parts).tocsr(), target.numpy(), damp=1.0, atol=1e-12, btol=1e-12)[0]
+    solution = lsqr(hstack(parts).tocsr(), target.cpu().numpy(), damp=1.0, atol=1e-12, btol=1e-12)[
+        0
+    ]
     sizes = [size for _, _, size, _ in blocks]
-    pieces = torch.from_numpy(solution).split(sizes)
+    pieces = torch.from_numpy(solution).to(observations.device).split(sizes)
     return [x / math.sqrt(block[3]) for x, block in zip(pieces, blocks, strict=True)]
 
 
@@ -358,7 +367,7 @@ def _check_times(observations: Observations, times: Tensor) -> Tensor:
         raise ShapeError(
             f"there must be a time for each of {len(observations)} entries; got {tuple(t.shape)}"
         )
-    return t
+    return t.to(observations.device)
 
 
 def _times(times: Tensor) -> Tensor:

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from lowrank_opt.completion.certificates.convex_problem import ConvexProblem
 from lowrank_opt.completion.certificates.dual_bound import DualBound
-from lowrank_opt.completion.certificates.support import sparse_matrix
+from lowrank_opt.completion.certificates.support import matrix_of
 from lowrank_opt.completion.model.bias import AdditiveBias
-from lowrank_opt.observations.parts import whole
+from lowrank_opt.observations.parts import all_finite
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.sets import FeasibleSet, LinearImage, ShiftedSet, SpectralSet
 from lowrank_opt.sets.sides import as_array
@@ -94,14 +94,14 @@ def gap_at_rank(
     >>> gap_at_rank(problem, best_of_rank_one, no_bias(observations))
     GapAtRank(amount=0.0, full=True)
     """
-    observations = whole(problem.observations).to(dtype=torch.float64, device="cpu")
+    observations = problem.observations.to(dtype=torch.float64, device="cpu")
     op = operator.detach().to(dtype=torch.float64, device="cpu")
     bias = bias.to(dtype=torch.float64, device="cpu")
     terms = DualBound(observations, op, bias, problem.bias_penalty)
     y = terms.gradient()
-    if not bool(torch.isfinite(y).all()):
+    if not all_finite(observations, y):
         return GapAtRank(math.inf, full=False)
-    G = sparse_matrix(observations.with_values(y))
+    G = matrix_of(observations.with_values(y))
     linear, quadratic = terms.linear(y), terms.quadratic(y)
     objective, limit = terms.objective(), math.inf
     if isinstance(problem.constraint, FeasibleSet):
@@ -128,7 +128,7 @@ def _support(feasible_set: FeasibleSet, W: LowRankOperator, G: Matrix) -> tuple[
         case LinearImage(inner=inner):
             A, B = (None if x.cols is None else as_array(x.matrix) for x in feasible_set.sides)
             core = G if B is None else G @ B
-            core = core if A is None else A.T @ core
+            core = core if A is None else (core.T @ A).T
             return _support(inner, feasible_set.core(W), core)
         case ShiftedSet(inner=inner):
             offset = feasible_set.offset.detach().to(dtype=torch.float64, device="cpu")

@@ -27,7 +27,7 @@ from lowrank_opt.completion.certificates.exact import prove_optimality
 from lowrank_opt.completion.certificates.support import largest_singular_value, support_function
 from lowrank_opt.completion.model.bias import AdditiveBias, no_bias
 from lowrank_opt.errors import ShapeError
-from lowrank_opt.observations.parts import whole
+from lowrank_opt.observations.parts import all_finite, whole
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.proofs import save_document
 from lowrank_opt.sets import FeasibleSet
@@ -132,7 +132,8 @@ def certify_completion(
     The bounds hold for the stored numbers, all rounding errors included, in float64 whatever the
     dtype of the factors. The cost is that of the Gram matrix of the observed entries on the
     smaller side and of its Cholesky factorization: the one dense array made here, of size
-    min(m, n)^2, up to min(m, n) = 8192.
+    min(m, n)^2, up to min(m, n) = 8192. Of entries over several processes each keeps its own, and
+    those of its columns once more; only proofs in exact arithmetic collect them.
 
     References
     ----------
@@ -148,7 +149,8 @@ def certify_completion(
     >>> round(certificate.objective, 6), certificate.gap < 1e-12
     (1.0, True)
     """
-    observations = whole(problem.observations).to(dtype=torch.float64, device="cpu")
+    entries = whole(problem.observations) if exact else problem.observations
+    observations = entries.to(dtype=torch.float64, device="cpu")
     bias = no_bias(observations) if bias is None else bias
     shapes = (operator.shape, (len(bias.rows), len(bias.cols)))
     if shapes != (observations.shape, observations.shape):
@@ -176,7 +178,7 @@ def _lower_bound(
 ) -> tuple[float, float]:
     """Return the largest bound over all multiples t >= 0 of the gradient; 0 is always one."""
     y = terms.gradient()
-    if not bool(torch.isfinite(y).all()):
+    if not all_finite(terms.observations, y):
         return 0.0, 0.0
     pattern = terms.observations.with_values(y)
     linear, quadratic = terms.linear(y), terms.quadratic(y)

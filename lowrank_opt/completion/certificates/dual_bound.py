@@ -11,6 +11,7 @@ from lowrank_opt.completion.certificates.eigenvalue_bounds import TINY, U, gamma
 from lowrank_opt.completion.model.bias import AdditiveBias
 from lowrank_opt.kernels import observed_entries
 from lowrank_opt.observations import Observations
+from lowrank_opt.observations.part import Part
 from lowrank_opt.operator import LowRankOperator
 
 _BLOCK = 1024
@@ -53,7 +54,7 @@ class DualBound:
     def objective(self) -> float:
         """Return an upper bound on the objective without the penalty of W."""
         worst = self.residuals.abs() + self.residual_errors
-        total = 0.5 * sum_above(self.weights * worst.square())
+        total = 0.5 * self._above(sum_above(self.weights * worst.square()))
         if self.bias_penalty is not None:
             squares = torch.cat((self.bias.rows, self.bias.cols)).square()
             total += 0.5 * self.bias_penalty * sum_above(squares)
@@ -67,27 +68,45 @@ class DualBound:
             a, b = self._biases()
             shifted, size = shifted - a - b, size + a.abs() + b.abs()
         # The sum itself is off by the roundings of blocks of products.
-        error = sum_above(y.abs() * size) * gamma(_BLOCK + 16)
-        return -math.fsum(_block_sums(y * shifted)) - error
+        error = self._above(sum_above(y.abs() * size) * gamma(_BLOCK + 16))
+        if self.part is None:
+            return -math.fsum(_block_sums(y * shifted)) - error
+        here = math.fsum(_block_sums(y * shifted))
+        total, sizes, count = self.part.total(y.new_tensor([here, abs(here), 1.0])).tolist()
+        return -total - error - gamma(count + 2) * sizes
 
     def quadratic(self, y: Tensor) -> float:
         """Return an upper bound on the sum of the terms of second order in y, times two."""
         positive = self.weights > 0
         # As y (y / w): the square of a small weight would underflow.
-        total = sum_above(y[positive] * (y[positive] / self.weights[positive]))
+        total = self._above(sum_above(y[positive] * (y[positive] / self.weights[positive])))
         if self.bias_penalty is not None:
-            total += sum_above(self._margins(y).square()) / self.bias_penalty
+            rows, cols = self._margins(y).square().split(self.observations.shape)
+            total += (self._above(sum_above(rows)) + sum_above(cols)) / self.bias_penalty
         return total * (1 + 8 * U)
 
     def _margins(self, y: Tensor) -> Tensor:
         """Return upper bounds on the moduli of the row sums and of the column sums of Y."""
-        parts = []
-        observations = self.observations
-        counts = (observations.row_counts, observations.col_counts)
-        for index, count in zip((observations.rows, observations.cols), counts, strict=True):
-            sums, sizes = (y.new_zeros(len(count)).index_add_(0, index, x) for x in (y, y.abs()))
+        parts, o = [], self.observations
+        # A row has all its entries in one process; it counts as empty in the others.
+        groups = ((o.rows, o.csr.counts, None), (o.cols, o.col_counts, self.part))
+        for index, count, part in groups:
+            pair = y.new_zeros(2, len(count)).index_add_(1, index, torch.stack((y, y.abs())))
+            sums, sizes = pair if part is None else part.total(pair)
             parts.append(sums.abs() + gamma(2 * int(count.max()) + 2) * sizes)
         return torch.cat(parts)
+
+    def _above(self, x: float) -> float:
+        """Return an upper bound on the sum of a nonnegative number of each process."""
+        if self.part is None:
+            return x
+        total, count = self.part.total(self.weights.new_tensor([x, 1.0])).tolist()
+        return total * (1 + gamma(count + 2))
+
+    @property
+    def part(self) -> Part[Observations] | None:
+        """Of what the entries are a part."""
+        return self.observations.part
 
     def _biases(self) -> tuple[Tensor, Tensor]:
         return self.bias.rows[self.observations.rows], self.bias.cols[self.observations.cols]

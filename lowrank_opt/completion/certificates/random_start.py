@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from lowrank_opt.completion.certificates.eigenvalue_bounds import U, gamma
+from lowrank_opt.completion.certificates.part_matrix import PartMatrix
 from lowrank_opt.linalg.svd import subspace_svd
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
     from numpy.typing import NDArray
 
-    Matrix = sp.csr_array | NDArray[np.float64]
+    Matrix = sp.csr_array | NDArray[np.float64] | PartMatrix
 
 _STARTS, _STEPS, _SHARE = 16, 100, 0.1
 
@@ -52,8 +53,7 @@ def random_start_bound(matrix: Matrix, generator: torch.Generator | None) -> tup
     algorithms with a random start, SIAM J. Matrix Anal. Appl. 13 (1992), section 3.
     """
     x = torch.randn(matrix.shape[1], _STARTS, generator=generator, dtype=torch.float64).numpy()
-    data = matrix.ravel() if isinstance(matrix, np.ndarray) else np.asarray(matrix.data)
-    squares = float(np.dot(data, data)) * (1 + gamma(data.size + 8))
+    squares = _squares_above(matrix)
     s, gain = _estimate(matrix) ** 2, math.nan
     # With an estimate far too small, rounding errors grow until they could hide the start.
     while s < squares and math.isnan(gain := _gain(matrix, x, s, squares)):
@@ -62,6 +62,13 @@ def random_start_bound(matrix: Matrix, generator: torch.Generator | None) -> tup
         return math.sqrt(squares) * (1 + 4 * U), 0.0
     xi = (gain + 1 / gain) / 2
     return math.sqrt((xi + 1) / 2 * s) * (1 + 16 * U), (0.8 * _SHARE) ** _STARTS
+
+
+def _squares_above(matrix: Matrix) -> float:
+    if isinstance(matrix, PartMatrix):
+        return matrix.squares() * (1 + gamma(matrix.count + 8))
+    data = matrix.ravel() if isinstance(matrix, np.ndarray) else np.asarray(matrix.data)
+    return float(np.dot(data, data)) * (1 + gamma(data.size + 8))
 
 
 def _gain(matrix: Matrix, x: NDArray[np.float64], s: float, squares: float) -> float:
@@ -82,9 +89,16 @@ def _gain(matrix: Matrix, x: NDArray[np.float64], s: float, squares: float) -> f
 
 def _estimate(matrix: Matrix) -> float:
     """Return nearly the largest singular value; nothing is proved about it."""
-    from scipy.sparse.linalg import ArpackError, aslinearoperator, svds
+    from scipy.sparse.linalg import ArpackError, LinearOperator, aslinearoperator, svds
 
     start = np.random.default_rng(0).standard_normal(min(matrix.shape))
+    if isinstance(matrix, PartMatrix):
+        matrix = LinearOperator(
+            matrix.shape,
+            matvec=matrix.__matmul__,
+            rmatvec=matrix.T.__matmul__,
+            dtype=np.float64,
+        )
     try:
         return float(svds(matrix, k=1, v0=start, tol=1e-6, return_singular_vectors=False)[0])
     except ArpackError:
@@ -94,6 +108,8 @@ def _estimate(matrix: Matrix) -> float:
 
 def _longest(matrix: Matrix) -> tuple[int, int]:
     """Return the largest numbers of entries in a row and in a column."""
+    if isinstance(matrix, PartMatrix):
+        return matrix.longest()
     if isinstance(matrix, np.ndarray):
         return matrix.shape
     csr = matrix.tocsr()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.completion.certificates.eigenvalue_bounds import TINY, U, eigenvalue_bounds, gamma
+from lowrank_opt.completion.certificates.part_matrix import PartMatrix
 from lowrank_opt.completion.certificates.random_start import random_start_bound
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
-    Matrix = sp.csr_array | Floats
+    Matrix = sp.csr_array | Floats | PartMatrix
 
 # The smaller side up to which its Gram matrix is made: 0.5 GB.
 GRAM_LIMIT = 8192
@@ -103,22 +104,29 @@ def singular_value_bounds(
 
 def _scaled(matrix: Matrix) -> tuple[Matrix, float]:
     """Divide by a power of two, so that no square overflows; return it, 0 for a zero matrix."""
-    peak = float(np.abs(_entries(matrix)).max(initial=0.0))
+    parted = isinstance(matrix, PartMatrix)
+    peak = matrix.peak() if parted else float(np.abs(_entries(matrix)).max(initial=0.0))
     if peak == 0.0 or not math.isfinite(peak):
         return matrix, peak if peak == 0.0 else math.inf
     factor = 2.0 ** min(max(math.frexp(peak)[1], -1000), 1000)
     return matrix * (1 / factor), factor
 
 
-def _entries(matrix: Matrix) -> Floats:
+def _entries(matrix: sp.csr_array | Floats) -> Floats:
     return matrix.ravel() if isinstance(matrix, np.ndarray) else np.asarray(matrix.data)
 
 
 def _frobenius(matrix: Matrix) -> float:
-    data = _entries(matrix)
+    squares, size = _squares(matrix)
     # Squares below the smallest normal number may be lost.
-    squares = float(np.dot(data, data)) + data.size * TINY
-    return math.sqrt(squares) * (1 + gamma(data.size) + 8 * U)
+    return math.sqrt(squares + size * TINY) * (1 + gamma(size) + 8 * U)
+
+
+def _squares(matrix: Matrix) -> tuple[float, int]:
+    if isinstance(matrix, PartMatrix):
+        return matrix.squares(), matrix.count
+    data = _entries(matrix)
+    return float(np.dot(data, data)), data.size
 
 
 def _gram(matrix: Matrix) -> tuple[Floats, float]:
@@ -130,6 +138,8 @@ def _gram(matrix: Matrix) -> tuple[Floats, float]:
 
 
 def _gram_product(matrix: Matrix) -> Floats:
+    if isinstance(matrix, PartMatrix):
+        return matrix.gram()
     if isinstance(matrix, np.ndarray):
         return matrix.T @ matrix
     m, n = matrix.shape

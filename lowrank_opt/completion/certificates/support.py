@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from lowrank_opt.completion.certificates.eigenvalue_bounds import gamma
+from lowrank_opt.completion.certificates.part_matrix import PartMatrix
 from lowrank_opt.completion.certificates.spectral_bounds import singular_value_bounds
 from lowrank_opt.errors import CertificateError
 from lowrank_opt.sets import FeasibleSet, LinearImage, ShiftedSet, SpectralSet
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from lowrank_opt.observations import Observations
 
     Floats = NDArray[np.float64]
-    Matrix = sp.csr_array | Floats
+    Plain = sp.csr_array | Floats
+    Matrix = Plain | PartMatrix
 
 
 def has_support_function(feasible_set: FeasibleSet) -> bool:
@@ -82,19 +84,27 @@ def support_function(
             f"{feasible_set}: certify against a norm ball that contains it, such as "
             "SchattenBall(p=1, radius=result.operator.schatten_norm(1), rank=...)"
         )
-    return _support(feasible_set, sparse_matrix(pattern), 0.0, generator)
+    return _support(feasible_set, matrix_of(pattern), 0.0, generator)
 
 
 def largest_singular_value(
     pattern: Observations, generator: Generator | None = None
 ) -> tuple[float, float]:
     """Return an upper bound on the largest singular value, and its failure probability."""
-    bounds = singular_value_bounds(sparse_matrix(pattern), 1, generator=generator)
+    bounds = singular_value_bounds(matrix_of(pattern), 1, generator=generator)
     return float(bounds.values[0]), bounds.failure_probability
 
 
+def matrix_of(pattern: Observations) -> Matrix:
+    """Return the observed entries as a matrix: those of all processes, if there are several."""
+    part = pattern.part
+    if part is None:
+        return sparse_matrix(pattern)
+    return PartMatrix(sparse_matrix(pattern), sparse_matrix(part.columns(pattern)), part)
+
+
 def sparse_matrix(pattern: Observations) -> sp.csr_array:
-    """Return the observed entries as a sparse float64 array."""
+    """Return the observed entries of this process as a sparse float64 array."""
     import scipy.sparse as sparse
 
     csr = pattern.csr
@@ -138,23 +148,25 @@ def _spectral_support(
     return value * (1 + gamma(64 + 8 * count)), bounds.failure_probability
 
 
-def _compress(A: Matrix | None, Y: Matrix, B: Matrix | None) -> tuple[Matrix, float]:
+def _compress(A: Plain | None, Y: Matrix, B: Plain | None) -> tuple[Matrix, float]:
     """Return A^T Y B and a bound on the Frobenius norm of its rounding error."""
     core, sizes = Y, abs(Y)
     if B is not None:
         core, sizes = core @ B, sizes @ abs(B)
     if A is not None:
-        core, sizes = A.T @ core, abs(A).T @ sizes
+        core, sizes = (core.T @ A).T, (sizes.T @ abs(A)).T
+    assert not isinstance(core, PartMatrix), "one side at least has features"
+    assert not isinstance(sizes, PartMatrix), "as the core"
     terms = sum(_terms(x) for x in (A, B) if x is not None)
     return core, 2 * gamma(terms + 4) * _norm(sizes)
 
 
-def _terms(x: Matrix) -> int:
+def _terms(x: Plain) -> int:
     """Return the largest number of entries in a column: what one sum has of terms."""
     return int((x != 0).sum(axis=0).max())
 
 
-def _spectral_above(x: Matrix) -> float:
+def _spectral_above(x: Plain) -> float:
     r"""Return :math:`\sqrt{\|x\|_1 \|x\|_\infty}` or the Frobenius norm: above the spectral one."""
     sizes = abs(x)
     most = float(sizes.sum(axis=0).max()) * float(sizes.sum(axis=1).max())
@@ -171,6 +183,6 @@ def _inner_product_above(shifted: ShiftedSet, Y: Matrix, error: float) -> float:
     return value + (2 * gamma(sum(Y.shape) + len(scale) + 4) * size + error * norm) * (1 + 1e-6)
 
 
-def _norm(x: Matrix) -> float:
+def _norm(x: Plain) -> float:
     data = x.ravel() if isinstance(x, np.ndarray) else np.asarray(x.data)
     return float(np.linalg.norm(data)) * (1 + gamma(data.size + 4))

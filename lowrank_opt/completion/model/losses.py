@@ -32,7 +32,7 @@ from lowrank_opt.completion.model.ordinal import (
 )
 from lowrank_opt.errors import ObservationError, OptionError
 from lowrank_opt.observations import Observations
-from lowrank_opt.observations.parts import largest, total
+from lowrank_opt.observations.parts import distinct, largest, total
 
 LossName: TypeAlias = Literal[
     "squared", "absolute", "huber", "logistic", "ordered_probit", "poisson"
@@ -57,6 +57,11 @@ class EntryLoss(ABC):
     def check(self, observations: Observations) -> None:
         """Raise ObservationError unless the loss is defined at these values."""
         _ = observations
+
+    def of(self, observations: Observations) -> EntryLoss:
+        """Return the loss with what it has to know of all entries: itself, if that is nothing."""
+        _ = observations
+        return self
 
     def start(self, observations: Observations, *, intercept: bool) -> Tensor:
         """Return free parameters of the loss to start from, float64; empty if there are none."""
@@ -137,7 +142,7 @@ class Logistic(EntryLoss):
 
     def check(self, observations: Observations) -> None:
         values = observations.values
-        low = -1.0 if bool((values < 0).any()) else 0.0
+        low = -1.0 if bool(largest(observations, (values < 0).double())) else 0.0
         wrong = values[(values != low) & (values != 1)]
         if len(wrong) > 0:
             raise ObservationError(
@@ -176,7 +181,8 @@ class Poisson(EntryLoss):
 
     def check(self, observations: Observations) -> None:
         values = observations.values
-        if not (bool((values >= 0).all()) and bool((values > 0).any())):
+        positive = bool(largest(observations, (values > 0).double()))
+        if not (positive and bool((values >= 0).all())):
             raise ObservationError(
                 "the Poisson loss needs nonnegative values, not all zero; got values from "
                 f"{float(values.min())!r} to {float(values.max())!r}: shift them, or use another "
@@ -206,17 +212,23 @@ class OrderedProbit(EntryLoss):
     The thresholds t are learned with the rest, from free parameters that keep them in order; they
     take the place of an intercept. Values are the levels themselves; only their order matters for
     the fit. Predictions are means.
+
+    Parameters
+    ----------
+    levels : tuple of float
+        Ascending; by default those among the values at hand.
     """
+
+    levels: tuple[float, ...] = ()
 
     on_value_scale = False
     convex = True
 
+    def of(self, observations: Observations) -> OrderedProbit:
+        return OrderedProbit(tuple(self._levels(observations).tolist()))
+
     def check(self, observations: Observations) -> None:
-        if observations.part is not None:
-            raise ObservationError(
-                "the ordered probit loss needs all entries in one process; got a part of them"
-            )
-        count = len(observations.values.unique())
+        count = len(self._levels(observations))
         if not 2 <= count <= _MOST_LEVELS:
             raise ObservationError(
                 f"the ordered probit loss needs 2 to {_MOST_LEVELS} distinct values; got {count}: "
@@ -224,20 +236,32 @@ class OrderedProbit(EntryLoss):
             )
 
     def start(self, observations: Observations, *, intercept: bool) -> Tensor:
-        levels, index = observations.values.unique(return_inverse=True)
-        w = observations.weights
+        levels, w = self._levels(observations), observations.weights
+        index = torch.searchsorted(levels, observations.values.double())
+        mass = torch.ones_like(observations.values) if w is None else w
+        counts = torch.bincount(index, weights=mass.double(), minlength=len(levels))
+        part = observations.part
         # Half an entry more in each level keeps thresholds finite where weights are zero.
-        shares = torch.bincount(index, weights=None if w is None else w.double()).double() + 0.5
-        assert len(levels) == len(shares), "every level has an entry"
+        shares = (counts if part is None else part.total(counts)) + 0.5
         return free_of(thresholds_for(shares / shares.sum()))
 
     def losses(self, scores: Tensor, values: Tensor, free: Tensor) -> Tensor:
-        levels = values.unique(return_inverse=True)[1]
+        known = values.double().unique() if not self.levels else self._stated(values)
+        levels = torch.searchsorted(known, values.double())
         return negative_log_likelihood(scores.double(), levels, free)
 
     def link(self, free: Tensor, observations: Observations) -> Link:
-        levels = observations.values.double().unique().tolist()
+        levels = self._levels(observations).tolist()
         return OrderedMean(tuple(levels), tuple(thresholds_of(free.detach()).tolist()))
+
+    def _levels(self, observations: Observations) -> Tensor:
+        values = observations.values.double()
+        if self.levels:
+            return self._stated(values)
+        return distinct(observations, values, _MOST_LEVELS)
+
+    def _stated(self, like: Tensor) -> Tensor:
+        return torch.tensor(self.levels, dtype=torch.float64, device=like.device)
 
 
 _MOST_LEVELS = 100

@@ -46,7 +46,7 @@ class Objective:
         self.parameterization: Parameterization
         self.observations: Observations
         self.parameterization, self.observations = parameterization, observations
-        self.loss: EntryLoss = problem.entry_loss
+        self.loss: EntryLoss = problem.entry_loss.of(observations)
         self.loss.check(observations)
         self.penalty: float
         self.bias_penalty: float

@@ -17,6 +17,7 @@ from lowrank_opt.completion.model.checks import (
 from lowrank_opt.completion.model.losses import EntryLoss, Loss, entry_loss
 from lowrank_opt.errors import OptionError, ShapeError
 from lowrank_opt.observations import Observations
+from lowrank_opt.observations.parts import together
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.sets import FeasibleSet
 
@@ -99,7 +100,8 @@ class CompletionProblem:
         check_choices(bias=self.bias)
         check_amounts(bias_penalty=self.bias_penalty, penalty=self.penalty)
         object.__setattr__(self, "observations", self._converted())
-        self.entry_loss.check(self.observations)
+        with together(self.observations.part):
+            self.entry_loss.check(self.observations)
         self._check_features()
 
     @property

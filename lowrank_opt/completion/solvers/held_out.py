@@ -6,7 +6,7 @@ import torch
 
 from lowrank_opt.completion.results.posterior import BayesianResult
 from lowrank_opt.completion.results.result import CompletionResult
-from lowrank_opt.errors import ObservationError, ShapeError
+from lowrank_opt.errors import ShapeError
 from lowrank_opt.observations import Observations
 from lowrank_opt.observations.parts import total
 
@@ -36,10 +36,7 @@ def training_and_validation(
         return observations, None
     if not isinstance(validation, Observations):
         if observations.part is not None:
-            raise ObservationError(
-                "a share cannot be held out of entries that several processes have; got "
-                f"validation={validation!r}: pass parts of other entries"
-            )
+            return observations.part.share(observations, validation, generator)
         return observations.split(validation, generator=generator)
     if (validation.shape, validation.device) != (observations.shape, observations.device):
         raise ShapeError(

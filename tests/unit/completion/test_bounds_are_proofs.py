@@ -206,7 +206,7 @@ DUAL_SLIPS = [
     ("linear", "return -math.fsum", "return math.fsum"),
     ("linear", "shifted - a - b", "shifted + a + b"),
     ("quadratic", "y[positive] / self.weights", "y[positive] * self.weights"),
-    ("quadratic", ".square()) / self.bias_penalty", ".square()) * self.bias_penalty"),
+    ("quadratic", "(cols)) / self.bias_penalty", "(cols)) * self.bias_penalty"),
     ("margins", "sums.abs() + gamma", "sums.abs() - gamma"),
     ("margins", "* sizes)\n", "/ sizes)\n"),
     ("sums", "+ lost", "- lost"),
@@ -225,6 +225,8 @@ def test_a_slip_in_a_dual_bound_is_noticed(name, old, new):
 
 class Terms:
     """Parts of a dual bound that are given numbers."""
+
+    part = None
 
     def __init__(self, linear, quadratic):
         self.parts = linear, quadratic

@@ -6,15 +6,19 @@ bits; what it shows is that nothing mixes devices, and how often the host is wai
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import lowrank_opt as lo
 from lowrank_opt.completion import conformal
+from lowrank_opt.completion.after.drift import fit_with_drift
 from lowrank_opt.completion.after.fold_in import FactorPrior, fold_in_cols, fold_in_rows
 from lowrank_opt.completion.after.left_out import left_out_residuals
+from lowrank_opt.completion.after.path import Setting, Walk, follow_path
 from lowrank_opt.completion.loop.checkpoint import Checkpoint
+from lowrank_opt.estimators.ranking import Candidates, best_columns, most_similar
 from lowrank_opt.kernels import use_backend
 from lowrank_opt.kernels.backend import backend_of
 from lowrank_opt.kernels.row_solves import RowProblems
@@ -153,6 +157,62 @@ def test_what_comes_after_is_computed_there():
         for expected, found in zip(here, after(observed().to(device=DEVICE)), strict=True):
             assert isinstance(found, Elsewhere)
             torch.testing.assert_close(expected, found.cpu(), rtol=1e-8, atol=1e-8)
+
+
+def along_a_path_and_in_time(observations: Observations) -> list[Tensor]:
+    """Choose a penalty on a path, and follow biases that drift; times come from the host."""
+    kept, held_out = observations.split(0.2, generator=seeded())
+
+    def fit(entries: Observations, setting: Setting, start: object) -> object:
+        return lo.complete(
+            entries, 2, solver="als", start=start, generator=seeded(), max_iterations=3, **setting
+        )
+
+    path, best = follow_path(fit, kept, held_out, {"penalty": 1.0}, [Walk("penalty", 0.5, steps=2)])
+    times = torch.arange(len(observations)).double()
+    drifting = fit_with_drift(
+        lambda left: lo.complete(left, 2, solver="als", penalty=0.1, generator=seeded()),
+        observations,
+        times,
+        bins=3,
+        day=20.0,
+    )
+    expanded = drifting.bias.bins.expand(observations, times)
+    errors = observations.values.new_tensor(path.columns()["validation_rmse"])
+    predicted = drifting.predict(torch.tensor([0, 1]), torch.tensor([1, 2]), times[:2])
+    return [errors, best.operator.left, predicted, expanded.cols]
+
+
+def ranked(observations: Observations) -> list[object]:
+    """Rank columns for rows, of which one is unknown, and columns that are like others."""
+    result = lo.complete(observations, 2, solver="als", penalty=0.1, generator=seeded())
+    candidates = Candidates(result, observations)
+    rows, some = np.array([3, -1, 0]), torch.tensor([1, 4, 7, 9])
+    return [
+        *best_columns(candidates, rows, 4, exclude_seen=True),
+        *best_columns(candidates.among(some), rows, 9, exclude_seen=False),
+        *most_similar(candidates, np.array([2, 5]), 3),
+        *most_similar(candidates.flipped(), np.array([0]), 2),
+    ]
+
+
+def test_paths_and_drift_are_computed_there():
+    with use_backend("torch"):
+        here = along_a_path_and_in_time(observed())
+    with emulated_device():
+        there = along_a_path_and_in_time(observed().to(device=DEVICE))
+        for expected, found in zip(here, there, strict=True):
+            assert isinstance(found, Elsewhere)
+            torch.testing.assert_close(expected, found.cpu(), rtol=1e-8, atol=1e-8)
+
+
+def test_columns_are_ranked_there():
+    with use_backend("torch"):
+        here = ranked(observed())
+    with emulated_device():
+        there = ranked(observed().to(device=DEVICE))
+    for expected, found in zip(here, there, strict=True):
+        np.testing.assert_allclose(expected, found, rtol=1e-8, atol=1e-8)
 
 
 def half_sweep(obs: Observations) -> Callable[[], object]:
