@@ -1,13 +1,13 @@
 """Check every solver and kernel on a GPU against the CPU, and time the passes: one run, one table.
 
 Solvers first: the same problem on the CPU, by the backend that runs on the GPU, and on the GPU; the
-largest difference of predictions, relative to their size. Where Triton is installed, its kernels
-next, against plain torch in float64 on the GPU. Then, for each backend, the time of loss and
-gradient, and of half sweeps of least squares, with the bytes of the cost model of the kernels, as a
-share of what a copy of a large tensor reaches on the same device in the same run; those of Triton
-are replayed from a CUDA graph too, which shows that nothing waits for the host. Without a GPU it
-says so, and ends with status 3. Run as ``python -m experiments.gpu_check``; with ``--device cpu``
-the same is done on the CPU, to see that the script works.
+largest difference of predictions, relative to their size; an estimator too. Where Triton is
+installed, its kernels next, against plain torch in float64 on the GPU. Then, for each backend, the
+time of loss and gradient, and of half sweeps of least squares, with the bytes of the cost model of
+the kernels, as a share of what a copy of a large tensor reaches on the same device in the same run;
+those of Triton are replayed from a CUDA graph too, which shows that nothing waits for the host.
+Without a GPU it says so, and ends with status 3. Run as ``python -m experiments.gpu_check``; with
+``--device cpu`` the same is done on the CPU, to see that the script works.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from experiments.tables import text_table
 from lowrank_opt.kernels import observed_squared_loss, use_backend
 from lowrank_opt.kernels.backend import BackendName, backend_of
 from lowrank_opt.kernels.gaussian_rows import GaussianRows, Moments
-from lowrank_opt.kernels.protocol import RowEntries
+from lowrank_opt.kernels.protocol import Ranked, RowEntries
 from lowrank_opt.kernels.row_solves import RowProblems
 from lowrank_opt.kernels.tiles import cost
 from lowrank_opt.kernels.tiles.sizes import ALIGNED
@@ -115,6 +115,24 @@ def _predictions(name: str, device: torch.device) -> torch.Tensor:
     return result.predict(i.expand(m, n), j.expand(m, n)).double().cpu()
 
 
+def estimator_line(device: torch.device) -> Line:
+    """Return a line for an estimator, which fits where the values are."""
+    from lowrank_opt.estimators import MatrixCompletion  # scikit-learn, which may be missing
+
+    observed = random_observations(_SHAPE, 6000, seed=0)
+    pairs, found = torch.stack((observed.rows, observed.cols), 1), list[torch.Tensor]()
+    start = 0.0
+    for there in (torch.device("cpu"), device):
+        start = time.perf_counter()
+        model = MatrixCompletion(
+            _SHAPE, solver="als", rank=3, penalty=1.0, max_iterations=3, random_state=0
+        )
+        model.fit(pairs, observed.values.to(there))
+        found.append(torch.as_tensor(model.predict(pairs)).double())
+    difference = float((found[0] - found[1]).abs().max() / found[0].abs().max())
+    return Line("estimator: als", 1e3 * (time.perf_counter() - start), difference)
+
+
 def _posed(
     name: str, device: torch.device
 ) -> tuple[Solver, lo.Parameterization | lo.SchattenBall | int]:
@@ -182,10 +200,18 @@ def _operations(
         rows.posterior(own, other, scales=scales, precision=prior, pull=pull)
         return own.means.double()
 
+    def ranking(dtype: torch.dtype) -> torch.Tensor:
+        lines, cols = factors[0].to(dtype), factors[1].to(dtype)
+        none = torch.empty(0, dtype=torch.int64, device=cols.device)
+        allowed = torch.ones(len(cols), dtype=torch.bool, device=cols.device)
+        given = Ranked(lines, cols, cols.sum(1), allowed, (none, none))
+        return backend_of(cols.device).best_columns(given, 10)[0].double()
+
     return {
         "loss and gradient": loss_and_gradient,
         "half sweep": half_sweep,
         "posterior": posterior,
+        "ranking": ranking,
     }
 
 
@@ -312,7 +338,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("no GPU: nothing was run")
         return NO_GPU
     shape = (options.shape[0], options.shape[1])
-    lines, triton = solver_lines(device), device.type == "cuda" and find_spec("triton") is not None
+    lines = solver_lines(device)
+    lines += [estimator_line(device)] if find_spec("sklearn") is not None else []
+    triton = device.type == "cuda" and find_spec("triton") is not None
     lines += kernel_lines(device, [8, *options.ranks, 128]) if triton else []
     backends: tuple[BackendName, ...] = ("torch", "triton") if triton else ("torch",)
     for backend in backends:

@@ -15,6 +15,8 @@ from lowrank_opt.completion import CompletionResult
 from lowrank_opt.completion.after.fold_in import balanced_factors, transposed
 from lowrank_opt.estimators.updates import flipped
 from lowrank_opt.extras import extra
+from lowrank_opt.kernels.backend import backend_of
+from lowrank_opt.kernels.protocol import Ranked
 from lowrank_opt.observations import Observations
 from lowrank_opt.tables.ids import UNKNOWN, Ids, Labels, Positions
 
@@ -111,14 +113,18 @@ class Candidates:
         """Balanced factors, shapes (m, r) and (n, r)."""
         return balanced_factors(self.result.operator)
 
-    def scores(self, rows: Tensor) -> Tensor:
-        """Return the predictions of some rows; of row -1, mean and column biases alone."""
+    def ranked(self, rows: Tensor, *, exclude_seen: bool) -> Ranked:
+        """Return what ranks columns for some rows; of row -1, by their biases alone."""
         left, right = self.factors
-        bias, known = self.result.bias, rows >= 0
-        safe = rows.clamp_min(0)
-        row_bias = torch.where(known, bias.rows.double()[safe], 0.0)
-        low_rank = torch.where(known.unsqueeze(1), left[safe], 0.0) @ right.mT
-        return low_rank + (bias.mean + row_bias).unsqueeze(1) + bias.cols.double()
+        lines = torch.where((rows >= 0).unsqueeze(1), left[rows.clamp_min(0)], 0.0)
+        seen = self.seen(rows) if exclude_seen else self.seen(rows[:0])
+        return Ranked(lines, right, self.result.bias.cols.double(), self.known_cols, seen)
+
+    def heights(self, rows: Tensor) -> Tensor:
+        """Return what the scores of some rows have in common, shape (u, 1)."""
+        bias = self.result.bias
+        own = torch.where(rows >= 0, bias.rows.double()[rows.clamp_min(0)], 0.0)
+        return (bias.mean + own).unsqueeze(1)
 
     def seen(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return positions in `rows`, and columns, of the entries that were seen."""
@@ -152,11 +158,8 @@ def best_columns(
     block = max(1, _BLOCK // candidates.result.shape[1])
     asked = torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(candidates.observations.device)
     for part in asked.split(block):
-        scores = candidates.scores(part)
-        scores[:, ~candidates.known_cols] = -torch.inf
-        if exclude_seen:
-            scores[candidates.seen(part)] = -torch.inf
-        found.append(_top(scores, k))
+        given = candidates.ranked(part, exclude_seen=exclude_seen)
+        found.append(_best(given, candidates.heights(part), k))
     return _joined(found, k)
 
 
@@ -172,17 +175,17 @@ def most_similar(
     length = vectors.norm(dim=1, keepdim=True)
     units = torch.where(length > 0, vectors / length, 0.0)
     found: list[tuple[Tensor, Tensor]] = []
+    none = units.new_zeros(len(units))
     for part in torch.from_numpy(cols).to(right.device).split(max(1, _BLOCK // len(right))):
-        cosines = units[part] @ units.mT
-        cosines[:, ~candidates.known_cols] = -torch.inf
-        cosines.scatter_(1, part.unsqueeze(1), -torch.inf)
-        found.append(_top(cosines, k))
+        itself = (torch.arange(len(part), device=part.device), part)
+        given = Ranked(units[part], units, none, candidates.known_cols, itself)
+        found.append(_best(given, none[:1], k))
     return _joined(found, k)
 
 
-def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    values, positions = scores.topk(min(k, scores.shape[1]), dim=1)
-    return torch.where(values == -torch.inf, UNKNOWN, positions), values
+def _best(given: Ranked, heights: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    values, positions = backend_of(given.rows.device).best_columns(given, k)
+    return torch.where(values == -torch.inf, UNKNOWN, positions), values + heights
 
 
 def _joined(found: list[tuple[Tensor, Tensor]], k: int) -> tuple[Positions, NDArray[np.floating]]:

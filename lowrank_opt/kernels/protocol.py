@@ -90,6 +90,27 @@ class Given(NamedTuple):
     smallest: float
 
 
+class Ranked(NamedTuple):
+    """Rows for which columns are ranked by the scores ``rows @ cols.T + offsets``.
+
+    Parameters
+    ----------
+    rows : Tensor, shape (u, r)
+    cols : Tensor, shape (n, r)
+    offsets : Tensor, shape (n,)
+    allowed : Tensor, shape (n,), bool
+        The columns that may be ranked.
+    seen : pair of Tensor, int64
+        Lines of `rows`, and columns, of distinct pairs that are left out.
+    """
+
+    rows: Tensor
+    cols: Tensor
+    offsets: Tensor
+    allowed: Tensor
+    seen: tuple[Tensor, Tensor]
+
+
 class Steps(Protocol):
     """Stochastic gradient steps over the entries, in an order of their own."""
 
@@ -193,4 +214,11 @@ class Backend(ObservedBackend, Protocol):
 
     def steps(self, observations: Observations, rank: int) -> Steps:
         """Return the stochastic gradient steps over the entries."""
+        ...
+
+    def best_columns(self, given: Ranked, k: int) -> tuple[Tensor, Tensor]:
+        """Return the k largest scores of each row, descending, and their columns.
+
+        Fewer if there are fewer columns; minus infinity where no further one may be ranked.
+        """
         ...

@@ -44,6 +44,16 @@ def test_values_are_those_of_the_loops_in_float64(interpreted, case):
         )
 
 
+def test_columns_are_ranked_as_by_sorting_all_scores(interpreted):
+    given = worker.ranking(5)
+    scores = (given.rows @ given.cols.mT + given.offsets).where(given.allowed, -torch.inf)
+    scores[given.seen] = -torch.inf
+    # Of equal scores the first column is the better one.
+    values, columns = (x[:, :10] for x in scores.sort(descending=True, stable=True))
+    torch.testing.assert_close(interpreted["ranked"]["values"], values)
+    assert torch.equal(columns, interpreted["ranked"]["columns"])
+
+
 @pytest.mark.parametrize(("weighted", "number"), worker.COUNTED, ids=str)
 def test_bytes_moved_are_those_of_the_cost_model(interpreted, weighted, number):
     m, n = len(worker.LENGTHS), worker.COLUMNS
@@ -65,6 +75,9 @@ def launches(width: int, dtype: torch.dtype) -> list[Launch]:
         worker.rows_of(tiles, obs, right, right[:, 0].float())
         if width <= sizes.WIDEST_POSTERIOR:
             worker.posteriors(tiles, obs, width - 2)
+        for k in {16, 128} & {width}:
+            given = worker.ranking(k)
+            tiles.best_columns(given, 10 if k == 128 else 50)
     return found
 
 
@@ -118,7 +131,7 @@ def test_what_is_too_wide_is_done_in_plain_torch(monkeypatch):
 def test_the_check_on_gpus_compares_every_operation():
     # On the CPU, where "triton" leaves the work to numba.
     lines = gpu_check.kernel_lines(torch.device("cpu"), [2], rows=40, entries=300)
-    names = ["loss and gradient", "half sweep", "posterior"]
+    names = ["loss and gradient", "half sweep", "posterior", "ranking"]
     assert [f"triton: {name}, rank 2" for name in names] == [line.what for line in lines]
     assert all(line.difference < 1e-4 for line in lines)
 

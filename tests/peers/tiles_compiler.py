@@ -19,7 +19,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lowrank_opt.kernels.tiles import entries, gaussian, rows, sizes
+from lowrank_opt.kernels.tiles import entries, gaussian, ranking_kernels, rows, sizes
 
 NAMES = {
     **{torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16"},
@@ -49,6 +49,8 @@ class Launch(NamedTuple):
         known = dict(self.constants)
         if self.name == "posterior_kernel":
             return sizes.posterior_tile(known["D"] + 1).resident
+        if "TOP" in known:
+            return sizes.ranking_tile(known["K"], known["TOP"]).resident
         if "BLOCK" in known:
             return sizes.gram_tile(known["K"]).resident
         short, whole = sizes.vector_tiles(known["K"], torch.float32)
@@ -92,7 +94,7 @@ def recorded() -> Iterator[list[Launch]]:
     """Record the starts of kernels instead of running them."""
     found: list[Launch] = []
     with ExitStack() as stack:
-        for module in (entries, gaussian, rows):
+        for module in (entries, gaussian, ranking_kernels, rows):
             for name, kernel in vars(module).items():
                 if name.endswith("_kernel"):
                     stack.enter_context(mock.patch.object(module, name, Recorder(kernel, found)))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.kernels.gaussian_rows import Moments
-from lowrank_opt.kernels.protocol import Given, ModelParts, Needed, RowEntries
+from lowrank_opt.kernels.protocol import Given, ModelParts, Needed, Ranked, RowEntries
 from lowrank_opt.observations import Observations
 
 # Rows without entries, with a few, with more than a tile of the tests, and of several pieces.
@@ -112,6 +112,20 @@ def posteriors(backend: ModuleType, obs: Observations, K: int) -> dict[str, Tens
     return found
 
 
+def ranking(rank: int) -> Ranked:
+    """Return 100 columns, some of which may not be ranked or are tied."""
+    rows, cols = (normal(*s, seed=3, dtype=torch.float64) for s in ((2, rank), (100, rank)))
+    offsets = normal(100, seed=5, dtype=torch.float64)
+    cols[50:60], offsets[50:60] = cols[40:50], offsets[40:50]
+    seen = (torch.tensor([0, 0, 1, 1]), torch.tensor([31, 32, 63, 99]))
+    return Ranked(rows, cols, offsets, torch.arange(100) % 7 != 0, seen)
+
+
+def ranked(backend: ModuleType) -> dict[str, Tensor]:
+    values, columns = backend.best_columns(ranking(5), 10)
+    return {"values": values, "columns": columns}
+
+
 def counted(backend: ModuleType, weighted: bool, number: torch.dtype) -> dict[str, int]:
     """Return the bytes that passes load and store, as the interpreter does, without biases."""
     from triton.runtime.interpreter import InterpreterBuilder
@@ -154,7 +168,8 @@ def main(file: str) -> None:
     sizes.SHORT, sizes.PIECE = SHORT, PIECE
     torch.set_num_threads(1)
     found = {c: results(backend, getattr(torch, c[0]), c[1]) for c in CASES}
-    sizes.PIECE = 8192
+    sizes.PIECE, sizes.RANKED_PIECE = 8192, 64
+    found["ranked"] = ranked(backend)
     for weighted, number in COUNTED:
         found[weighted, number] = counted(backend, weighted, number)
     torch.save(found, file)

@@ -6,6 +6,7 @@ from lowrank_opt.kernels.batches.entries import squared_loss as squared_loss
 from lowrank_opt.kernels.batches.gaussian import draw as draw
 from lowrank_opt.kernels.batches.gaussian import pack as pack
 from lowrank_opt.kernels.batches.gaussian import posterior as posterior
+from lowrank_opt.kernels.batches.ranking import best_columns as best_columns
 from lowrank_opt.kernels.batches.rows import improve_rows as improve_rows
 from lowrank_opt.kernels.batches.rows import nonnegative_rows as nonnegative_rows
 from lowrank_opt.kernels.batches.rows import solve_rows as solve_rows

@@ -1,5 +1,6 @@
 """All operations of a `Backend`, as numba loops."""
 
+from lowrank_opt.kernels.batches.ranking import best_columns as best_columns
 from lowrank_opt.kernels.loops.entries import entries as entries
 from lowrank_opt.kernels.loops.entries import entries_gradient as entries_gradient
 from lowrank_opt.kernels.loops.entries import squared_loss as squared_loss

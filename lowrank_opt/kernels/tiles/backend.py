@@ -8,6 +8,7 @@ from lowrank_opt.kernels.tiles.entries import entries_gradient as entries_gradie
 from lowrank_opt.kernels.tiles.entries import squared_loss as squared_loss
 from lowrank_opt.kernels.tiles.gaussian import draw as draw
 from lowrank_opt.kernels.tiles.gaussian import posterior as posterior
+from lowrank_opt.kernels.tiles.ranking_kernels import best_columns as best_columns
 from lowrank_opt.kernels.tiles.rows import improve_rows as improve_rows
 from lowrank_opt.kernels.tiles.rows import solve_rows as solve_rows
 

@@ -22,6 +22,10 @@ SHORT = 32
 PIECE = 8192
 
 
+# Columns that one program ranks, the most that are kept of them, and how many more than asked for.
+RANKED_PIECE, MOST_RANKED, SPARE = 16384, 64, 4
+
+
 class Tile(NamedTuple):
     """The shape of what a program holds at a time.
 
@@ -116,3 +120,25 @@ def posterior_tile(width: int) -> Tile:
     block = power_of_two(width, 16)
     warps, resident = {16: (2, 12), 32: (8, 16), 64: (8, 8)}[block]
     return Tile(1, 1, block, warps, resident)
+
+
+class RankingTile(NamedTuple):
+    """The shape of what a program ranks: `rows` rows, `cols` columns at a time, `top` kept."""
+
+    rows: int
+    cols: int
+    width: int
+    top: int
+    warps: int
+    resident: int
+
+
+def ranking_tile(width: int, count: int) -> RankingTile:
+    """Return the tile of a ranking of so many columns by vectors of a width.
+
+    Examples
+    --------
+    >>> ranking_tile(20, 14)[:4]
+    (16, 64, 32, 16)
+    """
+    return RankingTile(16, 64, power_of_two(width, 16), power_of_two(count, 16), 4, 8)

@@ -21,7 +21,7 @@ def test_every_solver_has_a_line(tmp_path, capsys):
     assert 0 == gpu_check.main(["--device", "cpu", *SMALL, "--out", str(tmp_path)])
     lines = json.loads((tmp_path / "gpu_check.json").read_text())["lines"]
     passes = ["torch: loss and gradient, rank 2", "torch: half sweep, rank 2"]
-    assert [*SOLVERS, *passes] == [line["what"] for line in lines]
+    assert [*SOLVERS, "estimator: als", *passes] == [line["what"] for line in lines]
     assert "share of copy bandwidth" in capsys.readouterr().out
 
 
