@@ -140,9 +140,9 @@ class Updater:
 def _with_rows(
     result: CompletionResult, observations: Observations, touched: Tensor, prior: RowPrior
 ) -> CompletionResult:
-    place = torch.full((observations.shape[0],), -1).index_put(
-        (touched,), torch.arange(len(touched))
-    )
+    touched = touched.to(observations.device)
+    place = torch.full((observations.shape[0],), -1, device=touched.device)
+    place = place.index_put((touched,), torch.arange(len(touched), device=touched.device))
     here = place[observations.rows] >= 0
     part = observations.take(here)
     shape = (len(touched), observations.shape[1])

@@ -34,6 +34,7 @@ from lowrank_opt.tables.matrices import (
 from lowrank_opt.tables.triplets import Triplets
 
 if TYPE_CHECKING:
+    import torch
     from scipy.sparse import spmatrix
 
     from lowrank_opt.tables.triplets import Interactions, Reals
@@ -110,7 +111,19 @@ def read_triplets(
         )
     if weights is not None:
         found = replace(found, weights=as_finite(weights, "sample_weight"))
-    return _checked(found)
+    return _checked(replace(found, device=_device_of(values, data)))
+
+
+def _device_of(*data: object) -> torch.device | None:
+    """Return where the first tensor is: given, a column, or the values of observations."""
+    for x in data:
+        inner = x.values if hasattr(x, "pattern") and hasattr(x, "csr") else x  # pyright: ignore
+        columns = inner.values() if isinstance(inner, Mapping) else inner
+        parts = columns if isinstance(columns, tuple) else (columns,)
+        for part in parts:
+            if isinstance(part, Tensor):
+                return part.device
+    return None
 
 
 def _read(

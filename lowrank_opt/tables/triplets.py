@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import pandas as pd
+    import torch
     from narwhals.typing import IntoFrame
     from torch import Tensor
 
@@ -81,6 +82,8 @@ class Triplets:
         If the ids are positions in a matrix of that shape.
     names : tuple of str or None
         Of the columns that held the ids.
+    device : torch.device or None
+        Where the values were, if in a tensor.
     """
 
     rows: Ids
@@ -89,6 +92,7 @@ class Triplets:
     weights: NDArray[np.floating] | None = None
     shape: tuple[int, int] | None = None
     names: tuple[str, str] | None = None
+    device: torch.device | None = None
 
     def __len__(self) -> int:
         return len(self.rows)

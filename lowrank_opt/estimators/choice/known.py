@@ -50,12 +50,12 @@ class Known:
         The first rows and columns, as many as `described` says, have side information, and are
         known without entries.
         """
-        counts = (observations.row_counts.numpy(), observations.col_counts.numpy())
+        counts = (observations.row_counts.cpu().numpy(), observations.col_counts.cpu().numpy())
         rows, cols = (
             np.maximum(n, np.arange(len(n)) < count)
             for n, count in zip(counts, described, strict=True)
         )
-        return cls(rows, cols, _fallback(result, observations, bias))
+        return cls(rows, cols, _fallback(result, observations, bias).to(device="cpu"))
 
     def counts(self, side: Literal["row", "col"], positions: Positions) -> NDArray[np.int64]:
         """Return how many entries rows or columns have; none where the position is -1."""
@@ -70,7 +70,7 @@ class Known:
         mean = np.full(len(i), bias.mean, dtype=bias.rows.numpy().dtype)
         mean[row_known] += bias.rows.numpy()[i[row_known]]
         mean[col_known] += bias.cols.numpy()[j[col_known]]
-        mean[both] = result.predict(i[both], j[both]).numpy()
+        mean[both] = result.predict(i[both], j[both]).cpu().numpy()
         return mean
 
 
@@ -98,8 +98,10 @@ def calibrated(
     """
     known = Known.of(result, kept, bias, described)
     known = replace(known, fallback=replace(known.fallback, mean=mean))
-    i, j = held_out.rows.numpy(), held_out.cols.numpy()
-    values, low_high = held_out.values.double().numpy(), clip or (-np.inf, np.inf)
+    i, j, values = (
+        x.cpu().numpy() for x in (held_out.rows, held_out.cols, held_out.values.double())
+    )
+    low_high = clip or (-np.inf, np.inf)
     errors = {
         (row, col): np.abs(_used(known, result, i, j, row, col).clip(*low_high) - values)
         for row, col in LEVELS
@@ -114,7 +116,8 @@ def posterior_deviations(result: AnyResult, i: Positions, j: Positions) -> Float
         return None
     there = (i >= 0) & (j >= 0)
     found = np.full(len(i), np.nan)
-    found[there] = result.predict(i[there], j[there], return_std=True)[1].double().numpy()
+    spread = result.predict(i[there], j[there], return_std=True)[1]
+    found[there] = spread.double().cpu().numpy()
     return found
 
 

@@ -242,7 +242,7 @@ class Search:
             radius=setting["radius"],
             dtype=observations.dtype,
             generator=torch.Generator().manual_seed(self.seed),
-        )
+        ).to(observations.device)
         chart = Weighted(ball, *_weights(observations)) if self.weighted else ball
         if start is not None:
             _ = chart.assign(_stretched(start, setting), project=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lowrank_opt.completion import AdditiveBias, CompletionResult, CompletionStatus, History
 from lowrank_opt.completion.model.bias import fit_additive_bias, no_bias, weighted_mean
+from lowrank_opt.completion.model.randomness import normal
 from lowrank_opt.estimators.choice.biases import with_zero_matrix
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
@@ -52,7 +53,8 @@ def random_start(
     m, n = observations.shape
     size = _SIZE_OF_START * math.sqrt(spread(observations, "additive") / rank)
     left, right = (
-        size * torch.randn(k, rank, generator=generator, dtype=torch.float64) for k in (m, n)
+        size * normal((k, rank), generator, like=observations.values, dtype=torch.float64)
+        for k in (m, n)
     )
     operator = LowRankOperator(left, left.new_ones(rank), right)
     return CompletionResult(operator, no_bias(observations), CompletionStatus.STALLED, History())
@@ -62,6 +64,7 @@ def moved(result: CompletionResult, rows: Tensor, cols: Tensor) -> CompletionRes
     """Return a result with other rows and columns: those at these positions, zero for -1."""
 
     def taken(x: Tensor, at: Tensor) -> Tensor:
+        at = at.to(x.device)
         kept = x[at.clamp_min(0)]
         return kept.where((at >= 0).reshape(-1, *[1] * (x.ndim - 1)), 0)
 
@@ -106,7 +109,7 @@ def _top_singular_value(exact: Observations, values: Tensor) -> float:
 
     # ARPACK squares: bring the largest entry to one.
     peak = float(values.abs().max())
-    pairs = (exact.rows.numpy(), exact.cols.numpy())
-    matrix = scipy.sparse.coo_array(((values / peak).numpy(), pairs), shape=exact.shape).tocsr()
+    i, j, data = (x.cpu().numpy() for x in (exact.rows, exact.cols, values / peak))
+    matrix = scipy.sparse.coo_array((data, (i, j)), shape=exact.shape).tocsr()
     v0 = np.random.default_rng(0).standard_normal(min(matrix.shape))
     return peak * float(svds(matrix, 1, return_singular_vectors=False, tol=1e-2, v0=v0)[0])

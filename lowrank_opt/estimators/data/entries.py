@@ -78,7 +78,8 @@ def extended(entries: Entries, found: Triplets) -> Entries:
     """Return the entries with others added; a pair that comes again replaces the old value."""
     rows, cols = entries.row_labels.extended(found.rows), entries.col_labels.extended(found.cols)
     new = _entries(found, rows, cols, rows.positions(found.rows), cols.positions(found.cols))
-    old, added = entries.observations, new.observations
+    there = entries.observations.device
+    old, added = (x.observations.to(device="cpu") for x in (entries, new))
     weights = None
     if old.weights is not None or added.weights is not None:
         weights = np.concatenate([_weights_of(old), _weights_of(added)])
@@ -91,7 +92,7 @@ def extended(entries: Entries, found: Triplets) -> Entries:
     if old.values.numpy().dtype == np.float32:
         values = narrowed(values)
     observations = Observations(i, j, values, shape, weights, duplicates="last")
-    return Entries(observations, rows, cols, entries.names)
+    return Entries(observations.to(device=there), rows, cols, entries.names)
 
 
 def _entries(found: Triplets, rows: Labels, cols: Labels, i: Positions, j: Positions) -> Entries:
@@ -104,11 +105,11 @@ def _entries(found: Triplets, rows: Labels, cols: Labels, i: Positions, j: Posit
     rows_, cols_, values_ = (torch.from_numpy(x) for x in (i, j, values))
     observations = Observations.of_positions(rows_, cols_, values_, shape, weighed)
     if observations is not None:
-        return Entries(observations, rows, cols, found.names)
+        return Entries(observations.to(device=found.device), rows, cols, found.names)
     # The squared loss of a repeated pair is that of its mean, as often.
     repeated = np.ones_like(values) if weights is None else weights
     observations = Observations(i, j, values, shape, repeated, duplicates="mean")
-    return Entries(observations, rows, cols, found.names)
+    return Entries(observations.to(device=found.device), rows, cols, found.names)
 
 
 def _positive(weights: NDArray[np.floating]) -> NDArray[np.bool_]:

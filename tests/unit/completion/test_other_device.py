@@ -18,6 +18,7 @@ from lowrank_opt.completion.after.fold_in import FactorPrior, fold_in_cols, fold
 from lowrank_opt.completion.after.left_out import left_out_residuals
 from lowrank_opt.completion.after.path import Setting, Walk, follow_path
 from lowrank_opt.completion.loop.checkpoint import Checkpoint
+from lowrank_opt.estimators import MatrixCompletion, Recommender
 from lowrank_opt.estimators.ranking import Candidates, best_columns, most_similar
 from lowrank_opt.kernels import use_backend
 from lowrank_opt.kernels.backend import backend_of
@@ -213,6 +214,42 @@ def test_columns_are_ranked_there():
         there = ranked(observed().to(device=DEVICE))
     for expected, found in zip(here, there, strict=True):
         np.testing.assert_allclose(expected, found, rtol=1e-8, atol=1e-8)
+
+
+def estimated(solver: str, device: torch.device) -> list[np.ndarray]:
+    """Fit and ask an estimator, with ratings in a tensor; what it says is in arrays."""
+    obs = observed()
+    pairs, values = torch.stack((obs.rows, obs.cols), 1), obs.values.round(decimals=1).to(device)
+    given = {"rank": 2, "max_iterations": 3, "random_state": 0}
+    model = MatrixCompletion(
+        SHAPE, solver=solver, penalty=0.5 if solver == "als" else None, **given
+    )
+    model.fit(pairs, values)
+    assert device == model.result_.predict(0, 0).device
+    return [model.predict(pairs), *model.predict_interval(pairs[:5], coverage=0.5)]
+
+
+def recommended(device: torch.device) -> list[np.ndarray]:
+    obs = observed().to(device=device)
+    options = {"rank": 2, "penalty": 0.5, "validation": None, "max_iterations": 3}
+    model = Recommender(MatrixCompletion(solver="als", random_state=0, **options)).fit(obs)
+    found = [model.recommend([0, 3], k=3).ids, model.similar_items([2], k=3).scores]
+    model.partial_fit([(3, 2, 4.0), (30, 1, 2.0)]).fold_in_rows([(31, 4, 1.0)])
+    assert device == model.observations_.device
+    return [*found, model.recommend([30, 31], k=4).scores, model.predict([(30, 3), (3, 40)])]
+
+
+@pytest.mark.parametrize("ask", ["als", "gradient", "bayesian", "lists"])
+def test_estimators_compute_there(ask: str):
+    def answers(device: torch.device) -> list[np.ndarray]:
+        return recommended(device) if ask == "lists" else estimated(ask, device)
+
+    with use_backend("torch"):
+        here = answers(torch.device("cpu"))
+    with emulated_device():
+        there = answers(DEVICE)
+    for expected, found in zip(here, there, strict=True):
+        np.testing.assert_allclose(expected, found, rtol=1e-4, atol=1e-4)
 
 
 def half_sweep(obs: Observations) -> Callable[[], object]:
