@@ -15,7 +15,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike
@@ -44,6 +44,7 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 JsonObject: TypeAlias = dict[str, Json]
+Saver: TypeAlias = Callable[[Path], None]
 
 
 @dataclass(frozen=True)
@@ -128,27 +129,32 @@ def write(
     DataError
         If the folder cannot be made or written, or holds a description of another format.
     """
-    folder = check_target(layout, path)
     own = _separate(tensors)
+    write_with(layout, path, description, lambda part: safetensors.torch.save_file(own, part))
+
+
+def write_with(
+    layout: Layout, path: str | PathLike[str], description: JsonObject, save: Saver
+) -> None:
+    """Write a folder, as `write`, whose tensors a function writes to a file in safetensors."""
+    folder = check_target(layout, path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
-            _write(layout, folder, description, own)
+            _write(layout, folder, description, save)
     except DataError:
         raise
     except (OSError, SafetensorError) as error:
         raise no_place(layout.noun, folder, error) from error
 
 
-def _write(
-    layout: Layout, folder: Path, description: JsonObject, tensors: dict[str, Tensor]
-) -> None:
+def _write(layout: Layout, folder: Path, description: JsonObject, save: Saver) -> None:
     _remove_leftovers(layout, folder)
     part = _part(folder / layout.tensors)
     with _removed_at_the_end(part):
         part.touch()
         mode = part.stat().st_mode
-        safetensors.torch.save_file(tensors, part)
+        save(part)
         part.chmod(mode)
         digest = _digest_and_sync(part)
         pending = part.replace(_pending(layout, folder, digest))

@@ -6,9 +6,8 @@ import json
 import os
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lowrank_opt.cli.streams import say
 from lowrank_opt.errors import OptionError
@@ -44,15 +43,19 @@ def run(
             f"--weight needs one process; got {options.weight!r} in several: start the command "
             "without torchrun"
         )
+    from lowrank_opt.distributed.saving import save
+
     with _group() as first, held(folder) if first else nullcontext():
         options.quiet = options.quiet or not first
-        ratings = _read(options)
+        ratings = _read(options, solver)
         checkpoint = _checkpoint(options, folder, solver, every, ratings.observations)
         result = fit(options, solver, ratings.observations, checkpoint)
-        rows, cols = ratings.users.gathered(), ratings.items.gathered()
+        save(result, ratings, folder)
+        facts = _facts(result, ratings)
         if first:
-            replace(result, row_ids=rows, col_ids=cols).save(folder)
-            print(json.dumps(_facts(result, ratings)) if options.json else result.summary())
+            rows, norm = ratings.users.size, facts["nuclear_norm"]
+            lines = result.summary(rows=rows, nuclear_norm=norm)
+            print(json.dumps(facts) if options.json else lines)
         if checkpoint is not None and result.status.succeeded:
             checkpoint.remove()
         return 0 if result.status.succeeded else 1
@@ -78,8 +81,10 @@ def _group() -> Generator[bool]:
         dist.destroy_process_group()
 
 
-def _read(options: Namespace) -> PartialRatings:
+def _read(options: Namespace, solver: str) -> PartialRatings:
     from lowrank_opt.distributed.folder import read_folder
+    from lowrank_opt.observations.parts import whole_shape
+    from lowrank_opt.solvers import solver_of
 
     ratings = read_folder(
         options.ratings,
@@ -87,10 +92,12 @@ def _read(options: Namespace) -> PartialRatings:
         col=options.item,
         value=options.value,
         duplicates=options.duplicates,
+        # Then no process has the factors of all rows.
+        cut=solver_of(solver).traits.cut,
     )
-    part, (m, n) = ratings.observations.part, ratings.observations.shape
-    assert part is not None, "as it was read"
     if not options.quiet:
+        part, (m, n) = ratings.observations.part, whole_shape(ratings.observations)
+        assert part is not None, "as it was read"
         say(f"read {options.ratings}: {part.count} ratings, {m} users x {n} items")
     return ratings
 
@@ -118,8 +125,15 @@ def _checkpoint(
     return checkpoint
 
 
-def _facts(result: CompletionResult, ratings: PartialRatings) -> dict[str, object]:
-    (m, n), history, part = result.shape, result.history, ratings.observations.part
+def _facts(result: CompletionResult, ratings: PartialRatings) -> dict[str, Any]:
+    from lowrank_opt.completion.results.cut import condensed
+    from lowrank_opt.observations.parts import whole_shape
+
+    history, part = result.history, ratings.observations.part
+    (m, n), small = (
+        whole_shape(ratings.observations),
+        condensed(result.operator, ratings.observations),
+    )
     assert part is not None, "as it was read"
     return {
         "status": result.status.name,
@@ -129,6 +143,7 @@ def _facts(result: CompletionResult, ratings: PartialRatings) -> dict[str, objec
         "items": n,
         "rank": result.operator.rank,
         "mean": result.bias.mean,
+        "nuclear_norm": float(small.schatten_norm(1)),
         "objective": history.objective[-1] if len(history) > 0 else None,
         "steps": len(history) - 1,
         "seconds": history.seconds[-1] if len(history) > 0 else 0.0,

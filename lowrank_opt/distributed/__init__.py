@@ -5,6 +5,8 @@ with all of them. Nothing of this is imported before it is used.
 """
 
 from lowrank_opt.distributed.complete import complete as complete
+from lowrank_opt.distributed.cut import CutPart as CutPart
+from lowrank_opt.distributed.cut import cut_rows as cut_rows
 from lowrank_opt.distributed.exchange import Processes as Processes
 from lowrank_opt.distributed.folder import read_folder as read_folder
 from lowrank_opt.distributed.processes import ProcessPart as ProcessPart

@@ -9,6 +9,7 @@ import torch
 from lowrank_opt.completion import complete as complete_here
 from lowrank_opt.completion.model.problem import CompletionProblem, Model
 from lowrank_opt.completion.solvers.traits import AnyResult
+from lowrank_opt.distributed.cut import CutPart
 from lowrank_opt.distributed.exchange import Processes
 from lowrank_opt.distributed.processes import ProcessPart
 from lowrank_opt.errors import ObservationError
@@ -41,7 +42,7 @@ def complete(
     Returns
     -------
     CompletionResult or BayesianResult
-        With all factors.
+        With all factors; of entries whose rows are cut, with those of this process's rows.
 
     Raises
     ------
@@ -56,7 +57,7 @@ def complete(
     machines of one kind, with equally many threads.
     """
     entries = observations if isinstance(observations, Observations) else observations.observations
-    if not isinstance(entries.part, ProcessPart):
+    if not isinstance(entries.part, ProcessPart | CutPart):
         raise ObservationError(
             "entries must be a part of those of all processes; got entries of one: pass them "
             "through split_rows or own_rows"

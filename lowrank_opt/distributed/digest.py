@@ -17,10 +17,11 @@ def checksum(observations: Observations) -> int:
     w = observations.weights
     weights = torch.zeros_like(values) if w is None else w.double().view(torch.int64)
     found = torch.zeros_like(values)
-    for x in (observations.rows, observations.cols, values, weights):
+    part = observations.part
+    rows = observations.rows + (0 if part is None else part.held[0].start)
+    for x in (rows, observations.cols, values, weights):
         found = mixed(found ^ x)
     here = found.sum()
-    part = observations.part
     return int(here if part is None else part.total(here))
 
 

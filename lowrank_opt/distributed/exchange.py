@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
@@ -48,6 +49,20 @@ class Processes:
         """How many processes there are."""
         return dist.get_world_size(self.group)
 
+    @cached_property
+    def devices(self) -> tuple[str, ...]:
+        """Types of the devices whose tensors the group sends: not the CPU's, for NCCL alone."""
+        # Such as "cpu:gloo,cuda:nccl".
+        pairs = dist.get_backend_config(self.group).split(",")
+        return tuple(pair.partition(":")[0] for pair in pairs)
+
+    def sendable(self, x: Tensor) -> Tensor:
+        """Return a tensor where the group sends it: on another device if it has to be."""
+        x = x.detach()
+        if x.device.type in self.devices:
+            return x.contiguous()
+        return x.to(torch.device(self.devices[0])).contiguous()
+
     def total(self, x: Tensor) -> Tensor:
         """Return the sum over the processes; its gradient is that of each one's own part."""
         return _Total.apply(x, self)
@@ -72,13 +87,13 @@ class Processes:
         x : Tensor, shape (sizes[rank], ...)
         sizes : list of int
         """
-        longest = max(sizes)
-        padded = x.new_zeros(longest, *x.shape[1:])
+        padded = self.sendable(x.new_zeros(max(sizes), *x.shape[1:]))
         padded[: len(x)] = x
         parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded.contiguous(), group=self.group)
+        dist.all_gather(parts, padded, group=self.group)
         self.sent["gather"] += padded.numel() * padded.element_size() * (self.size - 1)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        pairs = zip(parts, sizes, strict=True)
+        return torch.cat([part[:size] for part, size in pairs]).to(x.device)
 
     def counts(self, count: int, like: Tensor) -> list[int]:
         """Return a number of each process."""
@@ -95,28 +110,28 @@ class Processes:
         sizes : list of int
             Lines for each one.
         """
-        asked = torch.tensor(sizes, dtype=torch.int64).to(x.device)
+        asked = self.sendable(torch.tensor(sizes, dtype=torch.int64))
         offered = torch.empty_like(asked)
         dist.all_to_all_single(offered, asked, group=self.group)
-        come = offered.tolist()
-        out = x.new_empty(sum(come), *x.shape[1:])
-        dist.all_to_all_single(out, x.contiguous(), come, sizes, group=self.group)
+        come, y = offered.tolist(), self.sendable(x)
+        out = y.new_empty(sum(come), *x.shape[1:])
+        dist.all_to_all_single(out, y, come, sizes, group=self.group)
         line = x[0].numel() * x.element_size() if len(x) > 0 else 0
         self.sent["exchange"] += line * (len(x) - sizes[self.rank])
-        return out, come
+        return out.to(x.device), come
 
     def from_first(self, x: Tensor) -> Tensor:
         """Return the tensor of the first process."""
-        y = x.detach().clone().contiguous()
+        y = self.sendable(x).clone()
         dist.broadcast(y, dist.get_global_rank(self.group, 0) if self.group else 0, self.group)
         self.sent["broadcast"] += y.numel() * y.element_size() if self.rank == 0 else 0
-        return y
+        return y.to(x.device)
 
     def _reduced(self, x: Tensor, how: dist.ReduceOp.RedOpType) -> Tensor:
-        y = x.detach().clone().contiguous()
+        y = self.sendable(x).clone()
         dist.all_reduce(y, how, self.group)
         self.sent["sum"] += round(2 * y.numel() * y.element_size() * (self.size - 1) / self.size)
-        return y
+        return y.to(x.device)
 
 
 class _Total(Function):

@@ -43,6 +43,7 @@ def read_folder(
     col: str | int | None = None,
     value: str | int | None = None,
     duplicates: Duplicates = "error",
+    cut: bool = False,
     processes: Processes | None = None,
 ) -> PartialRatings:
     """Read one Parquet file, or all of a folder in the order of their names.
@@ -57,6 +58,8 @@ def read_folder(
         The columns, as in `read_ratings`.
     duplicates : {"error", "mean", "last"}
         "last" is the last one in the order of files and rows.
+    cut : bool
+        Number the rows within each process, as `cut_rows`.
     processes : Processes, optional
 
     Raises
@@ -77,7 +80,7 @@ def read_folder(
         ids = ((), ()) if chunk is None else chunk.texts
         codes = users.codes(ids[0]), items.codes(ids[1])
         values = np.empty(0) if chunk is None or chunk.values is None else chunk.values
-        parts.append((*codes, torch.from_numpy(np.ascontiguousarray(values, np.float64))))
+        parts.append((*codes, torch.tensor(values, dtype=torch.float64)))
     if not parts:
         raise DataError(f"a table must have lines; got none in {str(path)!r}")
     users.finish()
@@ -86,7 +89,7 @@ def read_folder(
     rows, cols, shape = users.positions(i), items.positions(j), (users.size, items.size)
     lossless = int(found.summed(torch.tensor([int(bool((v.float().double() != v).any()))]))) == 0
     v = v.float() if lossless else v
-    entries = own_rows(rows, cols, v, shape, duplicates=duplicates, processes=found)
+    entries = own_rows(rows, cols, v, shape, duplicates=duplicates, cut=cut, processes=found)
     return PartialRatings(entries, users, items)
 
 

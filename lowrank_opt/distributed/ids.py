@@ -45,7 +45,7 @@ class Dictionary:
     >>> known = Dictionary(Processes(), "users")
     >>> codes = torch.cat([known.codes(["ann", "bob"]), known.codes(["bob"])])
     >>> known.finish()
-    >>> known.positions(codes).tolist(), known.gathered()
+    >>> known.positions(codes).tolist(), known.own()
     ([1, 0, 0], ['bob', 'ann'])
     >>> dist.destroy_process_group()
     """
@@ -97,10 +97,9 @@ class Dictionary:
         asked, senders = self.processes.exchange(unique % _KEEPER, sizes)
         return self.processes.exchange(self._final[asked], senders)[0][inverse]
 
-    def gathered(self) -> list[Hashable]:
-        """Return all ids in the first process, none in the others: to be written with a model."""
-        texts, _ = _sent(self.processes, self._ordered, np.zeros(len(self._ordered), np.int64))
-        return [_id(x) for x in texts]
+    def own(self) -> list[Hashable]:
+        """Return the ids that this process keeps, in the order of their positions."""
+        return [_id(x) for x in self._ordered]
 
     def _keeper(self, text: bytes) -> int:
         return (_hash(text) * self.processes.size) >> _BITS

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from lowrank_opt.distributed.digest import mixed
 from lowrank_opt.distributed.exchange import Processes
 from lowrank_opt.errors import ObservationError
 from lowrank_opt.observations import Observations, SparsityPattern
-from lowrank_opt.observations.part import Side
+from lowrank_opt.observations.part import Part, Side
 from lowrank_opt.observations.sparsity import sort_pairs
 
 
@@ -33,6 +34,21 @@ class ProcessPart:
     processes: Processes
     shape: tuple[int, int]
     count: int
+
+    @property
+    def cut(self) -> bool:
+        """Whether rows are numbered from zero in each process."""
+        return False
+
+    @property
+    def whole_shape(self) -> tuple[int, int]:
+        """The shape of the whole matrix."""
+        return self.shape
+
+    @property
+    def held(self) -> tuple[slice, slice]:
+        """All rows and columns: what belongs to them is whole in every process."""
+        return slice(0, self.shape[0]), slice(0, self.shape[1])
 
     @property
     def spans(self) -> tuple[slice, slice]:
@@ -74,7 +90,11 @@ class ProcessPart:
         assert rows is not None, "sent"
         assert cols is not None, "sent"
         assert values is not None, "sent"
-        return _bare(rows, cols, values, weights, observations.shape)
+        return bare(rows, cols, values, weights, observations.shape)
+
+    def blocks(self, observations: Observations) -> NoReturn:
+        """Raise: rows are whole, and so are the columns of `columns`."""
+        raise NotImplementedError("blocks are those of a CutPart")
 
     def share(
         self, observations: Observations, fraction: float, generator: torch.Generator | None
@@ -89,19 +109,13 @@ class ProcessPart:
         ObservationError
             If the share is not in (0, 1), or leaves a process without entries.
         """
-        if not 0 < fraction < 1:
-            raise ObservationError(f"a share must be in (0, 1); got {fraction!r}")
-        device = "cpu" if generator is None else generator.device
-        drawn = torch.randint(2**62, (1,), generator=generator, device=device)
-        seed = self.processes.from_first(drawn.to(observations.device))
-        lots = mixed(mixed(observations.rows ^ seed) ^ observations.cols) & (2**53 - 1)
-        held = lots < int(fraction * 2**53)
+        held = lot(self.processes, observations, fraction, generator)
         return self._some(observations, ~held), self._some(observations, held)
 
     def _some(self, observations: Observations, mask: Tensor) -> Observations:
         w, i, j = observations.weights, observations.rows[mask], observations.cols[mask]
         weights = None if w is None else w[mask]
-        own = _bare(i, j, observations.values[mask], weights, self.shape)
+        own = bare(i, j, observations.values[mask], weights, self.shape)
         return as_part(own, self.processes)
 
     def whole(self, observations: Observations) -> Observations:
@@ -115,6 +129,34 @@ class ProcessPart:
         assert cols is not None, "sent"
         assert values is not None, "sent"
         return Observations(rows, cols, values, observations.shape, weights)
+
+
+def lot(
+    processes: Processes,
+    observations: Observations,
+    fraction: float,
+    generator: torch.Generator | None,
+    first: int = 0,
+) -> Tensor:
+    """Return which entries are held out, by their places and a number of the first process.
+
+    Parameters
+    ----------
+    first : int
+        The place of row zero in the matrix.
+
+    Raises
+    ------
+    ObservationError
+        If the share is not in (0, 1).
+    """
+    if not 0 < fraction < 1:
+        raise ObservationError(f"a share must be in (0, 1); got {fraction!r}")
+    device = "cpu" if generator is None else generator.device
+    drawn = torch.randint(2**62, (1,), generator=generator, device=device)
+    seed = processes.from_first(drawn.to(observations.device))
+    lots = mixed(mixed((observations.rows + first) ^ seed) ^ observations.cols) & (2**53 - 1)
+    return lots < int(fraction * 2**53)
 
 
 def check_any(processes: Processes, count: int, like: Tensor) -> int:
@@ -144,7 +186,12 @@ def as_part(own: Observations, processes: Processes) -> Observations:
         As `check_any`.
     """
     count = check_any(processes, len(own), own.values)
-    p, part = own.pattern, ProcessPart(processes, own.shape, count)
+    return with_part(own, ProcessPart(processes, own.shape, count))
+
+
+def with_part(own: Observations, part: Part[Observations]) -> Observations:
+    """Return entries, with what they are a part of."""
+    p = own.pattern
     pattern = SparsityPattern(p.rows, p.cols, p.shape, p.csr, part)
     return Observations.of_pattern(pattern, own.values, own.weights)
 
@@ -176,7 +223,7 @@ def by_owner(index: Tensor, ends: list[int]) -> tuple[Tensor, list[int]]:
     return owner.argsort(stable=True), sizes
 
 
-def _bare(
+def bare(
     rows: Tensor, cols: Tensor, values: Tensor, weights: Tensor | None, shape: tuple[int, int]
 ) -> Observations:
     """Return entries that were checked where they came from; there may be none."""

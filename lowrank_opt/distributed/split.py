@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lowrank_opt.distributed.cut import as_cut
 from lowrank_opt.distributed.exchange import Processes
 from lowrank_opt.distributed.processes import as_part, by_owner, check_any, cuts
 from lowrank_opt.observations import Observations
@@ -55,6 +56,7 @@ def own_rows(
     weights: Tensor | None = None,
     *,
     duplicates: Duplicates = "error",
+    cut: bool = False,
     processes: Processes | None = None,
 ) -> Observations:
     """Return this process's rows of entries that came to the processes in any way.
@@ -69,6 +71,8 @@ def own_rows(
     shape : tuple of int
         Of the whole matrix.
     duplicates : {"error", "mean", "sum", "last"}
+    cut : bool
+        Number the rows within each process, as `cut_rows`: nothing is as long as all rows.
     processes : Processes, optional
 
     Raises
@@ -77,16 +81,19 @@ def own_rows(
         As `Observations`, or if a process has no entry.
     """
     found = Processes() if processes is None else processes
-    order, sizes = by_owner(rows, cuts(shape[0], found.size))
+    ends = cuts(shape[0], found.size)
+    order, sizes = by_owner(rows, ends)
     parts = [x if x is None else x[order] for x in (rows, cols, values, weights)]
     i, j, v, w = (x if x is None else found.exchange(x, sizes)[0] for x in parts)
     assert i is not None, "sent"
     assert j is not None, "sent"
     assert v is not None, "sent"
     check_any(found, len(i), v)
+    here = slice(ends[found.rank], ends[found.rank + 1]) if cut else slice(0, shape[0])
     with together(found):
-        own = Observations(i, j, v, shape, w, duplicates=duplicates)
-    return as_part(own, found)
+        size = (here.stop - here.start, shape[1])
+        own = Observations(i - here.start, j, v, size, w, duplicates=duplicates)
+    return as_cut(own, found, shape) if cut else as_part(own, found)
 
 
 def gather_observations(observations: Observations) -> Observations:

@@ -1,13 +1,15 @@
 """The operations over entries of which every process has some: each computes on its own.
 
-Factors are whole in every process. The loss and its gradient are summed, the rows of a half sweep
-gathered; a row (or column) is computed by one process with all of its entries, in the same order
-as by a single process.
+Factors are whole in every process, or those of rows are cut. The loss and its gradient are summed,
+the rows of a half sweep gathered unless they are cut; a row (or column) is computed by one process
+with all of its entries, in the same order as by a single process.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +20,10 @@ from lowrank_opt.kernels.protocol import Gradient, ModelParts, Needed, ObservedB
 from lowrank_opt.kernels.row_solves import RowProblems
 from lowrank_opt.observations import CompressedAxis, Observations
 from lowrank_opt.observations.part import Part, Side
+
+R = TypeVar("R", covariant=True)
+S = TypeVar("S")
+Entries: TypeAlias = tuple[Observations, CompressedAxis]
 
 
 def backend_for(observations: Observations) -> ObservedBackend:
@@ -83,8 +89,8 @@ def row_problems(
         rows, cols = (RowProblems.of(observations, x, dtype) for x in axes)
         return rows, cols
     first, second = (
-        PartialRows(RowProblems.of(of, _cut(axis, part.spans[side]), dtype), part, side)
-        for of, axis, side in _sides(observations, part)
+        PartialRows([x.with_rows(RowProblems.of, dtype) for x in pieces], part, side)
+        for side, pieces in _sides(observations, part)
     )
     return first, second
 
@@ -99,17 +105,58 @@ def gaussian_rows(
         rows, cols = (GaussianRows.of(observations, x, dtype) for x in axes)
         return rows, cols
     first, second = (
-        PartialGaussianRows(GaussianRows.of(of, _cut(axis, part.spans[side]), dtype), part, side)
-        for of, axis, side in _sides(observations, part)
+        PartialGaussianRows([x.with_rows(GaussianRows.of, dtype) for x in pieces], part, side)
+        for side, pieces in _sides(observations, part)
     )
     return first, second
 
 
+@dataclass(frozen=True, eq=False)
+class Piece(Generic[R]):
+    """Some of the rows (or columns) of a process, and where it finds the lines of the other side.
+
+    Parameters
+    ----------
+    rows : RowProblems or GaussianRows, or None
+        None if there are none left, while other processes have some.
+    at : slice
+        Which they are, among those of this process.
+    fetch : callable
+        Returns lines of the other side, which the other processes may have, as the entries of
+        these rows count them. To be called in all processes.
+    """
+
+    rows: R
+    at: slice
+    fetch: Callable[[Tensor], Tensor]
+
+    def with_rows(
+        self: Piece[Entries | None],
+        make: Callable[[Observations, CompressedAxis, torch.dtype], S],
+        dtype: torch.dtype,
+    ) -> Piece[S | None]:
+        """Return the same with entries in the form of a kernel."""
+        rows = None if self.rows is None else make(*self.rows, dtype)
+        return Piece(rows, self.at, self.fetch)
+
+
 def _sides(
     observations: Observations, part: Part[Observations]
-) -> tuple[tuple[Observations, CompressedAxis, Side], tuple[Observations, CompressedAxis, Side]]:
-    by_columns = part.columns(observations)
-    return (observations, observations.csr, 0), (by_columns, by_columns.csc, 1)
+) -> tuple[tuple[Side, list[Piece[Entries | None]]], tuple[Side, list[Piece[Entries | None]]]]:
+    rows = [_piece(observations, observations.csr, part.spans[0])]
+    if not part.cut:
+        by_columns = part.columns(observations)
+        return (0, rows), (1, [_piece(by_columns, by_columns.csc, part.spans[1])])
+    cols = list[Piece[Entries | None]]()
+    for block in part.blocks(observations):
+        entries = None if block.entries is None else (block.entries, block.entries.csc)
+        cols.append(Piece(entries, block.at, block.fetch))
+    return (0, rows), (1, cols)
+
+
+def _piece(observations: Observations, axis: CompressedAxis, span: slice) -> Piece[Entries | None]:
+    at = slice(0, span.stop - span.start)
+    return Piece((observations, _cut(axis, span)), at, lambda lines: lines)
 
 
 def _cut(axis: CompressedAxis, span: slice) -> CompressedAxis:
@@ -125,14 +172,14 @@ class PartialRows:
 
     Parameters
     ----------
-    own : RowProblems
+    pieces : list of Piece
         Of the rows (or columns) of this process.
     part : Part
     side : {0, 1}
         Rows or columns.
     """
 
-    own: RowProblems
+    pieces: list[Piece[RowProblems | None]]
     part: Part[Observations]
     side: Side
 
@@ -149,20 +196,13 @@ class PartialRows:
         noise: Tensor | None = None,
     ) -> float:
         """Do what `RowProblems.solve` does, with all x and all strengths."""
-        span = self.part.spans[self.side]
-        y = x[span].clone()
-        pulls, noises = (None if v is None else v[span] for v in (pull, noise))
-        loss = self.own.solve(
-            y,
-            features,
-            offsets,
-            precision=precision,
-            strengths=strengths[span],
-            scale=scale,
-            pull=pulls,
-            noise=noises,
-        )
-        return self._gathered(x, y, loss)
+
+        def step(rows: RowProblems, y: Tensor, F: Tensor, o: Tensor, at: slice) -> float:
+            pulls, noises = (None if v is None else v[at] for v in (pull, noise))
+            given = {"precision": precision, "strengths": strengths[at]}
+            return rows.solve(y, F, o, **given, scale=scale, pull=pulls, noise=noises)
+
+        return self._each(x, features, offsets, step)
 
     def improve(
         self,
@@ -175,10 +215,12 @@ class PartialRows:
         steps: int,
     ) -> float:
         """Do what `RowProblems.improve` does, with all x and all strengths."""
-        span = self.part.spans[self.side]
-        y, given = x[span].clone(), {"diagonal": diagonal, "strengths": strengths[span]}
-        loss = self.own.improve(y, features, offsets, **given, steps=steps)
-        return self._gathered(x, y, loss)
+
+        def step(rows: RowProblems, y: Tensor, F: Tensor, o: Tensor, at: slice) -> float:
+            given = {"diagonal": diagonal, "strengths": strengths[at]}
+            return rows.improve(y, F, o, **given, steps=steps)
+
+        return self._each(x, features, offsets, step)
 
     def solve_nonnegative(
         self,
@@ -191,12 +233,27 @@ class PartialRows:
         free: int,
     ) -> float:
         """Do what `RowProblems.solve_nonnegative` does, with all x and all strengths."""
-        span = self.part.spans[self.side]
-        y, given = x[span].clone(), {"diagonal": diagonal, "strengths": strengths[span]}
-        loss = self.own.solve_nonnegative(y, features, offsets, **given, free=free)
-        return self._gathered(x, y, loss)
 
-    def _gathered(self, x: Tensor, y: Tensor, loss: float) -> float:
+        def step(rows: RowProblems, y: Tensor, F: Tensor, o: Tensor, at: slice) -> float:
+            given = {"diagonal": diagonal, "strengths": strengths[at]}
+            return rows.solve_nonnegative(y, F, o, **given, free=free)
+
+        return self._each(x, features, offsets, step)
+
+    def _each(
+        self,
+        x: Tensor,
+        features: Tensor,
+        offsets: Tensor,
+        step: Callable[[RowProblems, Tensor, Tensor, Tensor, slice], float],
+    ) -> float:
+        """Take a step for each piece, of given rows of all; return the sum of the losses."""
+        span, loss = self.part.spans[self.side], 0.0
+        y = x[span].clone()
+        for piece in self.pieces:
+            F, o = piece.fetch(features), piece.fetch(offsets)
+            if piece.rows is not None:
+                loss += step(piece.rows, y[piece.at], F, o, _within(span, piece.at))
         x.copy_(self.part.gather(y, self.side))
         return float(self.part.total(x.new_tensor(loss, dtype=torch.float64)))
 
@@ -207,26 +264,31 @@ class PartialGaussianRows:
 
     Parameters
     ----------
-    own : GaussianRows
+    pieces : list of Piece
         Of the rows (or columns) of this process.
     part : Part
     side : {0, 1}
         Rows or columns.
     """
 
-    own: GaussianRows
+    pieces: list[Piece[GaussianRows | None]]
     part: Part[Observations]
     side: Side
 
     @property
     def weights(self) -> Tensor:
         """Relative precisions of this process's entries."""
-        return self.own.weights
+        return torch.cat([x.rows.weights for x in self.pieces if x.rows is not None])
 
     @property
     def positive_counts(self) -> Tensor:
         """Number of entries of positive weight in each row, of all processes, int64."""
-        return self.part.gather(self.own.positive_counts, self.side)
+        span = self.part.spans[self.side]
+        counts = self.weights.new_zeros(span.stop - span.start, dtype=torch.int64)
+        for piece in self.pieces:
+            if piece.rows is not None:
+                counts[piece.at] = piece.rows.positive_counts
+        return self.part.gather(counts, self.side)
 
     def posterior(
         self,
@@ -239,13 +301,19 @@ class PartialGaussianRows:
         multipliers: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Do what `GaussianRows.posterior` does, for all rows."""
-        span, gather = self.part.spans[self.side], self.part.gather
+        gather, found = self.part.gather, list[tuple[Tensor, Tensor]]()
+        span = self.part.spans[self.side]
         here = Moments(own.means[span].clone(), own.products[span].clone())
-        given = {"scales": scales[span], "precision": precision, "pull": pull[span]}
-        losses, logdets = self.own.posterior(here, other, **given, multipliers=multipliers)
+        for piece, lines, weights in self._fetched(other, multipliers):
+            at, mine = _within(span, piece.at), _part_of(here, piece.at)
+            given = {"scales": scales[at], "precision": precision, "pull": pull[at]}
+            assert piece.rows is not None, "as fetched"
+            found.append(piece.rows.posterior(mine, lines, **given, multipliers=weights))
         own.means.copy_(gather(here.means, self.side))
         own.products.copy_(gather(here.products, self.side))
-        return gather(losses, self.side), gather(logdets, self.side)
+        none = (scales[:0], scales[:0])
+        losses, logdets = (gather(torch.cat(x), self.side) for x in zip(none, *found, strict=True))
+        return losses, logdets
 
     def draw(
         self,
@@ -259,10 +327,34 @@ class PartialGaussianRows:
         multipliers: Tensor | None = None,
     ) -> Tensor:
         """Do what `GaussianRows.draw` does, for all rows, with all their noise."""
-        span, gather = self.part.spans[self.side], self.part.gather
+        gather, found = self.part.gather, [scales[:0]]
+        span = self.part.spans[self.side]
         here = Moments(own.means[span].clone(), own.products[span].clone())
-        given = {"scales": scales[span], "precision": precision, "pull": pull[span]}
-        losses = self.own.draw(here, other, **given, noise=noise[span], multipliers=multipliers)
+        for piece, lines, weights in self._fetched(other, multipliers):
+            at, mine = _within(span, piece.at), _part_of(here, piece.at)
+            given = {"scales": scales[at], "precision": precision, "pull": pull[at]}
+            assert piece.rows is not None, "as fetched"
+            found.append(
+                piece.rows.draw(mine, lines, **given, noise=noise[at], multipliers=weights)
+            )
         own.means.copy_(gather(here.means, self.side))
         own.repack()
-        return gather(losses, self.side)
+        return gather(torch.cat(found), self.side)
+
+    def _fetched(
+        self, other: Moments, multipliers: Tensor | None
+    ) -> Iterator[tuple[Piece[GaussianRows | None], Moments, Tensor | None]]:
+        """Yield the pieces that have rows, with the lines of the other side."""
+        for piece in self.pieces:
+            means, products = (piece.fetch(x) for x in (other.means, other.products))
+            weights = None if multipliers is None else piece.fetch(multipliers)
+            if piece.rows is not None:
+                yield piece, Moments(means, products), weights
+
+
+def _within(span: slice, at: slice) -> slice:
+    return slice(span.start + at.start, span.start + at.stop)
+
+
+def _part_of(moments: Moments, at: slice) -> Moments:
+    return Moments(moments.means[at], moments.products[at])

@@ -1,27 +1,64 @@
 """What one of several processes, each with a part of the entries, knows of the others.
 
-A part has the entries of consecutive rows, by the positions of the whole matrix. Nothing here knows
-how processes talk; `lowrank_opt.distributed` does.
+A part has the entries of consecutive rows. Rows have the positions of the whole matrix, and what
+belongs to rows is whole in every process; or they are cut: numbered from zero in each process,
+which has what belongs to its own rows alone. Nothing here knows how processes talk;
+`lowrank_opt.distributed` does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 E = TypeVar("E")
+E_co = TypeVar("E_co", covariant=True)
 
 Side: TypeAlias = Literal[0, 1]
+
+
+class Block(Protocol[E_co]):
+    """Some of the columns that a process solves for, where rows are cut."""
+
+    @property
+    def entries(self) -> E_co | None:
+        """Those of c columns, in the d rows that have some; None if there are no columns left."""
+        ...
+
+    @property
+    def at(self) -> slice:
+        """Which columns they are, among those of this process."""
+        ...
+
+    def fetch(self, x: Tensor) -> Tensor:
+        """Return the lines of the d rows, of which every process has those of its own rows."""
+        ...
 
 
 class Part(Protocol[E]):
     """What one of several processes knows of the others; every call is one for all of them."""
 
     @property
+    def cut(self) -> bool:
+        """Whether rows are numbered from zero in each process."""
+        ...
+
+    @property
+    def whole_shape(self) -> tuple[int, int]:
+        """The shape of the whole matrix."""
+        ...
+
+    @property
+    def held(self) -> tuple[slice, slice]:
+        """Rows, and columns, of the whole matrix that this process has numbers of its own for."""
+        ...
+
+    @property
     def spans(self) -> tuple[slice, slice]:
-        """Rows, and columns, that this process solves for."""
+        """Rows, and columns, that this process solves for, among those."""
         ...
 
     @property
@@ -47,6 +84,10 @@ class Part(Protocol[E]):
 
     def columns(self, observations: E) -> E:
         """Return the entries of this process's columns, values and weights of these entries."""
+        ...
+
+    def blocks(self, observations: E) -> Sequence[Block[E]]:
+        """Return the entries of this process's columns, a few at a time; where rows are cut."""
         ...
 
     def share(

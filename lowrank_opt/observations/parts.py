@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.errors import ObservationError
+from lowrank_opt.observations.part import Side
 
 if TYPE_CHECKING:
     from lowrank_opt.observations.observations import Observations
@@ -111,3 +112,28 @@ def whole(observations: Observations) -> Observations:
 def shared(observations: Observations, x: Tensor) -> Tensor:
     """Return a tensor that all processes have, such that its gradient counts all their entries."""
     return x if observations.part is None else observations.part.shared(x)
+
+
+def whole_shape(observations: Observations) -> tuple[int, int]:
+    """Return the shape of the matrix, the rows of other processes included."""
+    return observations.shape if observations.part is None else observations.part.whole_shape
+
+
+def is_cut(observations: Observations) -> bool:
+    """Return whether there are rows that other processes alone have numbers of."""
+    return observations.part is not None and observations.part.cut
+
+
+def over_lines(observations: Observations, x: Tensor, side: Side) -> Tensor:
+    """Return a sum over all rows (or columns) from the sum over those that this process has."""
+    part = observations.part
+    return part.total(x) if part is not None and part.cut and side == 0 else x
+
+
+def whole_lines(
+    observations: Observations,
+) -> tuple[tuple[int, int], tuple[slice, slice]]:
+    """Return the shape of the matrix, and which of its rows and columns there are here."""
+    m, n = whole_shape(observations)
+    part = observations.part
+    return (m, n), (slice(0, m), slice(0, n)) if part is None else part.held

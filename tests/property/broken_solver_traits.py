@@ -10,6 +10,7 @@ import torch
 
 from lowrank_opt.completion import CompletionProblem, CompletionResult
 from lowrank_opt.completion.solvers.context import Run
+from lowrank_opt.observations.parts import is_cut
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.solvers import LBFGS, GaussNewton, Solver, Traits, Variational
 
@@ -99,6 +100,12 @@ def lost_in_a_group(problem: CompletionProblem, run: Run) -> CompletionResult:
     return replace(result, operator=share * result.operator)
 
 
+def lost_where_cut(problem: CompletionProblem, run: Run) -> CompletionResult:
+    result = exact(problem, run)
+    share = 0.5 if is_cut(problem.observations) else 1.0
+    return replace(result, operator=share * result.operator)
+
+
 # By the trait that is declared and not kept.
 BROKEN_TRAITS: dict[str, Solver] = {
     "sets": _declaring(of_full_rank, EXACT),
@@ -115,6 +122,7 @@ BROKEN_TRAITS: dict[str, Solver] = {
     "checkpoint": _declaring(unresumed, Variational.traits),
     "certificate": _declaring(uncertified, LBFGS.traits),
     "distributed": _declaring(lost_in_a_group, replace(EXACT, distributed=True)),
+    "cut": _declaring(lost_where_cut, replace(EXACT, distributed=True, cut=True)),
 }
 
 # Sound, and able to do little: (solver, laws that must be skipped).

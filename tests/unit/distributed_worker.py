@@ -4,12 +4,14 @@ import os
 import signal
 import sys
 import traceback
+from itertools import pairwise
 from pathlib import Path
 from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import lowrank_opt as lo
 from lowrank_opt import distributed
@@ -20,6 +22,7 @@ from lowrank_opt.completion.certificates.convex_problem import ConvexProblem
 from lowrank_opt.completion.loop.checkpoint import Checkpoint
 from lowrank_opt.distributed.digest import checksum
 from lowrank_opt.distributed.exchange import Processes
+from lowrank_opt.distributed.processes import cuts
 from lowrank_opt.kernels.parts import row_problems
 from lowrank_opt.observations import Observations
 from lowrank_opt.solvers import ALS, LBFGS, FirstOrder, Gibbs, Variational
@@ -116,6 +119,46 @@ def held(part: Observations) -> dict[str, Tensor]:
     }
 
 
+def joined(result: object, part: Observations) -> Tensor:
+    """Return the predictions of all rows, of which each process has some."""
+    found = result.to_dense().double()
+    if part.part is None:
+        return found
+    rows, _ = part.part.held
+    assert (rows.stop - rows.start, SHAPE[1]) == found.shape
+    ends = cuts(SHAPE[0], part.part.processes.size)
+    return part.part.processes.gather(found, [b - a for a, b in pairwise(ends)])
+
+
+def cut(part: Observations) -> dict[str, Tensor]:
+    """Fit with rows that are cut, columns a few at a time; on whole rows with entries of one."""
+    plan = {
+        "als": ALS(max_iterations=6, gap=None),
+        "als_rows": ALS(max_iterations=6, gap=None),
+        "als_cg": ALS(method="cg", max_iterations=4, gap=None),
+        "als_nonnegative": ALS(nonnegative=True, max_iterations=4),
+        "variational": Variational(max_iterations=9),
+    }
+    if part.part is not None:
+        plan["held"] = ALS(max_iterations=4)
+    blocks = [] if part.part is None else part.part.blocks(part)
+    rows = [len(x.entries.row_counts) for x in blocks if x.entries is not None]
+    found = {"cut.rows_of_blocks": torch.tensor(rows)} if blocks else {}
+    for name, solver in plan.items():
+        result = lo.complete(
+            part,
+            2 if name != "variational" else 9,
+            solver=solver,
+            penalty=0.0 if name == "variational" else 0.5,
+            bias=None if name == "als_rows" else "additive",
+            validation=0.25 if name == "held" else None,
+            generator=seeded(),
+        )
+        objective = torch.tensor(result.history.objective, dtype=torch.float64)
+        found |= {f"cut.{name}": joined(result, part), f"cut.{name}.objective": objective}
+    return found
+
+
 def certificates(part: Observations) -> dict[str, Tensor]:
     """Certify a penalty and a ball on a wide matrix, by its Gram matrix and by random starts."""
     found = {}
@@ -174,6 +217,14 @@ def counts() -> dict[str, Tensor]:
         given = {"precision": torch.eye(3).double(), "strengths": torch.ones(size).double()}
         problems[side].solve(x, features, features[:, 0].clone(), **given)
         found[f"bytes.half_sweep.{side}"] = torch.tensor(sum(processes.sent.values()))
+    apart = distributed.cut_rows(part)
+    problems = row_problems(apart, torch.float64)
+    for side, size, other in ((0, len(apart.row_counts), 17), (1, 17, len(apart.row_counts))):
+        processes.sent.clear()
+        given = {"precision": torch.eye(3).double(), "strengths": torch.ones(size).double()}
+        features = normal(other, 3)
+        problems[side].solve(normal(size, 3), features, features[:, 0].clone(), **given)
+        found[f"bytes.cut.{side}"] = torch.tensor(sum(processes.sent.values()))
     problem = ConvexProblem(part, 0.5, 1.0)
     bias = lo.completion.AdditiveBias(0.0, factors[0][:, 0].detach(), factors[2][:, 0].detach())
     processes.sent.clear()
@@ -181,6 +232,21 @@ def counts() -> dict[str, Tensor]:
     found["bytes.certificate.sums"] = torch.tensor(processes.sent["sum"])
     found["bytes.certificate.entries"] = torch.tensor(processes.sent["exchange"])
     found["bytes.certificate"] = torch.tensor(sum(processes.sent.values()))
+    return found
+
+
+def operations() -> dict[str, Tensor]:
+    """Count what torch multiplies in a half sweep of each side, where nothing is padded."""
+    m, n, K = 24, 16, 3
+    i, j = (torch.ones(m, n).cumsum(0) + torch.arange(n)).remainder(2).nonzero().T
+    part = distributed.split_rows(Observations(i, j, normal(len(i)), (m, n)))
+    problems, found = row_problems(part, torch.float64), {}
+    for side, size, other in ((0, m, n), (1, n, m)):
+        given = {"precision": torch.eye(K).double(), "strengths": torch.ones(size).double()}
+        x, features = normal(size, K), normal(other, K)
+        with lo.kernels.use_backend("torch"), FlopCounterMode(display=False) as counter:
+            problems[side].solve(x, features, features[:, 0].clone(), **given)
+        found[f"operations.{side}"] = torch.tensor(counter.get_total_flops())
     return found
 
 
@@ -240,8 +306,10 @@ def compute(folder: Path, rank: int, size: int, steps: list[str]) -> None:
             if step == "fits":
                 found |= fits(distributed.split_rows(observed()))
                 found |= proofs(distributed.split_rows(observed()))
-                found |= counts() | exchanged() | unequal_randomness()
+                found |= counts() | operations() | exchanged() | unequal_randomness()
                 found |= held(distributed.split_rows(observed()))
+                with mock.patch.object(distributed.cut, "BLOCK", 20):
+                    found |= cut(distributed.cut_rows(distributed.split_rows(observed())))
                 found |= certificates(distributed.split_rows(turned(observed())))
             else:
                 found |= checkpoints(folder, step)

@@ -11,15 +11,23 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 import lowrank_opt as lo
 from lowrank_opt import distributed
+from lowrank_opt.completion.loop.checkpoint import Checkpoint
+from lowrank_opt.distributed import saving
 from lowrank_opt.distributed.digest import checksum
 from lowrank_opt.distributed.exchange import Processes
 from lowrank_opt.distributed.processes import by_owner, cuts
 from lowrank_opt.errors import ObservationError
 from lowrank_opt.kernels.loops.passes import product_pass
+from lowrank_opt.kernels.tiles import sizes
+from lowrank_opt.kernels.tiles.plan import plan_of
+from lowrank_opt.observations import CompressedAxis
 from lowrank_opt.solvers import SOLVERS
+from lowrank_opt.tables.parquet import write_columns
+from tests.emulated import DEVICE, Elsewhere, emulated_device
 from tests.preloaded import run_script
 from tests.unit import distributed_worker as worker
 
@@ -34,7 +42,8 @@ def run(processes: int, folder: Path, *steps: str) -> list[dict[str, Tensor]]:
 @pytest.fixture(scope="module")
 def one() -> dict[str, Tensor]:
     obs = worker.observed()
-    return worker.fits(obs) | worker.proofs(obs) | worker.certificates(worker.turned(obs))
+    found = worker.fits(obs) | worker.proofs(obs) | worker.certificates(worker.turned(obs))
+    return found | worker.cut(obs)
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +65,18 @@ def test_all_processes_return_the_result_of_one(one, many):
             assert torch.equal(many[0][name], found[name]), name
 
 
+def test_a_process_holds_the_rows_of_one_block_of_columns_at_most(many):
+    # Blocks of at most twenty entries, in columns of at most so many.
+    for found in many:
+        rows = found["cut.rows_of_blocks"]
+        assert len(rows) > 2
+        assert 0 < int(rows.min()) <= int(rows.max()) <= 20 < worker.SHAPE[0]
+
+
 def test_rows_of_half_sweeps_are_those_of_one_to_the_last_bit(one, many):
     # Without biases: a mean is a sum over processes.
-    assert torch.equal(one["als_rows"], many[0]["als_rows"])
+    for name in ("als_rows", "cut.als_rows"):
+        assert torch.equal(one[name], many[0][name])
 
 
 def test_entries_come_together_whoever_had_them(many):
@@ -88,6 +106,32 @@ def test_bytes_are_those_of_the_cost_model(many):
             assert half == pytest.approx(float(found[f"bytes.half_sweep.{side}"]), abs=1)
 
 
+def test_bytes_of_rows_that_are_cut_are_those_that_columns_ask_for(many):
+    obs, P, loss = worker.observed(), len(many), 2 * 8 * (len(many) - 1) / len(many)
+    owners = [
+        torch.bucketize(x, torch.tensor(cuts(k, P)[1:-1]), right=True)
+        for x, k in ((obs.rows, 23), (obs.cols, 17))
+    ]
+    for rank, found in enumerate(many):
+        # Each pair of a row of this process and another process with an entry of it, once.
+        elsewhere = (owners[0] == rank) & (owners[1] != rank)
+        pairs = torch.stack((obs.rows, owners[1]))[:, elsewhere].unique(dim=1).shape[1]
+        gathered = math.ceil(17 / P) * 3 * 8 * (P - 1)
+        assert loss == pytest.approx(float(found["bytes.cut.0"]), abs=1)
+        assert pairs * (3 + 1) * 8 + gathered + loss == pytest.approx(
+            float(found["bytes.cut.1"]), abs=1
+        )
+
+
+def test_operations_are_divided_among_the_processes(many, alone):
+    whole = worker.operations()
+    for side in (0, 1):
+        # Gram matrices, right-hand sides and residuals, of 192 entries in three unknowns.
+        assert 192 * (2 * 3 * 3 + 2 * 3 + 2 * 3) == int(whole[f"operations.{side}"])
+        for found in many:
+            assert int(whole[f"operations.{side}"]) == len(many) * int(found[f"operations.{side}"])
+
+
 def test_bytes_of_a_certificate_are_those_of_the_cost_model(many):
     (m, n), size, P = worker.SHAPE, 8, len(many)
     sums = 2 * (min(m, n) ** 2 + 2 * n) * size * (P - 1) / P
@@ -106,6 +150,7 @@ def test_the_same_entries_are_held_out_on_any_number_of_processes(many, alone):
     expected = worker.held(distributed.split_rows(worker.observed()))
     for name, truth in expected.items():
         torch.testing.assert_close(truth, many[0][name], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(many[0]["held.fit"], many[0]["cut.held"], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("many", [2], indirect=True)
@@ -123,6 +168,23 @@ def test_positions_beyond_32_bits_are_cut_and_sorted(tmp_path):
     positions = torch.tensor([size - 1, 0, 2**31, 2**31 - 1])
     order, sizes = by_owner(positions, cuts(size, 3))
     assert ([1, 3, 2, 0], [2, 1, 1]) == (order.tolist(), sizes)
+
+
+def test_entries_beyond_two_to_the_31_are_counted():
+    # Nothing is as long as the entries: where they begin and end is all that plans are made from.
+    counts = torch.tensor([2**31 + 5, 0, 3])
+    pointers, none = (
+        torch.cat((counts[:1] * 0, counts.cumsum(0))),
+        torch.empty(0, dtype=torch.int64),
+    )
+    plan = plan_of(CompressedAxis(pointers, none.int(), none))
+    assert ([2**31 + 5] * 2, [2**31 + 5, 2**31 + 8]) == (
+        plan.short.begins.tolist(),
+        plan.short.ends.tolist(),
+    )
+    lengths = plan.pieces.ends - plan.pieces.begins
+    assert (2**31 + 5, 2**31 + 5) == (int(lengths.sum()), int(plan.pieces.ends[-1]))
+    assert int(lengths.max()) <= sizes.PIECE
 
 
 def test_entries_beyond_two_to_the_31_are_reached_through_a_mapped_file(tmp_path):
@@ -148,6 +210,46 @@ def alone():
     )
     yield Processes()
     torch.distributed.destroy_process_group()
+
+
+COLLECTIVES = ("all_reduce", "all_gather", "all_to_all_single", "broadcast")
+
+
+def test_a_group_for_one_kind_of_device_is_sent_no_other(alone, monkeypatch, tmp_path):
+    # As NCCL refuses tensors of the CPU; the emulated device stands for CUDA.
+    sent = []
+
+    def checked(name: str):
+        real = getattr(torch.distributed, name)
+
+        def call(*given, **options):
+            tensors = [x for x in tree_leaves(given) if isinstance(x, Tensor)]
+            assert all(isinstance(x, Elsewhere) for x in tensors), name
+            sent.append(name)
+            return real(*tree_map(lambda x: getattr(x, "inner", x), given), **options)
+
+        return call
+
+    for name in COLLECTIVES:
+        monkeypatch.setattr(torch.distributed, name, checked(name))
+    monkeypatch.setattr(Processes, "devices", (DEVICE.type,))
+    ratings = {"user": ["a", "b", "b"], "item": [1, 1, 2], "rating": [1.0, 2.0, 4.0]}
+    write_columns(tmp_path / "part.parquet", ratings)
+    given = {"solver": "als", "penalty": 0.5, "max_iterations": 2}
+    with emulated_device():
+        read = distributed.read_folder(tmp_path, cut=True)
+        result = distributed.complete(read.observations, 1, solver="variational", max_iterations=2)
+        saving.save(result, read, tmp_path / "model")
+        part = distributed.split_rows(worker.observed())
+        for entries in (part, distributed.cut_rows(part)):
+            kept = Checkpoint(tmp_path / "state", every=1, store=distributed.SharedStore())
+            distributed.complete(
+                entries, 2, solver="variational", max_iterations=1, checkpoint=kept
+            )
+        distributed.complete(part, 2, **given, generator=worker.seeded()).certificate()
+        distributed.gather_observations(part)
+    assert set(COLLECTIVES) == set(sent)
+    assert {"a", "b"} == set(lo.CompletionResult.load(tmp_path / "model").row_ids)
 
 
 @pytest.mark.parametrize("name", [k for k, s in SOLVERS.items() if not s.traits.distributed])

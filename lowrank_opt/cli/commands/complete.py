@@ -242,10 +242,11 @@ def _fit(
 
     from lowrank_opt import HomogeneousBall
     from lowrank_opt.completion import CompletionResult, complete
+    from lowrank_opt.observations.parts import whole_shape
     from lowrank_opt.solvers import solver_of
 
     generator = torch.Generator().manual_seed(options.seed)
-    rank = min(options.rank or _RANK, *observations.shape)
+    rank = min(options.rank or _RANK, *whole_shape(observations))
     given = {
         name: value
         for name in ("tolerance", "max_iterations", "validation")

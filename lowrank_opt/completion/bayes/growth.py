@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from lowrank_opt.completion.bayes.variational_sweeps import VariationalPosterior
 from lowrank_opt.completion.loop.checkpoint import State
+from lowrank_opt.completion.results.cut import condensed
 from lowrank_opt.completion.solvers.iterates import Iterate
 from lowrank_opt.sets import FeasibleSet
 
@@ -110,5 +111,5 @@ def _restored(first: VariationalPosterior, rank: int, state: State) -> Variation
 
 
 def _live(model: VariationalPosterior) -> int:
-    values = model.mean()[0].singular_values()
+    values = condensed(model.mean()[0], model.observations).singular_values()
     return int((values > _LIVE * values[0]).sum())

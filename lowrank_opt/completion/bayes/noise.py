@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_opt.errors import OptionError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 Floats = NDArray[np.floating]
 
@@ -102,10 +98,6 @@ def relative(counts: NDArray[np.integer], losses: Floats, strength: float) -> Ga
     return Gammas(half + counts / 2, half + losses / 2, half, half)
 
 
-def expected_log_precision(
-    counts: Sequence[NDArray[np.integer]], parts: Sequence[Gammas], strength: float
-) -> float:
-    """Return the sum over entries of the expected log relative precisions."""
-    if math.isinf(strength):
-        return 0.0
-    return sum(float(n @ part.log_mean()) for n, part in zip(counts, parts, strict=True))
+def expected_log_precision(counts: NDArray[np.integer], part: Gammas, strength: float) -> float:
+    """Return the sum over the entries of rows (or columns) of their expected log precisions."""
+    return 0.0 if math.isinf(strength) else float(counts @ part.log_mean())

@@ -15,7 +15,7 @@ from lowrank_opt.completion.solvers.context import Run
 from lowrank_opt.completion.solvers.iterates import iterate
 from lowrank_opt.completion.solvers.traits import Traits
 from lowrank_opt.observations import Observations
-from lowrank_opt.observations.parts import entry_count
+from lowrank_opt.observations.parts import entry_count, whole_shape
 
 _PATIENCE = 5
 
@@ -75,7 +75,11 @@ class Variational:
     """
 
     traits: ClassVar[Traits] = Traits(
-        sets=("nothing", "rank", "set"), bias_penalty=False, checkpoint=True, distributed=True
+        sets=("nothing", "rank", "set"),
+        bias_penalty=False,
+        checkpoint=True,
+        distributed=True,
+        cut=True,
     )
     noise_strength: float = 50.0
     tolerance: float = 2e-3
@@ -110,10 +114,10 @@ def _rank_of(problem: CompletionProblem) -> int:
     if isinstance(problem.model, int):
         return problem.model
     if problem.rank is not None:
-        return min(problem.rank, *problem.shape)
+        return min(problem.rank, *whole_shape(problem.observations))
     return _ample_rank(problem.observations)
 
 
 def _ample_rank(observations: Observations) -> int:
-    ample = round(1.3 * (entry_count(observations) / sum(observations.shape)) ** 0.65)
+    ample = round(1.3 * (entry_count(observations) / sum(whole_shape(observations))) ** 0.65)
     return min(max(ample, 2), 32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from copy import copy
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,13 +13,20 @@ from torch import Tensor
 
 from lowrank_opt.completion.bayes import noise
 from lowrank_opt.completion.bayes.normal_wishart import NormalWishart
-from lowrank_opt.completion.loop.checkpoint import State, packed, unpacked
+from lowrank_opt.completion.loop.checkpoint import State, own_lines, packed, unpacked
 from lowrank_opt.completion.model.bias import AdditiveBias
 from lowrank_opt.completion.model.standardize import standardize
 from lowrank_opt.kernels.gaussian_rows import GaussianRows, Moments
 from lowrank_opt.kernels.parts import PartialGaussianRows, gaussian_rows
 from lowrank_opt.observations import Observations
-from lowrank_opt.observations.parts import total
+from lowrank_opt.observations.part import Side
+from lowrank_opt.observations.parts import (
+    is_cut,
+    over_lines,
+    total,
+    whole_lines,
+    whole_shape,
+)
 from lowrank_opt.operator import LowRankOperator
 
 Floats = NDArray[np.floating]
@@ -30,6 +38,9 @@ _LARGEST_EXPONENT = 600.0
 _ADDED_SPREAD = 0.3
 # In standardised units, the precision of a bias that is none.
 _PINNED = 1e9
+_SIDES: tuple[Side, Side] = (0, 1)
+# Lines that are drawn at a time.
+_LINES = 1 << 16
 _CHANGING = ("sides", "precisions", "priors", "noise", "relative", "divergences", "energy")
 
 
@@ -75,6 +86,8 @@ class VariationalPosterior:
         weights = self.rows[0].weights
         self.count: int = int(total(scaled, weights > 0))
         self.log_weights: float = float(total(scaled, weights[weights > 0].double().log()))
+        self.observations: Observations = scaled
+        self.sizes: tuple[int, int] = whole_shape(scaled)
         self.counts: list[NDArray[np.integer]] = [
             rows.positive_counts.cpu().numpy() for rows in self.rows
         ]
@@ -83,8 +96,8 @@ class VariationalPosterior:
         self.rng: np.random.Generator = np.random.default_rng(self.seed)
         self.sides: list[Moments] = [
             # The same start in both dtypes: ratings as integers and as float32 are the same ones.
-            _certain(self.rng.standard_normal((size, rank), np.float32), weights)
-            for size in observations.shape
+            _certain(_drawn(self.rng, size, rank, held), weights)
+            for size, held in zip(*whole_lines(observations), strict=True)
         ]
         size = self.unknowns
         self.precisions: list[Floats] = [_FIRST_PRECISION * np.eye(size) for _ in self.sides]
@@ -104,7 +117,7 @@ class VariationalPosterior:
     def sweep(self) -> float:
         """Update everything once; return the free energy."""
         loss = math.nan
-        for side in (0, 1):
+        for side in _SIDES:
             loss = self._update(side)
         self.noise = noise.common(self.count, loss)
         self.energy: float = self._free_energy(loss)
@@ -119,7 +132,10 @@ class VariationalPosterior:
         larger, kept = copy(self), np.r_[: self.rank, rank : rank + int(self.biased)]
         larger.rank = rank
         rng = np.random.default_rng([self.seed, rank])
-        larger.sides = [_widened(side, rank - self.rank, rng) for side in self.sides]
+        lines = zip(self.sides, *whole_lines(self.observations), strict=True)
+        larger.sides = [
+            _widened(side, _drawn(rng, size, rank - self.rank, held)) for side, size, held in lines
+        ]
         larger.precisions, larger.priors = [], []
         for precision, prior in zip(self.precisions, self.priors, strict=True):
             wide, fresh = np.eye(larger.unknowns), NormalWishart.prior(larger.unknowns)
@@ -142,7 +158,12 @@ class VariationalPosterior:
 
     def state(self) -> State:
         """Return what sweeps change, for a `Checkpoint`."""
-        return {name: unpacked(getattr(self, name)) for name in _CHANGING}
+        state = {name: unpacked(getattr(self, name)) for name in _CHANGING}
+        if is_cut(self.observations):
+            for name in ("sides", "relative"):
+                rows, cols = cast("list[State]", state[name])
+                state[name] = [own_lines(rows), cols]
+        return state
 
     def resume(self, state: State) -> None:
         """Go on from a state."""
@@ -155,9 +176,9 @@ class VariationalPosterior:
         exponent = 2 * energy / self.count - math.log(2 * math.pi * math.e)
         return 0.5 * self.count * self.unit * self.unit * math.exp(min(exponent, _LARGEST_EXPONENT))
 
-    def _update(self, side: int) -> float:
+    def _update(self, side: Side) -> float:
         """Update one side, its prior and its noise; return the weighted expected loss."""
-        own, other, size = self.sides[side], self.sides[1 - side], len(self.counts[side])
+        own, other, size = self.sides[side], self.sides[1 - side], self.sizes[side]
         P, precision = self.precisions[side], float(self.noise.mean[0])
         scales, multipliers, wide, pull = (
             torch.from_numpy(x).to(own.means.device)
@@ -172,22 +193,31 @@ class VariationalPosterior:
             other,
             scales=scales,
             precision=wide,
-            pull=pull.expand(size, -1),
+            pull=pull.expand(len(own.means), -1),
             multipliers=multipliers,
         )
-        losses, logs = losses_.cpu().numpy(), float(logdets.sum())
+        losses, logs = losses_.cpu().numpy(), float(self._over(logdets.sum(), side))
         if not self.biased:
             own.means[:, -1] = 0
             logs -= size * math.log(_PINNED)
-        sums = own.unknowns.sum(0, dtype=torch.float64).cpu().numpy()[: self.unknowns]
-        squares = own.total().cpu().numpy()[: self.unknowns, : self.unknowns]
+        sums, squares = (
+            self._over(x, side).cpu().numpy()
+            for x in (own.unknowns.sum(0, dtype=torch.float64), own.total())
+        )
+        sums, squares = sums[: self.unknowns], squares[: self.unknowns, : self.unknowns]
         prior = NormalWishart.posterior(sums, squares, size)
         self.priors[side], self.precisions[side] = prior, prior.precision
         self.relative[side] = noise.relative(self.counts[side], precision * losses, self.strength)
         distance = prior.expected_distance(sums, squares, size)
         constant = size * (self.unknowns + prior.expected_log_determinant())
         self.divergences[side] = (logs - constant + distance) / 2
-        return float(self.relative[side].mean @ losses)
+        return self._over_numbers(float(self.relative[side].mean @ losses), side)
+
+    def _over(self, x: Tensor, side: Side) -> Tensor:
+        return over_lines(self.observations, x, side)
+
+    def _over_numbers(self, x: float, side: Side) -> float:
+        return float(self._over(torch.tensor(x, dtype=torch.float64), side))
 
     def _prior(self, precision: Floats, pull: Floats) -> tuple[Floats, Floats]:
         """Return precision and pull of factors and bias, the bias pinned if there is none."""
@@ -199,20 +229,28 @@ class VariationalPosterior:
 
     def _free_energy(self, loss: float) -> float:
         log_precision = self.count * float(self.noise.log_mean()[0]) + self.log_weights
-        log_precision += noise.expected_log_precision(self.counts, self.relative, self.strength)
+        parts = list(zip(self.counts, self.relative, _SIDES, strict=True))
+        for counts, part, side in parts:
+            known = noise.expected_log_precision(counts, part, self.strength)
+            log_precision += self._over_numbers(known, side)
         misfit = float(self.noise.mean[0]) * loss + self.count * math.log(2 * math.pi)
-        parts = [*self.priors, self.noise, *self.relative]
-        return (
-            (misfit - log_precision) / 2
-            + sum(self.divergences)
-            + sum(part.divergence() for part in parts)
-        )
+        divergences = [part.divergence() for part in (*self.priors, self.noise)]
+        divergences += [self._over_numbers(part.divergence(), side) for _, part, side in parts]
+        return (misfit - log_precision) / 2 + sum(self.divergences) + sum(divergences)
 
 
-def _widened(side: Moments, count: int, rng: np.random.Generator) -> Moments:
+def _drawn(rng: np.random.Generator, size: int, width: int, held: slice) -> Floats:
+    """Return some lines of standard normal numbers, drawn for all lines, a block at a time."""
+    found = [np.empty((0, width), np.float32)]
+    for first in range(0, size, _LINES):
+        block = rng.standard_normal((min(_LINES, size - first), width), np.float32)
+        found.append(block[max(held.start - first, 0) : max(held.stop - first, 0)])
+    return np.concatenate(found)
+
+
+def _widened(side: Moments, added: Floats) -> Moments:
     """Return the means of a side, without spread, with random directions before the constant."""
     means = side.means
-    added = rng.standard_normal((len(means), count), np.float32)
     factors = torch.cat((means[:, :-2], _ADDED_SPREAD * torch.from_numpy(added).to(means)), 1)
     return Moments.of(factors, means[:, -1])
 

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from hashlib import sha256
 from os import PathLike
 from pathlib import Path
@@ -21,6 +21,8 @@ from lowrank_opt.errors import OptionError
 from lowrank_opt.files import Json, JsonObject
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from lowrank_opt.observations import Observations
 
 # A tree of dictionaries with text for keys, lists and tuples; its leaves are tensors, arrays,
@@ -37,6 +39,30 @@ _LAYOUT = files.Layout(
     tensors="checkpoint.safetensors",
     description="checkpoint.json",
 )
+
+
+# Names of tensors of which each process has the lines of its own rows.
+LINES = "lines."
+
+
+@dataclass(frozen=True, eq=False)
+class OwnLines:
+    """A tensor or an array of a state of which other processes have the other lines."""
+
+    x: Tensor | NDArray[np.generic]
+
+
+def own_lines(state: State) -> State:
+    """Mark all that has lines in a part of a state; a store of one process keeps it as it is."""
+    match state:
+        case Tensor() | np.ndarray():
+            return OwnLines(state) if state.ndim > 0 else state
+        case dict():
+            return {k: own_lines(x) for k, x in state.items()}
+        case list():
+            return [own_lines(x) for x in state]
+        case _:
+            return state
 
 
 class Store(Protocol):
@@ -229,6 +255,11 @@ def _encode(tree: State, tensors: dict[str, Tensor]) -> Json:
         case float():
             # JSON has no NaN; finite numbers come back to the last bit.
             return tree if math.isfinite(tree) else {"float": repr(tree)}
+        case OwnLines():
+            if isinstance(tree.x, Tensor):
+                return {"tensor": _keep(tree.x, tensors, LINES)}
+            lines = torch.from_numpy(np.ascontiguousarray(tree.x))
+            return {"array": _keep(lines, tensors, LINES)}
         case Tensor():
             return {"tensor": _keep(tree, tensors)}
         case np.ndarray():
@@ -250,8 +281,8 @@ def _encode(tree: State, tensors: dict[str, Tensor]) -> Json:
             )
 
 
-def _keep(x: Tensor, tensors: dict[str, Tensor]) -> str:
-    key = str(len(tensors))
+def _keep(x: Tensor, tensors: dict[str, Tensor], prefix: str = "") -> str:
+    key = f"{prefix}{len(tensors)}"
     tensors[key] = x
     return key
 

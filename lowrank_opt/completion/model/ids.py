@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from lowrank_opt.errors import ObservationError, ShapeError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+Kind: TypeAlias = Literal["int", "text", "json"]
 Ids: TypeAlias = Sequence[str] | Sequence[int] | Sequence[Hashable]
 
 
@@ -64,20 +65,41 @@ class Lookup:
         return np.fromiter((get(x, -1) for x in names), dtype=np.int64)
 
 
-def to_tensors(ids: Ids, name: str) -> dict[str, Tensor]:
+def kind_of(ids: Ids) -> Kind:
+    """Return in which form ids are kept: the first of "int", "text" and "json" that has them all.
+
+    Examples
+    --------
+    >>> kind_of([1, 2]), kind_of(["a", "b"]), kind_of([1, "a"])
+    ('int', 'text', 'json')
+    """
+    kinds = set(map(type, ids))
+    if kinds <= {int} and all(-(2**63) <= x < 2**63 for x in ids):  # pyright: ignore[reportOperatorIssue]
+        return "int"
+    return "text" if kinds == {str} else "json"
+
+
+def to_tensors(ids: Ids, name: str, kind: Kind | None = None) -> dict[str, Tensor]:
     """Return integers as int64; others as bytes, and where each one ends.
 
     Text is kept as UTF-8, anything else as JSON that says of which type it is.
+
+    Parameters
+    ----------
+    ids : sequence
+    name : str
+    kind : {"int", "text", "json"}, optional
+        That of these ids by default.
 
     Raises
     ------
     DataError
         If an id is of a type that has no such form.
     """
-    kinds = set(map(type, ids))
-    if kinds <= {int} and all(-(2**63) <= x < 2**63 for x in ids):  # pyright: ignore[reportOperatorIssue]
+    kind = kind_of(ids) if kind is None else kind
+    if kind == "int":
         return {name: torch.tensor(list(ids), dtype=torch.int64)}
-    if kinds == {str}:
+    if kind == "text":
         # An id with half of a surrogate pair, from a file name say, is no valid UTF-8 but comes
         # back.
         encoded = [str(x).encode("utf-8", "surrogatepass") for x in ids]

@@ -177,17 +177,22 @@ class CompletionResult:
             If the folder cannot be written; `check_writable` tells before a long computation. Or
             if ids are of a type that has no form in files.
         """
+        header, tensors = self.contents()
+        for name, ids in (("row_ids", self.row_ids), ("col_ids", self.col_ids)):
+            tensors |= {} if ids is None else to_tensors(ids, name)
+        storage.write(path, "CompletionResult", header, tensors, self.history)
+
+    def contents(self) -> tuple[storage.JsonObject, dict[str, Tensor]]:
+        """Return what files hold of it, besides history and ids."""
         bias = self.bias
         tensors = dict(zip(("left", "scale", "right"), self.operator, strict=True))
         tensors |= {"row_bias": bias.rows, "col_bias": bias.cols}
         tensors["mean"] = torch.tensor(bias.mean, dtype=torch.float64)
-        for name, ids in (("row_ids", self.row_ids), ("col_ids", self.col_ids)):
-            tensors |= {} if ids is None else to_tensors(ids, name)
         header: storage.JsonObject = {"status": self.status.name, "shape": list(self.shape)}
         header["link"] = self.link.name
         if self.link.numbers:
             tensors["link"] = torch.tensor(self.link.numbers, dtype=torch.float64)
-        storage.write(path, "CompletionResult", header, tensors, self.history)
+        return header, tensors
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> CompletionResult:
@@ -208,13 +213,21 @@ class CompletionResult:
             link = link_of(str(header.get("link", "identity")), tuple(numbers))
             return cls(operator, bias, status, history, row_ids=row_ids, col_ids=col_ids, link=link)
 
-    def summary(self) -> str:
-        """Return a few lines on the matrix and on how the iteration went."""
-        m, n = self.shape
-        history = self.history
+    def summary(self, *, rows: int | None = None, nuclear_norm: float | None = None) -> str:
+        """Return a few lines on the matrix and on how the iteration went.
+
+        Parameters
+        ----------
+        rows : int, optional
+            Of the whole matrix, where these are some of its rows.
+        nuclear_norm : float, optional
+            Of the whole matrix.
+        """
+        (m, n), history = self.shape, self.history
+        norm = float(self.operator.schatten_norm(1)) if nuclear_norm is None else nuclear_norm
         lines = [
-            f"{m} x {n}, rank <= {self.operator.rank}, {self.operator.dtype}",
-            f"nuclear norm {float(self.operator.schatten_norm(1)):.6g}, mean {self.bias.mean:.6g}",
+            f"{rows or m} x {n}, rank <= {self.operator.rank}, {self.operator.dtype}",
+            f"nuclear norm {norm:.6g}, mean {self.bias.mean:.6g}",
             self.status.value,
         ]
         if len(history) > 0:

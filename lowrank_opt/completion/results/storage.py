@@ -48,10 +48,14 @@ def write(
     history: History,
 ) -> None:
     """Write a folder: header and tensors, with the history among them."""
-    columns = {
+    files.write(LAYOUT, path, {"kind": kind, **header}, tensors | history_columns(history))
+
+
+def history_columns(history: History) -> dict[str, Tensor]:
+    """Return what files hold of a history."""
+    return {
         f"history.{k}": torch.tensor(v, dtype=torch.float64) for k, v in history.columns().items()
     }
-    files.write(LAYOUT, path, {"kind": kind, **header}, tensors | columns)
 
 
 @contextmanager

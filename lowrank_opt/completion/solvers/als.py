@@ -18,7 +18,7 @@ from lowrank_opt.completion.loop.status import CompletionStatus
 from lowrank_opt.completion.model.bias import AdditiveBias
 from lowrank_opt.completion.model.checks import check_amounts, check_counts
 from lowrank_opt.completion.model.problem import CompletionProblem
-from lowrank_opt.completion.model.randomness import normal
+from lowrank_opt.completion.model.randomness import normal_lines
 from lowrank_opt.completion.model.standardize import standardize
 from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.completion.solvers.context import Run
@@ -29,6 +29,7 @@ from lowrank_opt.completion.solvers.traits import Traits
 from lowrank_opt.errors import OptionError
 from lowrank_opt.kernels.parts import row_problems
 from lowrank_opt.observations import Observations
+from lowrank_opt.observations.parts import is_cut, over_lines, whole_lines
 from lowrank_opt.operator import LowRankOperator
 
 _CG_STEPS = 3
@@ -93,7 +94,7 @@ class ALS:
     """
 
     traits: ClassVar[Traits] = Traits(
-        sets=("rank",), penalty="needed", start=True, certificate=True, distributed=True
+        sets=("rank",), penalty="needed", start=True, certificate=True, distributed=True, cut=True
     )
     exponent: float = 0.0
     method: Literal["exact", "cg"] = "exact"
@@ -116,7 +117,9 @@ class ALS:
         model = _Model(fitted, problem, self, run.generator)
         if run.start is not None:
             model.start_from(run.start)
-        convex = None if self.exponent or self.nonnegative else convex_problem_of(problem, fitted)
+        convex = None
+        if not (self.exponent or self.nonnegative or is_cut(fitted)):
+            convex = convex_problem_of(problem, fitted)
         gap = None if held_out is not None else self.gap
         proof = Proof.of(convex, gap, problem.fixed_rank)
         with run.reporting(self.max_iterations) as report:
@@ -157,10 +160,12 @@ class _Model:
         K = rank + int(self.biased)
         self.diagonal = centred.values.new_ones(K)
         self.diagonal[rank:] = (rate or 0.0) / penalty
-        start = normal((m + n, rank), generator, like=centred.values)
+        self.observations = observations
         self.sides = [centred.values.new_zeros(size, K) for size in (m, n)]
-        for x, part in zip(self.sides, (start * 0.1 / rank**0.5).split((m, n)), strict=True):
-            x[:, :rank] = part.abs() if self.nonnegative else part
+        start = normal_lines(*whole_lines(observations), generator, width=rank, like=centred.values)
+        for x, part in zip(self.sides, start, strict=True):
+            numbers = part * 0.1 / rank**0.5
+            x[:, :rank] = numbers.abs() if self.nonnegative else numbers
 
     def start_from(self, result: CompletionResult) -> None:
         """Take over as many leading factors as fit, balanced, and the biases."""
@@ -221,8 +226,10 @@ class _Model:
 
     def _penalties(self) -> float:
         """Return the sum of the penalty terms."""
-        pairs = zip(self.sides, self.strengths, strict=True)
-        return float(sum(float(s @ (x**2 @ self.diagonal)) for x, s in pairs))
+        rows, cols = (
+            s @ (x**2 @ self.diagonal) for x, s in zip(self.sides, self.strengths, strict=True)
+        )
+        return float(over_lines(self.observations, rows, 0)) + float(cols)
 
     def result(self, status: CompletionStatus, history: History) -> CompletionResult:
         """Return the factors and biases in the dtype of the observations."""

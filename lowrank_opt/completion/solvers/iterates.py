@@ -9,7 +9,7 @@ from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from lowrank_opt.completion.certificates.convex_problem import ConvexProblem
-from lowrank_opt.completion.loop.checkpoint import Checkpoint, State
+from lowrank_opt.completion.loop.checkpoint import Checkpoint, State, own_lines
 from lowrank_opt.completion.loop.history import History, Iteration
 from lowrank_opt.completion.loop.status import CompletionStatus
 from lowrank_opt.completion.loop.stopping import Stopping
@@ -20,6 +20,7 @@ from lowrank_opt.completion.solvers.held_out import root_mean_square_error
 from lowrank_opt.completion.solvers.proof import Proof
 from lowrank_opt.errors import OptionError
 from lowrank_opt.observations import Observations
+from lowrank_opt.observations.parts import is_cut
 from lowrank_opt.operator import LowRankOperator
 
 
@@ -133,6 +134,7 @@ class _Loop:
         self.held_out, self.stopping = held_out, stopping
         self.proof, self.leave = proof, leave
         self.unit, self.device = loss_of_the_mean(observations) or 1.0, observations.device
+        self.cut = is_cut(observations)
         self.history = History()
         self.best: Iterate | None = None
         self.stage = 0
@@ -190,12 +192,19 @@ class _Loop:
     def _state(self, iterates: Iterator[Iterate]) -> State:
         assert isinstance(iterates, Resumable), "checked before the first step"
         assert self.best is not None, "there was a step"
-        operator, (mean, rows, cols) = self.best.operator, vars(self.best.bias).values()
+        (left, scale, right), bias = self.best.operator, self.best.bias
+        own: list[State] = [left, bias.rows]
+        if self.cut:
+            own = [own_lines(x) for x in own]
         return {
             "solver": iterates.state(),
             "stopping": self.stopping.state(),
             "history": self.history.columns(),
-            "best": [list(operator), [mean, rows, cols], self.best.objective],
+            "best": [
+                [own[0], scale, right],
+                [bias.mean, own[1], bias.cols],
+                self.best.objective,
+            ],
             "stage": self.stage,
         }
 

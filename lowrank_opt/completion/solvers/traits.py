@@ -12,6 +12,7 @@ from lowrank_opt.completion.model.losses import Squared
 from lowrank_opt.completion.model.problem import CompletionProblem
 from lowrank_opt.completion.results.posterior import BayesianResult
 from lowrank_opt.completion.results.result import CompletionResult
+from lowrank_opt.observations.parts import is_cut
 from lowrank_opt.parameterizations.base import Parameterization
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class Traits:
         Whether its results know the convex problem they solve, where there is one.
     distributed : bool
         Over processes.
+    cut : bool
+        Over processes of which each has the numbers of its own rows alone.
 
     Examples
     --------
@@ -89,6 +92,7 @@ class Traits:
     checkpoint: bool = False
     certificate: bool = False
     distributed: bool = False
+    cut: bool = False
 
     def misfits(self, problem: CompletionProblem, run: Run | None = None) -> Iterator[str]:
         """Yield what of a problem, and of a run, the solver does not take, one phrase each."""
@@ -104,6 +108,9 @@ class Traits:
             yield f"fits {' or '.join(self.biases)} biases; got bias={problem.bias!r}"
         yield from self._penalty_misfits(problem)
         yield from self._entry_misfits(problem)
+        begun = run is not None and run.start is not None
+        if is_cut(problem.observations) and (begun or problem.feasible_set is not None):
+            yield "takes neither a set nor a start where rows are cut; got one"
         yield from self._run_misfits(run)
 
     def _penalty_misfits(self, problem: CompletionProblem) -> Iterator[str]:
@@ -124,6 +131,8 @@ class Traits:
         yield from self._device_misfits(observations.device)
         if observations.part is not None and not self.distributed:
             yield "takes all entries in one process; got a part of them"
+        elif is_cut(observations) and not self.cut:
+            yield "keeps the numbers of all rows in each process; got rows that are cut"
         if observations.dtype not in self.dtypes:
             yield f"computes in {' or '.join(map(str, self.dtypes))}; got {observations.dtype}"
 

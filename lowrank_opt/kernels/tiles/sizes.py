@@ -141,4 +141,5 @@ def ranking_tile(width: int, count: int) -> RankingTile:
     >>> ranking_tile(20, 14)[:4]
     (16, 64, 32, 16)
     """
-    return RankingTile(16, 64, power_of_two(width, 16), power_of_two(count, 16), 4, 8)
+    block, top = power_of_two(width, 16), power_of_two(count, 16)
+    return RankingTile(16, 64, block, top, 8 if max(block, top) > 32 else 4, 8)

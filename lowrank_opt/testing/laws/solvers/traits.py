@@ -5,8 +5,8 @@ Made from the fields of `Traits`: a trait without a law here does not import.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from tempfile import TemporaryDirectory
 from typing import Unpack
@@ -254,19 +254,39 @@ def _checkpoint(trial: SolverCase, solver: Solver) -> None:
 
 
 def _distributed(trial: SolverCase, solver: Solver) -> None:
-    if not torch.distributed.is_available() or torch.distributed.is_initialized():
-        raise NotApplicable("no process group can be made here")
     problem = planted(trial)
     alone = predictions(_solve(trial, solver, problem))
+    with _group_of_one():
+        grouped = predictions(_solve(trial, solver, problem))
+    error = difference(grouped, alone, problem.size)
+    expect(error <= 1e-4, f"in a group of one process the result is {error:.2e} from that alone")
+
+
+def _cut(trial: SolverCase, solver: Solver) -> None:
+    problem = planted(trial)
+    with _group_of_one():
+        from lowrank_opt.distributed import cut_rows, split_rows
+
+        part = split_rows(problem.observations)
+        whole = predictions(_solve(trial, solver, replace(problem, observations=part)))
+        apart = replace(problem, observations=cut_rows(part))
+        error = difference(predictions(_solve(trial, solver, apart)), whole, problem.size)
+    expect(
+        error <= 1e-4, f"with rows that are cut the result is {error:.2e} from that of whole ones"
+    )
+
+
+@contextmanager
+def _group_of_one() -> Generator[None]:
+    if not torch.distributed.is_available() or torch.distributed.is_initialized():
+        raise NotApplicable("no process group can be made here")
     with TemporaryDirectory() as folder:
         meeting = f"file://{folder}/meeting"
         torch.distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
         try:
-            grouped = predictions(_solve(trial, solver, problem))
+            yield
         finally:
             torch.distributed.destroy_process_group()
-    error = difference(grouped, alone, problem.size)
-    expect(error <= 1e-4, f"in a group of one process the result is {error:.2e} from that alone")
 
 
 def _residuals(result: CompletionResult, problem: Planted) -> Array:
@@ -295,6 +315,7 @@ _BODIES: dict[str, tuple[str, Callable[[SolverCase, Solver], None]] | None] = {
     "checkpoint": ("A run that was broken off ends as one that was not.", _checkpoint),
     "certificate": None,
     "distributed": ("A group of one process finds what a process finds alone.", _distributed),
+    "cut": ("Rows that are cut are found as whole ones are.", _cut),
 }
 
 
