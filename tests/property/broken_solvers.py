@@ -110,6 +110,12 @@ def wrong_if_large(observations, rank, generator):
     return changed(result, (0.5 if observations.shape[0] > 50 else 1.0) * result.operator)
 
 
+def wrong_beyond_80_columns(observations, rank, generator):
+    result = sound(observations, rank, generator=generator)
+    shrink = 0.5 if observations.shape[1] > 80 else 1.0
+    return changed(result, shrink * result.operator)
+
+
 def wrong_beyond_1500_entries(observations, rank, generator):
     kept = slice(0, 900)
     obs = observations
@@ -167,6 +173,7 @@ BROKEN_SOLVERS = [
     (centres_in_place, "contract"),
     (capped_rank, "ranks"),
     (wrong_if_large, "large"),
+    (wrong_beyond_80_columns, "large"),
     (wrong_beyond_1500_entries, "ranks"),
     (writes_indices, "contract"),
     (normalises_weights_in_place, "contract"),

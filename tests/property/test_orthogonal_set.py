@@ -232,3 +232,11 @@ def test_options_that_do_not_fit_are_refused(options, message):
 def test_a_single_input_does_not_turn():
     with pytest.raises(ShapeError, match="at least 2 inputs; got 1"):
         lo.OrthogonalSet(normal(5, 1))
+
+
+@pytest.mark.parametrize("radius", [0.3, 1.2, 2.0])
+def test_samples_are_members_of_every_radius(radius):
+    turned = lo.OrthogonalSet(normal(5, 4, seed=1), radius)
+    generator = torch.Generator().manual_seed(0)
+    found = [turned.sample((5, 4), generator=generator, dtype=torch.float64) for _ in range(12)]
+    assert all(turned.contains(op) for op in found)

@@ -299,6 +299,12 @@ def test_repr_prints_no_numbers():
     ("left", "scale", "right", "message"),
     [
         (
+            torch.ones(3, 1),
+            torch.ones(1),
+            torch.ones(1, 2, 1),
+            r"a factor triple is left \(\.\.\., m, r\)",
+        ),
+        (
             torch.ones(3),
             torch.ones(1),
             torch.ones(2, 1),
@@ -329,7 +335,7 @@ def test_repr_prints_no_numbers():
             r"on one device; got cpu, meta, cpu",
         ),
     ],
-    ids=["axes", "columns", "dtypes", "integers", "devices"],
+    ids=["batch of one side", "axes", "columns", "dtypes", "integers", "devices"],
 )
 def test_triple_that_does_not_fit_is_refused(left, scale, right, message):
     with pytest.raises(ShapeError, match=message):

@@ -210,6 +210,7 @@ def test_makers_name_the_missing_matrix():
 
 def test_arrays_of_numpy_and_scipy():
     assert isinstance(as_array(HOLED), np.ndarray)
+    assert {as_array(x).dtype for x in (HOLED.float(), SPARSE.float())} == {np.dtype(np.float64)}
     found = as_array(SPARSE)
     assert scipy.sparse.issparse(found)
     assert "csr" == found.format

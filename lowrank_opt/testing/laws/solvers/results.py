@@ -100,10 +100,11 @@ def _ranks(trial: SolverCase) -> None:
 
 
 def _large(trial: SolverCase) -> None:
-    problem = larger(trial, 90, 20, trial.case.rank)
-    m, n = problem.observations.shape
-    found = predictions(solved(trial, problem))
-    near(trial, problem, found, problem.truth, f"of a {m} x {n} matrix")
+    for rows, cols in ((90, 20), (20, 90)):
+        problem = larger(trial, rows, cols, trial.case.rank)
+        m, n = problem.observations.shape
+        found = predictions(solved(trial, problem))
+        near(trial, problem, found, problem.truth, f"of a {m} x {n} matrix")
 
 
 def _repetition(trial: SolverCase) -> None:
@@ -252,7 +253,7 @@ LAWS = (
     _law("contract", "A result, finite, and nothing else is changed.", _contract),
     _law("recovery", "A planted matrix of low rank is found from exact entries.", _recovery),
     _law("ranks", "Ranks above 2 are found too, in larger matrices.", _ranks, 1),
-    _law("large", "A long matrix of low rank is found.", _large, 1),
+    _law("large", "A long and a wide matrix of low rank are found.", _large, 1),
     _law("feasibility", "The result is in the declared set.", _feasibility),
     _law("permutations", "Permuting rows and columns permutes the result.", _permutations),
     _law("transposition", "Transposing the problem transposes the result.", _transposition),
