@@ -12,11 +12,15 @@ import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from lowrank_opt import __version__
 from lowrank_opt.cli import commands as room
 from lowrank_opt.cli.streams import ended_by_signals, flush, prepare_streams, say, silence
 from lowrank_opt.errors import LowRankError
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 _ERROR, _FAULT, _SIGNALS, _INTERRUPTED = 2, 70, 128, 130
 _STATUS = (
@@ -101,8 +105,18 @@ def _seldom_collected() -> Generator[None]:
         gc.set_threshold(*before)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Prints help like any output: argparse keeps quiet about a stream that takes nothing."""
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        if file is sys.stdout and file is not None:
+            file.write(message)
+        else:
+            say(message, end="")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="lowrank-opt",
         description="Complete matrices, verify and inspect low-rank models.",
         epilog=_STATUS,

@@ -46,7 +46,10 @@ def opened(number, kind):
         reader, writer = os.pipe()
         os.close(reader)
         os.dup2(writer, number)
-    return open(number, "w", encoding="utf-8", closefd=False, buffering=1 if number == 2 else -1)
+    stream = open(number, "w", encoding="utf-8", closefd=False, buffering=1 if number == 2 else -1)
+    # As under PYTHONUNBUFFERED.
+    stream.reconfigure(write_through=kind == "full")
+    return stream
 
 def case(words, out="file", err="file", before=lambda: None):
     child = os.fork()
