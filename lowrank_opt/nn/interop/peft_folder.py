@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
@@ -81,14 +82,27 @@ def write(path: str | PathLike[str], config: JsonObject, tensors: dict[str, Tens
         folder.mkdir(parents=True, exist_ok=True)
         for part, name in parts.items():
             _write_through(part, contents[name])
-        (folder / CONFIG).unlink(missing_ok=True)
-        for part, name in parts.items():
-            part.replace(folder / name)
+        _put_in_place(folder, parts)
     except (OSError, ValueError) as error:
         for part in parts:
             with suppress(OSError, ValueError):
                 part.unlink(missing_ok=True)
         raise no_place("a PEFT checkpoint", folder, error) from error
+
+
+def _put_in_place(folder: Path, parts: Mapping[Path, str]) -> None:
+    """Rename the new files, the configuration last; the old one is back if the first fails."""
+    aside = folder / f".{CONFIG}.{os.getpid()}.old"
+    with suppress(FileNotFoundError):
+        (folder / CONFIG).replace(aside)
+    try:
+        for part, name in parts.items():
+            part.replace(folder / name)
+            aside.unlink(missing_ok=True)
+    except OSError:
+        with suppress(FileNotFoundError):
+            aside.replace(folder / CONFIG)
+        raise
 
 
 def _write_through(path: Path, data: bytes) -> None:

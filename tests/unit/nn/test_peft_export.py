@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -219,3 +220,19 @@ def test_more_terms_than_a_rank_are_brought_together(tmp_path):
     (site,) = export_peft(model, tmp_path)
     assert 3 == site.rank
     assert peft_residuals(model, tmp_path)[0].relative < 1e-6
+
+
+def test_checkpoint_stays_if_a_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    export_peft(adapted(MAKES["NBLoRA"]), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    take = Path.replace
+
+    def full(path, target):
+        if Path(target).name == "adapter_model.safetensors":
+            raise OSError(28, "No space left on device")
+        return take(path, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(DataError, match="No space left on device"):
+        export_peft(adapted(MAKES["NBLoRA"], dropout=0.5), tmp_path)
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
