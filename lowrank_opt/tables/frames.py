@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from lowrank_opt.errors import ObservationError, ShapeError
+from lowrank_opt.extras import extra
 from lowrank_opt.tables.arrays import as_finite, as_reals
 from lowrank_opt.tables.columns import choose
 from lowrank_opt.tables.ids import as_ids
@@ -153,8 +154,8 @@ def _as_table(data: object) -> object:
         if (read := getattr(data, name, None)) is not None:
             return read()
     if type(data).__name__ == "RecordBatch":
-        import pyarrow as pa
-
+        with extra("parquet"):
+            import pyarrow as pa
         return pa.Table.from_batches([data])
     return data
 
