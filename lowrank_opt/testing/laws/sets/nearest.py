@@ -61,7 +61,7 @@ def _expect_least(
 ) -> None:
     """Expect the minimiser of a gradient, in some of its forms, to be one."""
     chart, G = trial.chart, dense(gradient)
-    size = float(np.linalg.norm(chart.adjoint(G))) * chart.size(G) * len(G.T) ** 0.5
+    slope = float(np.linalg.norm(chart.adjoint(G))) * len(G.T) ** 0.5
     best = math.inf if chart.turned is not None else _best_value(chart, G)
     for name, form, eps in islice(_forms(gradient), forms):
         try:
@@ -71,6 +71,8 @@ def _expect_least(
         shown = _shown(("gradient", gradient), ("minimiser", found))
         _expect_member(trial, found, f"the minimiser for {name}", shown)
         value = float((G * dense(found)).sum())
+        # A set may have no size but that of what it is compared with: not of a tiny gradient.
+        size = slope * max(chart.size(G), chart.size(dense(found)))
         if chart.turned is not None:
             rivals = chart.turned.rivals(chart.pull(dense(found)), trial.seed)
             best = min([value, *(float((G * chart.push(C)).sum()) for C in rivals)])
