@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from experiments.records import Json
 from lowrank_opt.merging import Aggregate, aggregate
-from lowrank_opt.merging.federated.fair import Objective
+from lowrank_opt.merging.federated.fair import FairObjective
 from lowrank_opt.merging.federated.rules import FederatedMethod
 from lowrank_opt.operator import LowRankOperator
 
@@ -43,7 +43,7 @@ class Rule:
     name: str
     method: FederatedMethod
     regularization: float = 0.01
-    objective: Objective = "frobenius"
+    objective: FairObjective = "frobenius"
     align: bool = False
 
 
