@@ -66,11 +66,15 @@ docs: $(STAMP) ## Build the documentation into docs/_build/html, warnings are er
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "built docs/_build/html/index.html"
 
-chromium: ## Find Chromium, or install it (Debian, as root)
+chromium: ## Find Chromium, or install it (Debian, as root), and see that it starts
 	@command -v chromium chromium-browser google-chrome > /dev/null || { \
 	  [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && echo "installing chromium" && \
-	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium > /dev/null; } || { \
+	  timeout 120 apt-get update -qq && \
+	  timeout 300 apt-get install -y -qq --no-install-recommends chromium > /dev/null; } || { \
 	  echo "error: needs Chromium; on Debian and Ubuntu run: apt install chromium" >&2; exit 1; }
+	@timeout 60 "$$(command -v chromium chromium-browser google-chrome | head -n 1)" --headless --no-sandbox \
+	  --disable-gpu --dump-dom about:blank > /dev/null 2>&1 || { \
+	  echo "error: Chromium is here and does not start; try it by hand: chromium --headless about:blank" >&2; exit 1; }
 
 docs-browser: $(STAMP) chromium ## Open every built page in headless Chromium
 	@[ -f docs/_build/html/index.html ] || $(MAKE) docs
