@@ -130,10 +130,8 @@ def _facts(result: CompletionResult, ratings: PartialRatings) -> dict[str, Any]:
     from lowrank_opt.observations.parts import whole_shape
 
     history, part = result.history, ratings.observations.part
-    (m, n), small = (
-        whole_shape(ratings.observations),
-        condensed(result.operator, ratings.observations),
-    )
+    m, n = whole_shape(ratings.observations)
+    small = condensed(result.operator, ratings.observations)
     assert part is not None, "as it was read"
     return {
         "status": result.status.name,
