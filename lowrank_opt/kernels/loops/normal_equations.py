@@ -72,9 +72,10 @@ def _factor_and_solve(A: Floats, b: Floats, noise: Floats | None) -> bool:
             return False
         A[i, i] = 1 / np.sqrt(pivot)  # the reciprocal: divisions are slow
     for i in range(K):
+        total = b[i]
         for k in range(i):
-            b[i] -= A[i, k] * b[k]
-        b[i] *= A[i, i]
+            total -= A[i, k] * b[k]
+        b[i] = total * A[i, i]
     if noise is not None:
         for i in range(K):
             b[i] += noise[i]

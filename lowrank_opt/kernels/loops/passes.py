@@ -4,6 +4,10 @@ A group is taken in short segments, of which four or eight entries are taken at 
 the group's own factor, or of its sum, is then loaded once for as many products. Sums run in the
 dtype of the factors over a segment, then in float64 over segments: the rounding error does not grow
 with the length of a row. Scalars are summed in float64.
+
+A loop that sums writes nothing, here and in the files beside: the compiler splits a sum into lanes
+only where it sees, at run time, that the arrays written lie apart from those read, so that a loop
+with both would sum in one order or another by where the arrays happen to lie.
 Arguments that are None select a specialisation without that part.
 """
 
@@ -111,20 +115,25 @@ def squared_loss_pass(
         for start in range(pointers[i], pointers[i + 1], _SEGMENT):
             end = min(start + _SEGMENT, pointers[i + 1])
             _products(start, end, indices, left[i], right, residuals)
-            for k in range(start, end):
-                prediction = residuals[k - start]
+            count = end - start
+            for k in range(count):
+                prediction = residuals[k]
                 if row_bias is not None and col_bias is not None:
-                    prediction += row_bias[i] + col_bias[indices[k]]
-                residual = prediction - values[k]
+                    prediction += row_bias[i] + col_bias[indices[start + k]]
+                residuals[k] = prediction - values[start + k]
+            for k in range(count):
+                residual = residuals[k]
                 weighted = residual
                 if weights is not None:
-                    weighted = residual * weights[k]
+                    weighted = residual * weights[start + k]
                 loss += np.float64(residual) * np.float64(weighted)
-                residuals[k - start] = weighted + weighted
+            for k in range(count):
+                residuals[k] *= 2 if weights is None else 2 * weights[start + k]
             if doubled is not None:
-                for k in range(start, end):
-                    doubled[k] = residuals[k - start]
-                    total += np.float64(residuals[k - start])
+                for k in range(count):
+                    doubled[start + k] = residuals[k]
+                for k in range(count):
+                    total += np.float64(residuals[k])
             if d_left is not None:
                 part[:] = 0
                 _combine(start, end, indices, residuals, 0, right, part)
