@@ -32,8 +32,8 @@ class Ratings:
     observations : Observations, shape (m, n)
         In float32; in float64 if there are integers beyond 2**24, which float32 would merge.
     row_ids, col_ids : list of str
-        Of each row and each column, in the order in which they came first. From Parquet, of the
-        type that the file has.
+        Of each row and each column, in the order in which they came first. From Parquet and
+        JSON, of the type that the file has.
     bad : BadLines
         The malformed lines, which were left out.
     merged : int
@@ -66,7 +66,7 @@ def read_ratings(
     max_bad_lines: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Ratings:
-    r"""Read a file of ids and values, a chunk at a time: CSV, TSV, ``::``, gzip or not; Parquet.
+    r"""Read a file of ids and values, a chunk at a time: fields, JSON lines or Parquet.
 
     The text is never held as a whole: for each line, 12 bytes are kept while reading, and
     4 for a weight. Ids are
@@ -75,6 +75,7 @@ def read_ratings(
     Parameters
     ----------
     path : str or path
+        Compressed or not; see `lowrank_opt.tables.files.open_table`.
     row, col, value : str or int, optional
         The columns, by name or by position, counted from one. By default those with the usual
         names, or the only three; see `lowrank_opt.tables.columns`.

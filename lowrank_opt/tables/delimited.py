@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import bz2
 import csv
-import gzip
-import io
-import lzma
-import zlib
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice, repeat
-from os import PathLike, fspath
-from typing import Any, BinaryIO, TextIO, TypeAlias, cast
+from os import PathLike
+from typing import BinaryIO, TextIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_opt.errors import DataError
-from lowrank_opt.extras import extra
 from lowrank_opt.tables.heading import Heading
+from lowrank_opt.tables.opening import opened, reading, stream_name, text_of
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -86,7 +80,7 @@ class Chunk:
 class DelimitedFile:
     r"""A file of lines such as ``ann,matrix,5``: CSV, TSV, ``::``, compressed or not.
 
-    Compressed by gzip, bzip2, xz or (with pyarrow) zstd. Every line is a record: a quoted field
+    Compressed as `lowrank_opt.tables.opening` says. Every line is a record: a quoted field
     cannot go on in the next line. Each line has as many fields as the first one. Empty lines are
     fine at the end only.
     Not read by pyarrow, which has no separator of two characters, stops at a byte that is no UTF-8
@@ -166,10 +160,10 @@ class DelimitedFile:
         self.blank: list[int] = list[int]()
         with reading(self.path):
             # Opened once: a pipe cannot be read again.
-            self.stream: TextIO = _open(path)
+            self.stream: TextIO = text_of(opened(path))
             self.first: str = self.stream.readline()
         first = self.first.removesuffix("\n")
-        if first.startswith(("PK\3\4", '{"', '[{"')) or "\0" in first:
+        if first.startswith(('{"', '[{"')) or "\0" in first:
             raise DataError(
                 f"a file must hold a table as text in UTF-8; {self.path!r} begins like "
                 f"{_likeness(first)}: write CSV or Parquet"
@@ -303,8 +297,6 @@ def _no_number(text: str) -> str:
 
 
 def _likeness(first: str) -> str:
-    if first.startswith("PK\3\4"):
-        return "a zip archive"
     return "JSON" if first.startswith(("{", "[")) else "binary data, or UTF-16"
 
 
@@ -349,43 +341,3 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def stream_name(path: str | PathLike[str] | BinaryIO) -> str:
-    """Return what messages call a file or a stream."""
-    if isinstance(path, str | PathLike):
-        return fspath(path)
-    return str(getattr(path, "name", "standard input"))
-
-
-def _open(path: str | PathLike[str] | BinaryIO) -> io.TextIOWrapper:
-    """Return the text of a file; its bytes are decompressed if they begin so."""
-    given = open(path, "rb") if isinstance(path, str | PathLike) else path  # noqa: SIM115
-    raw = given if isinstance(given, io.BufferedReader) else io.BufferedReader(cast("Any", given))
-    data = cast("Any", _decompressed(raw))
-    return io.TextIOWrapper(data, encoding="utf-8-sig", errors="surrogateescape")
-
-
-def _decompressed(raw: io.BufferedReader) -> object:
-    begin = raw.peek(6)
-    if begin.startswith(b"\x1f\x8b"):
-        return gzip.GzipFile(fileobj=raw)
-    if begin.startswith(b"BZh"):
-        return bz2.BZ2File(raw)
-    if begin.startswith(b"\x28\xb5\x2f\xfd"):
-        with extra("parquet"):
-            import pyarrow as pa
-        return io.BufferedReader(pa.CompressedInputStream(raw, "zstd"))
-    return lzma.LZMAFile(raw) if begin.startswith(b"\xfd7zXZ") else raw
-
-
-@contextmanager
-def reading(path: str) -> Generator[None]:
-    """Turn what goes wrong while a file is read into a DataError that names it."""
-    try:
-        yield
-    except DataError:
-        raise
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"a file must be readable; got {path!r}: {reason}") from error

@@ -1,4 +1,4 @@
-"""Files of interactions: text, Parquet, Arrow and Matrix Market."""
+"""Files of interactions: text, JSON lines, Parquet, Arrow and Matrix Market."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ import numpy as np
 from lowrank_opt.errors import DataError
 from lowrank_opt.tables.delimited import BadLines, Chunk, DelimitedFile
 from lowrank_opt.tables.ids import Ids, as_ids
+from lowrank_opt.tables.json_lines import JsonLines
 from lowrank_opt.tables.matrices import from_scipy
+from lowrank_opt.tables.opening import opened, reading, stream_name, text_of
 from lowrank_opt.tables.parquet import ColumnFile
 from lowrank_opt.tables.triplets import Triplets
 from lowrank_opt.tables.whole import WholeFile
 
-_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+_JSON_LINES = (".jsonl", ".ndjson")
+_SNIFFED = 8
 
 
 class TableFile(Protocol):
@@ -74,23 +78,41 @@ def open_table(
     Parameters
     ----------
     path : str or path
-        Ends in one of `FORMATS`; all else is text; "-" is standard input.
+        Ends in one of `FORMATS`; "-" is standard input. All else is text, compressed or not, see
+        `lowrank_opt.tables.opening`: records of JSON, if it ends in .jsonl or .ndjson or begins
+        with one, or else lines of fields.
     texts, number, values, weight, separator, header, max_bad_lines, known
         As in `lowrank_opt.tables.delimited.DelimitedFile`.
 
     Raises
     ------
     DataError
-        If the file cannot be read, or nothing says what its columns mean; or it is no text, and
-        an option is given that is of text alone.
+        If the file cannot be read, or nothing says what its columns mean; or an option is given
+        that is of another format.
     """
-    if (opened := FORMATS.get(ending(path))) is not None:
+    if (special := FORMATS.get(ending(path))) is not None:
         given: dict[str, object]
         given = {"separator": separator, "header": header, "max_bad_lines": max_bad_lines or None}
         _refuse_of_text(path, given)
-        return opened(path, texts, number, values=values, weight=weight)
+        return special(path, texts, number, values=values, weight=weight)
+    source = _standard_input() if fspath(path) == "-" else path
+    name = stream_name(source)
+    with reading(name):
+        data = opened(source)
+        begin = data.peek(_SNIFFED)[:_SNIFFED].removeprefix(b"\xef\xbb\xbf")
+    if ending(path) in _JSON_LINES or begin.startswith((b'{"', b"{ ")):
+        _refuse_of_text(path, {"separator": separator, "header": header})
+        return JsonLines(
+            name,
+            text_of(data),
+            texts,
+            number,
+            values=values,
+            weight=weight,
+            max_bad_lines=max_bad_lines,
+        )
     return DelimitedFile(
-        _standard_input() if fspath(path) == "-" else path,
+        data,
         texts,
         number,
         values=values,
@@ -99,6 +121,7 @@ def open_table(
         header=header,
         max_bad_lines=max_bad_lines,
         known=known,
+        name=name,
     )
 
 
@@ -116,7 +139,8 @@ def read_file(
 ) -> Triplets:
     """Read a table, or a matrix, as a whole.
 
-    Ids in text are text, character by character: ``007`` and ``7`` are two.
+    Ids in text are text, character by character: ``007`` and ``7`` are two; other formats have
+    types.
 
     Parameters
     ----------
@@ -165,8 +189,8 @@ def _refuse_of_text(path: str | PathLike[str], options: dict[str, object]) -> No
     given = " and ".join(name for name, value in options.items() if value is not None)
     if given:
         raise DataError(
-            f"{given} can be given for text alone; got {fspath(path)!r}, whose ending names "
-            "another format: leave it out"
+            f"{given} can be given for text alone; got {fspath(path)!r}, which is of another "
+            "format: leave it out"
         )
 
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lowrank_opt.errors import DataError, LowRankError, ShapeError
+from lowrank_opt.errors import DataError, LowRankError
 from lowrank_opt.extras import extra
-from lowrank_opt.tables.columns import Chosen, choose
 from lowrank_opt.tables.delimited import BadLines, Chunk
 from lowrank_opt.tables.ids import as_ids
+from lowrank_opt.tables.named import Named
 
 if TYPE_CHECKING:
     from pyarrow import ChunkedArray
@@ -63,24 +63,13 @@ class ColumnFile:
         self.bad: BadLines
         self.path, self.bad = fspath(path), BadLines()
         self._batches, names = _opened(self.path, row_groups)
+        found = Named.of(self.path, names, texts, number, values=values, weight=weight)
+        self._found = found
         self.names: list[str] | None = names
-        self._names = names
-        self.weight: int | None = None if weight is None else self._position(weight)
-        complete = number is not None or values is not True
-        chosen = self._asked(texts, number) if complete else None
-        chosen = chosen or self._chosen(texts, number, values=values)
-        self.texts: list[int]
-        self.number: int | None
-        self.texts, self.number = [chosen.row, chosen.col], chosen.value
-        if self.weight in (*self.texts, self.number) and self.weight is not None:
-            raise DataError(
-                f"a column of weights must be one that is not read otherwise; got {weight!r} for "
-                f"{self.path!r}: name the others too"
-            )
-        used = (*self.texts, self.number, self.weight)
-        roles = zip(("rows", "columns", "values", "weights"), used, strict=True)
-        spoken = ", ".join(f"{role} {self._names[k]}" for role, k in roles if k is not None)
-        self.reading: str = f"{spoken} ({chosen.reason})"
+        self.texts: list[int] = found.texts
+        self.number: int | None = found.number
+        self.weight: int | None = found.weight
+        self.reading: str = found.reading
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield ids and values, in order; once.
@@ -90,8 +79,7 @@ class ColumnFile:
         DataError
             If an id is missing, a value is no finite number, or the file is damaged.
         """
-        at = (*self.texts, self.number, self.weight)
-        wanted = [None if k is None else self._names[k] for k in at]
+        wanted = self._found.used
         first = 1
         for batch in _reading(self.path, self._batches([x for x in wanted if x is not None])):
             columns = [
@@ -146,38 +134,6 @@ class ColumnFile:
             raise DataError(
                 f"ids must be ids; {self.path!r}, from row {first} on: {error}"
             ) from error
-
-    def _asked(self, texts: Sequence[str | int | None], number: str | int | None) -> Chosen | None:
-        if any(x is None for x in texts):
-            return None
-        i, j = (self._position(x) for x in texts if x is not None)
-        return Chosen(i, j, None if number is None else self._position(number), "as asked for")
-
-    def _chosen(
-        self, texts: Sequence[str | int | None], number: str | int | None, *, values: bool | None
-    ) -> Chosen:
-        asked = (*texts, number)
-        try:
-            names = ["" if k == self.weight else x for k, x in enumerate(self._names)]
-            found = choose(names, values=values, what="a file")
-        except ShapeError as error:
-            raise DataError(f"{self.path!r}: {error}") from error
-        default = (found.row, found.col, found.value)
-        i, j, v = (
-            d if x is None else self._position(x) for d, x in zip(default, asked, strict=True)
-        )
-        assert i is not None, "ids have columns"
-        assert j is not None, "ids have columns"
-        return Chosen(i, j, v, found.reason)
-
-    def _position(self, column: str | int) -> int:
-        if column in self._names:
-            return self._names.index(str(column))
-        if str(column).isdecimal() and 1 <= int(column) <= len(self._names):
-            return int(column) - 1
-        raise DataError(
-            f"a column must be one of {self._names[:20]}; got {column!r} for {self.path!r}"
-        )
 
 
 def _opened(

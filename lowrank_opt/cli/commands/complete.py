@@ -46,7 +46,8 @@ def add_to(commands: Commands) -> None:
     )
     parser.add_argument(
         "ratings",
-        help="file with a user, an item and a value on each line, text or Parquet (- for a pipe)",
+        help="file with a user, an item and a value on each line: text, JSON lines, Parquet, "
+        "compressed or not (- for a pipe)",
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the model goes")
     parser.add_argument("--rank", type=int, metavar="R", help=f"at most ({_RANK})")

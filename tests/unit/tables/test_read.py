@@ -106,7 +106,8 @@ def test_polars():
         read_pairs(polars.DataFrame({"u": ["a", None], "i": ["b", "c"]}))
 
 
-ENDINGS = [".csv", ".tsv", ".csv.gz", ".csv.bz2", ".csv.xz", *FORMATS]
+JSON = [".jsonl", ".ndjson.gz", ".json", ".jsonl.zip"]
+ENDINGS = [".csv", ".tsv", ".csv.gz", ".csv.bz2", ".csv.xz", ".csv.zip", *JSON, *FORMATS]
 
 
 def written(folder: Path, ending: str) -> Path:
@@ -118,6 +119,8 @@ def written(folder: Path, ending: str) -> Path:
         frame.to_feather(path)
     elif ending in FORMATS:
         frame.to_parquet(path)
+    elif ending in JSON:
+        frame.to_json(path, orient="records", lines=True)
     else:
         frame.to_csv(path, index=False, sep="\t" if ending == ".tsv" else ",")
     return path
@@ -127,7 +130,7 @@ def written(folder: Path, ending: str) -> Path:
 def test_files(tmp_path: Path, ending: str):
     path = written(tmp_path, ending)
     # Ids in text are text.
-    text = ending not in FORMATS
+    text = ending not in (*FORMATS, *JSON)
     expected = {(str(i), str(j), v) for i, j, v in EXPECTED} if text else EXPECTED
     for given in (path, str(path)):
         assert as_set(read_triplets(given)) == expected
@@ -141,9 +144,8 @@ def test_a_file_in_chunks_is_the_file_at_once(tmp_path: Path, ending: str):
     ids = [[x for chunk in chunks for x in chunk.texts[k]] for k in (0, 1)]
     assert [found.rows.tolist(), found.cols.tolist()] == ids
     assert found.values.tolist() == [x for chunk in chunks for x in chunk.values]
-    assert [None] == [
-        chunk.values for chunk in open_table(path, header=ending not in FORMATS or None).chunks()
-    ]
+    header = ending not in (*FORMATS, *JSON) or None
+    assert [None] == [chunk.values for chunk in open_table(path, header=header).chunks()]
 
 
 def test_a_matrix_in_a_file_keeps_its_shape(tmp_path: Path):
