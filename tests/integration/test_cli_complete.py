@@ -239,7 +239,7 @@ def test_dirty_lines_are_left_out_aloud(
             "--resume needs one of the solvers",
         ),
         (
-            ["--solver", "als", "--checkpoint-every", "2"],
+            ["--solver", "sgd", "--checkpoint-every", "2"],
             "--checkpoint-every needs one of the solvers",
         ),
         (["--radius", "-1"], "radius must be positive"),

@@ -284,12 +284,18 @@ def checkpoints(folder: Path, step: str) -> dict[str, Tensor]:
     for name, solver, model in (
         ("variational", Variational(max_iterations=most), 2),
         ("lbfgs", LBFGS(max_iterations=most), maps()["homogeneous"]),
+        ("als", ALS(max_iterations=most), 2),
     ):
         kept = None
         if step != "whole":
             kept = Checkpoint(folder / name, every=2, resume=resume, store=store)
         result = distributed.complete(
-            part, model, solver=solver, generator=seeded(), checkpoint=kept
+            part,
+            model,
+            solver=solver,
+            penalty=0.5 if name == "als" else 0.0,
+            generator=seeded(),
+            checkpoint=kept,
         )
         found[f"{step}.{name}"] = result.to_dense().double()
     return found

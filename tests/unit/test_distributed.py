@@ -156,7 +156,7 @@ def test_the_same_entries_are_held_out_on_any_number_of_processes(many, alone):
 @pytest.mark.parametrize("many", [2], indirect=True)
 def test_a_checkpoint_goes_on_with_another_number_of_processes(many, folder, alone):
     there = worker.checkpoints(folder, "on")
-    for name in ("variational", "lbfgs"):
+    for name in ("variational", "lbfgs", "als"):
         expected, found = many[0][f"whole.{name}"], there[f"on.{name}"]
         torch.testing.assert_close(expected, found, rtol=1e-6, atol=1e-6)
         assert not torch.equal(many[0][f"first.{name}"], found)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lowrank_opt.observations.ratings import Ratings
 
 _RANK = 12
-_EVERY, _EVERY_OF_GRADIENTS = 1, 10
+_EVERY, _SELDOM = 1, 10
 _SECONDS = 10.0
 _INTERRUPTED = 130
 
@@ -213,7 +213,8 @@ def _every(options: Namespace, solver: str) -> int:
     traits = _traits(solver)
     if not traits.checkpoint:
         return 0
-    return _EVERY_OF_GRADIENTS if "parameterization" in traits.sets else _EVERY
+    # Steps along a gradient are short, and the state of a sampler has all its draws.
+    return _SELDOM if "parameterization" in traits.sets or solver == "gibbs" else _EVERY
 
 
 def _checkpoint(

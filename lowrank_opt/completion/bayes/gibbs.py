@@ -13,6 +13,7 @@ import torch
 from lowrank_opt.completion.bayes.gibbs_sweeps import Side
 from lowrank_opt.completion.bayes.noise import check_noise_strength, common
 from lowrank_opt.completion.bayes.variational_sweeps import VariationalPosterior
+from lowrank_opt.completion.loop.checkpoint import State
 from lowrank_opt.completion.loop.history import History, Iteration
 from lowrank_opt.completion.loop.status import CompletionStatus
 from lowrank_opt.completion.model.checks import check_counts
@@ -80,6 +81,7 @@ class Gibbs:
         bias_penalty=False,
         side=True,
         validation=False,
+        checkpoint=True,
         distributed=True,
     )
     noise_strength: float = 50.0
@@ -94,15 +96,29 @@ class Gibbs:
     def solve(self, problem: CompletionProblem, run: Run) -> BayesianResult:
         """Return the draws kept."""
         rank, links = problem.rank or _RANK, _links(problem)
-        sampler = _Sampler(problem.observations, rank, links, self.noise_strength, run.generator)
+        observations, checkpoint = problem.observations, run.checkpoint
+        state = None if checkpoint is None else checkpoint.restored(observations.device)
+        begun = state is not None
+        sampler = _Sampler(
+            observations, rank, links, self.noise_strength, run.generator, begun=begun
+        )
+        if begun:
+            sampler.resume(state)
         sweeps = self.burn_in + self.samples * self.thinning
-        kept: list[_Draw] = []
         with run.reporting(sweeps) as report:
-            for sweep in range(-self.burn_in, self.samples * self.thinning):
-                report(sampler.sweep())
-                if sweep >= 0 and sweep % self.thinning == self.thinning - 1:
-                    kept.append(sampler.draw())
-        return sampler.result(kept)
+            try:
+                for sweep in range(len(sampler.history), sweeps):
+                    report(sampler.sweep())
+                    after = sweep + 1 - self.burn_in
+                    if after > 0 and after % self.thinning == 0:
+                        sampler.keep()
+                    if checkpoint is not None:
+                        checkpoint.offer(sweep + 1, sampler.state)
+            except KeyboardInterrupt:
+                if not sampler.kept:
+                    raise
+                return sampler.result(CompletionStatus.INTERRUPTED)
+        return sampler.result(CompletionStatus.CONVERGED)
 
 
 _Draw = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]
@@ -118,12 +134,15 @@ class _Sampler:
         links: tuple[list[FeatureLink], list[FeatureLink]],
         noise_strength: float,
         generator: torch.Generator | None,
+        *,
+        begun: bool = False,
     ) -> None:
         self.dtype, self.device = observations.dtype, observations.device
         start = VariationalPosterior(observations, rank, noise_strength, generator, single=True)
         self.offset, self.unit, self.count = start.offset, start.unit, start.count
         self.history, self.started = History(), time.perf_counter()
-        for _ in range(_SWEEPS_TO_START):
+        self.kept: list[_Draw] = []
+        for _ in range(0 if begun else _SWEEPS_TO_START):
             start.sweep()
         self.noise_precision = float(start.noise.mean[0])
         self.rng = start.rng
@@ -146,14 +165,35 @@ class _Sampler:
         self.history.append(line)
         return line
 
-    def draw(self) -> _Draw:
-        """Return the factors with the biases last, relative precisions, and the common one."""
+    def keep(self) -> None:
+        """Keep the factors with the biases last, relative precisions, and the common one."""
         rows, cols = self.sides
         alpha, beta = rows.relative_precision, cols.relative_precision
-        return rows.x, cols.x, alpha, beta, self.noise_precision
+        self.kept.append((rows.x, cols.x, alpha, beta, self.noise_precision))
 
-    def result(self, kept: list[_Draw]) -> BayesianResult:
+    def state(self) -> State:
+        """Return what draws change, for a `Checkpoint`."""
+        return {
+            "sides": [side.state() for side in self.sides],
+            "noise_precision": self.noise_precision,
+            "random": self.rng.bit_generator.state,
+            "history": self.history.columns(),
+            "kept": list(self.kept),
+        }
+
+    def resume(self, state: State) -> None:
+        """Go on from a state."""
+        assert isinstance(state, dict), "as `state` returned it"
+        for side, part in zip(self.sides, state["sides"], strict=True):
+            side.resume(part)
+        self.noise_precision, self.kept = state["noise_precision"], state["kept"]
+        self.rng.bit_generator.state = state["random"]
+        self.history = History(**state["history"])
+        self.started -= self.history.seconds[-1]
+
+    def result(self, status: CompletionStatus) -> BayesianResult:
         """Return the kept draws in the unit of the values."""
+        kept = self.kept
         root = math.sqrt(self.unit)
         rows, cols, alpha, beta = (
             torch.from_numpy(np.stack([draw[k] for draw in kept])).to(self.device, self.dtype)
@@ -165,7 +205,7 @@ class _Sampler:
             U.new_tensor([draw[4] for draw in kept], dtype=torch.float64) / self.unit / self.unit
         )
         finite = all(map(math.isfinite, self.history.objective))
-        status = CompletionStatus.CONVERGED if finite else CompletionStatus.NUMERICAL_TROUBLE
+        status = status if finite else CompletionStatus.NUMERICAL_TROUBLE
         return BayesianResult(U, V, a, c, self.offset, precision, status, self.history, alpha, beta)
 
 

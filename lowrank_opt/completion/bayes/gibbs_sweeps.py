@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from lowrank_opt.completion.bayes.noise import relative
+from lowrank_opt.completion.loop.checkpoint import State, packed, unpacked
 from lowrank_opt.completion.model.side import FeatureLink
 from lowrank_opt.kernels.gaussian_rows import GaussianRows, Moments
 from lowrank_opt.kernels.parts import PartialGaussianRows
@@ -20,6 +21,15 @@ Floats = NDArray[np.floating]
 _MEAN_WEIGHT = 2.0
 # Gamma(1, 1) on the precision of a feature link.
 _LINK_SHAPE, _LINK_RATE = 1.0, 1.0
+_CHANGING = (
+    "moments",
+    "mean",
+    "precision",
+    "coefficients",
+    "parts",
+    "strengths",
+    "relative_precision",
+)
 
 
 class Side:
@@ -62,6 +72,17 @@ class Side:
         self.noise_strength: float
         self.counts, self.noise_strength = rows.positive_counts.cpu().numpy(), noise_strength
         self.relative_precision: Floats = np.ones(len(self.x))
+
+    def state(self) -> State:
+        """Return what draws change, for a `Checkpoint`."""
+        return {name: unpacked(getattr(self, name)) for name in _CHANGING}
+
+    def resume(self, state: State) -> None:
+        """Go on from a state."""
+        assert isinstance(state, dict), "as `state` returned it"
+        for name in _CHANGING:
+            setattr(self, name, packed(getattr(self, name), state[name]))
+        self.x = self.moments.unknowns.cpu().numpy()
 
     def draw_prior(self) -> None:
         """Draw mean and precision, then each link and its strength, given the factors."""

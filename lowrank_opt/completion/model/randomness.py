@@ -86,6 +86,26 @@ def normal_lines(
     return [torch.cat(parts) for parts in found]
 
 
+def stream(generator: torch.Generator | None) -> Tensor | None:
+    """Return where a generator is, to `go_on` from there; None for that of the CPU.
+
+    Examples
+    --------
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> place, first = stream(generator), float(torch.rand((), generator=generator))
+    >>> go_on(generator, place)
+    >>> first == float(torch.rand((), generator=generator))
+    True
+    """
+    return None if generator is None else generator.get_state()
+
+
+def go_on(generator: torch.Generator | None, place: Tensor | None) -> None:
+    """Let a generator go on from where it was."""
+    if generator is not None and place is not None:
+        generator.set_state(place.cpu())
+
+
 def _line_blocks(lines: int, width: int, *, at_once: bool) -> Iterator[tuple[int, int]]:
     """Yield ranges of lines that are drawn together.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.completion.certificates.convex_problem import ConvexProblem, convex_problem_of
+from lowrank_opt.completion.loop.checkpoint import State, own_lines, packed, unpacked
 from lowrank_opt.completion.loop.history import History, Iteration
 from lowrank_opt.completion.loop.status import CompletionStatus
 from lowrank_opt.completion.model.bias import AdditiveBias
@@ -94,7 +95,13 @@ class ALS:
     """
 
     traits: ClassVar[Traits] = Traits(
-        sets=("rank",), penalty="needed", start=True, certificate=True, distributed=True, cut=True
+        sets=("rank",),
+        penalty="needed",
+        start=True,
+        checkpoint=True,
+        certificate=True,
+        distributed=True,
+        cut=True,
     )
     exponent: float = 0.0
     method: Literal["exact", "cg"] = "exact"
@@ -122,8 +129,9 @@ class ALS:
             convex = convex_problem_of(problem, fitted)
         gap = None if held_out is not None else self.gap
         proof = Proof.of(convex, gap, problem.fixed_rank)
+        sweeps = _Sweeps(model, _Settling(self.tolerance), held_out, proof)
         with run.reporting(self.max_iterations) as report:
-            result = _iterate(model, self, held_out, run.patience_or(_PATIENCE), proof, report)
+            result = sweeps.run(self.max_iterations, run, report)
         return replace(result, problem=convex, proved=None if proof is None else proof.last)
 
 
@@ -248,45 +256,6 @@ class _Model:
         return features, other[:, -1].clone()
 
 
-def _iterate(
-    model: _Model,
-    solver: ALS,
-    validation: Observations | None,
-    patience: int,
-    proof: Proof | None,
-    report: Callable[[Iteration], None],
-) -> CompletionResult:
-    settling = _Settling(solver.tolerance)
-    history, started, status = History(), time.perf_counter(), CompletionStatus.MAX_ITERATIONS
-    best, best_rmse, best_sweep = None, math.inf, 0
-    for sweep in range(solver.max_iterations):
-        objective = model.sweep()
-        rmse = math.nan
-        if validation is not None:
-            rmse = root_mean_square_error(model.result(status, history), validation)
-            if rmse < best_rmse:
-                best, best_rmse, best_sweep = [x.clone() for x in model.sides], rmse, sweep
-        line = Iteration(objective, math.nan, rmse, time.perf_counter() - started)
-        history.append(line)
-        report(line)
-        stale = validation is not None and sweep - best_sweep >= patience
-        ended = settling.judge(history.objective, stale)
-        if ended is CompletionStatus.CONVERGED and proof is not None:
-            now = model.result(status, history)
-            ended = proof.verdict(
-                now.operator,
-                now.bias,
-                leave=partial(model.leave, proof.problem, objective),
-                tighten=settling.tighten,
-            )
-            settling.look_again(len(history))
-        if ended is not None:
-            status = ended
-            break
-    model.sides = model.sides if best is None else best
-    return model.result(status, history)
-
-
 @dataclass
 class _Settling:
     tolerance: float
@@ -309,6 +278,99 @@ class _Settling:
     def look_again(self, count: int) -> None:
         """Let some sweeps pass after the present ones: a single one proves next to nothing more."""
         self.first = count + _SWEEPS_BETWEEN
+
+
+class _Sweeps:
+    """The sweeps so far, and the best of them on entries held out."""
+
+    def __init__(
+        self,
+        model: _Model,
+        settling: _Settling,
+        held_out: Observations | None,
+        proof: Proof | None,
+    ) -> None:
+        self.model, self.settling = model, settling
+        self.held_out, self.proof = held_out, proof
+        self.history, self.started = History(), time.perf_counter()
+        self.best: list[Tensor] | None = None
+        self.best_rmse, self.best_sweep = math.inf, 0
+
+    def run(self, most: int, run: Run, report: Callable[[Iteration], None]) -> CompletionResult:
+        """Sweep until nothing is gained any more; return the best sides."""
+        if run.checkpoint is not None:
+            self._resume(run.checkpoint.restored(self.model.diagonal.device))
+        try:
+            status = self._iterate(most, run, report)
+        except KeyboardInterrupt:
+            # Sides are replaced or written row by row: each row is a minimum given the others.
+            status = CompletionStatus.INTERRUPTED
+        self.model.sides = self.model.sides if self.best is None else self.best
+        return self.model.result(status, self.history)
+
+    def _iterate(
+        self, most: int, run: Run, report: Callable[[Iteration], None]
+    ) -> CompletionStatus:
+        patience = run.patience_or(_PATIENCE)
+        for sweep in range(len(self.history), most):
+            status = self._sweep(sweep, patience, report)
+            if status is not None:
+                return status
+            if run.checkpoint is not None:
+                run.checkpoint.offer(sweep + 1, self._state)
+        return CompletionStatus.MAX_ITERATIONS
+
+    def _sweep(
+        self, sweep: int, patience: int, report: Callable[[Iteration], None]
+    ) -> CompletionStatus | None:
+        model, history, proof = self.model, self.history, self.proof
+        objective, rmse = model.sweep(), math.nan
+        now = partial(model.result, CompletionStatus.MAX_ITERATIONS, history)
+        if self.held_out is not None:
+            rmse = root_mean_square_error(now(), self.held_out)
+            if rmse < self.best_rmse:
+                self.best, self.best_rmse = [x.clone() for x in model.sides], rmse
+                self.best_sweep = sweep
+        line = Iteration(objective, math.nan, rmse, time.perf_counter() - self.started)
+        history.append(line)
+        report(line)
+        stale = self.held_out is not None and sweep - self.best_sweep >= patience
+        ended = self.settling.judge(history.objective, stale)
+        if ended is CompletionStatus.CONVERGED and proof is not None:
+            found = now()
+            ended = proof.verdict(
+                found.operator,
+                found.bias,
+                leave=partial(model.leave, proof.problem, objective),
+                tighten=self.settling.tighten,
+            )
+            self.settling.look_again(len(history))
+        return ended
+
+    def _state(self) -> State:
+        sides: list[list[State]] = [list(x) for x in (self.model.sides, self.best or [])]
+        if is_cut(self.model.observations):
+            sides = [[own_lines(x[0]), x[1]] if x else [] for x in sides]
+        return {
+            "sides": sides,
+            "settling": unpacked(self.settling),
+            "proof": None if self.proof is None else self.proof.state(),
+            "history": self.history.columns(),
+            "best": [self.best_rmse, self.best_sweep],
+        }
+
+    def _resume(self, state: State) -> None:
+        if state is None:
+            return
+        assert isinstance(state, dict), "as `_state` returned it"
+        self.model.sides, best = state["sides"]
+        self.best = best or None
+        self.settling = packed(self.settling, state["settling"])
+        if self.proof is not None:
+            self.proof.resume(state["proof"])
+        self.history = History(**state["history"])
+        self.started -= self.history.seconds[-1]
+        self.best_rmse, self.best_sweep = state["best"]
 
 
 def _strengths(counts: Tensor, penalty: float, exponent: float) -> Tensor:

@@ -182,6 +182,8 @@ class _Loop:
         assert isinstance(state, dict), "as `_state` returned it"
         iterates.resume(state["solver"])
         self.stopping.resume(state["stopping"])
+        if self.proof is not None:
+            self.proof.resume(state["proof"])
         self.history = History(**state["history"])
         self.start -= self.history.seconds[-1]
         self.stage = state["stage"]
@@ -199,6 +201,7 @@ class _Loop:
         return {
             "solver": iterates.state(),
             "stopping": self.stopping.state(),
+            "proof": None if self.proof is None else self.proof.state(),
             "history": self.history.columns(),
             "best": [
                 [own[0], scale, right],

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from lowrank_opt.checks import check_radius
+from lowrank_opt.completion.loop.checkpoint import State
 from lowrank_opt.completion.model.bias import AdditiveBias, weighted_mean
 from lowrank_opt.completion.model.checks import check_amounts, check_counts
 from lowrank_opt.completion.model.problem import CompletionProblem
@@ -74,7 +74,7 @@ class MaxNorm:
     MaxNorm(radius=1.5, tolerance=1e-05, max_iterations=200)
     """
 
-    traits: ClassVar[Traits] = Traits(sets=("rank",))
+    traits: ClassVar[Traits] = Traits(sets=("rank",), checkpoint=True)
     radius: float
     tolerance: float = 1e-5
     max_iterations: int = 200
@@ -90,7 +90,7 @@ class MaxNorm:
         rank, rate = problem.fixed_rank, problem.bias_rate
         solver = _MaxNorm(fitted, rank, self.radius, rate, run.generator)
         return iterate(
-            solver.iterates(),
+            solver,
             fitted,
             held_out,
             run,
@@ -126,13 +126,24 @@ class _MaxNorm:
         self.sides = list(start.split(exact.shape))
         self.multipliers = [x.new_zeros(x.shape) for x in self.biases]
 
-    def iterates(self) -> Iterator[Iterate]:
-        while True:
-            for side in (0, 1):
-                self._improve(side)
-            if self.biased:
-                self._improve_biases()
-            yield self._iterate()
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Iterate:
+        for side in (0, 1):
+            self._improve(side)
+        if self.biased:
+            self._improve_biases()
+        return self._iterate()
+
+    def state(self) -> State:
+        """Return what iterations change, for a `Checkpoint`."""
+        return [self.sides, self.multipliers, self.biases]
+
+    def resume(self, state: State) -> None:
+        """Go on from a state."""
+        assert isinstance(state, list), "as `state` returned it"
+        self.sides, self.multipliers, self.biases = state
 
     def _improve(self, side: int) -> None:
         """Minimise over the rows of one factor, each in the unit ball."""

@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from lowrank_opt.completion.loop.status import CompletionStatus
 from lowrank_opt.completion.model.bias import AdditiveBias
 from lowrank_opt.completion.model.checks import check_amounts, check_counts
 from lowrank_opt.completion.model.problem import CompletionProblem
@@ -111,7 +112,12 @@ class SGD:
         observations = problem.observations
         settings = self._settings(problem)
         if run.validation is None and self.max_iterations is None:
-            epochs = _best_epoch(observations, settings, run)
+            epochs = _EPOCHS_OF_FEW
+            if len(observations) >= _FEW_ENTRIES:
+                trial = _trial(observations, settings, run)
+                if trial.status is CompletionStatus.INTERRUPTED:
+                    return trial
+                epochs = max(1, int(np.nanargmin(trial.history.validation_rmse)))
             return _fit(observations, None, settings, epochs, run)
         fitted, held_out = run.split(observations)
         epochs = _MOST_EPOCHS if self.max_iterations is None else self.max_iterations
@@ -134,16 +140,13 @@ def _defaults(observations: Observations) -> tuple[float, float]:
     return penalty, min(_RATE * max(sparsity, 1.0), _LARGEST_RATE)
 
 
-def _best_epoch(observations: Observations, settings: _Settings, run: Run) -> int:
-    """Return the epoch after which entries held out are predicted best."""
-    if len(observations) < _FEW_ENTRIES:
-        return _EPOCHS_OF_FEW
+def _trial(observations: Observations, settings: _Settings, run: Run) -> CompletionResult:
+    """Return a fit of all but some entries, stopped by these."""
     share = min(_SHARE, _MOST_HELD_OUT / len(observations))
     trial_run = replace(run, validation=share)
     # The same entries are held out in whatever order they came.
     kept, held_out = trial_run.split(observations.take(_places(observations).argsort()))
-    trial = _fit(kept, held_out, settings, _MOST_EPOCHS, trial_run)
-    return max(1, int(np.nanargmin(trial.history.validation_rmse)))
+    return _fit(kept, held_out, settings, _MOST_EPOCHS, trial_run)
 
 
 def _places(observations: Observations) -> torch.Tensor:

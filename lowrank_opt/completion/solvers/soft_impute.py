@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from lowrank_opt.checks import check_rank
 from lowrank_opt.completion.certificates.convex_problem import ConvexProblem, convex_problem_of
+from lowrank_opt.completion.loop.checkpoint import State, packed, unpacked
 from lowrank_opt.completion.model.bias import AdditiveBias, weighted_mean
 from lowrank_opt.completion.model.checks import check_amounts, check_counts
 from lowrank_opt.completion.model.problem import CompletionProblem
-from lowrank_opt.completion.model.randomness import normal
+from lowrank_opt.completion.model.randomness import go_on, normal, stream
 from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.completion.solvers.context import Run
 from lowrank_opt.completion.solvers.escape import ways_out
@@ -74,7 +74,7 @@ class SoftImpute:
     """
 
     traits: ClassVar[Traits] = Traits(
-        sets=("rank",), penalty="needed", start=True, certificate=True
+        sets=("rank",), penalty="needed", start=True, checkpoint=True, certificate=True
     )
     tolerance: float = 1e-5
     max_iterations: int = 1000
@@ -98,7 +98,7 @@ class SoftImpute:
         fitted, held_out = run.split(problem.observations)
         solver, convex = _SoftImpute(fitted, problem, run), convex_problem_of(problem, fitted)
         return iterate(
-            solver.iterates(),
+            solver,
             fitted,
             held_out,
             run,
@@ -144,13 +144,31 @@ class _SoftImpute:
         self.rank, self.generator = problem.fixed_rank, run.generator
         self.factors = self._start(run.start)
 
-    def iterates(self) -> Iterator[Iterate]:
-        while True:
-            yield self._thresholded()
+        self.begun = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Iterate:
+        """Return the start, then what each further iteration makes of it."""
+        if self.begun:
             self.factors = self._improve_right(self.factors, flipped=False)
             other = self._improve_right(self.factors.other_side(), flipped=True)
             self.factors = other.other_side()
             self._improve_biases()
+        self.begun = True
+        return self._thresholded()
+
+    def state(self) -> State:
+        """Return what iterations change, for a `Checkpoint`."""
+        return [unpacked(self.factors), self.biases, stream(self.generator)]
+
+    def resume(self, state: State) -> None:
+        """Go on from a state."""
+        assert isinstance(state, list), "as `state` returned it"
+        factors, self.biases, place = state
+        self.factors, self.begun = packed(self.factors, factors), True
+        go_on(self.generator, place)
 
     def leave(self, problem: ConvexProblem, settled: Iterate, enough: float) -> bool:
         """Go on from a point along the direction of the certificate, if there is a better one."""

@@ -1,5 +1,6 @@
 """Checkpoints: an iteration that was killed and goes on ends as one that never stopped."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -100,6 +101,45 @@ def test_posterior_killed_and_resumed_is_the_same(tmp_path: Path, dtype: torch.d
     resumed = sweeps(checkpoint=Checkpoint(tmp_path, every=2, resume=True), progress=seen.append)
     np.testing.assert_equal(numbers(resumed), numbers(expected))
     assert len(expected.history) - len(seen) == 2 * ((killed - 1) // 2)
+
+
+SWEEPING = {
+    "als": {"penalty": 0.5},
+    "als held out": {"penalty": 0.5, "validation": 0.1},
+    "als one by one": {"penalty": 0.5, "solver": lo.solvers.ALS(method="cg", gap=None)},
+    "soft_impute": {"penalty": 2.0},
+    "soft_impute held out": {"penalty": 2.0, "validation": 0.1},
+    "max_norm": {"solver": lo.solvers.MaxNorm(radius=2.0, max_iterations=30)},
+    "gibbs": {"solver": lo.solvers.Gibbs(burn_in=4, samples=5, thinning=2)},
+}
+
+
+def everything(result: object) -> dict[str, object]:
+    columns = result.history.columns()
+    del columns["seconds"]
+    if isinstance(result, CompletionResult):
+        return columns | numbers(result)
+    fields = (getattr(result, field.name) for field in dataclasses.fields(result))
+    return columns | {"tensors": [x.tolist() for x in fields if isinstance(x, torch.Tensor)]}
+
+
+@pytest.mark.parametrize("name", list(SWEEPING))
+def test_sweeps_killed_and_resumed_are_the_same(tmp_path: Path, name: str):
+    observed = OBSERVED.to(dtype=torch.float32)
+
+    def run(**options: object) -> object:
+        given = {"solver": name.split()[0]} | SWEEPING[name] | options
+        return complete(observed, 4, generator=seeded(3), **given)
+
+    expected = run()
+    for killed in (2, 7):
+        where = tmp_path / str(killed)
+        with pytest.raises(Killed):
+            run(checkpoint=Checkpoint(where, every=2), progress=killed_after(killed))
+        seen: list[Iteration] = []
+        resumed = run(checkpoint=Checkpoint(where, every=2, resume=True), progress=seen.append)
+        np.testing.assert_equal(everything(resumed), everything(expected))
+        assert len(expected.history) - len(seen) == 2 * ((killed - 1) // 2)
 
 
 def test_solver_without_a_state_refuses():

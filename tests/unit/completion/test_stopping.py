@@ -8,6 +8,8 @@ from torch import Tensor
 
 from lowrank_opt.completion import CompletionStatus, Iteration, complete
 from lowrank_opt.errors import ConvergenceError
+from lowrank_opt.sets import SchattenBall
+from lowrank_opt.solvers import SOLVERS, Gibbs, MaxNorm
 from tests.completion_cases import ball, factored, normal, observe, seeded
 
 
@@ -55,6 +57,28 @@ def test_interrupt_keeps_the_best_iterate():
     assert CompletionStatus.INTERRUPTED is fit.status
     residuals = fit.predict(observations.rows, observations.cols) - observations.values
     assert seen[4] == pytest.approx(float(residuals.square().sum() / 2))
+
+
+@pytest.mark.parametrize("name", list(SOLVERS))
+def test_interrupt_keeps_what_every_solver_has(name: str):
+    def interrupt(iteration: Iteration) -> None:
+        seen.append(iteration.objective)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+
+    seen: list[float] = []
+    model = {"lbfgs": ball((20, 15), 5, 10.0), "frank_wolfe": SchattenBall(1, 10.0, 15)}
+    model |= {"first_order": model["lbfgs"], "singular_value_projection": 2}
+    solver = {"max_norm": MaxNorm(radius=2.0, tolerance=0.0), "gibbs": Gibbs(burn_in=1, samples=9)}
+    fit = complete(
+        observe(normal(20, 15), 0.7),
+        model.get(name, 3),
+        solver=solver.get(name, name),
+        penalty=0.1 if SOLVERS[name].traits.penalty == "needed" else 0.0,
+        progress=interrupt,
+    )
+    assert (CompletionStatus.INTERRUPTED, 4) == (fit.status, len(seen))
+    assert fit.predict([0], [0]).isfinite().all()
 
 
 @pytest.mark.parametrize("solver", ["lbfgs", "first_order"])
