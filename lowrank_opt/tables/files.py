@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -23,7 +24,7 @@ from lowrank_opt.tables.whole import WholeFile
 
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _JSON_LINES = (".jsonl", ".ndjson")
-_SNIFFED = 8
+_SNIFFED = 64
 
 
 class TableFile(Protocol):
@@ -100,7 +101,7 @@ def open_table(
     with reading(name):
         data = opened(source)
         begin = data.peek(_SNIFFED)[:_SNIFFED].removeprefix(b"\xef\xbb\xbf")
-    if ending(path) in _JSON_LINES or begin.startswith((b'{"', b"{ ")):
+    if ending(path) in _JSON_LINES or re.match(rb'\{\s*"', begin):
         _refuse_of_text(path, {"separator": separator, "header": header})
         return JsonLines(
             name,

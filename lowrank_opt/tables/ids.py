@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lowrank_opt.errors import ObservationError, ShapeError
 from lowrank_opt.tables.arrays import as_array, mask_of, whole_numbers
+from lowrank_opt.tables.id_text import check_lasting
 
 Ids: TypeAlias = NDArray[np.generic]
 Positions: TypeAlias = NDArray[np.int64]
@@ -31,12 +32,13 @@ class Labels:
     Parameters
     ----------
     ids : array, shape (n,)
-        Each once; integers, dates of NumPy, or objects of any hashable kind.
+        Each once; integers, dates of NumPy, or objects: text, numbers, dates and times, UUIDs,
+        paths, addresses, intervals, tuples of them.
 
     Raises
     ------
     ObservationError
-        If an id is missing, repeated, or not hashable.
+        If an id is missing, repeated, or of another type.
 
     Examples
     --------
@@ -174,14 +176,14 @@ class Labels:
 def as_ids(ids: Sequence[object] | Ids | Tensor, name: str) -> Ids:
     """Return ids as a vector of int64, of dates of NumPy, or of objects.
 
-    Ids keep type and value: 7, "7" and "007" are three. Whole floats are integers, which is what
-    they were before a frame or an array with gaps had made them floats.
+    Ids keep type and value, in files too: 7, "7" and "007" are three. Whole floats are integers,
+    which is what they were before a frame or an array with gaps had made them floats.
 
     Raises
     ------
     ObservationError
-        If an id is missing, a number that is not whole, or one that its dtype has merged with
-        others.
+        If an id is missing, a number that is not whole, one that its dtype has merged with
+        others, or of a type that files do not give back.
     ShapeError
         If there is more than one axis.
     """
@@ -230,6 +232,8 @@ def _from_objects(items: list[Any], name: str) -> Ids:
     if float in kinds:
         items = [_whole(v, k, name) if type(v) is float else v for k, v in enumerate(items)]
         kinds = set(map(type, items))
+    if not kinds <= _KINDS.keys():
+        check_lasting(_distinct(items, name), name)
     if len(kinds) > 1:
         _refuse_equal(items, name)
     return _integers(items) if kinds == {int} else _object_array(items)

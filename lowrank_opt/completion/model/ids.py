@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowrank_opt.completion.model.id_text import id_from_json, id_to_json
 from lowrank_opt.errors import ObservationError, ShapeError
+from lowrank_opt.tables.id_text import check_lasting, id_from_json, id_to_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,7 +28,7 @@ def check_ids(ids: Ids, size: int, name: str) -> None:
     ShapeError
         If their number is another one.
     ObservationError
-        If one is missing, not hashable, or comes twice.
+        If one is missing, not hashable, comes twice, or would not come back from a file.
     """
     if len(ids) != size:
         raise ShapeError(f"{name} must name each of {size}; got {len(ids)} names")
@@ -41,6 +41,7 @@ def check_ids(ids: Ids, size: int, name: str) -> None:
     # A missing id is none: NaN is not even equal to itself.
     if any(x is None or x != x for x in distinct):
         raise ObservationError(f"{name} must not be missing; got a missing one: name each row")
+    check_lasting(distinct, name)
 
 
 class Lookup:

@@ -117,7 +117,8 @@ def labels_from_tensors(name: str, tensors: Tensors) -> Labels:
     if found is None:
         raise ValueError(f"no {name}")
     ids = list(found)
-    if ids and all(isinstance(x, np.datetime64 | np.timedelta64) for x in ids):
+    dtypes = {x.dtype if isinstance(x, np.datetime64 | np.timedelta64) else None for x in ids}
+    if len(dtypes) == 1 and None not in dtypes:
         return Labels(np.array(ids))
     return Labels(as_ids(ids, name))
 
