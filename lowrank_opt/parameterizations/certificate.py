@@ -1,12 +1,13 @@
 """What stored factors satisfy: rigorous bounds on their singular values, and safe export."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from lowrank_opt.errors import NotInSetError, TargetError
 from lowrank_opt.linalg import product_svd
@@ -77,14 +78,25 @@ def proved_values(op: LowRankOperator) -> Tensor:
     sum is over the terms and not over the product: terms that cancel leave their rounding behind.
     Values after as many as there are nonzero terms are exactly 0.
     """
+    return values_and_bounds(op)[1]
+
+
+def values_and_bounds(op: LowRankOperator) -> tuple[Tensor, Tensor]:
+    """Return the computed singular values, and the upper bounds of `proved_values`.
+
+    Parameters
+    ----------
+    op : LowRankOperator
+        Perhaps with leading axes, of which the results have the same.
+    """
     left, scale, right = op.to(dtype=torch.float64)
     sigma = product_svd(left, scale, right)[1]
     terms = _term_sizes(left, scale, right)
-    bounds = sigma + _margin(op) * terms.sum()
+    bounds = sigma + _margin(op) * terms.sum(dim=-1, keepdim=True)
     # One unit more where the sum itself was rounded, or underflowed.
     bounds = torch.nextafter(bounds, torch.full_like(bounds, math.inf))
-    bounds[int(terms.count_nonzero()) :] = 0.0
-    return bounds
+    places = torch.arange(bounds.shape[-1], device=bounds.device)
+    return sigma, bounds.where(places < terms.count_nonzero(dim=-1).unsqueeze(-1), 0.0)
 
 
 def _margin(op: LowRankOperator) -> float:
@@ -97,8 +109,8 @@ def _term_sizes(left: Tensor, scale: Tensor, right: Tensor) -> Tensor:
 
     Entries of 1e-310 and scales of 1e300 belong together: largest times smallest first.
     """
-    (m, _), (n, _) = left.shape, right.shape
-    peaks = torch.stack((left.abs().amax(0), scale.abs(), right.abs().amax(0)))
+    m, n = left.shape[-2], right.shape[-2]
+    peaks = torch.stack((left.abs().amax(-2), scale.abs(), right.abs().amax(-2)))
     low, middle, high = peaks.sort(dim=0).values.unbind()
     sizes = math.sqrt(m) * math.sqrt(n) * ((low * high) * middle)
     exact = sizes.new_tensor(torch.finfo(sizes.dtype).tiny)
@@ -128,21 +140,121 @@ def certify(op: LowRankOperator, feasible_set: FeasibleSet, *, exact: bool = Fal
     if exact:
         return _proved(op, feasible_set)
     view, unit = feasible_set.as_spectral(op), feasible_set.unit(op)
-    values = proved_values(op if view is None else view[0])
     tolerance = relative_tolerance(op.dtype, feasible_set.rank) * unit
     if view is None:
         margin = relative_tolerance(torch.float64, feasible_set.rank) * unit
-        excess, tolerance = feasible_set.excess(op) + margin, tolerance + margin
+        values = tuple(proved_values(op).tolist())
+        excess = feasible_set.excess(op) + margin
+        return Certificate(feasible_set, op.rank, values, excess, tolerance + margin)
+    bounds = proved_values(view[0])
+    excess = _value_excess(bounds, view[1])
+    tolerance += max(0.0, excess) - view[1].excess(view[0])
+    return Certificate(feasible_set, op.rank, tuple(bounds.tolist()), excess, tolerance)
+
+
+def certify_each(
+    op: LowRankOperator, sets: Sequence[FeasibleSet]
+) -> tuple[Tensor, list[Certificate]]:
+    """Return the singular values of a stack of operators, and the certificate of each.
+
+    One stacked factorization instead of three for each operator, where a set is of singular
+    values; others are certified one by one.
+
+    Parameters
+    ----------
+    op : LowRankOperator
+        With one leading axis of as many operators as there are sets.
+    sets : sequence of FeasibleSet
+
+    Returns
+    -------
+    values : Tensor, shape (operators, min(m, n, r))
+        Computed, in float64.
+    certificates : list of Certificate
+
+    Examples
+    --------
+    >>> from lowrank_opt import BatchedParameterization, NBLoRA
+    >>> members = [NBLoRA((6, 4), 2, radius=0.5) for _ in range(3)]
+    >>> op = BatchedParameterization(members).factors().detach()
+    >>> values, certificates = certify_each(op, [x.feasible_set for x in members])
+    >>> values.shape, [certificate.holds for certificate in certificates]
+    (torch.Size([3, 2]), [True, True, True])
+    """
+    computed, bounds = values_and_bounds(op)
+    found: list[Certificate] = []
+    for rows in _runs(sets):
+        spectral = _of_values(sets[rows[0]])
+        if spectral is None:
+            found += [certify(_row(op, i), sets[i]) for i in rows]
+        else:
+            found += _certificates(op, spectral, computed[rows], bounds[rows], rows)
+    return computed, found
+
+
+def _runs(sets: Sequence[FeasibleSet]) -> list[list[int]]:
+    """Return the positions of sets, equal neighbours together."""
+    runs: list[list[int]] = []
+    for i, feasible_set in enumerate(sets):
+        if runs and _are_equal(sets[runs[-1][0]], feasible_set):
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    return runs
+
+
+def _are_equal(one: FeasibleSet, other: FeasibleSet) -> bool:
+    try:
+        return one is other or bool(one == other)
+    except (RuntimeError, TypeError, ValueError):
+        # A field that is an array is compared number by number.
+        return False
+
+
+def _of_values(feasible_set: FeasibleSet) -> SpectralSet | None:
+    """Return a set that asks nothing but what `SpectralSet` asks of singular values."""
+    if not isinstance(feasible_set, SpectralSet):
+        return None
+    kind = type(feasible_set)
+    plain = kind.as_spectral is SpectralSet.as_spectral and kind.excess is SpectralSet.excess
+    return feasible_set if plain else None
+
+
+def _row(op: LowRankOperator, i: int) -> LowRankOperator:
+    return LowRankOperator(*(x[i] for x in op))
+
+
+def _certificates(
+    op: LowRankOperator, spectral: SpectralSet, computed: Tensor, bounds: Tensor, rows: list[int]
+) -> list[Certificate]:
+    """Return certificates of some operators of a stack in one set, from their values."""
+    if spectral.size is not None:
+        units = [spectral.size] * len(rows)
+    elif type(spectral).unit is SpectralSet.unit:
+        units = computed.amax(dim=-1).tolist()
     else:
-        excess = _value_excess(values, view[1])
-        tolerance += max(0.0, excess) - view[1].excess(view[0])
-    return Certificate(
-        feasible_set=feasible_set,
-        rank=op.rank,
-        singular_values=tuple(values.tolist()),
-        excess=excess,
-        tolerance=tolerance,
+        units = [spectral.unit(_row(op, i)) for i in rows]
+    relative = relative_tolerance(op.dtype, spectral.rank)
+    excesses, known = (
+        _each(lambda x: _excess(x, spectral), values).tolist() for values in (bounds, computed)
     )
+    return [
+        Certificate(
+            spectral, op.rank, tuple(values), excess,
+            relative * unit + max(0.0, excess) - max(0.0, inside),
+        )
+        for values, excess, inside, unit in zip(
+            bounds.tolist(), excesses, known, units, strict=True
+        )
+    ]  # fmt: skip
+
+
+def _each(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """Return a function of every row, of all at once where it has no branches on numbers."""
+    try:
+        return vmap(function)(rows)
+    except RuntimeError:
+        return torch.stack([function(row) for row in rows])
 
 
 def _check_scale(size: float, dtype: torch.dtype) -> None:
@@ -164,8 +276,13 @@ def _proved(op: LowRankOperator, feasible_set: FeasibleSet) -> Certificate:
 
 def _value_excess(values: Tensor, spectral: SpectralSet) -> float:
     """Return the excess of bounds on the values; a value after the set's rank counts in full."""
-    excess = float(spectral.singular_value_excess(values[: spectral.rank]))
-    return max(excess, float(values[spectral.rank])) if len(values) > spectral.rank else excess
+    return float(_excess(values, spectral))
+
+
+def _excess(values: Tensor, spectral: SpectralSet) -> Tensor:
+    excess = spectral.singular_value_excess(values[: spectral.rank])
+    over = len(values) > spectral.rank
+    return torch.maximum(excess, values[spectral.rank]) if over else excess
 
 
 def export(op: LowRankOperator, feasible_set: FeasibleSet, dtype: torch.dtype) -> LowRankOperator:

@@ -22,7 +22,7 @@ from lowrank_opt.nn.adapters.checkpointing import present_state
 from lowrank_opt.nn.adapters.reading import check_reader
 from lowrank_opt.nn.adapters.record import Record, State, Weights
 from lowrank_opt.nn.adapters.routing import dropped, routed
-from lowrank_opt.nn.adapters.store import STORE, Store
+from lowrank_opt.nn.adapters.store import STORE, Store, modules_of
 from lowrank_opt.nn.basis.kinds import ORIGINAL, LayerKind, kind_of, original_type
 from lowrank_opt.operator import LowRankOperator
 
@@ -256,7 +256,7 @@ def detach(module: nn.Module) -> None:
 
 def adapted_modules(model: nn.Module) -> Iterator[tuple[nn.Module, Store]]:
     """Yield every adapted module of a model once, with its store."""
-    for module in model.modules():
+    for module in modules_of(model):
         found = store_of(module)
         if found is not None:
             yield module, found

@@ -14,6 +14,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lowrank_opt.nn.adapters.store import STORE
+
 # The attribute of modules of an adapted model that holds the prints of their parameters.
 PRINTS = "_lowrank_base_prints"
 
@@ -45,8 +47,9 @@ def note_base(model: nn.Module) -> None:
         noted = PRINTS in module.__dict__
         if not noted and not late:
             module.__dict__[PRINTS] = _prints(module, seen)
-        for part in module.children():
-            visit(part, late=noted or late)
+        for key, part in module._modules.items():  # pyright: ignore[reportPrivateUsage]
+            if part is not None and key != STORE:
+                visit(part, late=noted or late)
 
     visit(model, late=False)
     if _note_again not in model._load_state_dict_post_hooks.values():  # pyright: ignore[reportPrivateUsage]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -237,6 +237,22 @@ class Store(nn.Module):
 
     def __getstate__(self) -> dict[str, object]:
         return {key: value for key, value in self.__dict__.items() if key != "view"}
+
+
+def modules_of(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield every module of a model once, in order, without what adapters have in it."""
+    seen: set[int] = set()
+
+    def visit(module: nn.Module) -> Iterator[nn.Module]:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        yield module
+        for key, part in module._modules.items():  # pyright: ignore[reportPrivateUsage]
+            if part is not None and key != STORE:
+                yield from visit(part)
+
+    return visit(model)
 
 
 def sum_key(name: str) -> str:

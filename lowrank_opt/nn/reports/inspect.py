@@ -17,7 +17,7 @@ from lowrank_opt.nn.folders.stored import Stored, StoredWeight, damaged, read
 from lowrank_opt.nn.interop import peft_folder
 from lowrank_opt.nn.interop.peft_adapter import PeftSite, read_adapter
 from lowrank_opt.nn.interop.peft_turned import TurnedSite, read_rotations, rotates
-from lowrank_opt.nn.reports.report import SiteReport, report_member
+from lowrank_opt.nn.reports.report import Site, SiteReport, report_sites
 from lowrank_opt.parameterizations import Orthogonal
 from lowrank_opt.parameterizations.config import JsonObject
 
@@ -68,25 +68,19 @@ def inspect_adapter(path: str | PathLike[str]) -> list[SiteReport]:
     made = build(stored, None, folder)
     for weight in stored.weights.values():
         magnitude_of(stored, weight)
-    reports: list[SiteReport] = []
+    reports: list[Site | SiteReport] = []
     for name, weight in stored.weights.items():
         if weight.tied_to != name:
             continue
         for i, norm in enumerate(weight.norms):
             site = f"{name}/{i}" if len(weight.norms) > 1 else name
-            known = name in made
             reports.append(
-                report_member(
-                    site,
-                    stored.name,
-                    made[name][i],
-                    math.nan,
-                    rescaled=weight.magnitude is not None,
-                )
-                if known
+                Site(site, stored.name, made[name][i], math.nan, weight.magnitude is not None)
+                if name in made
                 else _turned(folder, site, stored, weight, i, norm)
             )
-    return reports
+    known = iter(report_sites([x for x in reports if isinstance(x, Site)]))
+    return [next(known) if isinstance(x, Site) else x for x in reports]
 
 
 def _turned(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from lowrank_opt.nn.adapters.weights import (
     adapted_weights,
 )
 from lowrank_opt.parameterizations import Parameterization
+from lowrank_opt.parameterizations.batched import stacks
+from lowrank_opt.parameterizations.certificate import Certificate, certify_each
+from lowrank_opt.sets import FeasibleSet
 
 
 @dataclass(frozen=True)
@@ -90,18 +94,19 @@ def adapter_report(model: nn.Module, *names: str) -> list[SiteReport]:
     """
     record_of(model)
     check_known(model, names)
-    return [
-        report_member(
-            name, found.adapter, member, _norm(matrix), rescaled=found.magnitude is not None
-        )
-        for found in adapted_weights(model, names or None)
-        for name, member, matrix in zip(
-            found.matrix_names,
-            found.totals_before_rescaling(),
-            found.base_matrices(),
-            strict=True,
-        )
-    ]
+    norms: dict[int, list[float]] = {}
+    sites: list[Site] = []
+    for found in adapted_weights(model, names or None):
+        weight = found.slot.parameter
+        if id(weight) not in norms:
+            norms[id(weight)] = [_norm(matrix) for matrix in found.base_matrices()]
+        sites += [
+            Site(name, found.adapter, member, norm, rescaled=found.magnitude is not None)
+            for name, member, norm in zip(
+                found.matrix_names, found.totals_before_rescaling(), norms[id(weight)], strict=True
+            )
+        ]
+    return report_sites(sites)
 
 
 def summary(model: nn.Module) -> str:
@@ -178,33 +183,63 @@ def monitor(
 def _norm(matrix: Tensor) -> float:
     if matrix.is_meta:
         return math.nan
-    return float(torch.linalg.vector_norm(matrix.double()))
+    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
 
 
-def report_member(
-    name: str,
-    adapter: str,
-    member: Parameterization,
-    base_norm: float,
-    *,
-    rescaled: bool = False,
+class Site(NamedTuple):
+    """One matrix of one adapter, and the Frobenius norm of its base weight."""
+
+    name: str
+    adapter: str
+    member: Parameterization
+    base_norm: float
+    rescaled: bool = False
+
+
+@torch.no_grad()
+def report_sites(sites: Sequence[Site]) -> list[SiteReport]:
+    """Return the reports of some matrices; updates that are alike are evaluated together."""
+    found: dict[int, SiteReport] = {}
+    for i in (k for k, site in enumerate(sites) if _certifies_itself(site.member)):
+        op, certificate = sites[i].member.factors().detach(), sites[i].member.certify()
+        norms, declared = _norms(op.singular_values().unsqueeze(0))[0], sites[i].member.feasible_set
+        found[i] = _report(sites[i], norms, declared, certificate)
+    rest = [i for i in range(len(sites)) if i not in found]
+    for positions, op in stacks([sites[i].member for i in rest]):
+        chosen = [rest[k] for k in positions]
+        sets = [sites[i].member.feasible_set for i in chosen]
+        values, certificates = certify_each(op.detach(), sets)
+        norms = _norms(values.to(op.dtype))
+        for i, own, declared, certificate in zip(chosen, norms, sets, certificates, strict=True):
+            found[i] = _report(sites[i], own, declared, certificate)
+    return [found[i] for i in range(len(sites))]
+
+
+def _certifies_itself(member: Parameterization) -> bool:
+    return type(member).certify is not Parameterization.certify
+
+
+def _norms(values: Tensor) -> list[list[float]]:
+    """Return spectral, Frobenius and nuclear norms for each row of singular values."""
+    return torch.stack([lp_norm(values, p) for p in (math.inf, 2, 1)], dim=-1).tolist()
+
+
+def _report(
+    site: Site, norms: Sequence[float], declared: FeasibleSet, certificate: Certificate
 ) -> SiteReport:
-    """Return the report of one matrix whose base weight has the given Frobenius norm."""
-    op, certificate = member.factors().detach(), member.certify()
-    values = op.singular_values()
-    spectral, frobenius, nuclear = (float(lp_norm(values, p)) for p in (math.inf, 2, 1))
+    (spectral, frobenius, nuclear), member, base = norms, site.member, site.base_norm
     return SiteReport(
-        name=name,
-        adapter=adapter,
+        name=site.name,
+        adapter=site.adapter,
         kind=type(member).__name__,
         shape=member.shape,
-        rank=member.feasible_set.rank,
-        bound="none: magnitudes" if rescaled else member.feasible_set.bound,
+        rank=declared.rank,
+        bound="none: magnitudes" if site.rescaled else declared.bound,
         spectral=spectral,
         frobenius=frobenius,
         nuclear=nuclear,
         stable_rank=(frobenius / spectral) ** 2 if spectral else 0.0,
-        drift=frobenius / base_norm if base_norm else math.inf if frobenius else 0.0,
+        drift=frobenius / base if base else math.inf if frobenius else 0.0,
         holds=certificate.holds,
         excess=certificate.excess,
         trainable=sum(p.numel() for p in member.parameters() if p.requires_grad),

@@ -113,11 +113,12 @@ def follow(model: nn.Module) -> None:
         for name, part in store.parts().items():
             found.setdefault(name, []).append((part, name in active))
     for parts in found.values():
-        if any(p.requires_grad for part, _ in parts for p in part.parameters()):
-            for part, _ in parts:
-                part.note_fixed()
+        trained = any(p.requires_grad for part, _ in parts for p in part.parameters())
+        for part, _ in parts if trained else ():
+            part.note_fixed()
         for part, active in parts:
-            part.train_only_if(active)
+            if trained or active:
+                part.train_only_if(active)
 
 
 def check_new_name(model: nn.Module, name: str) -> None:

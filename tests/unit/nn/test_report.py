@@ -3,10 +3,12 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lowrank_opt as lo
 from lowrank_opt.errors import OptionError
 from lowrank_opt.nn import adapt, adapter_report, merge, monitor, summary
+from lowrank_opt.parameterizations.certificate import Certificate, certify
 from tests.adapted import base_weight, member
 
 
@@ -45,6 +47,43 @@ def test_summary_lists_every_adapted_weight(model: nn.Module) -> None:
     assert ["0.weight", "default", "NBLoRA"] == lines[1].split()[:3]
     assert "none" in lines[2]
     assert lines[3].startswith("trainable: ")
+
+
+def test_adapters_of_one_kind_are_factorized_together(model: nn.Module) -> None:
+    many = nn.Sequential(*(nn.Linear(6, 5) for _ in range(4)))
+    for name in ("a", "b", "c"):
+        adapt(many, lambda s: lo.NBLoRA(s, 2, radius=0.5), targets=".*", name=name)
+    for parameter in many.parameters():
+        nn.init.normal_(parameter)
+    calls: list[str] = []
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            calls.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Counting():
+        sites = adapter_report(many)
+    assert (12, 1) == (len(sites), sum("linalg_svd" in call for call in calls))
+    alone = [site for name in ("a", "b", "c") for site in adapter_report(many, name)]
+    assert {(x.name, x.adapter, x.holds) for x in alone} == {
+        (x.name, x.adapter, x.holds) for x in sites
+    }
+
+
+class Doubtful(lo.Factored):
+    """Has a certificate of its own."""
+
+    def certify(self, *, exact: bool = False) -> Certificate:
+        return certify(self().detach(), lo.SchattenBall(2, 1e-9, 1))
+
+
+def test_a_certificate_of_its_own_is_asked_of_a_map() -> None:
+    model = adapt(nn.Linear(4, 3), lambda s: Doubtful(s, 1), targets=".*")
+    nn.init.normal_(member(model).left)
+    site = adapter_report(model)[0]
+    assert (False, "Doubtful") == (site.holds, site.kind)
+    assert "none" == site.bound
 
 
 def test_monitor_logs_every_so_often(model: nn.Module) -> None:
