@@ -158,7 +158,7 @@ def ndcg_at_k(ranked: Values, held_out: Observations, k: int) -> float:
     >>> ndcg_at_k([[1, 3, 0]], held_out, k=2), round(ndcg_at_k([[3, 1, 0]], held_out, k=2), 4)
     (1.0, 0.7967)
     """
-    gains = held_out.values.double().numpy()
+    gains = held_out.values.double().cpu().numpy()
     if (gains < 0).any():
         raise ObservationError(
             f"gains must be nonnegative; got {float(gains.min())!r}: subtract the smallest value"
@@ -237,15 +237,15 @@ def map_at_k(
 
 def _hits(ranked: Values, held_out: Observations, k: int, relevant: float) -> tuple[Floats, Floats]:
     """Return ones at relevant places, shape (m, k), and the number of relevant entries."""
-    ones = (held_out.values.double().numpy() >= relevant).astype(np.float64)
-    counts = np.bincount(held_out.rows.numpy(), weights=ones, minlength=held_out.shape[0])
+    ones = (held_out.values.double().cpu().numpy() >= relevant).astype(np.float64)
+    counts = np.bincount(held_out.rows.cpu().numpy(), weights=ones, minlength=held_out.shape[0])
     return _gains(ranked, held_out, ones, k), counts.astype(np.float64)
 
 
 def _gains(ranked: Values, held_out: Observations, gains: Floats, k: int) -> Floats:
     """Return the gain at each of the first k places, shape (m, k)."""
     lists, n = _lists(ranked, held_out, k), held_out.shape[1]
-    keys = held_out.rows.numpy() * n + held_out.cols.numpy()
+    keys = held_out.rows.cpu().numpy() * n + held_out.cols.cpu().numpy()
     order = np.argsort(keys)
     asked = np.arange(len(lists))[:, None] * n + lists
     place = np.minimum(np.searchsorted(keys[order], asked), len(keys) - 1)
@@ -273,7 +273,7 @@ def _lists(ranked: Values, held_out: Observations, k: int) -> npt.NDArray[np.int
 
 def _top(held_out: Observations, gains: Floats, k: int) -> Floats:
     """Return the k largest gains of each row, decreasing and filled up with zeros."""
-    rows = held_out.rows.numpy()
+    rows = held_out.rows.cpu().numpy()
     order = np.lexsort((-gains, rows))
     first = np.searchsorted(rows[order], rows[order])
     place = np.arange(len(rows)) - first

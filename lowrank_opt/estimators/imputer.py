@@ -165,7 +165,8 @@ class LowRankImputer(
         kept = np.nan_to_num(statistics) if self.keep_empty_features else statistics
         self.statistics_: Matrix = kept
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self._fit_scaled(self.scales_.scaled(data), seed, watch)
+        where = X.device if isinstance(X, torch.Tensor) else torch.device("cpu")
+        self._fit_scaled(torch.from_numpy(self.scales_.scaled(data)).to(where), seed, watch)
         return self
 
     def transform(self, X: ArrayLike) -> Matrix:
@@ -233,10 +234,10 @@ class LowRankImputer(
         whole[:, kept] = filled
         return whole
 
-    def _fit_scaled(self, scaled: Matrix, seed: int, watch: Watch | None) -> None:
+    def _fit_scaled(self, scaled: torch.Tensor, seed: int, watch: Watch | None) -> None:
         self.path_, self.result_ = RegularizationPath(()), None
         self.rank_, self.penalty_ = min(self.rank or 1, *scaled.shape), self.penalty or 1.0
-        if not np.nanmax(np.abs(scaled), initial=0.0) > 0:
+        if not bool(scaled.abs().nan_to_num().any()):
             return
         given = {"bias_penalty": 1.0}
         ample = min(self.rank or _LARGEST_RANK, *scaled.shape)
@@ -247,7 +248,7 @@ class LowRankImputer(
             exponent=EXPONENT, tolerance=self.tolerance, max_iterations=self.max_iterations
         )
         search = Search(solver, None, weighted=True, seed=seed, watch=watch, ample=ample)
-        observations = Observations.from_dense(torch.from_numpy(scaled))
+        observations = Observations.from_dense(scaled)
         choice = choose_and_fit(
             observations, search, given, bias=None, validation=self.validation, seed=seed
         )
@@ -262,8 +263,9 @@ class LowRankImputer(
         i, j = missing.nonzero()
         if self.result_ is None or missing.all():
             return self.scales_.unscaled(np.zeros(len(j)), j)
-        observations = Observations.from_dense(torch.from_numpy(self.scales_.scaled(data)))
+        scaled = torch.from_numpy(self.scales_.scaled(data)).to(self.result_.operator.device)
+        observations = Observations.from_dense(scaled)
         rank, penalty = self.result_.operator.rank, self.penalty_
         prior = FactorPrior.ridge(rank, penalty=penalty, bias_penalty=None, exponent=EXPONENT)
         rows = fold_in_rows(self.result_, observations, prior)
-        return self.scales_.unscaled(rows.predict(i, j).double().numpy(), j)
+        return self.scales_.unscaled(rows.predict(i, j).double().cpu().numpy(), j)

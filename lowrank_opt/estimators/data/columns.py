@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lowrank_opt.errors import OptionError
 from lowrank_opt.tables.arrays import as_array, mask_of
@@ -76,7 +77,7 @@ def is_nan(value: object) -> bool:
 
 def without_masks(data: object) -> object:
     """Return data in which what is masked, None or pandas.NA is NaN; the same if there is none."""
-    if isinstance(data, np.ma.MaskedArray) or type(data).__module__.startswith("torch"):
+    if isinstance(data, np.ma.MaskedArray | Tensor):
         array = as_array(data)
         mask = mask_of(array)
         plain = np.asarray(array)

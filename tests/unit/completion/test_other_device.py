@@ -18,11 +18,12 @@ from lowrank_opt.completion.after.fold_in import FactorPrior, fold_in_cols, fold
 from lowrank_opt.completion.after.left_out import left_out_residuals
 from lowrank_opt.completion.after.path import Setting, Walk, follow_path
 from lowrank_opt.completion.loop.checkpoint import Checkpoint
-from lowrank_opt.estimators import MatrixCompletion, Recommender
+from lowrank_opt.estimators import LowRankImputer, MatrixCompletion, Recommender
 from lowrank_opt.estimators.ranking import Candidates, best_columns, most_similar
 from lowrank_opt.kernels import use_backend
 from lowrank_opt.kernels.backend import backend_of
 from lowrank_opt.kernels.row_solves import RowProblems
+from lowrank_opt.metrics import map_at_k, ndcg_at_k, recall_at_k, rmse
 from lowrank_opt.observations import Observations
 from lowrank_opt.solvers import SOLVERS, Gibbs, MaxNorm, solver_of
 from tests.completion_cases import normal, observe, seeded
@@ -239,10 +240,28 @@ def recommended(device: torch.device) -> list[np.ndarray]:
     return [*found, model.recommend([30, 31], k=4).scores, model.predict([(30, 3), (3, 40)])]
 
 
-@pytest.mark.parametrize("ask", ["als", "gradient", "bayesian", "lists"])
+def imputed(device: torch.device) -> list[np.ndarray]:
+    X = (normal(20, 2) @ normal(2, 15, seed=1)).to(device)
+    X[::3, ::2] = torch.nan
+    model = LowRankImputer(rank=2, random_state=0, max_iterations=5).fit(X)
+    assert device == model.result_.operator.device
+    return [model.transform(X), model.statistics_]
+
+
+def measured(device: torch.device) -> list[np.ndarray]:
+    obs = observed().to(device=device)
+    held_out, lists = obs.with_values(obs.values.abs()), torch.arange(9).expand(20, 9).to(device)
+    found = [measure(lists, held_out, 4) for measure in (ndcg_at_k, recall_at_k, map_at_k)]
+    return [np.array([*found, rmse(obs.values, held_out.values)])]
+
+
+ASKED = {"lists": recommended, "imputer": imputed, "metrics": measured}
+
+
+@pytest.mark.parametrize("ask", ["als", "gradient", "bayesian", *ASKED])
 def test_estimators_compute_there(ask: str):
     def answers(device: torch.device) -> list[np.ndarray]:
-        return recommended(device) if ask == "lists" else estimated(ask, device)
+        return ASKED[ask](device) if ask in ASKED else estimated(ask, device)
 
     with use_backend("torch"):
         here = answers(torch.device("cpu"))
