@@ -14,7 +14,7 @@ import json
 import os
 import re
 import stat
-import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,18 +27,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lowrank_opt.errors import DataError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-_LOCKS: dict[str, threading.RLock] = {}
-_LOCKS_LOCK = threading.Lock()
-_HELD: set[str] = set()
+from lowrank_opt.locks import locked
 
 # Pipes are opened at once, not when somebody writes to them; on Windows, files not as text.
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+# Seconds.
+_ABANDONED = 86_400.0
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -71,51 +66,6 @@ class Layout:
     description: str
 
 
-@contextmanager
-def locked(folder: Path, *, wait: bool = True) -> Generator[None]:
-    """Hold a folder against other processes, and other threads, that write to it.
-
-    The folder itself is locked, so that nothing is left in it. Calls may be nested. Where the
-    system has no such locks, nothing is held.
-
-    Parameters
-    ----------
-    folder : Path
-        Exists.
-    wait : bool
-        Wait until it is free, or raise.
-
-    Raises
-    ------
-    DataError
-        If another process holds it, unless asked to wait.
-    """
-    key = os.path.realpath(folder)
-    with _LOCKS_LOCK:
-        held = _LOCKS.setdefault(key, threading.RLock())
-    with held:
-        if fcntl is None or key in _HELD:
-            yield
-            return
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError as error:
-                raise DataError(
-                    f"one process at a time writes to a folder; another one holds {str(folder)!r}: "
-                    "wait for it, or choose another folder"
-                ) from error
-            except OSError:
-                # A file system without locks: nothing can be held.
-                pass
-            _HELD.add(key)
-            yield
-        finally:
-            _HELD.discard(key)
-            os.close(handle)
-
-
 def write(
     layout: Layout,
     path: str | PathLike[str],
@@ -140,7 +90,8 @@ def write_with(
     folder = check_target(layout, path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder):
+        with locked(folder) as alone:
+            _remove_leftovers(layout, folder, alone=alone)
             _write(layout, folder, description, save)
     except DataError:
         raise
@@ -149,7 +100,6 @@ def write_with(
 
 
 def _write(layout: Layout, folder: Path, description: JsonObject, save: Saver) -> None:
-    _remove_leftovers(layout, folder)
     part = _part(folder / layout.tensors)
     with _removed_at_the_end(part):
         part.touch()
@@ -209,6 +159,8 @@ def exists(layout: Layout, path: str | PathLike[str]) -> bool:
 def read(layout: Layout, path: str | PathLike[str]) -> tuple[JsonObject, dict[str, Tensor]]:
     """Return description and tensors of a folder, onto the CPU.
 
+    Files that a writer left unfinished, killed, are removed, where that is allowed.
+
     Raises
     ------
     DataError
@@ -225,6 +177,7 @@ def read(layout: Layout, path: str | PathLike[str]) -> tuple[JsonObject, dict[st
             # Unless another process has written the folder anew since, it is damaged.
             if description.get("sha256") == last.get("sha256"):
                 raise
+    _tidy(layout, folder)
     try:
         return description, safetensors.torch.load(data)
     except SafetensorError as error:
@@ -334,17 +287,34 @@ def _decoded(data: bytes) -> JsonObject:
         raise ValueError(str(error)) from error
 
 
-def _remove_leftovers(layout: Layout, folder: Path) -> None:
+def _remove_leftovers(layout: Layout, folder: Path, *, alone: bool) -> None:
     """Finish the last write, if it was cut off after its decisive moment; clean up after it."""
     if exists(layout, folder):
         digest = _decoded(bytes_of(folder / layout.description)).get("sha256")
         pending = _pending(layout, folder, str(digest))
         if pending.is_file() and not pending.is_symlink():
             pending.replace(folder / layout.tensors)
-    for name in (layout.tensors, layout.description):
-        for leftover in folder.glob(f".{name}.*"):
-            if not leftover.is_dir():
-                leftover.unlink(missing_ok=True)
+    for leftover in _leftovers(layout, folder):
+        # Without locks another process may be writing just now, and is done within a day.
+        if alone or time.time() - leftover.stat().st_mtime > _ABANDONED:
+            leftover.unlink(missing_ok=True)
+
+
+def _leftovers(layout: Layout, folder: Path) -> list[Path]:
+    """Return the files that writers have begun and not finished, or not yet."""
+    names = (layout.tensors, layout.description)
+    return [x for name in names for x in folder.glob(f".{name}.*") if not x.is_dir()]
+
+
+def _tidy(layout: Layout, folder: Path) -> None:
+    """Remove what writers left that were killed; not if one is at work, or nothing may be changed.
+
+    Who holds the lock of a folder knows that nobody writes to it.
+    """
+    with suppress(OSError, ValueError, RecursionError):
+        if _leftovers(layout, folder):
+            with locked(folder, wait=False) as alone:
+                _remove_leftovers(layout, folder, alone=alone)
 
 
 def _pending(layout: Layout, folder: Path, digest: str) -> Path:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("lowrank_opt", "problems", "experiments")
 MAX_LINES = 400
 
-BASEMENT = {"errors", "checks", "extras", "files", "sparse"}
+BASEMENT = {"errors", "checks", "extras", "files", "locks", "sparse"}
 FOUNDATION = BASEMENT | {
     "linalg",
     "operator",
@@ -36,7 +36,8 @@ CONSUMERS = {"estimators", "training", "merging", "distributed", "plots"}
 # table is a violation: a new one is placed here first.
 ALLOWED: dict[str, set[str]] = {
     **{key: set() for key in ("errors", "check_certificate", "sparse")},
-    **{key: {"errors"} for key in ("checks", "extras", "files", "linalg")},
+    **{key: {"errors"} for key in ("checks", "extras", "linalg", "locks")},
+    "files": {"errors", "locks"},
     "tables": {"errors", "extras", "sparse"},
     "observations": {"errors", "checks", "tables"},
     "metrics": {"errors", "observations"},

@@ -229,7 +229,7 @@ def test_a_model_has_one_writer(folder: Path, tmp_path: Path, capsys: object):
     held = tmp_path / "m"
     held.mkdir()
     script = (
-        "import sys; from pathlib import Path; from lowrank_opt.files import locked\n"
+        "import sys; from pathlib import Path; from lowrank_opt.locks import locked\n"
         f"with locked(Path({str(held)!r})):\n"
         "    print('held', flush=True); sys.stdin.read()"
     )

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 import torch
 
 import lowrank_opt as lo
+from lowrank_opt import locks
 from lowrank_opt.completion import (
     AdditiveBias,
     BayesianResult,
@@ -212,6 +214,44 @@ def test_killed_while_it_writes(tmp_path: Path):
     everything = torch.cat([x.reshape(-1) for x in (*result.operator, result.bias.rows)])
     assert {result.bias.mean} == set(everything.tolist())
     assert result.bias.mean >= written[-1]
+
+
+@pytest.mark.parametrize("reading", [False, True])
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reading: bool
+):
+    make(seed=1).save(tmp_path)
+    left = [tmp_path / f".result.{end}.1.part" for end in ("json", "safetensors")]
+    mine = [tmp_path / name for name in (".notes.part", "result.json.1.part")]
+    for path in (*left, *mine):
+        path.write_text("")
+
+    def use() -> None:
+        _ = CompletionResult.load(tmp_path) if reading else make(seed=2).save(tmp_path)
+
+    # Where nothing can be held against others, one of these may be at work.
+    with monkeypatch.context() as patch:
+        patch.setattr(locks, "fcntl", None)
+        os.utime(left[0], (0, 0))
+        use()
+    assert [False, True] == [x.exists() for x in left]
+    use()
+    assert {*mine, tmp_path / "result.json", tmp_path / "result.safetensors"} == {
+        *tmp_path.iterdir()
+    }
+
+
+def test_a_reader_leaves_a_writer_at_work_alone(tmp_path: Path):
+    make(seed=1).save(tmp_path)
+    part = tmp_path / ".result.safetensors.1.part"
+    part.write_text("")
+    with ThreadPoolExecutor(1) as other, locks.locked(tmp_path):
+        assert_same(make(seed=1), other.submit(CompletionResult.load, tmp_path).result())
+        with pytest.raises(DataError, match="another one holds"):
+            other.submit(locks.locked(tmp_path, wait=False).__enter__).result()
+    assert part.exists()
+    assert_same(make(seed=1), CompletionResult.load(tmp_path))
+    assert not part.exists()
 
 
 def test_failed_save_leaves_the_old_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -97,7 +97,7 @@ def _run(options: Namespace) -> int:
 @contextmanager
 def _held(folder: Path) -> Generator[None]:
     """Hold the folder, made if need be: a second process would write over the first one's model."""
-    from lowrank_opt.files import locked
+    from lowrank_opt.locks import locked
 
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
