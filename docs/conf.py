@@ -5,11 +5,15 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).parent.parent))
 
 import reference_pages
 from sphinx.application import Sphinx
 
 import lowrank_opt
+from experiments.claims import page as claims
+
+HERE = Path(__file__).parent
 
 project = "lowrank_opt"
 author = "the lowrank_opt authors"
@@ -79,9 +83,21 @@ def _skip_foreign(
     return True if name.startswith("set_") and name.endswith("_request") else None
 
 
+def _claims_alone(app: Sphinx, error: Exception | None) -> None:
+    """Write the page of claims once more, as one file without the theme."""
+    if error is None and app.builder.format == "html":
+        path = Path(app.outdir) / "results" / CLAIMS_ALONE
+        path.write_text(claims.html(HERE / "_static"), encoding="utf-8")
+
+
 def setup(app: Sphinx) -> None:
     """Connect to Sphinx."""
     app.connect("autodoc-skip-member", _skip_foreign)
+    app.connect("build-finished", _claims_alone)
 
 
-reference_pages.write(lowrank_opt, Path(__file__).parent / "reference" / "generated")
+reference_pages.write(lowrank_opt, HERE / "reference" / "generated")
+CLAIMS_ALONE = "claims-alone.html"
+(HERE / "results" / "claims.md").write_text(
+    claims.markdown(HERE / "_static", CLAIMS_ALONE), encoding="utf-8"
+)
