@@ -156,6 +156,21 @@ def cut(part: Observations) -> dict[str, Tensor]:
         )
         objective = torch.tensor(result.history.objective, dtype=torch.float64)
         found |= {f"cut.{name}": joined(result, part), f"cut.{name}.objective": objective}
+        if name == "als":
+            found |= bounds_of(result, part)
+    return found
+
+
+def bounds_of(result: object, part: Observations) -> dict[str, Tensor]:
+    """Return bounds on the optimum: by the Gram matrix, and by starts from unequal seeds."""
+    certificate = result.certificate()
+    found = {"cut.bound": torch.tensor(certificate.lower_bound, dtype=torch.float64)}
+    if part.part is not None:
+        torch.manual_seed(dist.get_rank())
+        with mock.patch.object(spectral_bounds, "GRAM_LIMIT", 4):
+            loose = result.certificate()
+        numbers = [certificate.objective, loose.lower_bound]
+        found["cut.bounds"] = torch.tensor(numbers, dtype=torch.float64)
     return found
 
 

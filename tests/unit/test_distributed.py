@@ -146,6 +146,17 @@ def test_bytes_of_a_certificate_are_those_of_the_cost_model(many):
     )
 
 
+def test_certificates_of_rows_that_are_cut_are_those_of_whole_ones(one, many):
+    # Twice the objective with the ridge on factors, which is above that with the nuclear norm.
+    above, bound = float(one["cut.als.objective"][-1]) / 2, float(one["cut.bound"])
+    for found in many:
+        objective, loose = found["cut.bounds"].tolist()
+        assert bound < objective < above * (1 + 1e-9)
+        # All processes draw the same starts.
+        assert torch.equal(many[0]["cut.bounds"], found["cut.bounds"])
+        assert 0.95 * bound < loose < bound
+
+
 def test_the_same_entries_are_held_out_on_any_number_of_processes(many, alone):
     expected = worker.held(distributed.split_rows(worker.observed()))
     for name, truth in expected.items():

@@ -26,11 +26,11 @@ from lowrank_opt.completion.certificates.eigenvalue_bounds import U, gamma
 from lowrank_opt.completion.certificates.exact import prove_optimality
 from lowrank_opt.completion.certificates.support import largest_singular_value, support_function
 from lowrank_opt.completion.model.bias import AdditiveBias, no_bias
-from lowrank_opt.errors import ShapeError
-from lowrank_opt.observations.parts import all_finite, whole
+from lowrank_opt.errors import CertificateError, ShapeError
+from lowrank_opt.observations.parts import all_finite, is_cut, whole
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.proofs import save_document
-from lowrank_opt.sets import FeasibleSet
+from lowrank_opt.sets import FeasibleSet, SpectralSet
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,9 @@ def certify_completion(
     dtype of the factors. The cost is that of the Gram matrix of the observed entries on the
     smaller side and of its Cholesky factorization: the one dense array made here, of size
     min(m, n)^2, up to min(m, n) = 8192. Of entries over several processes each keeps its own, and
-    those of its columns once more; only proofs in exact arithmetic collect them.
+    those of its columns once more; only proofs in exact arithmetic collect them. Where rows are
+    cut, all processes certify together, each with its own rows, by the Gram matrix of the columns:
+    penalties, and sets of singular values.
 
     References
     ----------
@@ -149,6 +151,8 @@ def certify_completion(
     >>> round(certificate.objective, 6), certificate.gap < 1e-12
     (1.0, True)
     """
+    if is_cut(problem.observations):
+        _check_cut(problem, exact=exact)
     entries = whole(problem.observations) if exact else problem.observations
     observations = entries.to(dtype=torch.float64, device="cpu")
     bias = no_bias(observations) if bias is None else bias
@@ -167,10 +171,22 @@ def certify_completion(
         return OptimalityCertificate(objective, lower, document=document)
     objective = terms.objective()
     if not isinstance(problem.constraint, FeasibleSet):
-        objective += problem.constraint * nuclear_norm_above(operator) * (1 + 4 * U)
+        objective += problem.constraint * nuclear_norm_above(operator, observations) * (1 + 4 * U)
     lower, failure = _lower_bound(terms, problem.constraint, generator)
     objective = math.inf if math.isnan(objective) else math.nextafter(objective, math.inf)
     return OptimalityCertificate(objective, lower, failure)
+
+
+def _check_cut(problem: ConvexProblem, *, exact: bool) -> None:
+    spectral = not isinstance(problem.constraint, FeasibleSet) or (
+        isinstance(problem.constraint, SpectralSet)
+    )
+    if exact or not spectral:
+        what = "a proof in exact arithmetic" if exact else f"the set {problem.constraint}"
+        raise CertificateError(
+            "a certificate over rows that are cut is one of singular values, in float64; got "
+            f"{what}: certify with the rows whole"
+        )
 
 
 def _lower_bound(

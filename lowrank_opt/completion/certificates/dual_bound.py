@@ -12,6 +12,7 @@ from lowrank_opt.completion.model.bias import AdditiveBias
 from lowrank_opt.kernels import observed_entries
 from lowrank_opt.observations import Observations
 from lowrank_opt.observations.part import Part
+from lowrank_opt.observations.parts import is_cut, over_lines, whole_shape
 from lowrank_opt.operator import LowRankOperator
 
 _BLOCK = 1024
@@ -56,8 +57,10 @@ class DualBound:
         worst = self.residuals.abs() + self.residual_errors
         total = 0.5 * self._above(sum_above(self.weights * worst.square()))
         if self.bias_penalty is not None:
-            squares = torch.cat((self.bias.rows, self.bias.cols)).square()
-            total += 0.5 * self.bias_penalty * sum_above(squares)
+            rows, cols = (sum_above(x.square()) for x in (self.bias.rows, self.bias.cols))
+            if is_cut(self.observations):
+                rows = self._above(rows)
+            total += 0.5 * self.bias_penalty * (rows + cols)
         return total * (1 + 8 * U)
 
     def linear(self, y: Tensor) -> float:
@@ -120,12 +123,13 @@ class DualBound:
         return W + mean + a + b - v, 2 * gamma(op.rank + 4) * sizes + gamma(8) * scale
 
 
-def nuclear_norm_above(op: LowRankOperator) -> float:
+def nuclear_norm_above(op: LowRankOperator, observations: Observations | None = None) -> float:
     r"""Return an upper bound on the nuclear norm of the stored factors, float64.
 
     The smaller of :math:`\sum_k |s_k| \|l_k\| \|r_k\|`, a bound as it stands, and the sum of the
     computed singular values plus the backward errors of two QR factorizations and an SVD
-    (Higham 2002, theorem 19.4), which are relative to the former.
+    (Higham 2002, theorem 19.4), which are relative to the former. Where rows of the observations
+    are cut, the former: at the optimum of a penalty on balanced factors both are the same.
 
     Examples
     --------
@@ -134,9 +138,14 @@ def nuclear_norm_above(op: LowRankOperator) -> float:
     True
     """
     left, scale, right = op
-    norms = torch.linalg.vector_norm(left, dim=0) * torch.linalg.vector_norm(right, dim=0)
-    longest = max(op.shape)
+    lengths, longest = torch.linalg.vector_norm(left, dim=0), max(op.shape)
+    cut = None if observations is None or not is_cut(observations) else observations
+    if cut is not None:
+        lengths, longest = over_lines(cut, lengths.square(), 0).sqrt(), max(whole_shape(cut))
+    norms = lengths * torch.linalg.vector_norm(right, dim=0)
     plain = float((scale.abs() * norms).sum()) * (1 + 2 * gamma(longest + op.rank + 8))
+    if cut is not None:
+        return plain * (1 + 8 * U)
     backward = gamma(64 * longest * op.rank)
     return min(plain, float(op.schatten_norm(1)) + backward * plain)
 

@@ -27,19 +27,22 @@ if TYPE_CHECKING:
 class PartMatrix:
     """A matrix, or its transpose, of the shape of all entries.
 
+    Where rows are cut, its products have the lines of this process's rows, and those of its
+    transpose take them; the Gram matrix is that of the columns alone.
+
     Parameters
     ----------
     rows : sparse array, shape (m, n)
-        The entries of this process's rows.
-    cols : sparse array, shape (m, n)
-        The entries of this process's columns; the same matrix once more.
+        The entries of this process's rows; of shape (k, n) where rows are cut.
+    cols : sparse array, shape (m, n), or None
+        The entries of this process's columns; the same matrix once more. None where rows are cut.
     part : Part
     turned : bool
         Whether the transpose is meant.
     """
 
     rows: sp.csr_array
-    cols: sp.csr_array
+    cols: sp.csr_array | None
     part: Part[Observations]
     turned: bool = False
 
@@ -49,8 +52,13 @@ class PartMatrix:
     @property
     def shape(self) -> tuple[int, int]:
         """Of the whole matrix."""
-        m, n = self.rows.shape
+        m, n = self.part.whole_shape
         return (n, m) if self.turned else (m, n)
+
+    @property
+    def cut(self) -> bool:
+        """Whether products have lines of this process's rows alone."""
+        return self.cols is None
 
     @property
     def T(self) -> PartMatrix:
@@ -60,15 +68,18 @@ class PartMatrix:
     def __matmul__(self, x: Floats) -> Floats:
         """Return the product with an array or a sparse array, dense, in every process."""
         own = self.rows.T if self.turned else self.rows
-        return self._total(_dense(own @ x))
+        product = _dense(own @ x)
+        return product if self.cut and not self.turned else self._total(product)
 
     def __mul__(self, factor: float) -> PartMatrix:
         """Return a multiple."""
-        return replace(self, rows=self.rows * factor, cols=self.cols * factor)
+        cols = None if self.cols is None else self.cols * factor
+        return replace(self, rows=self.rows * factor, cols=cols)
 
     def __abs__(self) -> PartMatrix:
         """Return the moduli."""
-        return replace(self, rows=abs(self.rows), cols=abs(self.cols))
+        cols = None if self.cols is None else abs(self.cols)
+        return replace(self, rows=abs(self.rows), cols=cols)
 
     def peak(self) -> float:
         """Return the largest modulus."""
@@ -87,16 +98,24 @@ class PartMatrix:
 
     def gram(self) -> Floats:
         """Return the Gram matrix of the columns."""
-        own = self.cols.T if self.turned else self.rows
+        own = self.rows
+        if self.turned:
+            assert self.cols is not None, "that of the columns, where rows are cut"
+            own = self.cols.T
         return self._total(_dense(own.T @ own))
 
     def longest(self) -> tuple[int, int]:
         """Return the largest numbers of entries in a row and in a column."""
-        most = torch.tensor(
-            [np.diff(x.indptr).max(initial=0) for x in (self.rows.tocsr(), self.cols.T.tocsr())]
-        )
-        by_row, by_col = self.part.largest(most).tolist()
+        by_row = self._largest(np.diff(self.rows.indptr).max(initial=0))
+        if self.cols is None:
+            counts = np.bincount(self.rows.indices, minlength=self.rows.shape[1])
+            by_col = int(self._total(counts.astype(np.float64)).max(initial=0.0))
+        else:
+            by_col = self._largest(np.diff(self.cols.T.tocsr().indptr).max(initial=0))
         return (by_col, by_row) if self.turned else (by_row, by_col)
+
+    def _largest(self, count: int) -> int:
+        return int(self.part.largest(torch.tensor(int(count))))
 
     def _total(self, x: Floats) -> Floats:
         return self.part.total(torch.from_numpy(np.ascontiguousarray(x, dtype=np.float64))).numpy()

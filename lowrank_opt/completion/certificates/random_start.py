@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from lowrank_opt.completion.certificates.eigenvalue_bounds import U, gamma
+from lowrank_opt.completion.certificates.eigenvalue_bounds import TINY, U, gamma
 from lowrank_opt.completion.certificates.part_matrix import PartMatrix
 from lowrank_opt.linalg.svd import subspace_svd
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     Matrix = sp.csr_array | NDArray[np.float64] | PartMatrix
 
 _STARTS, _STEPS, _SHARE = 16, 100, 0.1
+_POWERS = 20
 
 
 def random_start_bound(matrix: Matrix, generator: torch.Generator | None) -> tuple[float, float]:
@@ -52,7 +53,12 @@ def random_start_bound(matrix: Matrix, generator: torch.Generator | None) -> tup
     J. Kuczynski and H. Wozniakowski, Estimating the largest eigenvalue by the power and Lanczos
     algorithms with a random start, SIAM J. Matrix Anal. Appl. 13 (1992), section 3.
     """
-    x = torch.randn(matrix.shape[1], _STARTS, generator=generator, dtype=torch.float64).numpy()
+    # Another start in another process would be a start of no matrix: they agree on a seed.
+    seed = torch.randint(2**62, (), generator=generator)
+    if isinstance(matrix, PartMatrix):
+        seed = matrix.part.largest(seed)
+    agreed = torch.Generator().manual_seed(int(seed))
+    x = torch.randn(matrix.shape[1], _STARTS, generator=agreed, dtype=torch.float64).numpy()
     squares = _squares_above(matrix)
     s, gain = _estimate(matrix) ** 2, math.nan
     # With an estimate far too small, rounding errors grow until they could hide the start.
@@ -91,6 +97,8 @@ def _estimate(matrix: Matrix) -> float:
     """Return nearly the largest singular value; nothing is proved about it."""
     from scipy.sparse.linalg import ArpackError, LinearOperator, aslinearoperator, svds
 
+    if isinstance(matrix, PartMatrix) and matrix.cut:
+        return _estimate_by_products(matrix)
     start = np.random.default_rng(0).standard_normal(min(matrix.shape))
     if isinstance(matrix, PartMatrix):
         matrix = LinearOperator(
@@ -104,6 +112,16 @@ def _estimate(matrix: Matrix) -> float:
     except ArpackError:
         # Values tied to the last bits.
         return float(subspace_svd(aslinearoperator(matrix), 1)[1][0])
+
+
+def _estimate_by_products(matrix: PartMatrix) -> float:
+    """Return what `_estimate` does, with vectors of the columns alone."""
+    n = matrix.shape[1]
+    x = np.random.default_rng(0).standard_normal((n, min(_STARTS, n)))
+    for _ in range(_POWERS):
+        x = np.linalg.qr(matrix.T @ (matrix @ x))[0]
+    top = np.linalg.eigvalsh(x.T @ (matrix.T @ (matrix @ x)))[-1]
+    return math.sqrt(max(float(top), TINY))
 
 
 def _longest(matrix: Matrix) -> tuple[int, int]:

@@ -87,7 +87,11 @@ def singular_value_bounds(
     True
     """
     count = min(count, *matrix.shape)
-    scaled, factor = _scaled(matrix.T if matrix.shape[0] < matrix.shape[1] else matrix)
+    # Of rows that are cut there is no Gram matrix but that of the columns.
+    turned = matrix.shape[0] < matrix.shape[1] and not (
+        isinstance(matrix, PartMatrix) and matrix.cut
+    )
+    scaled, factor = _scaled(matrix.T if turned else matrix)
     if factor == 0.0 or not math.isfinite(factor):
         return SingularValueBounds(torch.full((count,), factor + error).double(), 0.0)
     failure = 0.0

@@ -100,7 +100,8 @@ def matrix_of(pattern: Observations) -> Matrix:
     part = pattern.part
     if part is None:
         return sparse_matrix(pattern)
-    return PartMatrix(sparse_matrix(pattern), sparse_matrix(part.columns(pattern)), part)
+    cols = None if part.cut else sparse_matrix(part.columns(pattern))
+    return PartMatrix(sparse_matrix(pattern), cols, part)
 
 
 def sparse_matrix(pattern: Observations) -> sp.csr_array:

@@ -125,9 +125,10 @@ class ALS:
         if run.start is not None:
             model.start_from(run.start)
         convex = None
-        if not (self.exponent or self.nonnegative or is_cut(fitted)):
+        if not (self.exponent or self.nonnegative):
             convex = convex_problem_of(problem, fitted)
-        gap = None if held_out is not None else self.gap
+        # Where rows are cut, the ways out of a point that is not optimal are not known.
+        gap = None if held_out is not None or is_cut(fitted) else self.gap
         proof = Proof.of(convex, gap, problem.fixed_rank)
         sweeps = _Sweeps(model, _Settling(self.tolerance), held_out, proof)
         with run.reporting(self.max_iterations) as report:
