@@ -150,7 +150,7 @@ def test_recipe_for_conda_needs_what_the_package_needs() -> None:
     recipe = (ROOT / "conda" / "recipe" / "recipe.yaml").read_text(encoding="utf-8")
     assert f'version: "{lo.__version__}"' in recipe
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    other_names = {"torch": "pytorch", "msgspec": "msgspec-python"}
+    other_names = {"torch": "pytorch"}
     needed = [re.fullmatch(r"(.+?)(>=.+)", one).groups() for one in project["dependencies"]]
     run = recipe.partition("  run:\n")[2].partition("\ntests:")[0]
     assert run.split("\n")[1:-1] == [
