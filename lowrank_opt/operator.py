@@ -131,7 +131,8 @@ class LowRankOperator:
     def linear(self, x: Tensor) -> Tensor:
         """Return ``x W^T``, the forward of a linear layer, for x of shape (..., n)."""
         scale = self.scale if self.scale.ndim == 1 else self.scale.unsqueeze(-2)
-        return ((x @ self.right) * scale).to(x.dtype) @ self.left.mT
+        hidden = (x @ self.right) * scale
+        return (hidden if hidden.dtype is x.dtype else hidden.to(x.dtype)) @ self.left.mT
 
     def entries(self, rows: Tensor, cols: Tensor) -> Tensor:
         """Return ``W[rows, cols]``, shape (..., k), for index vectors of equal length k.
@@ -257,15 +258,20 @@ pytree.register_pytree_node(
 )
 
 
+def _shapes(left: Tensor, scale: Tensor, right: Tensor) -> str:
+    return f"left {tuple(left.shape)}, scale {tuple(scale.shape)}, right {tuple(right.shape)}"
+
+
 def _check_triple(left: Tensor, scale: Tensor, right: Tensor) -> None:
-    shapes = f"left {tuple(left.shape)}, scale {tuple(scale.shape)}, right {tuple(right.shape)}"
     if left.ndim < 2 or right.ndim != left.ndim or scale.ndim != left.ndim - 1:
         raise ShapeError(
-            f"a factor triple is left (..., m, r), scale (..., r), right (..., n, r); got {shapes}"
+            "a factor triple is left (..., m, r), scale (..., r), right (..., n, r); got "
+            f"{_shapes(left, scale, right)}"
         )
     if not left.shape[-1] == scale.shape[-1] == right.shape[-1]:
         raise ShapeError(
-            f"left, scale and right must have the same number of columns; got {shapes}"
+            "left, scale and right must have the same number of columns; got "
+            f"{_shapes(left, scale, right)}"
         )
     if left.dtype != right.dtype or not left.is_floating_point():
         raise ShapeError(

@@ -17,7 +17,7 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.nn.adapters.change import Change, added, fits
+from lowrank_opt.nn.adapters.change import Change, added, fits, updated
 from lowrank_opt.nn.adapters.checkpointing import present_state
 from lowrank_opt.nn.adapters.reading import check_reader
 from lowrank_opt.nn.adapters.record import Record, State, Weights
@@ -136,9 +136,14 @@ def _forward(original: type[nn.Module], kind: LayerKind) -> Callable[..., Tensor
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
         found = store_of(self)
         assert found is not None, "an adapted module has a store"
-        state, layer = present_state(found.record), _view(self, found)
+        state = present_state(found.record)
         if state.merged is not None and not state.disabled:
-            return original.forward(layer, *args, **kwargs)
+            return original.forward(_view(self, found), *args, **kwargs)
+        layer = _without_updates(self, found)
+        op = found.lone_update(state, self.training)
+        if op is not None:
+            y = original.forward(layer, *args, **kwargs)
+            return y + updated(kind, layer, op, args[0] if args else next(iter(kwargs.values())), y)
         groups = () if state.routing is not None else found.groups(state.chosen, self.training)
         changes = [
             (change, p) for chosen, p in groups for change in _change(found, self, chosen, state)
@@ -177,10 +182,26 @@ def _view(module: nn.Module, found: Store) -> nn.Module:
 
 
 def _make_view(module: nn.Module, found: Store) -> nn.Module:
-    view = object.__new__(plain_type(original_type(module)))
-    object.__setattr__(view, "__dict__", module.__dict__)
-    found.__dict__["view"] = view
+    view = found.__dict__["view"] = _as(plain_type(original_type(module)), module)
+    found.__dict__["bare"] = _as(original_type(module), module)
     return view
+
+
+def _as(kind: type[nn.Module], module: nn.Module) -> nn.Module:
+    """Return the module as one of another class: the same attributes, in one place."""
+    view = object.__new__(kind)
+    object.__setattr__(view, "__dict__", module.__dict__)
+    return view
+
+
+def _without_updates(module: nn.Module, found: Store) -> nn.Module:
+    """Return the module as its class computes with it where updates are added to what it returns.
+
+    Where adapters have nothing else here, that is the base layer: as its author's own class, which
+    asks nobody for its weights.
+    """
+    view = _view(module, found)
+    return found.bare if found.only_updates and not torch.compiler.is_compiling() else view
 
 
 def _blank(original: type[nn.Module]) -> nn.Module:

@@ -79,6 +79,8 @@ class Change:
     @property
     def sides(self) -> list[Side]:
         """Where there are lengths."""
+        if self.rows is None and self.columns is None:
+            return []
         both: tuple[Side, Side] = ("rows", "columns")
         return [side for side in both if self.lengths(side) is not None]
 
@@ -116,13 +118,19 @@ def fits(kind: LayerKind, side: Side | None) -> bool:
 
 def added(kind: LayerKind, layer: nn.Module, change: Change, x: Tensor, y: Tensor) -> Tensor:
     """Return what a change of a layer's weight, which `fits`, adds to its output y."""
-    assert kind.update is not None, "others are called with dense weights"
-    update = kind.update(layer, change.ops[0], x, y).to(y.dtype)
-    lengths = change.lengths(kind.outputs)
+    update = updated(kind, layer, change.ops[0], x, y)
+    lengths = change.lengths(kind.outputs) if change.sides else None
     if lengths is None:
         return update
     assert kind.rescale is not None, "others are called with dense weights"
     return update + kind.rescale(layer, lengths[0], x, y)
+
+
+def updated(kind: LayerKind, layer: nn.Module, op: LowRankOperator, x: Tensor, y: Tensor) -> Tensor:
+    """Return what a low-rank change of a layer's weight adds to its output y, in its dtype."""
+    assert kind.update is not None, "others are called with dense weights"
+    update = kind.update(layer, op, x, y)
+    return update if update.dtype is y.dtype else update.to(y.dtype)
 
 
 def rescaled(ops: Sequence[LowRankOperator], weight: Tensor, magnitude: Magnitude) -> Change:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -80,11 +81,24 @@ def _log(frame: object, record: Record) -> _Log:
     return logs.setdefault(id(record), _Log())
 
 
-def _hooks() -> tuple[Callable[..., object], Callable[..., object]] | None:
+_Hooks: TypeAlias = tuple[Callable[..., object], Callable[..., object]] | None
+# torch's own stack of hooks, and the transforms around a call: looked up once, asked at each call.
+_C = torch._C  # pyright: ignore[reportPrivateUsage]
+_AUTOGRAD, _TRANSFORMS = (getattr(_C, name) for name in ("_autograd", "_functorch"))
+_TOP_HOOKS: Callable[[bool], _Hooks] = getattr(
+    _AUTOGRAD, "_top_saved_tensors_default_hooks", lambda _: None
+)
+_LEVEL: Callable[[], int | None] = _TRANSFORMS.maybe_current_level
+
+
+def _hooks() -> _Hooks:
     """Return what is called with tensors that are saved for the backward pass, if anything is."""
-    autograd = getattr(torch._C, "_autograd")  # noqa: B009  # pyright: ignore[reportPrivateUsage]
-    top = getattr(autograd, "_top_saved_tensors_default_hooks", None)
-    return None if top is None else top(False)
+    return _TOP_HOOKS(False)
+
+
+def is_plain() -> bool:
+    """Whether `marked` returns tensors as they are: nothing looks at what is saved."""
+    return torch.compiler.is_compiling() or _hooks() is None
 
 
 def _closure(function: Callable[..., object]) -> dict[str, object]:
@@ -125,12 +139,11 @@ def marked(x: Tensor, state: State) -> Tensor:
     saved whose shape is made from the state: if a checkpoint does not keep its states, the
     backward pass raises instead of following another adapter.
     """
-    if not x.requires_grad or torch.compiler.is_compiling() or _hooks() is None:
+    if not x.requires_grad or is_plain():
         return x
     return _Mark.apply(x, hash((state.active, state.merged, state.leading)) % (1 << 31))
 
 
 def in_transform() -> bool:
     """Whether the call is inside a transform of `torch.func`."""
-    functorch = getattr(torch._C, "_functorch")  # noqa: B009  # pyright: ignore[reportPrivateUsage]
-    return functorch.maybe_current_level() is not None
+    return _LEVEL() is not None

@@ -9,21 +9,26 @@ kept of a map that draws from torch's generator; kept factors that somebody wrot
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from lowrank_opt.nn.adapters.checkpointing import in_transform
+from lowrank_opt.nn.adapters.memory import same_numbers
 from lowrank_opt.nn.basis.frozen import Frozen
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import Factored, Parameterization
 from lowrank_opt.sets import FeasibleSet
 
 Key: TypeAlias = tuple[str, int]
+# Of a module: its class, how many attributes it has, those that are not every module's, and the
+# names of what it has registered.
+Facts: TypeAlias = tuple[type, int, dict[str, object], list[str]]
 
 # What a module has because it is one; `training` is a fact that may matter.
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
@@ -31,6 +36,7 @@ _IMMUTABLE = (int, float, complex, str, bytes, type(None), torch.dtype, torch.de
 # Their factors are their parameters.
 _IMMEDIATE = (Factored, Frozen)
 _PLAIN = (Tensor, nn.Parameter)
+_NOTHING: Facts = (type(None), -1, {}, [])
 # Copies of all numbers are made if there are not many more than in so many pairs of factors.
 _MOST = 4
 
@@ -39,15 +45,19 @@ _MOST = 4
 class Kept:
     """Factors, and all that they were made of."""
 
-    facts: list[object]
+    facts: list[Facts]
     numbers: list[Tensor]
     op: LowRankOperator
     versions: list[int]
+    inference: bool
 
-    def is_of(self, facts: list[object], numbers: list[Tensor]) -> bool:
-        """Whether the factors are those of these facts and numbers."""
+    def is_of(self, member: Parameterization) -> bool:
+        """Whether the factors are what a parameterization would be evaluated to."""
+        numbers: list[Tensor] = []
         return (
-            _are_equal(self.facts, facts)
+            self.inference is torch.is_inference_mode_enabled()
+            and _are_those(iter(self.facts), member, numbers)
+            and _can_be_kept(numbers)
             and _same(self.numbers, numbers)
             and self.versions == _versions(self.op)
         )
@@ -64,22 +74,23 @@ def evaluated(member: Parameterization, kept: dict[Key, Kept], key: Key) -> LowR
     key : (str, int)
         The weight and the number of its matrix.
     """
-    if isinstance(member, _IMMEDIATE) or not _is_plain_call():
+    if type(member) in _IMMEDIATE or not _is_plain_call():
         return member()
-    facts: list[object] = [torch.is_inference_mode_enabled()]
+    known = kept.get(key)
+    if known is not None and known.is_of(member):
+        return known.op
+    facts: list[Facts] = []
     numbers: list[Tensor] = []
     if not _collect(member, facts, numbers) or not _can_be_kept(numbers):
         return member()
-    known = kept.get(key)
-    if known is not None and known.is_of(facts, numbers):
-        return known.op
     drawn = torch.get_rng_state()
     op = member()
     m, n = op.shape
     few = sum(x.numel() for x in numbers) <= _MOST * (m + n + 1) * op.rank
     repeats = torch.equal(drawn, torch.get_rng_state())
-    if few and repeats and all(_is_immutable(fact) for fact in facts):
-        kept[key] = Kept(facts, [x.detach().clone() for x in numbers], op, _versions(op))
+    if few and repeats and all(_is_immutable(x) for _, _, own, _ in facts for x in own.values()):
+        copies = [x.detach().clone() for x in numbers]
+        kept[key] = Kept(facts, copies, op, _versions(op), torch.is_inference_mode_enabled())
     return op
 
 
@@ -96,33 +107,61 @@ def _is_plain_call() -> bool:
     )
 
 
-def _collect(module: nn.Module, facts: list[object], numbers: list[Tensor]) -> bool:
+def _collect(module: nn.Module, facts: list[Facts], numbers: list[Tensor]) -> bool:
     """Collect all that a module computes with; whether that is all there is."""
     own = module.__dict__
     if own["_forward_hooks"] or own["_forward_pre_hooks"]:
         return False
-    facts.append(type(module))
-    facts += [pair for pair in own.items() if pair[0] not in _OF_EVERY_MODULE]
+    attributes = {key: x for key, x in own.items() if key not in _OF_EVERY_MODULE}
+    facts.append((type(module), len(own), attributes, _contents(own, numbers)))
+    parts = (part for part in own["_modules"].values() if part is not None)
+    return all(_collect(part, facts, numbers) for part in parts)
+
+
+def _contents(own: dict[str, Any], numbers: list[Tensor]) -> list[str]:
+    """Return the names of all that a module has registered, and collect its tensors."""
+    names: list[str] = []
     for kind in ("_parameters", "_buffers"):
-        numbers += [x for x in own[kind].values() if x is not None]
-    for part in own["_modules"].values():
-        if part is not None and not _collect(part, facts, numbers):
+        for key, x in own[kind].items():
+            if x is not None:
+                names.append(key)
+                numbers.append(x)
+    names += own["_modules"]
+    return names
+
+
+def _are_those(known: Iterator[Facts], module: nn.Module, numbers: list[Tensor]) -> bool:
+    """Whether `_collect` would find the same facts; collects the numbers as it does."""
+    own = module.__dict__
+    if own["_forward_hooks"] or own["_forward_pre_hooks"]:
+        return False
+    kind, size, attributes, names = next(known, _NOTHING)
+    if type(module) is not kind or len(own) != size or _contents(own, numbers) != names:
+        return False
+    for key, x in attributes.items():
+        present = own.get(key, _NOTHING)
+        # What is kept cannot have been written to: the same object needs no look inside.
+        if present is not x and not _are_equal(present, x):
             return False
-    return True
+    if not own["_modules"]:
+        return True
+    parts = (part for part in own["_modules"].values() if part is not None)
+    return all(_are_those(known, part, numbers) for part in parts)
 
 
 def _can_be_kept(numbers: list[Tensor]) -> bool:
     recorded = torch.is_grad_enabled()
     for x in numbers:
         plain = type(x) in _PLAIN and x.is_cpu and x.layout is torch.strided
-        if not plain or (recorded and x.requires_grad):
+        # Signs that are still to be turned are not in the memory.
+        if not plain or x.is_neg() or x.is_conj() or (recorded and x.requires_grad):
             return False
     return True
 
 
-def _are_equal(known: list[object], facts: list[object]) -> bool:
+def _are_equal(known: object, fact: object) -> bool:
     try:
-        return known == facts
+        return bool(known == fact)
     except (RuntimeError, TypeError, ValueError):
         # An attribute has become an array, which compares number by number.
         return False
@@ -137,7 +176,7 @@ def _same(known: list[Tensor], numbers: list[Tensor]) -> bool:
     if len(known) != len(numbers):
         return False
     for x, y in zip(known, numbers, strict=True):
-        if x.dtype is not y.dtype or not torch.equal(x, y):
+        if x.dtype is not y.dtype or not same_numbers(x, y):
             return False
     return True
 

@@ -148,6 +148,15 @@ class Part(nn.Module):
         lengths = _awake_of(self, lengths) if asleep else lengths
         return rescaled(ops, base, Magnitude(side, lengths))
 
+    def lone_update(self) -> LowRankOperator | None:
+        """Return the update of the one matrix that is changed, if nothing else happens to it."""
+        if len(self.updates) != 1 or self.sides:
+            return None
+        (name, members), *_ = self.updates.items()
+        if len(members) != 1 or self.settled.get(name):
+            return None
+        return evaluated(members[0], self._kept, (name, 0))
+
     @property
     def names(self) -> set[str]:
         """The tensors of the module that the adapter changes."""

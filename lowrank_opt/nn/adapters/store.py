@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.nn.adapters.change import Change
-from lowrank_opt.nn.adapters.checkpointing import in_transform, marked, present_state
+from lowrank_opt.nn.adapters.checkpointing import in_transform, is_plain, marked, present_state
 from lowrank_opt.nn.adapters.gradients import awake
 from lowrank_opt.nn.adapters.part import Part, safe_key, stored
 from lowrank_opt.nn.adapters.reading import is_of, standing_for, sum_standing_for, without_numbers
 from lowrank_opt.nn.adapters.record import Record, State, Weights
 from lowrank_opt.nn.basis.errors import AdapterStateError
+from lowrank_opt.operator import LowRankOperator
 
 # The one name that an adapted module has besides those of its author.
 STORE = "lowrank_adapters"
@@ -25,6 +26,7 @@ class Store(nn.Module):
 
     # The module itself, read without updates: made when it is adapted or copied, and not saved.
     view: nn.Module
+    bare: nn.Module
 
     def __init__(self, record: Record) -> None:
         super().__init__()
@@ -33,6 +35,7 @@ class Store(nn.Module):
         self.sums = nn.Module()
         self.stamps: dict[str, tuple[int, int]] = {}
         self.changed: frozenset[str] = frozenset()
+        self.only_updates: bool = True
 
     def add(self, adapter: str, part: Part) -> None:
         """Add what an adapter has in this module."""
@@ -48,7 +51,10 @@ class Store(nn.Module):
 
     def refresh(self) -> None:
         """Note which tensors of the module some adapter changes."""
-        self.changed = frozenset(n for part in self.parts().values() for n in part.names)
+        parts = self.parts().values()
+        self.changed = frozenset(n for part in parts for n in part.names)
+        # Whether adapters do nothing here but add updates.
+        self.only_updates = not any(part.own.homes for part in parts)
 
     def part(self, adapter: str) -> Part | None:
         """Return what an adapter has here, or None."""
@@ -82,7 +88,22 @@ class Store(nn.Module):
             base = self.base(module, name, state) if part.sides else None
             one = part.change(name, base, asleep=asleep).times(factor)
             total = one if total is None else total + one
-        return None if total is None else total.marked(lambda x: marked(x, state))
+        if total is None or is_plain():
+            return total
+        return total.marked(lambda x: marked(x, state))
+
+    def lone_update(self, state: State, training: bool) -> LowRankOperator | None:
+        """Return the update, if it is all that adapters do here: one adapter's, as it is.
+
+        What `change` would return, and nothing to mark or drop; None asks for that.
+        """
+        if state.routings or state.disabled or len(state.active) != 1 or not is_plain():
+            return None
+        (name, factor), *_ = state.active
+        part = self.part(name) if factor == 1.0 and state is self.record.state else None
+        if part is None or (training and part.dropout):
+            return None
+        return part.lone_update()
 
     def groups(self, chosen: Weights, training: bool) -> list[tuple[Weights, float]]:
         """Return the chosen adapters in groups that have one input, and its dropout."""
@@ -236,7 +257,7 @@ class Store(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
 
     def __getstate__(self) -> dict[str, object]:
-        return {key: value for key, value in self.__dict__.items() if key != "view"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("view", "bare")}
 
 
 def modules_of(model: nn.Module) -> Iterator[nn.Module]:

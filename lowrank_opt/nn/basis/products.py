@@ -72,7 +72,8 @@ class ConvGeometry:
 
 def linear(op: LowRankOperator, x: Tensor) -> Tensor:
     """Return ``x W^T`` for x of shape (..., n), in the dtype of the factors."""
-    return op.linear(x.to(op.dtype))
+    dtype = op.left.dtype
+    return op.linear(x if x.dtype is dtype else x.to(dtype))
 
 
 def embedding(op: LowRankOperator, indices: Tensor, padding_idx: int | None = None) -> Tensor:

@@ -1,6 +1,8 @@
 """Factors are evaluated once while nothing that they are made of changes, and never stale."""
 
 import copy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 
 import lowrank_opt as lo
 from lowrank_opt.nn import adapt, adapted_weights
-from lowrank_opt.nn.adapters import evaluation
+from lowrank_opt.nn.adapters import evaluation, memory
 from lowrank_opt.nn.adapters.adapted import present_updates
 from lowrank_opt.testing.laws import adapter_moves as moves
 from lowrank_opt.testing.laws.adapter_play import Play
@@ -152,6 +154,90 @@ def test_a_change_of_what_is_no_tensor_is_seen():
         before = model(X)
         next(m for m in model.modules() if isinstance(m, Times)).factor = 3.0
         assert not torch.equal(before, model(X))
+
+
+class Sum(lo.Parameterization):
+    """A sum of parts, of which some may be missing."""
+
+    def __init__(self, shape):
+        super().__init__(shape, 2)
+        self.parts = nn.ModuleList(lo.NBLoRA(shape, 1, dtype=torch.float64) for _ in range(2))
+
+    def factors(self):
+        first, *rest = (part() for part in self.parts)
+        return sum(rest, start=first)
+
+
+def without_a_part(member):
+    del member.parts[1]
+
+
+def with_parts_in_turn(member):
+    a, b = member.parts
+    b.load_state_dict({key: 0.5 * x for key, x in a.state_dict().items()})
+
+
+@pytest.mark.parametrize("write", [without_a_part, with_parts_in_turn])
+def test_changes_of_parts_are_seen(write):
+    model = adapted(Sum)
+    with torch.no_grad():
+        before = model(X)
+        write(update(model))
+        truth = X @ (model._parameters["weight"] + update(model)().to_dense()).mT + model.bias
+        torch.testing.assert_close(model(X), truth)
+        assert not torch.equal(before, model(X))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "same"),
+    [
+        (normal(3, 4), normal(3, 4), True),
+        (normal(3, 4), normal(3, 4).mT.contiguous().mT, True),
+        (normal(3, 4), normal(3, 4).reshape(4, 3), False),
+        (normal(3, 4), normal(3, 4, seed=1), False),
+        (normal(3, 4)[1:], normal(3, 4)[1:].clone(), True),
+        (normal(3, 4)[:, 1:], normal(3, 4)[:, 1:].clone(), True),
+        (torch.zeros(2), -torch.zeros(2), False),
+        (torch.empty(0, 3), torch.empty(0, 3), True),
+    ],
+)
+@pytest.mark.parametrize("compared", ["memory", "entries"])
+def test_numbers_are_compared(x, y, same, compared, monkeypatch):
+    if compared == "entries":
+        monkeypatch.setattr(memory, "_COMPARE", None)
+        same = torch.equal(x, y)
+    assert same is memory.same_numbers(x, y)
+
+
+def test_signs_that_are_still_to_be_turned_are_seen():
+    model = adapted()
+    parameter = next(update(model).parameters())
+    with torch.no_grad():
+        before = model(X)
+        # The same memory, read with another sign.
+        parameter.data = torch._neg_view(parameter.data)
+        truth = X @ (model._parameters["weight"] + update(model)().to_dense()).mT + model.bias
+        torch.testing.assert_close(model(X), truth)
+        assert not torch.equal(before, model(X))
+
+
+def test_a_token_takes_few_calls_of_this_package():
+    model, calls = adapted(), []
+    home = str(Path(lo.__file__).parent)
+
+    def seen(frame, event, _):
+        if event == "call" and frame.f_code.co_filename.startswith(home):
+            calls.append(frame.f_code.co_name)
+
+    with torch.no_grad():
+        model(X)
+        sys.setprofile(seen)
+        try:
+            model(X)
+        finally:
+            sys.setprofile(None)
+    # 55 in the general case, which is taken where several adapters or magnitudes count.
+    assert 20 <= len(calls) <= 40, calls
 
 
 def test_a_number_may_become_an_array():
