@@ -176,10 +176,25 @@ def row_norms_of_sum(weight: Tensor, op: LowRankOperator) -> Tensor:
     total = base + cross + own
     clear = total > _CANCELLED * (base + own)
     norms = torch.where(clear, torch.where(clear, total, 1.0).sqrt(), 0.0)
+    if torch.compiler.is_compiling():
+        # How many rows is not known when code is compiled: all of them, where any needs it.
+        given = (clear, norms, weight.detach(), 1 / size, left, right)
+        return torch.cond(clear.all(), _as_they_are, _with_direct_norms, given) * size
     rows = (~clear).nonzero().squeeze(1)
     if len(rows):
         norms = norms.index_put((rows,), _direct_norms(weight, 1 / size, left, right, rows))
     return norms * size
+
+
+def _as_they_are(clear: Tensor, norms: Tensor, *_: Tensor) -> Tensor:
+    return norms.clone()
+
+
+def _with_direct_norms(
+    clear: Tensor, norms: Tensor, weight: Tensor, factor: Tensor, left: Tensor, right: Tensor
+) -> Tensor:
+    direct = lp_norm(weight.to(left.dtype) * factor + left @ right.mT, 2)
+    return torch.where(clear, norms, direct)
 
 
 def _direct_norms(
