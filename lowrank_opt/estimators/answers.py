@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast
+from copy import copy
+from typing import TYPE_CHECKING, Self, cast
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from lowrank_opt.errors import ObservationError
+from lowrank_opt.estimators.arrivals import arrived
 from lowrank_opt.estimators.choice.options import check_needed_count
 from lowrank_opt.estimators.ranking import Candidates, Recommendations, best_columns, most_similar
 from lowrank_opt.estimators.saved_recommender import SavedRecommender
@@ -29,11 +31,18 @@ class AnsweringRecommender(SavedRecommender):
     """Ranks what a fit leaves."""
 
     def predict(
-        self, X: Interactions, *, return_known: bool = False
+        self,
+        X: Interactions,
+        *,
+        return_known: bool = False,
+        row_features: object = None,
+        col_features: object = None,
     ) -> Floats | tuple[Floats, ...]:
-        """Predict ratings; see `MatrixCompletion.predict`."""
+        """Predict ratings, of new users and items by their features; see `MatrixCompletion`."""
         check_is_fitted(self)
-        return self.model_.predict(X, return_known=return_known)
+        return self.model_.predict(
+            X, return_known=return_known, row_features=row_features, col_features=col_features
+        )
 
     def recommend(
         self,
@@ -42,6 +51,8 @@ class AnsweringRecommender(SavedRecommender):
         *,
         exclude_seen: bool = True,
         items: object = None,
+        row_features: object = None,
+        col_features: object = None,
     ) -> Recommendations:
         """Return the k items with the largest predictions for each user.
 
@@ -58,6 +69,9 @@ class AnsweringRecommender(SavedRecommender):
             Leave out what the user has rated.
         items : sequence of ids, or one id, optional
             Recommend among these only; all items by default.
+        row_features, col_features : frame, array or sparse matrix, optional
+            Of new users and items, for this list alone; `partial_fit` keeps them. See
+            `MatrixCompletion.predict`.
 
         Returns
         -------
@@ -73,6 +87,9 @@ class AnsweringRecommender(SavedRecommender):
         """
         check_is_fitted(self)
         check_needed_count("k", k)
+        if row_features is not None or col_features is not None:
+            joined = self._joined(row_features, col_features)
+            return joined.recommend(users, k, exclude_seen=exclude_seen, items=items)
         asked = self.row_labels_.ids if users is None else _asked(users, "users")
         positions = self.row_labels_.find(asked, "users")
         candidates = self._candidates()
@@ -137,6 +154,13 @@ class AnsweringRecommender(SavedRecommender):
         )
         found, cosines = most_similar(self._candidates(), positions, k)
         return Recommendations.of(asked, self.col_labels_, found, cosines)
+
+    def _joined(self, row_features: object, col_features: object) -> Self:
+        """Return a copy that knows new users and items by their features."""
+        twin = copy(self)
+        twin.model_ = copy(self.model_)
+        twin._commit(arrived(self._state(), None, row_features, col_features), "both")
+        return twin
 
     def _candidates(self) -> Candidates:
         return Candidates(self.result_, self._entries.observations, described=self.model_.described)

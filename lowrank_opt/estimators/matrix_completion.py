@@ -29,6 +29,7 @@ from lowrank_opt.estimators.choice.search import Search, Sides, chosen_solver, d
 from lowrank_opt.estimators.choice.starts import Bias, moved, spread_or_zero
 from lowrank_opt.estimators.data.entries import Entries, entries_of
 from lowrank_opt.estimators.data.side import with_side
+from lowrank_opt.estimators.data.side_maps import SideFit
 from lowrank_opt.estimators.predictions import PredictingCompletion
 from lowrank_opt.solvers import Solver
 from lowrank_opt.tables import Triplets, read_triplets
@@ -185,8 +186,9 @@ class MatrixCompletion(CallbackSupportMixin, PredictingCompletion, RegressorMixi
         row_features, col_features : frame, array or sparse matrix, optional
             Side information: a frame of pandas with ids as its index, another frame with ids in
             its first column, or an array with a line for each position. Text and categories become
-            indicators. Ids that have features and no entry are predicted too. For a solver that
-            takes side information, such as "bayesian", which "auto" is then.
+            indicators. Ids that have features and no entry are predicted too; of others, see
+            `predict`. For a solver that takes side information, such as "bayesian", which "auto" is
+            then.
 
         Returns
         -------
@@ -214,8 +216,11 @@ class MatrixCompletion(CallbackSupportMixin, PredictingCompletion, RegressorMixi
         """Fit what `read_triplets` returned; if `point`, for a point estimate to be taken of it."""
         check_options(self)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        entries, side = with_side(entries_of(found, self.shape), row_features, col_features)
+        entries, side, encodings = with_side(
+            entries_of(found, self.shape), row_features, col_features
+        )
         self._described = described_by(side, entries.shape)
+        self._side = SideFit.learn(encodings, side, entries.observations)
         pairs = (found.rows, found.cols)
         weights = {} if found.weights is None else {"sample_weight": found.weights}
         data = {"X": pairs, "y": found.values, "metadata": weights}

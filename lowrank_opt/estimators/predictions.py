@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from copy import copy
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
+from lowrank_opt.completion.after.from_features import biases_in, with_lines
 from lowrank_opt.errors import OptionError
 from lowrank_opt.estimators.choice.draws import draws_of
 from lowrank_opt.estimators.choice.known import posterior_deviations
 from lowrank_opt.estimators.folders.saved import SavedCompletion
-from lowrank_opt.tables import Triplets, read_pairs
+from lowrank_opt.tables import UNKNOWN, Triplets, read_pairs
 
 if TYPE_CHECKING:
     from lowrank_opt.tables.triplets import Interactions
@@ -30,7 +33,13 @@ class PredictingCompletion(SavedCompletion):
     """Predicts from what a fit leaves."""
 
     def predict(
-        self, X: Interactions, *, return_known: bool = False, return_std: bool = False
+        self,
+        X: Interactions,
+        *,
+        return_known: bool = False,
+        return_std: bool = False,
+        row_features: object = None,
+        col_features: object = None,
     ) -> Floats | tuple[Floats, ...]:
         """Predict entries; ids that were never seen are no error.
 
@@ -47,6 +56,11 @@ class PredictingCompletion(SavedCompletion):
             Also return the standard deviation of a new value: the root mean square of the errors
             on held-out entries of which as much was known, see `predict_interval`; or the
             deviation of the posterior, of the solver "bayesian", rescaled by these.
+        row_features, col_features : frame, array or sparse matrix, optional
+            Of ids that were not fitted, for a model that was fitted with such features: they are
+            predicted by what their features say, the others as without. Frames have ids and the
+            columns that were fitted, in any order; arrays a line for each position, known ones
+            first. Lines of ids that were fitted are left out.
 
         Returns
         -------
@@ -59,19 +73,64 @@ class PredictingCompletion(SavedCompletion):
         ShapeError
             If there are not two columns.
         ObservationError
-            If ids are of another kind than those fitted, such as text where those are integers.
+            If ids are of another kind than those fitted, such as text where those are integers; or
+            features are missing, have other columns or categories, or none were fitted.
         OptionError
             If there are no errors to tell deviations by, or columns have other names.
         """
         check_is_fitted(self)
-        i, j = self._positions(X)
+        pairs = read_pairs(X, known=self._knows)
+        i, j = self._found(pairs)
         mean, std = self._predict(i, j, return_std=return_std)
-        row_known, col_known = self._known.counts("row", i) > 0, self._known.counts("col", j) > 0
+        joined = self.joined(row_features, col_features)
+        if joined is not self:
+            i, j = joined._found(pairs)
+            mean = joined._of_arrivals(self, i, j, mean)
+        row_known, col_known = (
+            joined._known.counts("row", i) > 0,
+            joined._known.counts("col", j) > 0,
+        )
         levels = [_LEVELS[2 * row_known + col_known]] if return_known else []
         found = [mean, *([] if std is None else [std]), *levels]
         return found[0] if len(found) == 1 else tuple(found)
 
-    def predict_interval(self, X: Interactions, *, coverage: float = 0.9) -> tuple[Floats, Floats]:
+    def joined(self, row_features: object, col_features: object) -> Self:
+        """Return a copy that also knows the ids that come with features; itself without any.
+
+        The factors of an id that was not fitted are those that its features say.
+
+        Raises
+        ------
+        ObservationError, ShapeError
+            As `predict`.
+        """
+        given = (row_features, col_features)
+        if all(x is None for x in given):
+            return self
+        result, labels = self.result_, [self.row_labels_, self.col_labels_]
+        biases = [np.empty(0), np.empty(0)]
+        for side, features in enumerate(given):
+            if features is None:
+                continue
+            ids, lines = self.side_maps().arrivals(side, features, labels[side])
+            new = labels[side].positions(ids) == UNKNOWN
+            lines = lines[torch.from_numpy(new)]
+            labels[side] = labels[side].extended(ids[new])
+            biases[side] = biases_in(lines, result).numpy()
+            result = with_lines(result, lines, side)
+        twin = copy(self)
+        twin.result_, (twin.row_labels_, twin.col_labels_) = result, labels
+        twin._known = self._known.joined(biases[0], biases[1])
+        return twin
+
+    def predict_interval(
+        self,
+        X: Interactions,
+        *,
+        coverage: float = 0.9,
+        row_features: object = None,
+        col_features: object = None,
+    ) -> tuple[Floats, Floats]:
         r"""Return intervals that contain new values with a given probability, for each kind.
 
         Predictions plus and minus quantiles of the errors on the entries that settings were chosen
@@ -101,6 +160,9 @@ class PredictingCompletion(SavedCompletion):
             Pairs of ids, shape (k, 2).
         coverage : float
             In (0, 1).
+        row_features, col_features : frame, array or sparse matrix, optional
+            Of ids that were not fitted, as for `predict`. Intervals around their predictions are as
+            wide as without features, from errors where row or column had never been seen.
 
         Returns
         -------
@@ -126,6 +188,7 @@ class PredictingCompletion(SavedCompletion):
             )
         pairs = read_pairs(X, known=self._knows)
         i, j = self._found(pairs)
+        joined = self.joined(row_features, col_features)
         margin = intervals.margins(
             self._known.counts("row", i),
             self._known.counts("col", j),
@@ -133,13 +196,22 @@ class PredictingCompletion(SavedCompletion):
             draws=draws_of(pairs.rows, pairs.cols),
             deviations=posterior_deviations(self.result_, i, j),
         )
-        predicted = self._clipped(self._known.predict(self.result_, i, j)).astype(np.float64)
+        predicted = self._clipped(self._known.predict(self.result_, i, j))
+        if joined is not self:
+            predicted = joined._of_arrivals(self, *joined._found(pairs), predicted)
+        predicted = predicted.astype(np.float64)
         low, high = self.clip_ or (-np.inf, np.inf)
         return (predicted - margin).clip(low, high), (predicted + margin).clip(low, high)
 
-    def _positions(self, X: Interactions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the positions of pairs of ids, -1 for unknown ones."""
-        return self._found(read_pairs(X, known=self._knows))
+    def _of_arrivals(
+        self, before: Self, i: NDArray[np.int64], j: NDArray[np.int64], predicted: Floats
+    ) -> Floats:
+        """Return predictions from before some ids joined, with theirs filled in."""
+        new = (i >= len(before.row_labels_)) | (j >= len(before.col_labels_))
+        found = self._clipped(self._known.predict(self.result_, i[new], j[new]))
+        predicted = predicted.copy()
+        predicted[new] = found
+        return predicted
 
     def _found(self, pairs: Triplets) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         self.check_names(pairs)

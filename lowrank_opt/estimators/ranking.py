@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.completion.after.fold_in import balanced_factors, transposed
+from lowrank_opt.estimators.choice.search import NOBODY, Described
 from lowrank_opt.estimators.updates import flipped
 from lowrank_opt.extras import extra
 from lowrank_opt.kernels.backend import backend_of
@@ -79,14 +80,14 @@ class Candidates:
         Columns without an entry are no candidates, unless they are described.
     allowed : Tensor, shape (n,), bool, optional
         The columns that may be ranked; all by default.
-    described : pair of int
-        How many rows and columns, the first ones, have side information.
+    described : pair of array of int
+        Positions of rows and columns that have side information.
     """
 
     result: CompletionResult
     observations: Observations
     allowed: Tensor | None = None
-    described: tuple[int, int] = (0, 0)
+    described: Described = NOBODY
 
     def among(self, cols: Tensor) -> Candidates:
         """Return candidates of which these columns alone may be ranked."""
@@ -105,7 +106,7 @@ class Candidates:
     def known_cols(self) -> Tensor:
         """Which columns have an entry or side information and are allowed, shape (n,)."""
         known = self.observations.col_counts > 0
-        known[: self.described[1]] = True
+        known[torch.from_numpy(self.described[1]).to(known.device)] = True
         return known if self.allowed is None else known & self.allowed
 
     @cached_property

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self, cast
 
-import numpy as np
-import torch
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.estimators.answers import AnsweringRecommender, known_positions
+from lowrank_opt.estimators.arrivals import arrived
 from lowrank_opt.estimators.choice.callbacks import CallbackSupportMixin
 from lowrank_opt.estimators.choice.choosing import fitted_completion
-from lowrank_opt.estimators.data.entries import entries_of, extended
+from lowrank_opt.estimators.data.entries import entries_of
 from lowrank_opt.estimators.matrix_completion import MatrixCompletion
 from lowrank_opt.estimators.updates import Updater
 from lowrank_opt.tables import Triplets, read_triplets
-from lowrank_opt.tables.ids import Labels
 
 if TYPE_CHECKING:
     from sklearn.utils import Tags
 
-    from lowrank_opt.tables.ids import Ids
     from lowrank_opt.tables.triplets import Interactions, Reals
 
 # Of a posterior mean, which has the rank of all its draws together.
@@ -96,56 +93,96 @@ class Recommender(CallbackSupportMixin, AnsweringRecommender):
         if result.operator.rank > _LARGEST_RANK:
             result = _truncated(result)
         entries = entries_of(found, model.shape).widened(model.row_labels_, model.col_labels_)
-        self._updater = Updater.of(
-            result, entries.observations, biased=model.bias is not None, described=model.described
-        )
+        lines, biased = model.learn_side(result), model.bias is not None
+        self._updater = Updater.of(result, entries.observations, biased=biased, lines=lines)
         self.model_: MatrixCompletion = model
         self._take(entries, result)
         return self
 
     def partial_fit(
-        self, X: Interactions, y: Reals | None = None, sample_weight: Reals | None = None
+        self,
+        X: Interactions | None = None,
+        y: Reals | None = None,
+        sample_weight: Reals | None = None,
+        *,
+        row_features: object = None,
+        col_features: object = None,
     ) -> Self:
         """Take new ratings, of known and of new users and items; the first call is a fit.
 
         The rows and columns that the ratings are in are solved again, in turn, from all of their
         ratings; a rating of a pair that was rated before replaces the old one. The rest stays.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for `fit`; none, if there are features alone.
+        row_features, col_features : frame, array or sparse matrix, optional
+            Of new users and items, if some were fitted: they stand where these put them, and their
+            ratings are judged against that. See `MatrixCompletion.predict`.
         """
         if not hasattr(self, "model_"):
-            return self.fit(X, y, sample_weight)
-        found = self._checked(read_triplets(X, y, sample_weight))
-        entries = extended(self._entries, found)
-        rows, cols = (
-            _touched(entries.row_labels, found.rows),
-            _touched(entries.col_labels, found.cols),
-        )
-        result = self._updater.alternate(self.result_, entries.observations, rows, cols)
-        self._take(entries, result)
+            given = {"row_features": row_features, "col_features": col_features}
+            return self.fit(cast("Interactions", X), y, sample_weight, **given)
+        found = self._new_ratings(X, y, sample_weight, row_features, col_features)
+        self._commit(arrived(self._state(), found, row_features, col_features), "both")
         return self
 
     def fold_in_rows(
-        self, X: Interactions, y: Reals | None = None, sample_weight: Reals | None = None
+        self,
+        X: Interactions | None = None,
+        y: Reals | None = None,
+        sample_weight: Reals | None = None,
+        *,
+        row_features: object = None,
     ) -> Self:
         """Solve the rows of new users, or of old ones with more ratings; items stay as they are.
 
+        Parameters
+        ----------
+        X, y, sample_weight, row_features
+            As for `partial_fit`.
+
         Raises
         ------
         ObservationError
-            If an item was never seen.
+            If an item was never seen, or features do not fit.
         """
-        return self._fold_in(read_triplets(X, y, sample_weight), "row")
+        check_is_fitted(self)
+        found = self._new_ratings(X, y, sample_weight, row_features, None)
+        if found is not None:
+            cure = "use fold_in_cols first, or partial_fit"
+            known_positions(self.col_labels_, found.cols, "columns", cure)
+        self._commit(arrived(self._state(), found, row_features, None), "row")
+        return self
 
     def fold_in_cols(
-        self, X: Interactions, y: Reals | None = None, sample_weight: Reals | None = None
+        self,
+        X: Interactions | None = None,
+        y: Reals | None = None,
+        sample_weight: Reals | None = None,
+        *,
+        col_features: object = None,
     ) -> Self:
         """Solve the columns of new items, or of old ones with more ratings; users stay.
 
+        Parameters
+        ----------
+        X, y, sample_weight, col_features
+            As for `partial_fit`.
+
         Raises
         ------
         ObservationError
-            If a user was never seen.
+            If a user was never seen, or features do not fit.
         """
-        return self._fold_in(read_triplets(X, y, sample_weight), "column")
+        check_is_fitted(self)
+        found = self._new_ratings(X, y, sample_weight, None, col_features)
+        if found is not None:
+            cure = "use fold_in_rows first, or partial_fit"
+            known_positions(self.row_labels_, found.rows, "rows", cure)
+        self._commit(arrived(self._state(), found, None, col_features), "column")
+        return self
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -156,23 +193,17 @@ class Recommender(CallbackSupportMixin, AnsweringRecommender):
         tags.input_tags.sparse = True
         return tags
 
-    def _fold_in(self, found: Triplets, side: Literal["row", "column"]) -> Self:
-        check_is_fitted(self)
-        found = self._checked(found)
-        fixed, ids = (
-            (self.col_labels_, found.cols) if side == "row" else (self.row_labels_, found.rows)
-        )
-        name, other = ("columns", "fold_in_cols") if side == "row" else ("rows", "fold_in_rows")
-        known_positions(fixed, ids, name, f"use {other} first, or partial_fit")
-        entries = extended(self._entries, found)
-        if side == "row":
-            touched = _touched(entries.row_labels, found.rows)
-            result = self._updater.rows(self.result_, entries.observations, touched)
-        else:
-            touched = _touched(entries.col_labels, found.cols)
-            result = self._updater.cols(self.result_, entries.observations, touched)
-        self._take(entries, result)
-        return self
+    def _new_ratings(
+        self,
+        X: Interactions | None,
+        y: Reals | None,
+        sample_weight: Reals | None,
+        row_features: object,
+        col_features: object,
+    ) -> Triplets | None:
+        if X is None and (row_features is not None or col_features is not None):
+            return None
+        return self._checked(read_triplets(cast("Interactions", X), y, sample_weight))
 
     def _checked(self, found: Triplets) -> Triplets:
         """Return new ratings, whose ids are of the kind that was fitted."""
@@ -180,10 +211,6 @@ class Recommender(CallbackSupportMixin, AnsweringRecommender):
         self.row_labels_.find(found.rows, "rows")
         self.col_labels_.find(found.cols, "cols")
         return found
-
-
-def _touched(labels: Labels, ids: Ids) -> torch.Tensor:
-    return torch.from_numpy(np.unique(labels.positions(ids)))
 
 
 def _truncated(result: CompletionResult) -> CompletionResult:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+import torch
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
 from lowrank_opt.completion import CompletionResult
+from lowrank_opt.estimators.arrivals import State
 from lowrank_opt.estimators.choice.choosing import clip_range, fitted_completion
 from lowrank_opt.estimators.data.entries import Entries
 from lowrank_opt.estimators.folders import saving
@@ -68,6 +70,16 @@ class SavedRecommender(SavedEstimator):
         # Not chosen anew: folded-in ratings leave it as it is.
         inner.clip_ = None if facts["clip"] is None else (facts["clip"][0], facts["clip"][1])
         return model
+
+    def _state(self) -> State:
+        none, model = torch.empty(0, dtype=torch.int64), self.model_
+        return State(self._entries, self._updater, model.described, model.side_maps(), none, none)
+
+    def _commit(self, state: State, which: Literal["row", "column", "both"]) -> None:
+        """Solve what has changed, and take it over."""
+        result = state.solved(self.result_, which)
+        self._updater, self.model_.described = state.updater, state.described
+        self._take(state.entries, result)
 
     def _take(self, entries: Entries, result: CompletionResult) -> None:
         self._entries = entries

@@ -11,6 +11,7 @@ from tests.preloaded import ROOT
 # Rooms that users do not import from.
 INTERNAL = {
     "check_certificate", "checks", "cli", "combination", "distributed", "extras", "files",
+    "locks",
     "operator", "proofs", "sparse",
 }  # fmt: skip
 

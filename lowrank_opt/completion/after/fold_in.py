@@ -73,7 +73,12 @@ class FactorPrior:
 
     @classmethod
     def empirical(
-        cls, result: CompletionResult, observations: Observations, *, biased: bool = True
+        cls,
+        result: CompletionResult,
+        observations: Observations,
+        *,
+        biased: bool = True,
+        means: Tensor | None = None,
     ) -> FactorPrior:
         r"""Return the Gaussian prior with mean and covariance of the rows that were fitted.
 
@@ -87,14 +92,18 @@ class FactorPrior:
             What it was fitted to.
         biased : bool
             Whether rows have biases.
+        means : Tensor, shape (m, K), optional
+            What each row varies around, such as what its features say; the mean by default.
         """
         left, _ = balanced_factors(result.operator)
         rows = torch.cat((left, result.bias.rows.double().unsqueeze(1)), 1) if biased else left
-        rows = rows[observations.row_counts > 0]
+        seen = observations.row_counts > 0
+        rows = rows[seen]
         errors = result.predict(observations.rows, observations.cols) - observations.values
         noise = float(errors.double().square().mean())
         mean = rows.mean(0)
-        covariance = (rows - mean).mT @ (rows - mean) / max(len(rows) - 1, 1)
+        deviations = rows - (mean if means is None else means[seen])
+        covariance = deviations.mT @ deviations / max(len(rows) - 1, 1)
         sigma, Q = torch.linalg.eigh(covariance)
         least = max(_LEAST_VARIANCE * float(sigma.max()), torch.finfo(torch.float64).tiny)
         ratio = max(noise, _LEAST_VARIANCE * least) / sigma.clamp_min(least)

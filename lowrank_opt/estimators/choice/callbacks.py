@@ -142,4 +142,4 @@ def fitted_attributes(estimator: object) -> dict[str, object]:
 
 
 # What a fit leaves beside attributes that end with an underscore.
-_PRIVATE = ("_known", "_intervals", "_spread", "_described", "_bounds")
+_PRIVATE = ("_known", "_intervals", "_spread", "_described", "_side", "_bounds")

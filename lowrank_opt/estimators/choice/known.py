@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from lowrank_opt.completion import AdditiveBias, CompletionResult
 from lowrank_opt.completion.model.bias import weighted_mean
 from lowrank_opt.completion.solvers.traits import AnyResult
 from lowrank_opt.estimators.choice.intervals import LEVELS, Intervals
-from lowrank_opt.estimators.choice.search import Described
+from lowrank_opt.estimators.choice.search import NOBODY, Described
 from lowrank_opt.estimators.choice.starts import Bias
 from lowrank_opt.observations import Observations
 from lowrank_opt.tables.ids import UNKNOWN
@@ -43,19 +44,31 @@ class Known:
         result: AnyResult,
         observations: Observations,
         bias: Bias,
-        described: Described = (0, 0),
+        described: Described = NOBODY,
     ) -> Known:
         """Return what a result knows that was fitted to these entries.
 
-        The first rows and columns, as many as `described` says, have side information, and are
-        known without entries.
+        The rows and columns at the positions `described` have side information, and are known
+        without entries.
         """
-        counts = (observations.row_counts.cpu().numpy(), observations.col_counts.cpu().numpy())
         rows, cols = (
-            np.maximum(n, np.arange(len(n)) < count)
-            for n, count in zip(counts, described, strict=True)
+            x.cpu().numpy().copy() for x in (observations.row_counts, observations.col_counts)
         )
+        for n, places in zip((rows, cols), described, strict=True):
+            n[places] = np.maximum(n[places], 1)
         return cls(rows, cols, _fallback(result, observations, bias).to(device="cpu"))
+
+    def joined(self, rows: Floats, cols: Floats) -> Known:
+        """Return this with rows and columns behind the old ones, known by these biases alone."""
+        a, c = (
+            torch.cat((old, torch.from_numpy(new).to(old)))
+            for old, new in ((self.fallback.rows, rows), (self.fallback.cols, cols))
+        )
+        return Known(
+            np.append(self.row_counts, np.ones(len(rows), np.int64)),
+            np.append(self.col_counts, np.ones(len(cols), np.int64)),
+            AdditiveBias(self.fallback.mean, a, c),
+        )
 
     def counts(self, side: Literal["row", "col"], positions: Positions) -> NDArray[np.int64]:
         """Return how many entries rows or columns have; none where the position is -1."""
@@ -82,7 +95,7 @@ def calibrated(
     mean: float,
     bias: Bias,
     clip: tuple[float, float] | None,
-    described: Described = (0, 0),
+    described: Described = NOBODY,
 ) -> Intervals:
     """Return intervals from the errors of a fit on entries that it has not seen.
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
 import torch
 
 from lowrank_opt.completion import CompletionProblem, CompletionResult, complete
@@ -39,9 +40,13 @@ from lowrank_opt.solvers import ALS, LBFGS, Gibbs, SoftImpute, Solver, Variation
 if TYPE_CHECKING:
     from lowrank_opt.estimators.choice.callbacks import Watch
     from lowrank_opt.tables.features import Matrix
+    from lowrank_opt.tables.ids import Positions
 
 Sides: TypeAlias = "tuple[Sequence[Matrix], Sequence[Matrix]]"
-Described: TypeAlias = tuple[int, int]
+Described: TypeAlias = "tuple[Positions, Positions]"
+
+# No row and no column has side information.
+NOBODY: Described = (np.empty(0, np.int64), np.empty(0, np.int64))
 
 _SMALL_RANK, _RANK, _RANK_OF_DRAWS, _LARGEST_RANK = 8, 12, 16, 32
 # Factor of the penalty with which the rank grows by half; from which rank on rows are improved by
@@ -57,8 +62,8 @@ _BY_NAME: dict[str, Solver] = {
 
 
 def described_by(side: Sides, shape: tuple[int, int]) -> Described:
-    """Return how many rows and columns, the first ones, have side information."""
-    rows, cols = (size if part else 0 for part, size in zip(side, shape, strict=True))
+    """Return the positions of the rows and of the columns that have side information."""
+    rows, cols = (np.arange(size if part else 0) for part, size in zip(side, shape, strict=True))
     return rows, cols
 
 

@@ -6,9 +6,11 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import torch
 
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.estimators.choice.choosing import Calibration
+from lowrank_opt.estimators.data.side_maps import Lines, SideFit, SideMaps
 from lowrank_opt.estimators.folders import saving
 from lowrank_opt.estimators.folders.estimator import SavedEstimator
 
@@ -39,11 +41,26 @@ class SavedCompletion(SavedEstimator):
     _intervals: Intervals | Calibration | None
     _spread: float
     _described: Described
+    _side: SideFit | SideMaps
 
     @property
     def described(self) -> Described:
-        """How many rows and columns, the first ones, were fitted with side information."""
+        """Positions of the rows and of the columns that have side information."""
         return self._described
+
+    @described.setter
+    def described(self, positions: Described) -> None:
+        self._described = positions
+
+    def side_maps(self) -> SideMaps:
+        """Return what features say of factors, which is learned when it is asked for."""
+        self._side = self._side.of(self.result_)
+        return self._side
+
+    def learn_side(self, result: CompletionResult) -> Lines:
+        """Learn what features say of the factors of another result, and return it."""
+        fitted, self._side = self._side, self._side.of(result)
+        return fitted.lines(self._side)
 
     def calibrated(self) -> Intervals | None:
         """Return the intervals, which a fit that chose nothing makes when they are asked for."""
@@ -57,6 +74,8 @@ class SavedCompletion(SavedEstimator):
         if isinstance(result, CompletionResult):
             result = dataclasses.replace(result, row_ids=None, col_ids=None, problem=None)
         description, tensors = saving.result_to_parts(result)
+        side, maps = self.side_maps().parts()
+        described = zip(("rows", "cols"), self._described, strict=True)
         facts = {
             "settings": saving.settings_to_json(self.get_params(deep=False)),
             "setting": self.setting_,
@@ -64,13 +83,15 @@ class SavedCompletion(SavedEstimator):
             "clip": None if self.clip_ is None else list(self.clip_),
             "names": [str(x) for x in getattr(self, "feature_names_in_", ())],
             "spread": self._spread,
-            "described": list(self._described),
+            "side": side,
             "result": description,
         }
         return facts, {
             **saving.under("result", tensors),
             **saving.under("known", saving.known_to_tensors(self._known)),
             **saving.under("intervals", saving.intervals_to_tensors(self.calibrated())),
+            **saving.under("side", maps),
+            **saving.under("described", {name: torch.from_numpy(x) for name, x in described}),
             **saving.labels_to_tensors("row_labels", self.row_labels_),
             **saving.labels_to_tensors("col_labels", self.col_labels_),
         }
@@ -86,8 +107,14 @@ class SavedCompletion(SavedEstimator):
             model.feature_names_in_ = np.array(facts["names"], dtype=object)
         model.clip_ = None if facts["clip"] is None else (facts["clip"][0], facts["clip"][1])
         model.set_setting(facts["setting"])
-        rows, cols = facts.get("described", (0, 0))
-        model._spread, model._described = facts["spread"], (int(rows), int(cols))
+        model._spread = facts["spread"]
+        # Earlier releases wrote how many rows and columns, the first ones, were described.
+        rows, cols = map(np.arange, facts.get("described", (0, 0)))
+        places = saving.of("described", tensors)
+        if places:
+            rows, cols = places["rows"].numpy(), places["cols"].numpy()
+        model._described = (rows, cols)
+        model._side = SideMaps.of_parts(facts.get("side", (None, None)), saving.of("side", tensors))
         model._known = saving.known_from_tensors(saving.of("known", tensors))
         model._intervals = saving.intervals_from_tensors(saving.of("intervals", tensors))
         model.result_ = saving.result_from_parts(facts["result"], saving.of("result", tensors))

@@ -40,7 +40,7 @@ def test_features_of_strangers_predict_them():
 
 def aligned(side: object, **options: object) -> dict[object, list[float]]:
     entries = entries_of(read_triplets([("b", 0, 1.0), ("a", 1, 2.0)]), None)
-    found, (left, right) = with_side(entries, side, None)
+    found, (left, right), _ = with_side(entries, side, None)
     assert [] == right
     assert found.observations.shape == (len(found.row_labels), 2)
     return dict(zip(found.row_labels.to_ids(), np.asarray(left[0]).tolist(), strict=True))
