@@ -10,12 +10,10 @@ import lowrank_opt as lo
 from lowrank_opt.errors import NotInSetError, OptionError, RankError, ShapeError, TargetError
 from lowrank_opt.linalg import extend_basis, project_out
 
+KINDS = lo.Factored, lo.NBLoRA, lo.HomogeneousBall, lo.DeLoRA
 INNER = {
-    "Factored": lambda s, r, d: lo.Factored(s, r, dtype=d),
-    "NBLoRA": lambda s, r, d: lo.NBLoRA(s, r, radius=1.0, dtype=d),
-    "HomogeneousBall": lambda s, r, d: lo.HomogeneousBall(s, r, radius=2.0, dtype=d),
-    "DeLoRA": lambda s, r, d: lo.DeLoRA(s, r, radius=2.0, dtype=d),
-    "DenseCore": lambda s, r, d: lo.DenseCore(s, dtype=d),
+    **{kind.__name__: next(iter(kind.examples())).make for kind in KINDS},
+    "DenseCore": lambda shape, rank, *, dtype: lo.DenseCore(shape, dtype=dtype),
 }
 
 
@@ -33,7 +31,7 @@ def cases(draw):
         return torch.randn(*shape, generator=g, dtype=torch.float64)
 
     Q, P = (normal(s, k) if k else None for s, k in ((m, a), (n, b)))
-    inner = INNER[draw(st.sampled_from(sorted(INNER)))]((m, n), r, dtype)
+    inner = INNER[draw(st.sampled_from(sorted(INNER)))]((m, n), r, dtype=dtype)
     for p in inner.parameters():
         p.data = (size * normal(*p.shape)).to(dtype)
     return inner, Q, P, normal

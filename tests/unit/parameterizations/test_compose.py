@@ -8,6 +8,7 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.errors import NotInSetError, OptionError, ShapeError
+from tests.builders import made
 from tests.oracles import (
     D,
     dense,
@@ -20,18 +21,11 @@ from tests.oracles import (
 )
 
 ROWS, COLS = torch.linspace(0.5, 2, 6, dtype=D), torch.linspace(3, 0.1, 5, dtype=D)
-INNER = {
-    "Factored": lambda **k: lo.Factored((6, 5), 2, **k),
-    "NBLoRA": lambda **k: lo.NBLoRA((6, 5), 2, radius=0.7, **k),
-    "NBLoRA nuclear": lambda **k: lo.NBLoRA((6, 5), 3, radius=0.7, p=1, **k),
-    "HomogeneousBall": lambda **k: lo.HomogeneousBall((6, 5), 2, radius=0.7, **k),
-    "DeLoRA": lambda **k: lo.DeLoRA((6, 5), 3, radius=0.7, **k),
-    "DeLoRA paper": lambda **k: lo.DeLoRA((6, 5), 2, radius=0.7, variant="paper", **k),
-    "NestedSVD": lambda **k: lo.NestedSVD(normal(6, 5), lo.NBLoRA((3, 3), 2, radius=0.7, **k)),
-    "Weighted": lambda **k: lo.Weighted(lo.DeLoRA((6, 5), 2, radius=0.7, **k), ROWS),
-}
+FREE, LARGER = "Factored", "DeLoRA(radius, 'paper')"
+BALLS = "NBLoRA(radius)", "NBLoRA(radius, p)", "HomogeneousBall(radius)", "DeLoRA(radius)", LARGER
+INNER = made((6, 5), 2, FREE, *BALLS, "NestedSVD(outer, inner)", "Weighted(inner, rows, cols)")
 every_inner = pytest.mark.parametrize("make", INNER.values(), ids=INNER)
-COMPLETE = {k: v for k, v in INNER.items() if k != "DeLoRA paper"}
+COMPLETE = {k: v for k, v in INNER.items() if k != LARGER}
 
 
 @every_inner
@@ -46,7 +40,8 @@ def test_weighted_is_the_product(make, a, b):
 
 @pytest.mark.parametrize("size", [0.0, 1e-160, 1.0, 1e4])
 def test_weighted_bounds_the_weighted_norm(size):
-    layer = fill(lo.Weighted(INNER["HomogeneousBall"](dtype=D), ROWS, COLS), size)
+    ball = lo.HomogeneousBall((6, 5), 2, radius=0.7, dtype=D)
+    layer = fill(lo.Weighted(ball, ROWS, COLS), size)
     C = dense(layer()) / ROWS.numpy()[:, None] / COLS.numpy()
     assert np.linalg.norm(C, "nuc") <= 0.7 * (1 + tolerance(D, 2))
 
@@ -139,7 +134,7 @@ def test_offset_bounds_the_distance_to_its_start():
 )
 def test_composition_refuses_targets_outside(wrap):
     with pytest.raises(NotInSetError, match=r"pass project=True"):
-        wrap(INNER["NBLoRA"](dtype=D)).assign(torch.tensor(matrix(6, 5, np.array([9.0]))))
+        wrap(INNER["NBLoRA(radius)"](dtype=D)).assign(torch.tensor(matrix(6, 5, np.array([9.0]))))
 
 
 @pytest.mark.parametrize("name", ["row_weights", "col_weights"])
@@ -148,13 +143,13 @@ def test_weighted_refuses_bad_weights(name, value):
     weights = torch.ones(6 if name == "row_weights" else 5, dtype=D)
     weights[1] = value
     with pytest.raises(OptionError, match=rf"{name} must be positive and finite"):
-        lo.Weighted(INNER["Factored"](), **{name: weights})
+        lo.Weighted(INNER[FREE](), **{name: weights})
 
 
 @pytest.mark.parametrize(("name", "length"), [("row_weights", 6), ("col_weights", 5)])
 def test_weighted_refuses_weights_of_wrong_length(name, length):
     with pytest.raises(ShapeError, match=rf"{name} must have shape \({length},\); got \(7,\)"):
-        lo.Weighted(INNER["Factored"](), **{name: torch.ones(7)})
+        lo.Weighted(INNER[FREE](), **{name: torch.ones(7)})
 
 
 @pytest.mark.parametrize(
@@ -163,10 +158,10 @@ def test_weighted_refuses_weights_of_wrong_length(name, length):
 )
 def test_offset_needs_one_offset(options):
     with pytest.raises(OptionError, match=r"the initial value or a given offset.*: choose one"):
-        lo.Offset(INNER["Factored"](), **options)
+        lo.Offset(INNER[FREE](), **options)
 
 
 def test_offset_refuses_another_shape():
     offset = lo.LowRankOperator.from_dense(torch.zeros(5, 6))
     with pytest.raises(ShapeError, match=r"the offset must have shape \(6, 5\); got \(5, 6\)"):
-        lo.Offset(INNER["Factored"](), False, offset=offset)
+        lo.Offset(INNER[FREE](), False, offset=offset)
