@@ -2,9 +2,10 @@
 
 1. The cases of a scene are drawn. They depend on the scene, the law and the seed, never on what is
    checked, and are remembered.
-2. Each is tried, in a plain loop: Hypothesis would take longer than most laws.
-3. Only where a case breaks the law, or a factory refuses one, Hypothesis goes through the scene
-   again: it draws others for those refused, and shrinks the first that breaks the law.
+2. Each is tried, in a plain loop: Hypothesis would take longer than most laws. For those that a
+   factory refuses others are drawn.
+3. Only where a case breaks the law, Hypothesis goes through the scene again and shrinks the first
+   that does.
 4. What it found is replaced by the simplest case with the same finding (`simpler_cases`).
 """
 
@@ -31,6 +32,9 @@ from lowrank_opt.testing.search.simpler import same_kind
 from lowrank_opt.testing.search.verdict import NotApplicable, Violation
 
 T = TypeVar("T", bound=Trial[Any])
+
+# How many times as many cases are drawn where some are refused, then where most are.
+_MORE = (3, 10)
 
 
 @dataclass(frozen=True)
@@ -176,22 +180,16 @@ class Search(Generic[T]):
 
     def explore(self, scene: Scene, law: str) -> bool:
         """Try cases of a scene until one breaks the law, and shrink it; return if all hold."""
-        if self._all_hold(drawn(scene, law, self._seed)):
-            return True
-        first, self.finding = self.finding, None
+        tried = self.tried
         try:
-            scene.each(law, self._seed, self._attempt)
+            accepted = self._try_all(scene, law)
         except Violation:
+            self.tried = tried
+            self._shrink(scene, law)
             return False
-        except Flaky:
-            first = self.finding or first
-        except Unsatisfiable:
+        if not accepted:
             expect_some_shapes(scene)
-        if first is None:
-            return True
-        found = f"{first.found} (but not each time: the outcome depends on the past)"
-        self.finding = replace(first, found=found)
-        return False
+        return True
 
     def once(self, case: Case) -> bool:
         """Try one case; return whether the law holds there."""
@@ -215,18 +213,47 @@ class Search(Generic[T]):
             self.finding = known
         self.tried = tried
 
-    def _all_hold(self, cases: Iterable[Case]) -> bool:
-        """Try cases as Hypothesis does, at a fraction of its time; stop at the first that fails."""
-        tried = self.tried
+    def _try_all(self, scene: Scene, law: str) -> int:
+        """Try cases as Hypothesis does, at a fraction of its time; return how many are accepted."""
+        cases = drawn(scene, law, self._seed)
         with seeded_elsewhere(0) as reseed:
-            for case in cases:
-                reseed()
-                try:
-                    self._judge(self._trial_of(case))
-                except (Violation, RefusedCase):
-                    self.tried = tried
-                    return False
+            accepted = sum(self._accepts(case, reseed) for case in cases)
+            seen = {*cases}
+            for times in _MORE:
+                if accepted == len(cases):
+                    break
+                more = drawn(replace(scene, examples=times * scene.examples), law, self._seed)
+                for case in (x for x in more if x not in seen):
+                    accepted += accepted < len(cases) and self._accepts(case, reseed)
+                seen.update(more)
+        return accepted
+
+    def _accepts(self, case: Case, reseed: Callable[[], None]) -> bool:
+        """Try a case; return whether the factory takes it."""
+        reseed()
+        try:
+            self._judge(self._trial_of(case))
+        except RefusedCase:
+            return False
         return True
+
+    def _shrink(self, scene: Scene, law: str) -> None:
+        """Have Hypothesis replace the finding by a smaller one."""
+        first, self.finding = self.finding, None
+        try:
+            scene.each(law, self._seed, self._attempt)
+        except Violation:
+            return
+        except Flaky:
+            first = self.finding or first
+        except Unsatisfiable:
+            pass
+        assert first is not None, "a case broke the law"
+        # Among the cases for those refused are some that Hypothesis does not come by.
+        if self._breaks(first.trial.case):
+            return
+        found = f"{first.found} (but not each time: the outcome depends on the past)"
+        self.finding = replace(first, found=found)
 
     def _breaks(self, case: Case) -> bool:
         try:
