@@ -38,6 +38,8 @@ class SolverTrial:
         Allowed error of predictions, relative to the root mean square of the entries.
     options : mapping
         Those of `check_solver` that differ from its defaults, for programs.
+    found : dict
+        Results on planted problems, which several laws ask for.
     """
 
     written: Solve | Solver
@@ -45,6 +47,9 @@ class SolverTrial:
     rtol: float
 
     options: Mapping[str, object] = field(default_factory=dict[str, object])
+    found: dict[object, CompletionResult] = field(
+        default_factory=dict[object, CompletionResult], compare=False, repr=False
+    )
 
     @property
     def solver(self) -> Solver | None:

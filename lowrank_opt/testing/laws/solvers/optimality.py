@@ -16,7 +16,7 @@ from lowrank_opt.testing.cases.oracle import Array, dense, singular_values, to_a
 from lowrank_opt.testing.cases.parameters import FreeParameters
 from lowrank_opt.testing.cases.planted import SolverCase, planted
 from lowrank_opt.testing.cases.solver_objects import default_kind
-from lowrank_opt.testing.laws.solvers.results import solved, where_it_computes
+from lowrank_opt.testing.laws.solvers.results import solved_once, where_it_computes
 from lowrank_opt.testing.search.law import Law
 from lowrank_opt.testing.search.verdict import NotApplicable, expect
 
@@ -26,8 +26,7 @@ _CONVEX = ("parameterization", "spectral set", "set")
 
 
 def _certificate(trial: SolverCase) -> None:
-    problem = planted(trial, noise=0.3)
-    result = solved(trial, problem)
+    problem, result = planted(trial, noise=0.3), solved_once(trial, noise=0.3)
     if getattr(result, "problem", None) is None or result.problem is None:
         solver = trial.make.solver
         promised = (

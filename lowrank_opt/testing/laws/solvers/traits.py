@@ -40,7 +40,12 @@ from lowrank_opt.testing.cases.solver_objects import (
     set_of_kind,
     solved_by,
 )
-from lowrank_opt.testing.laws.solvers.results import declaring, near, where_it_computes
+from lowrank_opt.testing.laws.solvers.results import (
+    declaring,
+    near,
+    solved_once,
+    where_it_computes,
+)
 from lowrank_opt.testing.search.law import Law
 from lowrank_opt.testing.search.verdict import NotApplicable, expect
 
@@ -69,7 +74,8 @@ def _solve(
 def _sets(trial: SolverCase, solver: Solver) -> None:
     problem = planted(trial)
     for kind in solver.traits.sets:
-        result = _solve(trial, solver, problem, kind=kind)
+        usual = kind == default_kind(solver)
+        result = solved_once(trial) if usual else _solve(trial, solver, problem, kind=kind)
         near(trial, problem, predictions(result), problem.truth, f"with a {kind} as the model")
         allowed_set = set_of_kind(kind, problem.observations.shape, problem.rank)
         chart, W = chart_of(allowed_set), dense(result.operator)
@@ -174,8 +180,8 @@ def _side(trial: SolverCase, solver: Solver) -> None:
 
 def _dtypes(trial: SolverCase, solver: Solver) -> None:
     for dtype in solver.traits.dtypes:
-        problem = planted(replace(trial, dtype=dtype))
-        result = _solve(trial, solver, problem)
+        inside = replace(trial, dtype=dtype)
+        problem, result = planted(inside), solved_once(inside)
         found = result.operator.dtype
         expect(found == dtype, f"entries in {dtype} give a result in {found}")
         near(trial, problem, predictions(result), problem.truth, f"in {dtype}")
@@ -183,8 +189,8 @@ def _dtypes(trial: SolverCase, solver: Solver) -> None:
 
 def _devices(trial: SolverCase, solver: Solver) -> None:
     for name in filter(_is_there, _named_devices(solver)):
-        problem = planted(replace(trial, device=torch.device(name)))
-        result = _solve(trial, solver, problem)
+        there = replace(trial, device=torch.device(name))
+        problem, result = planted(there), solved_once(there)
         found = result.operator.device.type
         expect(found == name, f"entries on the {name} give a result on the {found}")
         near(trial, problem, predictions(result), problem.truth, f"on the {name}")
@@ -215,7 +221,7 @@ def _validation(trial: SolverCase, solver: Solver) -> None:
 
 def _start(trial: SolverCase, solver: Solver) -> None:
     problem = planted(trial)
-    first = _solve(trial, solver, problem)
+    first = solved_once(trial)
     again = _solve(trial, solver, problem, run={"start": first})
     steps, more = len(first.history), len(again.history)
     near(trial, problem, predictions(again), problem.truth, "after going on from a result")
@@ -238,7 +244,7 @@ def _checkpoint(trial: SolverCase, solver: Solver) -> None:
         if len(seen) > _BROKEN_OFF:
             raise _BrokenOff
 
-    whole = _solve(trial, solver, problem)
+    whole = solved_once(trial)
     with TemporaryDirectory() as folder:
         run: RunOptions = {"checkpoint": Checkpoint(folder, every=1)}
         with suppress(_BrokenOff):
@@ -255,7 +261,7 @@ def _checkpoint(trial: SolverCase, solver: Solver) -> None:
 
 def _distributed(trial: SolverCase, solver: Solver) -> None:
     problem = planted(trial)
-    alone = predictions(_solve(trial, solver, problem))
+    alone = predictions(solved_once(trial))
     with _group_of_one():
         grouped = predictions(_solve(trial, solver, problem))
     error = difference(grouped, alone, problem.size)
