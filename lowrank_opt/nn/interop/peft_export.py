@@ -71,7 +71,8 @@ def export_peft(
     LoRA's, and its product is the same to one rounding. Where the declared set has a norm bound,
     the exact product of the written numbers is proved to keep it. An adapter with magnitudes is
     written as DoRA, modules that are trained beside it as ``modules_to_save``, and biases of the
-    adapted layers that are its own with ``bias="lora_only"``.
+    adapted layers that are its own with ``bias="lora_only"``, or ``oft_only`` and so on; PSOFT has
+    none.
 
     Parameters
     ----------
@@ -125,7 +126,7 @@ def export_peft(
     name = only_name(model) if name is None else name
     check_choice(method, get_args(Method), "method")
     packed = _pack_adapter(model, everywhere, name, skip, dtype, method)
-    adapted = [layer.site.name for layer in packed] if method == "lora" else []
+    adapted = [layer.site.name for layer in packed] if method != "psoft" else []
     saved, trained = trained_modules(everywhere, name, adapted)
     tensors = {f"{PREFIX}{key}": x for key, x in trained.items()}
     for layer in packed:
@@ -145,7 +146,7 @@ def export_peft(
     }
     decomposed = any(_MAGNITUDE in layer.tensors for layer in packed)
     config |= {"use_dora": True} if decomposed else {}
-    config |= {"bias": "lora_only"} if any(key.endswith(BASE_BIAS) for key in trained) else {}
+    config |= {"bias": f"{method}_only"} if any(key.endswith(BASE_BIAS) for key in trained) else {}
     peft_folder.write(path, config, tensors)
     return sites
 

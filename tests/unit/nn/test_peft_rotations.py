@@ -324,6 +324,30 @@ def test_scales_of_rows_go_out_as_boft(tmp_path):
         export_peft(model, tmp_path / "oft", method="oft")
 
 
+CONFIGS = {
+    "OFT": {"oft_block_size": 4, "use_cayley_neumann": False},
+    "BOFT": {"boft_block_size": 4, "boft_n_butterfly_factor": 1},
+    "HRA": {"r": 4},
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_biases_go_out_with_their_rotation(kind, tmp_path):
+    bias = {"peft_type": kind, "bias": f"{kind.lower()}_only"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIGS[kind] | bias))
+    tensors = {f"base_model.model.0.{key}": x.clone() for key, x in KINDS[kind]().items()}
+    tensors["base_model.model.0.base_layer.bias"] = normal(6).float()
+    safetensors.torch.save_file(tensors, tmp_path / "adapter_model.safetensors")
+    model = import_peft(base(), tmp_path)
+    export_peft(model, tmp_path / "again", method=kind.lower())
+    again = safetensors.torch.load_file(tmp_path / "again" / "adapter_model.safetensors")
+    assert tensors.keys() == again.keys()
+    assert all(torch.equal(x, again[key]) for key, x in tensors.items())
+    written = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
+    assert bias["bias"] == written["bias"]
+    assert written["modules_to_save"] is None
+
+
 def test_free_matrices_of_psoft_are_refused(tmp_path):
     config = {"peft_type": "PSOFT", "r": 3, "psoft_orth": False}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
