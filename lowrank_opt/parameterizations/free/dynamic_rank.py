@@ -66,11 +66,19 @@ class DynamicRank(SumOfComponents):
         r"""Return :math:`\text{scaling} \sum_i |c_i| \|a_i\| \|b_i\|`, a scalar, float64."""
         return self.scaling * component_norms(self.left, self.values, self.right).sum()
 
-    def dispersion_penalty(self) -> Tensor:
+    def dispersion_penalty(self, *, per_pair: bool = True) -> Tensor:
         """Return the mean over components of the variances of the entries of a_i and b_i.
 
         The paper's regulariser; it draws the entries of each vector together. A vector with one
         entry has none.
+
+        Parameters
+        ----------
+        per_pair : bool
+            Otherwise the mean over all vectors of their unbiased variances, as in the authors'
+            code: little more than half as much.
         """
-        left, right = (p.to(working_dtype(p)) for p in (self.left, self.right))
-        return (left.var(0, correction=0) + right.var(0, correction=0)).mean()
+        k = int(not per_pair)
+        both = [p.to(working_dtype(p)) for p in (self.left, self.right)]
+        left, right = (x.var(0, correction=min(k, len(x) - 1)) for x in both)
+        return (left + right).mean() / (1 + k)

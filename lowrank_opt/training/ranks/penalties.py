@@ -52,15 +52,19 @@ def orthogonality_penalty(module: nn.Module, *, squared: bool = True) -> Tensor:
     return terms.sum() if squared else terms.mean()
 
 
-def dispersion_penalty(module: nn.Module) -> Tensor:
+def dispersion_penalty(module: nn.Module, *, per_pair: bool = True) -> Tensor:
     """Return the mean over modules of the variances of the entries of dynamic-rank DoRA's vectors.
 
-    Times 0.1 in the authors' code, until the budget is final.
+    Add it until the budget is final.
 
     Parameters
     ----------
     module : nn.Module
         A model, or one `DynamicRank`.
+    per_pair : bool
+        Of both vectors of a component together, the paper's. Otherwise the mean over all vectors of
+        their unbiased variances, as in the authors' code, which takes it times 0.1: little more
+        than half as much, so that 0.05 is about that weight here.
 
     Raises
     ------
@@ -80,4 +84,4 @@ def dispersion_penalty(module: nn.Module) -> Tensor:
     parts = [x for x in module.modules() if isinstance(x, DynamicRank)]
     if not parts:
         raise ShapeError(f"a dispersion penalty needs DynamicRank; got a {type(module).__name__}")
-    return torch.stack([x.dispersion_penalty() for x in parts]).mean()
+    return torch.stack([x.dispersion_penalty(per_pair=per_pair) for x in parts]).mean()

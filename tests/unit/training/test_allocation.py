@@ -1,6 +1,7 @@
 """Allocation over modules (HeteroLoRA), late budgets, penalties and links that step down."""
 
 import math
+import statistics
 
 import pytest
 import torch
@@ -90,6 +91,22 @@ def test_dispersion_penalty_is_the_formula():
     layer = lo.DynamicRank((5, 4), 3, dtype=torch.float64)
     terms = [x[:, i].var(correction=0) for x in (layer.left, layer.right) for i in range(3)]
     torch.testing.assert_close(dispersion_penalty(layer), sum(terms) / 3, rtol=1e-13, atol=0)
+
+
+def test_dispersion_penalty_of_the_code_is_the_mean_over_vectors():
+    """Unbiased variances summed, over modules times twice the rank."""
+    layers = [lo.DynamicRank((5, 4), 3, dtype=torch.float64) for _ in range(2)]
+    vectors = [x[:, i].tolist() for y in layers for x in (y.left, y.right) for i in range(3)]
+    expected = sum(statistics.variance(v) for v in vectors) / (2 * 2 * 3)
+    got = float(dispersion_penalty(nn.ModuleList(layers), per_pair=False).detach())
+    assert expected == pytest.approx(got, rel=1e-13)
+
+
+def test_vectors_of_one_entry_have_no_dispersion():
+    layer = lo.DynamicRank((1, 4), 1, dtype=torch.float64)
+    expected = statistics.variance(layer.right[:, 0].tolist()) / 2
+    got = float(dispersion_penalty(layer, per_pair=False).detach())
+    assert expected == pytest.approx(got, rel=1e-13)
 
 
 @pytest.mark.parametrize("penalty", [orthogonality_penalty, dispersion_penalty])
