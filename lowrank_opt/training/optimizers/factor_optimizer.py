@@ -53,7 +53,9 @@ class FactorOptimizer(Optimizer, ABC):
     decay : {"product", "factors"}
         What shrinks by ``1 - lr * weight_decay`` a step: W, half of it in each factor, or each
         factor, so that W shrinks twice as fast. The published forms of LoRA-Pro, LoRA-RITE and
-        of AdamW on factors are the second.
+        of AdamW on factors are the second; LoRA-Muon's split decay is the first, where a factor
+        that shrinks by k moves by 1 / k of its step: the first-order change of W is that without
+        decay.
     trust : float
         Largest relative second-order change in one step; ``inf`` switches damping off. 0.03 suits
         adapters, which start at zero; factorisation and completion from factors of full size get
@@ -203,10 +205,14 @@ def _apply(view: PairView, directions: Terms, group: Group) -> None:
     keep = max(0.0, 1 - lr * group["weight_decay"])
     if group.get("decay", "product") == "product":
         keep = math.sqrt(keep)
-    if not (math.isinf(trust) or _is_short(view, directions, lr, trust)):
+        # A factor moves against the other one, which shrinks. All of W gone, there is no other.
+        lr = lr / keep if keep > 0 else lr
+    # The second order beside a first order that decay makes smaller.
+    length = lr / keep if keep > 0 else lr
+    if not (math.isinf(trust) or _is_short(view, directions, length, trust)):
         if len(directions) > 1:
             directions = [TallPair(evaluate(directions))]
-        lr *= _damping(view, directions[0], lr, trust)
+        lr *= _damping(view, directions[0], length, trust)
     # A step may be spanned by the factor itself: it is evaluated before the decay changes that.
     if keep == 1.0:
         add_to(view.factors, directions, -lr)

@@ -27,7 +27,8 @@ class SpectralDescent(FactorOptimizer):
 
     With :math:`\bar R = U K`. Each factor's part of the step has spectral norm ``lr / 2`` in W, so
     that W moves by at most `lr` to first order. Momentum is kept in the coordinates of U and
-    transported, so the path does not depend on the gauge, re-factorisation between steps included.
+    transported, so the path does not depend on the gauge, re-factorisation between steps included;
+    the paper averages the factors' gradients, which do. Without momentum the two are the same step.
     Separate Muon steps on the factors are not this: they depend on the gauge.
 
     Parameters

@@ -8,7 +8,14 @@ import math
 import pytest
 import torch
 
-from lowrank_opt.training import FactorPair, LoRAProAdamW, LoRAProFull, LoRARite, ScaledGD
+from lowrank_opt.training import (
+    FactorPair,
+    LoRAProAdamW,
+    LoRAProFull,
+    LoRARite,
+    ScaledGD,
+    SpectralDescent,
+)
 from tests.builders import normal
 
 M, N, R, S = 9, 7, 3, 1.7
@@ -158,6 +165,50 @@ def test_clip_of_rite_does_not_depend_on_the_gauge():
     gauge = torch.diag(torch.tensor([5.0, 1.0, 0.2], dtype=torch.float64))
     one, other = (run(LoRARite, lr=0.05, clip=0.5, gauge=x) for x in (None, gauge))
     assert distance(one, other) < 1e-10
+
+
+def inverse_root(x):
+    w, Q = torch.linalg.eigh(x)
+    return Q @ torch.diag(w.rsqrt()) @ Q.mT
+
+
+def msign(x):
+    U, _, Vh = torch.linalg.svd(x, full_matrices=False)
+    return U @ Vh
+
+
+def lora_muon(lr, weight_decay):
+    """Split weight decay: k A + dA / k, and likewise B, with k^2 = 1 - lr wd."""
+    (B, A), k = start(), math.sqrt(1 - lr * weight_decay)
+    for step in range(STEPS):
+        G = gradient(S * B @ A, step)
+        # Factors of W, the scale in the second one.
+        L, R = B, S * A.mT
+        P, Q = inverse_root(L.mT @ L), inverse_root(R.mT @ R)
+        dL, dR = -lr / 2 * msign(G @ R @ Q) @ Q, -lr / 2 * msign(G.mT @ L @ P) @ P
+        B, A = k * B + dL / k, k * A + dR.mT / (S * k)
+    return S * B @ A
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+def test_spectral_descent_without_momentum_is_lora_muon(weight_decay):
+    options = {"lr": 0.05, "momentum": 0.0, "trust": math.inf, "weight_decay": weight_decay}
+    assert distance(run(SpectralDescent, **options), lora_muon(0.05, weight_decay)) < 1e-12
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 3.0, 9.9])
+def test_decay_leaves_the_first_order_of_a_step(weight_decay):
+    """W = (1 - lr wd) W0 + dL R0 + L0 dR + the second order, which is over 1 - lr wd."""
+    B, A = start()
+    lr = 0.1
+    got = run(ScaledGD, 1, lr=lr, trust=math.inf, weight_decay=weight_decay)
+    plain = run(ScaledGD, 1, lr=lr, trust=math.inf)
+    half = run(ScaledGD, 1, lr=lr / 2, trust=math.inf)
+    W, keep = S * B @ A, 1 - lr * weight_decay
+    # Two step lengths tell both orders of a step apart.
+    second = 2 * (plain - 2 * half + W)
+    first = plain - W - second
+    torch.testing.assert_close(got, keep * W + first + second / keep, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("decay", "power"), [("product", 1), ("factors", 2)])
