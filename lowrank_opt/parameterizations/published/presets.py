@@ -141,9 +141,11 @@ def stella(
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
 ) -> SVDFrames:
-    """Return StelLA: ``W = U S V^T`` with frames by polar factors and a free r x r matrix S.
+    r"""Return StelLA: ``W = U S V^T`` with frames by polar factors and a free r x r matrix S.
 
-    The published method keeps U and V on the manifold by steps of its own; here any optimizer does.
+    The published method keeps U and V on the manifold by steps of its own; here any optimizer does,
+    and one step of gradient descent from orthonormal factors is the Riemannian gradient step
+    :math:`\mathrm{pol}(U - \eta (G_U - U\, \mathrm{sym}(U^T G_U)))`.
 
     Parameters
     ----------
@@ -173,7 +175,10 @@ def polar(
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
 ) -> SVDFrames:
-    """Return PoLAR: ``W = X Theta Y^T`` with orthonormal X and Y, feasible instead of landing.
+    r"""Return PoLAR: ``W = X Theta Y^T`` with orthonormal X and Y, feasible instead of landing.
+
+    With a radius :math:`\Theta = 2 \delta Z (I + Z^T Z)^{-1}`, whose singular values are
+    :math:`2 \delta z / (1 + z^2) \le \delta`, onto the ball.
 
     Parameters
     ----------

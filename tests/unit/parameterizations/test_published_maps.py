@@ -129,6 +129,22 @@ def test_stella_moves_all_of_its_core_from_zero():
     torch.testing.assert_close(module.values.grad, (U.mT @ WEIGHT @ V).detach())
 
 
+def test_a_gradient_step_on_frames_is_a_riemannian_one():
+    """G - U sym(U^T G) on each side, and back to the manifold by polar factors."""
+    module = filled(lo.stella((9, 7), 3, dtype=torch.float64))
+    U, V = (np.linalg.qr(array(x))[0] for x in (module.left, module.right))
+    S = array(module.values).copy()
+    module.left.data, module.right.data = torch.tensor(U), torch.tensor(V)
+    (module().to_dense() * WEIGHT).sum().backward()
+    torch.optim.SGD(module.parameters(), lr=0.1).step()
+    got = [*map(array, module.frames()), array(module.values)]
+    for Q, G, moved in zip((U, V), (W0 @ V @ S.T, W0.T @ U @ S), got[:2], strict=True):
+        step = G - Q @ (Q.T @ G + G.T @ Q) / 2
+        X, _, Yt = np.linalg.svd(Q - 0.1 * step, full_matrices=False)
+        np.testing.assert_allclose(moved, X @ Yt, atol=1e-12)
+    np.testing.assert_allclose(got[2], S - 0.1 * U.T @ W0 @ V, atol=1e-12)
+
+
 def test_normalized_lora_is_the_published_product():
     module = filled(lo.NormalizedLoRA((9, 7), 3, scaling=2.0, dtype=torch.float64))
     A = array(module.right).T
