@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from lowrank_opt.nn.adapters.checkpointing import in_transform
-from lowrank_opt.nn.adapters.memory import same_numbers
 from lowrank_opt.nn.basis.frozen import Frozen
+from lowrank_opt.nn.basis.memory import same_numbers
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import Factored, Parameterization
 from lowrank_opt.sets import FeasibleSet

@@ -10,8 +10,9 @@ from torch import nn
 
 import lowrank_opt as lo
 from lowrank_opt.nn import adapt, adapted_weights
-from lowrank_opt.nn.adapters import evaluation, memory
+from lowrank_opt.nn.adapters import evaluation
 from lowrank_opt.nn.adapters.adapted import present_updates
+from lowrank_opt.nn.basis import memory
 from lowrank_opt.testing.laws import adapter_moves as moves
 from lowrank_opt.testing.laws.adapter_play import Play
 from lowrank_opt.testing.search.verdict import Violation
