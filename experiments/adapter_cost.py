@@ -3,12 +3,12 @@
 Counts first: trained numbers, bytes, floating-point operations, memory kept for the backward pass,
 evaluations of the factors, m x n matrices formed. Then seconds, as ratios: each turn times the bare
 layer, LoRA and the method one after the other, so that whatever else the machine does falls on all
-three. ``python -m experiments.adapter_cost`` writes a table, a JSON record and a figure.
+three. ``python -m experiments.adapter_cost`` writes a table, a JSON record and a figure, and the
+same for one token (`adapter_token`).
 """
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from experiments import adapter_token
 from experiments.adapter_layers import LORA, Layer, Shape, layers, peer_version
 from experiments.records import Json, prepare_folder, write_record
 from experiments.tables import markdown_table, text_table
+from experiments.turns import in_turns, spread
 from lowrank_opt.errors import DenseMaterializationError
 from lowrank_opt.testing import forbid_dense
 
@@ -139,13 +141,6 @@ def evaluations(layer: Layer, x: Tensor) -> int:
     return count
 
 
-def seconds(run: Callable[[], object]) -> tuple[float, float]:
-    """Return the time of one call: of the processor, and on the wall."""
-    start = time.process_time(), time.perf_counter()
-    run()
-    return time.process_time() - start[0], time.perf_counter() - start[1]
-
-
 def measure(shape: Shape, rank: int, turns: int, names: Sequence[str] | None = None) -> list[Cost]:
     """Return the cost of every layer at one size."""
     everything = layers(shape, rank, names)
@@ -157,7 +152,7 @@ def measure(shape: Shape, rank: int, turns: int, names: Sequence[str] | None = N
     found: list[Cost] = []
     for layer in everything:
         trio = [bare.module, lora.module, layer.module]
-        times = _turns([lambda k=k: step(k, x, gradient) for k in trio], turns)
+        times = in_turns([lambda k=k: step(k, x, gradient) for k in trio], turns)
         # Counted before the layer is merged.
         counts = {
             "trained": layer.trained(),
@@ -183,13 +178,8 @@ def measure(shape: Shape, rank: int, turns: int, names: Sequence[str] | None = N
 def _merged_times(bare: Layer, layer: Layer, x: Tensor, turns: int) -> list[float]:
     merged = layer.merged()
     with torch.no_grad():
-        pairs = _turns([lambda: bare.module(x), lambda: merged(x)], turns)
+        pairs = in_turns([lambda: bare.module(x), lambda: merged(x)], turns)
     return [own[0] / first[0] for first, own in pairs]
-
-
-def _turns(runs: Sequence[Callable[[], object]], turns: int) -> list[list[tuple[float, float]]]:
-    """Return the seconds of some calls that take turns; the first turn is not counted."""
-    return [[seconds(run) for run in runs] for _ in range(turns + 1)][1:]
 
 
 HEADER = [
@@ -207,20 +197,10 @@ def row(cost: Cost, bare: Cost) -> list[str]:
         f"{cost.flops / bare.flops:.2f}",
         f"{(cost.kept_bytes - bare.kept_bytes) / 1024:.0f}",
         cost.dense,
-        _spread(cost.training),
-        _spread(cost.against_lora),
-        _spread(cost.merged),
+        spread(cost.training),
+        spread(cost.against_lora),
+        spread(cost.merged),
     ]
-
-
-def _spread(ratios: Sequence[float]) -> str:
-    """Return the median and the middle half."""
-    if not ratios:
-        return ""
-    if len(ratios) < 2:
-        return f"{ratios[0]:.2f}"
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def draw(costs: Sequence[Cost], path: Path) -> None:
@@ -256,35 +236,89 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = prepare_folder(options.out)
     torch.set_num_threads(options.threads)
     turns = 2 if options.quick else options.turns
+    settings: dict[str, Json] = {
+        "tokens": TOKENS,
+        "turns": turns,
+        "threads": torch.get_num_threads(),
+        "peft": peer_version(),
+    }
+    if "step" in options.parts:
+        _steps(options, folder, turns, settings)
+    if {"token", "compile"} & {*options.parts}:
+        _tokens(options, folder, turns, settings)
+    return 0
+
+
+def _steps(
+    options: argparse.Namespace, folder: Path, turns: int, settings: dict[str, Json]
+) -> None:
     costs: list[Cost] = []
     tables: dict[str, Json] = {}
     for shape, rank in QUICK if options.quick else SIZES:
         own = measure(shape, rank, turns, options.methods)
-        rows = [row(cost, own[0]) for cost in own]
         title = f"{shape[0]} x {shape[1]}, rank {rank}"
         print(f"{title}, {TOKENS} tokens, {turns} turns, {torch.get_num_threads()} threads")
-        print(text_table(HEADER, rows))
-        tables[title] = markdown_table(HEADER, rows)
+        tables[title] = _shown(HEADER, [row(cost, own[0]) for cost in own])
         costs += own
     draw(costs, folder / "adapter-cost.png")
+    record = folder / "adapter-cost.json"
+    write_record(record, settings=settings, costs=_plain(costs), tables=tables)
+
+
+def _tokens(
+    options: argparse.Namespace, folder: Path, turns: int, settings: dict[str, Json]
+) -> None:
+    """Measure one token, and compiled layers of the first size."""
+    calls = 5 if options.quick else options.calls
+    costs: list[adapter_token.Token] = []
+    found: list[adapter_token.Compiled] = []
+    tables: dict[str, Json] = {}
+    sizes = adapter_token.QUICK if options.quick else adapter_token.SIZES
+    for shape, rank in sizes if "token" in options.parts else ():
+        own = adapter_token.tokens(shape, rank, turns, calls, options.methods)
+        title = f"{shape[0]} x {shape[1]}, rank {rank}, one token"
+        print(title)
+        tables[title] = _shown(adapter_token.TOKEN_HEADER, [*map(adapter_token.token_row, own)])
+        costs += own
+    if "compile" in options.parts:
+        (shape, rank), *_ = sizes
+        found = adapter_token.compiled(shape, rank, turns, calls)
+        title = f"{shape[0]} x {shape[1]}, rank {rank}, compiled"
+        print(title)
+        rows = [*map(adapter_token.compiled_row, found)]
+        tables[title] = _shown(adapter_token.COMPILED_HEADER, rows)
     write_record(
-        folder / "adapter-cost.json",
-        settings={
-            "tokens": TOKENS,
-            "turns": turns,
-            "threads": torch.get_num_threads(),
-            "peft": peer_version(),
-        },
-        costs=[{**asdict(cost), "shape": [*cost.shape]} for cost in costs],
+        folder / "adapter-token.json",
+        settings={**settings, "calls": calls},
+        tokens=_plain(costs),
+        compiled=_plain(found),
         tables=tables,
     )
-    return 0
+
+
+def _shown(header: list[str], rows: list[list[str]]) -> Json:
+    print(text_table(header, rows))
+    return markdown_table(header, rows)
+
+
+def _plain(
+    costs: Sequence[Cost | adapter_token.Token | adapter_token.Compiled],
+) -> list[Json]:
+    return [{**asdict(cost), "shape": [*cost.shape]} for cost in costs]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.adapter_cost", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one small size, two turns")
     parser.add_argument("--methods", nargs="+", help="names of the catalog; LoRA is always there")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=("step", "token", "compile"),
+        default=["step", "token"],
+        help="a training step, one token of a layer that is not merged, compiled layers (minutes)",
+    )
+    parser.add_argument("--calls", type=int, default=100, help="tokens in a turn")
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("results"))

@@ -4,13 +4,15 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 import lowrank_opt as lo
-from experiments import adapter_cost
+from experiments import adapter_cost, adapter_token
 from experiments.adapter_cost import dense_passes, evaluations, flops, kept_bytes
-from experiments.adapter_layers import Layer, layers
+from experiments.adapter_layers import LORA, Layer, layers
 from lowrank_opt.nn import adapt
 
+RATIOS = ("against_bare", "against_peer")
 SHAPE, RANK, TOKENS = (40, 30), 2, 16
 M, N = SHAPE
 X = torch.randn(TOKENS, N, requires_grad=True)
@@ -69,6 +71,30 @@ def test_repeated_evaluations_are_found():
     assert 1 == evaluations(layer("NBLoRA(radius)"), X)
 
 
+class Broken(nn.Linear):
+    """Cannot be compiled as a whole."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y + 1 if float(y.detach().sum()) > 0 else y
+
+
+def test_graphs_are_counted():
+    assert 1 == adapter_token.graphs(layer("WeightDecomposed(inner, weight)").module, SHAPE)
+    assert 2 == adapter_token.graphs(Broken(N, M), SHAPE)
+
+
+def test_compiled_layers_are_measured(monkeypatch):
+    monkeypatch.setattr(adapter_token, "COMPILED", ("DeLoRA(radius)",))
+    monkeypatch.setattr(adapter_token, "_compiled", lambda module: module)
+    found = adapter_token.compiled(SHAPE, RANK, turns=2, calls=3)
+    assert {"bare", "DeLoRA(radius)", LORA} == {x.name for x in found}
+    assert all(1 == x.graphs for x in found)
+    assert {2} == {len(y) for x in found for y in (x.step, x.step_gain, x.token)}
+    rows = [adapter_token.compiled_row(x) for x in found]
+    assert {len(adapter_token.COMPILED_HEADER)} == {len(row) for row in rows}
+
+
 def test_quick_run_writes_table_record_and_figure(tmp_path, capsys):
     arguments = ["--quick", "--out", str(tmp_path), "--methods", "NBLoRA(radius)", "VeRA"]
     threads = torch.get_num_threads()
@@ -81,4 +107,9 @@ def test_quick_run_writes_table_record_and_figure(tmp_path, capsys):
     assert ["bare", "Factored", "NBLoRA(radius)", "VeRA"] == [names[0], *sorted(names[1:])]
     assert all(1 == cost["evaluations"] for cost in record["costs"][1:])
     assert (tmp_path / "adapter-cost.png").stat().st_size > 0
+    tokens = json.loads((tmp_path / "adapter-token.json").read_text("utf-8"))
+    assert names == [token["name"] for token in tokens["tokens"]]
+    # One ratio a turn; of the layer that others are measured by, to itself.
+    assert {2} == {len(token[key]) for token in tokens["tokens"] for key in RATIOS}
+    assert [] == tokens["compiled"]
     assert "NBLoRA(radius)" in capsys.readouterr().out
