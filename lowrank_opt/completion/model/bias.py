@@ -110,9 +110,8 @@ def fit_additive_bias(observations: Observations, *, penalty: float) -> Additive
             "all use no_bias"
         )
     mean = weighted_mean(observations)
-    exact = observations.to(dtype=torch.float64)
-    model = _AdditiveModel(exact, penalty)
-    a, b = model.solve(exact.values - mean)
+    model = _AdditiveModel(observations, penalty)
+    a, b = model.solve(observations.values.double() - mean)
     return AdditiveBias(mean, a.to(observations.dtype), b.to(observations.dtype))
 
 
@@ -122,8 +121,8 @@ class _AdditiveModel:
     def __init__(self, observations: Observations, penalty: float) -> None:
         m, n = observations.shape
         self.sizes, self.penalty = (m, n), penalty
-        zeros = torch.zeros_like(observations.values)
-        self.homogeneous = observations.with_values(zeros)
+        zeros = torch.zeros_like(observations.values, dtype=torch.float64)
+        self.homogeneous = observations.to(dtype=torch.float64).with_values(zeros)
         ones = zeros.new_ones(m + n)
         mass = torch.stack([self._gradient(part) for part in _halves(ones, m)]).T
         self.diagonal = torch.cat((mass[:m, 0], mass[m:, 1])) + penalty
@@ -132,6 +131,8 @@ class _AdditiveModel:
         """Return the row and column biases that fit `values`."""
         x = torch.zeros_like(self.diagonal)
         r = -self._gradient(x, self.homogeneous.with_values(values))
+        # As many numbers as entries, of no use from here on.
+        del values
         inverse = torch.where(self.diagonal > 0, 1 / self.diagonal, 0.0)
         z, target = inverse * r, _TOLERANCE * float(r.norm())
         p, rz = z, torch.dot(r, z)

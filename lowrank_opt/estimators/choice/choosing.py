@@ -151,20 +151,37 @@ def choose_and_fit(
     setting = _merged(search.first(observations), given)
     if spread_or_zero(observations, bias) == 0:
         return Choice(constant(observations), setting, RegularizationPath(()), None)
-    walks = [_without(given, x) for x in search.walks(observations) if x.name not in given]
-    draws = not search.solver.traits.validation
-    if validation is None or len(observations) < _FEWEST:
-        found, intervals = _Found(setting, RegularizationPath(())), None
-    elif walks or draws:
-        kept, held_out = _split(observations, validation, seed)
-        found, judged = _searched(search, kept, held_out, setting, walks, given, point=point)
-        intervals = _calibrated(judged, observations, kept, held_out, search, bias)
-    else:
-        quiet = replace(search, watch=None)
-        found = _Found(setting, RegularizationPath(()))
-        intervals = Calibration(observations, quiet, setting, bias, validation, seed)
+    # What it splits the entries into is gone when it returns.
+    found, intervals = _chosen(
+        observations, search, setting, given, bias, validation, seed, point=point
+    )
     result = search.refit(observations, found.setting, found.start)
     return Choice(result, found.setting, found.path, intervals)
+
+
+def _chosen(
+    observations: Observations,
+    search: Search,
+    setting: Setting,
+    given: Setting,
+    bias: Bias,
+    validation: float | None,
+    seed: int,
+    *,
+    point: bool,
+) -> tuple[_Found, Intervals | Calibration | None]:
+    """Return what is chosen, and intervals from the errors on the held-out entries."""
+    walks = [_without(given, x) for x in search.walks(observations) if x.name not in given]
+    draws = not search.solver.traits.validation
+    nothing = _Found(setting, RegularizationPath(()))
+    if validation is None or len(observations) < _FEWEST:
+        return nothing, None
+    if not (walks or draws):
+        quiet = replace(search, watch=None)
+        return nothing, Calibration(observations, quiet, setting, bias, validation, seed)
+    kept, held_out = _split(observations, validation, seed)
+    found, judged = _searched(search, kept, held_out, setting, walks, given, point=point)
+    return found, _calibrated(judged, observations, kept, held_out, search, bias)
 
 
 def _without(given: Mapping[str, float], walk: Walk) -> Walk:
