@@ -18,6 +18,8 @@ from lowrank_opt.cli import main
 from lowrank_opt.cli.commands import recommend
 from lowrank_opt.nn import adapt, save_adapter
 
+torch.set_num_threads(1)  # A fork of a process with threads of OpenMP would wait for them.
+
 lines = ["user,item,rating"]
 lines += [f"ü{u},{i},{(u * i) % 5 + 1}" for u in range(30) for i in range(20) if (u + i) % 3]
 Path("r.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
