@@ -33,10 +33,11 @@ class FlatPerturbation:
     r"""Minimise the expected loss :math:`E_\epsilon L(W + B A + \epsilon)` by one draw a step.
 
     :math:`\epsilon_{ij} \sim N(0, f_t^2 \sigma^2 |W'_i|^2 / n)`, one scale for each filter
-    (row) of the *merged* weight :math:`W' = W + BA`. Any adapter, any optimizer: inside of
-    `perturbed` a forward pass uses :math:`W + \epsilon`; the weights themselves are never written,
-    so nothing drifts in half precision. Noise is stored as a seed and drawn again in backward: no
-    copy of a weight is kept, and gradients are those at the perturbed point.
+    (row) of the *merged* weight :math:`W' = W + BA`. Any adapter without magnitudes, any
+    optimizer: inside of `perturbed` a forward pass uses :math:`W + \epsilon`; the weights
+    themselves are never written, so nothing drifts in half precision. Noise is stored as a seed
+    and drawn again in backward: no copy of a weight is kept, and gradients are those at the
+    perturbed point.
 
     For losses quadratic in W (completion with squared errors, linear regression) this is a no-op
     in expectation: the expected gradient is the gradient without noise. With
@@ -52,7 +53,7 @@ class FlatPerturbation:
     targets : str, optional
         Regular expression; parameters whose full name it matches are perturbed. By default exactly
         the adapted weights, as in the paper: those with an active adapter or an update of their
-        shape beside them. In a model without updates, every ``weight`` of two or more axes.
+        shape beside them. In a model without either, every ``weight`` of two or more axes.
     updates : mapping of str to callable, optional
         By parameter name: returns the `LowRankOperator` that an adapter adds to that weight. Where
         a weight has exactly one parameterization of its shape beside or below it, that one is
@@ -175,7 +176,7 @@ class FlatPerturbation:
 
     def _noise(self, target: PerturbedWeight, strength: float, seed: int) -> SeededNoise:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_scale):
-            updates = [update() for update in target.updates]
+            updates = [] if target.updates is None else target.updates()
             module = target.owners[0][0]
             std = strength * filter_scale(module, target.weight, updates, axis=target.axis)
         return SeededNoise(std, seed)

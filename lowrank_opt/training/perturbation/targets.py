@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor, nn
 
 from lowrank_opt.errors import ShapeError
 from lowrank_opt.nn.adapters.adapted import present_updates
 from lowrank_opt.nn.adapters.store import Store
+from lowrank_opt.nn.basis.errors import AdapterStateError
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
 
@@ -28,8 +30,8 @@ class PerturbedWeight:
         The full name of the parameter.
     weight : nn.Parameter
     owners : list of (module, attribute)
-    updates : list of callable
-        What is added to it: one operator for each of its matrices; empty for none.
+    updates : callable, optional
+        Returns what is added to it now: one operator for each of its matrices; empty for none.
     axis : int, optional
         The axis that counts filters, if the caller says.
     """
@@ -37,7 +39,7 @@ class PerturbedWeight:
     name: str
     weight: nn.Parameter
     owners: list[tuple[nn.Module, str]]
-    updates: list[OperatorOf]
+    updates: Callable[[], Sequence[LowRankOperator]] | None
     axis: int | None = None
     reads: int = field(default=0)
 
@@ -51,13 +53,20 @@ def find_targets(
     ------
     ShapeError
         If nothing is left, or `updates` or `axes` name something else.
+    AdapterStateError
+        If no adapter of an adapted model is active, and the caller does not choose.
     """
     known = _all_weights(model, updates, axes)
     if pattern is not None:
         chosen = [t for t in known if re.fullmatch(pattern, t.name)]
     else:
         matrices = [t for t in known if t.weight.ndim >= 2]
-        chosen = [t for t in matrices if t.updates]
+        chosen = [t for t in matrices if t.updates is not None]
+        if not chosen and any(isinstance(module, Store) for module in model.modules()):
+            raise AdapterStateError(
+                "an adapter must be active for the noise on its weights; got none: switch one on, "
+                "unmerge, or name weights by targets="
+            )
         chosen = chosen or [t for t in matrices if t.name.rpartition(".")[2] == "weight"]
     unknown = (set(updates) | set(axes)) - {target.name for target in chosen}
     if unknown or not chosen:
@@ -87,26 +96,34 @@ def _all_weights(
                 found[id(weight)].owners.append((module, name))
                 continue
             full = f"{prefix}.{name}" if prefix else name
-            given = [updates[full]] if full in updates else _updates(model, prefix, name, weight)
+            given = _one(updates.get(full)) or _updates(model, prefix, name, weight)
             found[id(weight)] = PerturbedWeight(
                 full, weight, [(module, name)], given, axes.get(full)
             )
     return list(found.values())
 
 
-def _updates(model: nn.Module, prefix: str, name: str, weight: Tensor) -> list[OperatorOf]:
+def _updates(
+    model: nn.Module, prefix: str, name: str, weight: Tensor
+) -> Callable[[], Sequence[LowRankOperator]] | None:
     """Return the updates of an adapted layer, or the one parameterization below or beside."""
     module, parent = model.get_submodule(prefix), model.get_submodule(prefix.rpartition(".")[0])
-    adapted = present_updates(module, name)
-    if adapted:
-        return [_one_of(module, name, k) for k in range(len(adapted))]
+    if present_updates(module, name):
+        return partial(present_updates, module, name)
     shape = tuple(weight.flatten(1).shape) if weight.ndim >= 2 else ()
-    for place in (module.modules(), parent.children() if prefix else ()):
-        fitting = [x for x in place if isinstance(x, Parameterization) and x.shape == shape]
+    for place in (module, *((parent,) if prefix else ())):
+        fitting = [x for x in _own_parts(place, module) if x.shape == shape]
         if len(fitting) == 1:
-            return [fitting[0]]
-    return []
+            return _one(fitting[0])
+    return None
 
 
-def _one_of(layer: nn.Module, name: str, index: int) -> OperatorOf:
-    return lambda: present_updates(layer, name)[index]
+def _own_parts(place: nn.Module, module: nn.Module) -> list[Parameterization]:
+    """Return parameterizations below a module or beside it, none of an adapter: that may be off."""
+    near = place.modules() if place is module else place.children()
+    held = {id(x) for store in place.modules() if isinstance(store, Store) for x in store.modules()}
+    return [x for x in near if isinstance(x, Parameterization) and id(x) not in held]
+
+
+def _one(update: OperatorOf | None) -> Callable[[], Sequence[LowRankOperator]] | None:
+    return None if update is None else lambda: [update()]

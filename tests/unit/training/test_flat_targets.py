@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 
 import lowrank_opt as lo
-from lowrank_opt.nn import adapt, adapted_weights, unload
+from lowrank_opt.nn import AdapterStateError, adapt, adapted_weights, merge, switch, unload
 from lowrank_opt.training import FlatPerturbation
 from lowrank_opt.training.perturbation.row_scale import filter_scale
 from lowrank_opt.training.perturbation.seeded_noise import mix_seed
@@ -81,6 +81,48 @@ class Model(nn.Module):
 )
 def test_exactly_the_adapted_weights_are_perturbed(targets, expected):
     assert expected == perturbation(adapted(Model(), targets)).names
+
+
+def two_adapters():
+    """A on the first layer, B on the second one."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).double()
+    for name, targets in (("a", "0"), ("b", "1")):
+        adapt(model, lambda s: lo.Factored(s, 1, dtype=torch.float64), targets=targets, name=name)
+    for update in (x for x in model.modules() if isinstance(x, lo.Factored)):
+        nn.init.ones_(update.left)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("active", "expected"),
+    [("a", ["0.weight"]), ("b", ["1.weight"]), ("ab", ["0.weight", "1.weight"])],
+)
+def test_adapters_that_are_off_are_not_perturbed(active, expected):
+    model = two_adapters()
+    switch(model, *active)
+    assert expected == perturbation(model).names
+
+
+@pytest.mark.parametrize("turn_off", [switch, merge])
+def test_adapted_models_without_an_active_adapter_are_refused(turn_off):
+    model = two_adapters()
+    turn_off(model)
+    with pytest.raises(AdapterStateError, match=r"an adapter must be active .* got none"):
+        perturbation(model)
+    assert ["0.weight"] == perturbation(model, targets="0.weight").names
+
+
+def test_noise_of_an_adapter_that_was_switched_off_is_that_of_the_base_weight():
+    model, x = two_adapters(), torch.eye(4, dtype=torch.float64)
+    flat = perturbation(model, targets="0.weight")
+    switch(model, "b")
+    W = model[0].weight.detach()
+    std = SIGMA * W.norm(dim=1, keepdim=True) / 2
+    g = torch.Generator().manual_seed(mix_seed(0, 0, "0.weight"))
+    noise = std * torch.randn(W.shape, generator=g, dtype=W.dtype)
+    with flat.perturbed():
+        got = model[0](x)
+    torch.testing.assert_close(got, x @ (W + noise).mT + model[0].bias, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
