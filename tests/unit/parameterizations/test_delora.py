@@ -233,6 +233,16 @@ def test_learned_radius_removes_the_bound():
     assert schatten(singular_values(layer()), 1) > 100
 
 
+@pytest.mark.parametrize("variant", ["paired", "author", "paper", "peft"])
+def test_zero_start_gives_a_learned_radius_back(variant):
+    layer = fill(lo.DeLoRA((6, 5), 2, radius=2.0, variant=variant, learn_radius=True, dtype=D))
+    with torch.no_grad():
+        layer.learned_radius.fill_(7.0)
+    layer.zero_()
+    assert 2.0 == float(layer.learned_radius.detach())
+    assert np.linalg.norm(dense(layer())) <= 1e-14
+
+
 def test_learned_radius_gets_a_gradient():
     layer = fill(lo.DeLoRA((6, 5), 2, radius=2.0, learn_radius=True, dtype=D))
     W = dense(layer())
