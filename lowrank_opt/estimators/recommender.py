@@ -8,6 +8,7 @@ from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
 from lowrank_opt.completion import CompletionResult
+from lowrank_opt.errors import ObservationError
 from lowrank_opt.estimators.answers import AnsweringRecommender, known_positions
 from lowrank_opt.estimators.arrivals import arrived
 from lowrank_opt.estimators.choice.callbacks import CallbackSupportMixin
@@ -201,9 +202,11 @@ class Recommender(CallbackSupportMixin, AnsweringRecommender):
         row_features: object,
         col_features: object,
     ) -> Triplets | None:
-        if X is None and (row_features is not None or col_features is not None):
+        if X is None:
+            if row_features is None and col_features is None:
+                raise ObservationError("something must come: ratings, or features; got neither")
             return None
-        return self._checked(read_triplets(cast("Interactions", X), y, sample_weight))
+        return self._checked(read_triplets(X, y, sample_weight))
 
     def _checked(self, found: Triplets) -> Triplets:
         """Return new ratings, whose ids are of the kind that was fitted."""

@@ -113,7 +113,7 @@ def _from_array(data: object, name: str) -> Matrix:
         raise ShapeError(f"{name} must be a matrix, a line for each row; got ndim={x.ndim}")
     mask = mask_of(x)
     reals = as_reals(np.asarray(x), name).astype(np.float64)
-    missing = np.isnan(reals) if mask is None else mask | np.isnan(reals)
+    missing = ~np.isfinite(reals) if mask is None else mask | ~np.isfinite(reals)
     if missing.any():
         column = int(missing.any(axis=0).argmax())
         raise _missing(name, f"{column}", int(missing[:, column].sum()))
@@ -143,6 +143,10 @@ def _from_frame(
     if hasattr(native, "iloc"):
         # Names of pandas need not be text.
         native = native.set_axis([str(label) for label in native.columns], axis=1)
+        if len(set(native.columns)) < native.shape[1]:
+            raise ShapeError(
+                f"{name} must have columns of distinct names; got {list(native.columns)[:20]}"
+            )
     frame: Any = nw.from_native(native)
     frame = frame.collect() if isinstance(frame, nw.LazyFrame) else frame
     fitted = None if like is None else like.columns
@@ -155,9 +159,12 @@ def _from_frame(
         column = frame[title]
         x = column.to_numpy()
         missing = [v is None or v != v or type(v).__name__ == "NAType" for v in x.tolist()]
-        if column.null_count() > 0 or any(missing):
-            raise _missing(name, repr(title), max(int(column.null_count()), sum(missing)))
         numeric = column.dtype.is_numeric() or column.dtype == nw.Boolean
+        count = max(int(column.null_count()), sum(missing))
+        if count == 0 and numeric:
+            count = int((~np.isfinite(x.astype(np.float64))).sum())
+        if count > 0:
+            raise _missing(name, repr(title), count)
         known = _categories(x, title, name) if not numeric and title not in asked else None
         known = asked.get(title, known)
         if known is None and not numeric:
@@ -224,7 +231,7 @@ def _from_torch(data: Tensor) -> object:
 
 def _checked_sparse(data: object, name: str) -> SparseMatrix:
     matrix = cast("Any", data).tocsr().astype(np.float64)
-    missing = np.isnan(matrix.data)
+    missing = ~np.isfinite(matrix.data)
     if missing.any():
         column = int(matrix.indices[missing][0])
         raise _missing(name, f"{column}", int((matrix.indices[missing] == column).sum()))
@@ -233,6 +240,6 @@ def _checked_sparse(data: object, name: str) -> SparseMatrix:
 
 def _missing(name: str, column: str, count: int) -> ObservationError:
     return ObservationError(
-        f"{name} must be finite and not all zero; column {column} has {count} missing: drop or "
-        "fill what is missing"
+        f"{name} must be finite and not all zero; column {column} has {count} missing or "
+        "infinite: drop or fill what is missing"
     )

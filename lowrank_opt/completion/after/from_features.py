@@ -142,7 +142,7 @@ def lines_of(result: AnyResult, side: int = 0) -> Tensor:
 def biases_in(lines: Tensor, result: AnyResult) -> Tensor:
     """Return the biases in lines of a result, shape (k,): means over its draws."""
     draws = len(result) if isinstance(result, BayesianResult) else 1
-    return lines.reshape(len(lines), draws, -1)[..., -1].mean(1)
+    return lines.reshape(len(lines), draws, lines.shape[1] // draws)[..., -1].mean(1)
 
 
 def with_lines(result: AnyResult, lines: Tensor, side: int = 0) -> AnyResult:

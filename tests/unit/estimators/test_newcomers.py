@@ -244,6 +244,8 @@ WRONG = {
         FEW.assign(age=["1", "2"]),
         "column 'age' has .* where there were numbers",
     ),
+    "infinite": (FEW.assign(age=[1.0, np.inf]), "column 'age' has 1 missing or infinite"),
+    "a name twice": (FEW[["age", "kind", "age"]], "row_features must have columns of distinct nam"),
     "twice": (PEOPLE.iloc[[0, 0]], "row_features must have each id once; got 1 again"),
     "another kind of ids": (FEW.set_axis([1, 2]), "row_features must be text, as they were fitted"),
     "an array": (FEATURES[:2], r"a frame with the columns fitted, \['age', 'kind'\]; got ndarray"),
@@ -263,6 +265,16 @@ def test_features_that_do_not_fit_are_refused_by_name(recommender: Recommender, 
         with pytest.raises(LowRankError, match=message):
             use()
     assert M - NEW == len(model.row_labels_) == model.result_.shape[0]
+
+
+def test_features_of_nobody_new_change_nothing(completion, recommender: Recommender):
+    asked, known = NAMED[:5], {"row_features": PEOPLE[NEW:], "col_features": FILMS[:0]}
+    for model in (completion, recommender):
+        np.testing.assert_array_equal(model.predict(asked), model.predict(asked, **known))
+    model = deepcopy(recommender).partial_fit(**known).fold_in_rows(row_features=PEOPLE[NEW:])
+    np.testing.assert_array_equal(recommender.predict(asked), model.predict(asked))
+    with pytest.raises(ObservationError, match="ratings, or features; got neither"):
+        model.fold_in_cols()
 
 
 def test_features_need_a_fit_with_some():
