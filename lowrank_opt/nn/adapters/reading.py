@@ -19,8 +19,7 @@ _FACTS = (
     "is_sparse", "is_quantized", "names",
 )  # fmt: skip
 _QUESTIONS = ("size", "dim", "numel", "nelement", "is_floating_point", "is_complex", "element_size")
-# What of a weight is no number of it.
-ALLOWED = {getattr(Tensor, name).__get__ for name in _FACTS if hasattr(Tensor, name)} | {
+_ALLOWED = {getattr(Tensor, name).__get__ for name in _FACTS if hasattr(Tensor, name)} | {
     getattr(Tensor, name) for name in _QUESTIONS
 }
 # x += y and its kin, and x[i] = y.
@@ -49,7 +48,7 @@ class RoutedWeight(Tensor):
         args: tuple[object, ...] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
-        if func not in ALLOWED:
+        if func not in _ALLOWED:
             raise AdapterStateError(
                 "per_sample needs layers that are called; got a module that computes with the "
                 "weight of an adapted layer, where each sample has another: run the model once "
@@ -136,7 +135,7 @@ def standing_for(total: Tensor, base: Tensor) -> Tensor:
 
     Unless it is a sum, it is no leaf of the graph: torch refuses to register or to optimize it.
     """
-    if torch.compiler.is_compiling() or is_read_by_a_layer_of_torch():
+    if torch.compiler.is_compiling() or _is_read_by_a_layer_of_torch():
         # After a break of the graph, for a recurrent layer say, this is compiled on its own.
         return total
     if type(total) not in (Tensor, nn.Parameter):
@@ -186,7 +185,7 @@ def _giving_read_only(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def sum_standing_for(total: Tensor, base: Tensor) -> Tensor:
     """Return a sum that lasts as such a weight, the same one at each access."""
-    if torch.compiler.is_compiling() or is_read_by_a_layer_of_torch():
+    if torch.compiler.is_compiling() or _is_read_by_a_layer_of_torch():
         return total
     known = vars_of(total).get("lowrank_cover")
     if isinstance(known, _ReadOnly) and is_of(known, base):
@@ -196,7 +195,7 @@ def sum_standing_for(total: Tensor, base: Tensor) -> Tensor:
     return covered
 
 
-def is_read_by_a_layer_of_torch() -> bool:
+def _is_read_by_a_layer_of_torch() -> bool:
     """Whether the forward of a layer of torch asks: those read weights, and do not write to them.
 
     A tensor of another class would turn off the fused kernels of its encoders, and with them the

@@ -12,14 +12,7 @@ from lowrank_opt.nn.adapters.change import Change
 from lowrank_opt.nn.adapters.checkpointing import in_transform, is_plain, marked, present_state
 from lowrank_opt.nn.adapters.gradients import awake
 from lowrank_opt.nn.adapters.part import Part, safe_key, stored
-from lowrank_opt.nn.adapters.pending import pending
-from lowrank_opt.nn.adapters.reading import (
-    is_of,
-    is_read_by_a_layer_of_torch,
-    standing_for,
-    sum_standing_for,
-    without_numbers,
-)
+from lowrank_opt.nn.adapters.reading import is_of, standing_for, sum_standing_for, without_numbers
 from lowrank_opt.nn.adapters.record import Record, State, Weights
 from lowrank_opt.nn.basis.errors import AdapterStateError
 from lowrank_opt.operator import LowRankOperator
@@ -165,26 +158,11 @@ class Store(nn.Module):
             if total is None or plain:
                 return value if total is None else total
             return sum_standing_for(total, base_of(module, name))
-        if not any(name in part.updates for part in self._active_parts(state)):
+        change = self.change(module, name, state.active, state)
+        if change is None:
             return value
-
-        def formed() -> Tensor:
-            change = self.change(module, name, state.active, state)
-            assert change is not None, "an active adapter has an update here"
-            return as_trainable(change.add_dense(value))
-
-        if plain:
-            return formed()
-        base = base_of(module, name)
-        if type(value) not in (Tensor, nn.Parameter) or is_read_by_a_layer_of_torch():
-            return standing_for(formed(), base)
-        return pending(base, lambda: standing_for(formed(), base))
-
-    def _active_parts(self, state: State) -> Iterator[Part]:
-        for name, _ in state.active:
-            part = self.part(name)
-            if part is not None:
-                yield part
+        total = as_trainable(change.add_dense(value))
+        return total if plain else standing_for(total, base_of(module, name))
 
     def sum(self, module: nn.Module, name: str, state: State) -> Tensor | None:
         """Return the merged weight, summed again if what it was made of has been written to."""

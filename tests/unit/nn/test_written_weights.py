@@ -231,3 +231,26 @@ def test_write_to_a_weight_of_a_foreign_class_is_refused(write, state):
     with torch.no_grad(), pytest.raises(AdapterStateError):
         writes[write](model, "weight")
     assert torch.equal(before, model.weight.to_local())
+
+
+class Product(torch.autograd.Function):
+    """A product with a derivative of its own, as fused losses have it."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x @ weight.mT
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        return gradient @ weight, gradient.mT @ x
+
+
+def test_functions_with_their_own_derivative_reach_the_adapter():
+    model = adapted("linear").train()
+    own = [p for p in model.parameters() if p.requires_grad]
+    x = LAYERS["linear"][2][0]
+    expected = torch.autograd.grad((model(x) - model.bias).square().sum(), own)
+    found = torch.autograd.grad(Product.apply(x, model.weight).square().sum(), own)
+    torch.testing.assert_close(found, expected)
