@@ -20,7 +20,7 @@ _ROWS = (
 _COLS = (
     "item items itemid iid itemno itemnumber movie movies movieid film filmid product productid "
     "book books bookid isbn song songid track trackid artist artistid game gameid joke jokeid "
-    "asin parentasin anime animeid col cols colid column"
+    "asin parentasin business businessid anime animeid col cols colid column"
 )
 _VALUES = (
     "rating ratings starrating bookrating overall value values stars star score scores y "

@@ -163,7 +163,7 @@ class DelimitedFile:
             self.stream: TextIO = text_of(opened(path))
             self.first: str = self.stream.readline()
         first = self.first.removesuffix("\n")
-        if first.startswith(('{"', '[{"')) or "\0" in first:
+        if first.startswith(('{"', '[{"')) or first.strip() in ("[", "{") or "\0" in first:
             raise DataError(
                 f"a file must hold a table as text in UTF-8; {self.path!r} begins like "
                 f"{_likeness(first)}: write CSV or Parquet"

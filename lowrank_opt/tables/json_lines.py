@@ -68,7 +68,8 @@ class JsonLines:
         import msgspec
 
         self._decode = msgspec.json.Decoder().decode
-        self._fault: type[Exception] = msgspec.DecodeError
+        # The second for what is nested too deeply, the third for bytes that are no UTF-8.
+        self._faults = (msgspec.DecodeError, RecursionError, UnicodeEncodeError)
         self.path: str
         self.bad: BadLines
         self.path, self.bad, self._stream = path, BadLines(max_bad_lines), stream
@@ -110,7 +111,7 @@ class JsonLines:
     def _names(self) -> list[str]:
         try:
             record = self._decode(self._first)
-        except (self._fault, UnicodeEncodeError) as error:
+        except self._faults as error:
             raise self._no_record(str(error)) from error
         if not isinstance(record, dict):
             raise self._no_record(f"{type(record).__name__} is no object")
@@ -135,7 +136,7 @@ class JsonLines:
         try:
             records = [*map(self._decode, lines)]
             found = [None if x is None else [r[x] for r in records] for x in used]
-        except (self._fault, UnicodeEncodeError, KeyError, TypeError, OverflowError):
+        except (*self._faults, KeyError, TypeError, OverflowError):
             return None
         ids, numbers = found[:2], found[2:]
         if any(column is None or not set(map(type, column)) <= {str, int} for column in ids):
@@ -160,7 +161,7 @@ class JsonLines:
             self._blank.clear()
             try:
                 kept.append(self._record(line))
-            except (self._fault, ValueError) as error:
+            except (*self._faults, ValueError) as error:
                 self.bad.add(k, str(error), line)
         columns = [[record[c] for record in kept] for c in range(4)]
         values, weights = (

@@ -55,7 +55,10 @@ def opened(path: str | PathLike[str] | BinaryIO) -> io.BufferedReader:
         return _buffered(pa.CompressedInputStream(raw, "zstd"))
     if begin.startswith(b"\xfd7zXZ"):
         return _buffered(lzma.LZMAFile(raw))
-    return _member(raw, stream_name(path)) if begin.startswith(b"PK") and _is_zip(raw) else raw
+    if not _is_zip(raw):
+        return raw
+    # What was compressed before it was packed is decompressed too.
+    return opened(_member(raw, stream_name(path)))
 
 
 def text_of(data: io.BufferedReader) -> io.TextIOWrapper:

@@ -166,7 +166,7 @@ def test_archive_with_a_flipped_byte_is_an_error(tmp_path: Path) -> None:
     with zipfile.ZipFile(archive, "w") as opened:
         opened.writestr("ml-1m/ratings.dat", "1::2::3::4\n")
     archive.write_bytes(archive.read_bytes().replace(b"1::2::3::4", b"1::2::5::4"))
-    with pytest.raises(DataError, match=r"must be a readable.*CRC"):
+    with pytest.raises(DataError, match=r"must be readable.*CRC"):
         movielens.load("ml-1m", path=archive, allow_partial=True)
 
 

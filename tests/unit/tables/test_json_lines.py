@@ -1,5 +1,6 @@
 """Records of JSON and zip archives: what is read, what is refused, and by which words."""
 
+import gzip
 import json
 from pathlib import Path
 from zipfile import ZipFile
@@ -75,6 +76,7 @@ def test_records_are_read_as_they_are(
         ('{"u": "a", "i": "b", "v": NaN}\n', "malformed"),
         ('{"u": "a", "i": "b", "v"', "truncated"),
         ("[1, 2, 3]\n", "list instead of an object"),
+        ('{"u": "a", "i": "b", "v": 1, "x": ' + "[" * 9999 + "]" * 9999 + "}\n", "recursion"),
         ("\n", "an empty line"),
     ],
 )
@@ -114,14 +116,17 @@ def test_options_of_fields_do_not_fit_records(tmp_path: Path):
 
 
 def test_archives_of_one_file_are_read(tmp_path: Path):
+    with ZipFile(tmp_path / "twice.zip", "w") as archive:
+        archive.writestr("r.jsonl.gz", gzip.compress(b'{"user": "1", "item": "2", "rating": 3}'))
     members = {"ml/ratings.csv": "user,item,rating\n1,2,3\n", "ml/users.csv": "user\n1\n"}
     for count, name in ((2, "two.zip"), (1, "one.zip"), (0, "none.zip")):
         with ZipFile(tmp_path / name, "w") as archive:
             archive.mkdir("ml")
             for member in list(members)[:count]:
                 archive.writestr(member, members[member])
-    found = read_triplets(tmp_path / "one.zip")
-    assert (["1"], ["2"], [3.0]) == (found.rows.tolist(), found.cols.tolist(), found.values)
+    for name in ("one.zip", "twice.zip"):
+        found = read_triplets(tmp_path / name)
+        assert (["1"], ["2"], [3.0]) == (found.rows.tolist(), found.cols.tolist(), found.values)
     with pytest.raises(DataError, match=r"two.zip' holds 2 \['ml/ratings.csv', 'ml/users.csv'\]"):
         read_triplets(tmp_path / "two.zip")
     with pytest.raises(DataError, match=r"none.zip' holds 0 \[\]"):
