@@ -9,12 +9,15 @@ allows.
 # of this package, or an option that no paper has.
 AGREEMENT: dict[str, float] = {
     "AdaLoRA": 1e-14,
+    "Complement(inner, left, right)": 1e-13,
     "DeLoRA(radius)": 1e-13,
     "DynamicRank": 1e-14,
     "ETHER(weight, blocks=r)": 1e-13,
     "ETHERPlus(weight, blocks=r)": 1e-13,
     "Factored": 1e-14,
     "HomogeneousBall(radius)": 1e-13,
+    "NBLoRA(bounds)": 1e-12,
+    "NBLoRA(radius)": 1e-12,
     "NormalizedLoRA": 1e-13,
     "SVDFrames": 1e-12,
     "ScaledRotation(weight, rank)": 1e-12,

@@ -113,6 +113,22 @@ def homogeneous(m):
     return 2 * m.radius * B @ A / (np.sum(B**2) + np.sum(A**2))
 
 
+def joint_stiefel(m):
+    """Equation 4: one tall Cayley frame, its upper block on the input side, W = 2 G_U S G_V^T."""
+    F, n = np.vstack([array(m.right_rows), array(m.left_rows)]), SHAPE[1]
+    skew = np.zeros((RANK, RANK)) if m.skew is None else array(m.skew)
+    Z = skew - skew.T + F.T @ F
+    M = np.linalg.inv(np.eye(RANK) + Z)
+    G = np.vstack([(np.eye(RANK) - Z) @ M, -2 * F @ M])
+    S = np.diag(m.bounds or [m.radius] * RANK)
+    return 2 * G[n:] @ S @ G[:n].T
+
+
+def complement(m):
+    Q, P = array(m.left), array(m.right)
+    return (np.eye(SHAPE[0]) - Q @ Q.T) @ homogeneous(m.inner) @ (np.eye(SHAPE[1]) - P @ P.T)
+
+
 def dora(m):
     V = W0 + product(m.inner)
     return array(m.magnitude)[:, None] * V / np.linalg.norm(V, axis=1, keepdims=True)
@@ -151,12 +167,15 @@ def reflected(u):
 
 FORMULAS = {
     "AdaLoRA": components,
+    "Complement(inner, left, right)": complement,
     "DeLoRA(radius)": lambda m: m.radius / RANK * unit(array(m.left)) @ unit(array(m.right)).T,
     "DynamicRank": components,
     "ETHER(weight, blocks=r)": lambda m: W0 @ in_blocks(array(m.vector), reflection) - W0,
     "ETHERPlus(weight, blocks=r)": ether_plus,
     "Factored": product,
     "HomogeneousBall(radius)": homogeneous,
+    "NBLoRA(bounds)": joint_stiefel,
+    "NBLoRA(radius)": joint_stiefel,
     "NormalizedLoRA": lambda m: m.scaling * array(m.left) @ unit(array(m.right).T),
     "SVDFrames": lambda m: (svd_form(m)[0] * svd_form(m)[1]) @ svd_form(m)[2].T,
     "ScaledRotation(weight, rank)": scaled_rotation,
