@@ -20,7 +20,7 @@ SOURCES := lowrank_opt problems experiments tests docs conftest.py noxfile.py \
 PRESENT = $(wildcard $(SOURCES))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-completion-peers movielens test test-peers test-dist format format-check lint types types-public docs chromium docs-browser wheel release clean
+.PHONY: help venv venv-completion-peers movielens experiments test test-peers test-dist format format-check lint types types-public docs chromium docs-browser wheel release clean
 
 help: ## Show this help
 	@echo "Targets (each one installs what it needs into $(VENV) first):"
@@ -31,6 +31,9 @@ venv: $(STAMP) ## Make the virtual environment and install the pinned versions
 
 movielens: $(STAMP) ## Complete MovieLens-100K: a table, figures and a JSON record
 	@$(BIN)/python -m experiments.movielens
+
+experiments: $(STAMP) ## Run every experiment in small, a minute or two in all
+	@$(THRIFTY) $(BIN)/python -m experiments
 
 test: $(STAMP) ## Run the whole test suite, property-based tests included
 	@$(THRIFTY) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=15 $(PYTEST_ARGS)

@@ -14,8 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from experiments.federated_task import BASE, Federation, Rule, federation
-from experiments.parallel import Workers
-from experiments.records import read_options, write_record
+from experiments.skeleton import Session, experiment
 from experiments.tables import markdown_table, mean_and_spread, text_table
 from lowrank_opt.errors import TargetError
 from lowrank_opt.merging import Aggregate
@@ -56,15 +55,17 @@ class Outcome:
     floats_down: int
 
 
-def run(index: int, local_steps: int, lr: float, seed: int, *, test: bool) -> Outcome:
+def run(
+    index: int, local_steps: int, lr: float, seed: int, *, test: bool, rounds: int = ROUNDS
+) -> Outcome:
     """Train all rounds with one rule."""
     rule, state = RULES[index], Federation(federation(seed), seed)
-    rounds: list[dict[str, Aggregate]] = []
+    done: list[dict[str, Aggregate]] = []
     with suppress(TargetError):  # clients that diverged have no average
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             state.train(local_steps, lr, frozen_right=rule.method == "ffa")
-            rounds.append(state.aggregate(rule))
-    converged = len(rounds) == ROUNDS
+            done.append(state.aggregate(rule))
+    converged = len(done) == rounds
     return Outcome(
         rule.name,
         local_steps,
@@ -72,9 +73,9 @@ def run(index: int, local_steps: int, lr: float, seed: int, *, test: bool) -> Ou
         seed,
         state.accuracy("validation") if converged else 0.0,
         state.accuracy("test") if converged and test else None,
-        [state.bias(results) for results in rounds],
-        sum(max(r.floats_up) for results in rounds for r in results.values()),
-        sum(max(r.floats_down) for results in rounds for r in results.values()),
+        [state.bias(results) for results in done],
+        sum(max(r.floats_up) for results in done for r in results.values()),
+        sum(max(r.floats_down) for results in done for r in results.values()),
     )
 
 
@@ -109,8 +110,8 @@ def _row(own: Sequence[Outcome]) -> list[str]:
         mean_and_spread([100 * o.test for o in own if o.test is not None], digits=1),
         f"{statistics.fmean(o.biases[0] for o in own):.3f}",
         f"{statistics.fmean(o.biases[-1] for o in own):.3f}",
-        f"{first.floats_up // ROUNDS:,}",
-        f"{first.floats_down // ROUNDS:,}",
+        f"{first.floats_up // len(first.biases):,}",
+        f"{first.floats_down // len(first.biases):,}",
     ]
 
 
@@ -138,16 +139,25 @@ def draw(final: Sequence[Outcome], path: Path) -> None:
     figure.savefig(path, dpi=90)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def study(session: Session) -> None:
     """Run the experiment."""
-    folder, quick = read_options(__doc__, arguments, quick="two rates, one seed, few steps")
-    grid, tuning, seeds, local = GRID, TUNING_SEEDS, SEEDS, LOCAL_STEPS
-    if quick:
-        grid, tuning, seeds, local = (0.1, 0.4), SEEDS[:1], SEEDS[:1], (20,)
+    grid, tuning, seeds, local, rounds = GRID, TUNING_SEEDS, SEEDS, LOCAL_STEPS, ROUNDS
+    if session.smoke:
+        grid, tuning, seeds, local, rounds = (0.4,), SEEDS[:1], SEEDS[:1], (5,), 2
     cases = [(k, steps) for k in range(len(RULES)) for steps in local]
-    with Workers(_ready) as workers:
-        tuned = _tune(workers, cases, grid, tuning)
-        final = _finish(workers, cases, tuned, seeds)
+    tried = [
+        partial(run, *case, lr, seed, test=False, rounds=rounds)
+        for case in cases
+        for lr in grid
+        for seed in tuning
+    ]
+    tuned = session.run(tried, "learning rates")
+    chosen = [
+        partial(run, *case, _rate(tuned, case), seed, test=True, rounds=rounds)
+        for case in cases
+        for seed in seeds
+    ]
+    final = session.run(chosen, "test")
     before = [Federation(federation(seed), seed).accuracy("test") for seed in seeds]
     for steps in local:
         for rule in RULES:
@@ -156,48 +166,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     header, rows = table(final)
     print(text_table(header, rows))
     print("no adaptation:", mean_and_spread([100 * x for x in before], digits=1))
-    write_record(
-        folder / "federated.json",
-        settings={"rounds": ROUNDS, "grid": list(grid), "seeds": list(seeds), "base": BASE},
+    session.write(
+        "federated.json",
+        settings={"rounds": rounds, "grid": list(grid), "seeds": list(seeds), "base": BASE},
         tuning=[asdict(o) for o in tuned],
         final=[asdict(o) for o in final],
         no_adaptation=list(before),
         table=markdown_table(header, rows),
     )
-    draw(final, folder / "federated.png")
-    return 0
+    draw(final, session.folder / "federated.png")
 
 
-def _tune(
-    workers: Workers, cases: Sequence[Case], grid: Sequence[float], seeds: Sequence[int]
-) -> list[Outcome]:
-    calls = [
-        partial(run, k, steps, lr, seed, test=False)
-        for k, steps in cases
-        for lr in grid
-        for seed in seeds
-    ]
-    return workers.run(calls, "learning rates")
-
-
-def _finish(
-    workers: Workers, cases: Sequence[Case], tuned: Sequence[Outcome], seeds: Sequence[int]
-) -> list[Outcome]:
-    rates = {
-        (k, n): best_rate([o for o in tuned if (o.rule, o.local_steps) == (RULES[k].name, n)])
-        for k, n in cases
-    }
-    calls = [
-        partial(run, k, steps, rates[k, steps], seed, test=True)
-        for k, steps in cases
-        for seed in seeds
-    ]
-    return workers.run(calls, "test")
+def _rate(tuned: Sequence[Outcome], case: Case) -> float:
+    rule, steps = RULES[case[0]].name, case[1]
+    return best_rate([o for o in tuned if (o.rule, o.local_steps) == (rule, steps)])
 
 
 def _ready() -> None:
     federation(0)
 
+
+main = experiment(study, __doc__, ready=_ready)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,6 +8,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor
 
 import lowrank_opt as lo
-from experiments.records import Json, prepare_folder, write_record
+from experiments.records import Json
+from experiments.skeleton import Session, experiment
 from experiments.tables import markdown_table, text_table
 from lowrank_opt.completion import als, soft_impute
-from lowrank_opt.errors import LowRankError
 from problems.images import block_mask, observe, photograph, random_mask, to_image, to_matrix
 from problems.metrics import psnr
 
@@ -53,11 +54,16 @@ def low_rank(
     return fit(seen, best), best
 
 
+def rank_of(seen: lo.Observations) -> int:
+    """Return the rank of all fits, less for tiny pictures."""
+    return min(RANK, min(seen.shape) // 2)
+
+
 def ball(seen: lo.Observations, radius: float) -> Tensor:
     """Fit a nuclear-norm ball with row and column biases."""
     generator = torch.Generator().manual_seed(SEED)
     weights = lo.HomogeneousBall(
-        seen.shape, RANK, radius=radius, dtype=torch.float64, generator=generator
+        seen.shape, rank_of(seen), radius=radius, dtype=torch.float64, generator=generator
     )
     return lo.complete(seen, weights, tolerance=1e-4, max_iterations=300).to_dense()
 
@@ -65,13 +71,15 @@ def ball(seen: lo.Observations, radius: float) -> Tensor:
 def imputed(seen: lo.Observations, penalty: float) -> Tensor:
     """Fit with a nuclear penalty."""
     generator = torch.Generator().manual_seed(SEED)
-    return soft_impute(seen, RANK, penalty=penalty, tolerance=1e-4, generator=generator).to_dense()
+    return soft_impute(
+        seen, rank_of(seen), penalty=penalty, tolerance=1e-4, generator=generator
+    ).to_dense()
 
 
 def alternating(seen: lo.Observations, penalty: float) -> Tensor:
     """Fit by alternating least squares with penalties that grow with the counts."""
     generator = torch.Generator().manual_seed(SEED)
-    return als(seen, RANK, penalty=penalty / 100, generator=generator).to_dense()
+    return als(seen, rank_of(seen), penalty=penalty / 100, generator=generator).to_dense()
 
 
 def channel_means(image: Tensor, mask: Tensor) -> Tensor:
@@ -138,55 +146,56 @@ def draw(panels: Sequence[tuple[str, Tensor]], path: Path) -> None:
     figure.savefig(path, dpi=90)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def filled(method: str, name: str, shrink: int) -> Filled:
+    """Complete the photograph by one method from one mask."""
+    image = photograph("china", shrink=shrink)
+    return fill(method, image, masks((image.shape[0], image.shape[1]))[name])
+
+
+def study(session: Session) -> None:
     """Run the experiment."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
-    parser.add_argument("--shrink", type=int, default=3, help="side of the squares averaged over")
-    options = parser.parse_args(arguments)
-    try:
-        folder = prepare_folder(options.out)
-        image = photograph("china", shrink=options.shrink)
-    except LowRankError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    shrink: int = session.options.shrink or (20 if session.smoke else 3)
+    image = photograph("china", shrink=shrink)
     size = (image.shape[0], image.shape[1])
     hidden = masks(size)
-    rows: list[list[str]] = []
-    fits: list[dict[str, Json]] = []
-    pictures: dict[tuple[str, str], Tensor] = {}
-    for method in METHODS:
-        row = [method]
-        for name, mask in hidden.items():
-            found = fill(method, image, mask)
-            decibels = psnr(to_matrix(found.image), to_matrix(image))
-            pictures[method, name] = found.image
-            fits.append(
-                {
-                    "method": method,
-                    "mask": name,
-                    "psnr": decibels,
-                    "setting": found.setting,
-                    "cpu_seconds": found.seconds,
-                }
-            )
-            row.append(f"{decibels:.2f}")
-        rows.append(row)
+    if session.smoke:
+        hidden = {"50 % seen": hidden["50 % seen"]}
+    cases = [(method, name) for method in METHODS for name in hidden]
+    found = dict(
+        zip(cases, session.run([partial(filled, *c, shrink) for c in cases], "fits"), strict=True)
+    )
+    decibels = {c: psnr(to_matrix(x.image), to_matrix(image)) for c, x in found.items()}
+    fits: list[Json] = [
+        {
+            "method": method,
+            "mask": name,
+            "psnr": decibels[method, name],
+            "setting": x.setting,
+            "cpu_seconds": x.seconds,
+        }
+        for (method, name), x in found.items()
+    ]
     header = ["method", *(f"{name}, dB" for name in hidden)]
+    rows = [[m, *(f"{decibels[m, name]:.2f}" for name in hidden)] for m in METHODS]
     print(text_table(header, rows))
     shown = "50 % seen"
     mask = hidden[shown].unsqueeze(-1)
     panels = [("original", image), (shown, torch.where(mask, image, torch.ones(())))]
-    panels += [(m, pictures[m, shown]) for m in ("HomogeneousBall", "linear interpolation")]
-    draw(panels, folder / "images.png")
-    write_record(
-        folder / "images.json",
-        settings={"rank": RANK, "shrink": options.shrink, "seed": SEED, "size": list(size)},
-        fits=list(fits),
+    panels += [(m, found[m, shown].image) for m in ("HomogeneousBall", "linear interpolation")]
+    draw(panels, session.folder / "images.png")
+    session.write(
+        "images.json",
+        settings={"rank": RANK, "shrink": shrink, "seed": SEED, "size": list(size)},
+        fits=fits,
         table=markdown_table(header, rows),
     )
-    return 0
 
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shrink", type=int, help="side of the squares that are averaged over")
+
+
+main = experiment(study, __doc__, options=_options)
 
 if __name__ == "__main__":
     sys.exit(main())

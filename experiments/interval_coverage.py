@@ -1,19 +1,22 @@
 """Coverage of `MatrixCompletion.predict_interval` by what is known of an entry.
 
-``python -m experiments.interval_coverage`` prints a table. A tenth of the users and a tenth of the
-items are left out whole, and a tenth of the other ratings; 90 % intervals are asked for. Of data
-with more users, so many are drawn that about 100,000 ratings are fitted.
+``python -m experiments.interval_coverage`` prints a table and writes a record. A tenth of the users
+and a tenth of the items are left out whole, and a tenth of the other ratings; 90 % intervals are
+asked for. Of data with more users, so many are drawn that about 100,000 ratings are fitted.
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.tables import markdown_table
+from experiments.records import Json
+from experiments.skeleton import Session, experiment
+from experiments.tables import markdown_table, text_table
 from lowrank_opt.estimators import MatrixCompletion
 from problems import goodbooks, movielens
 from problems.ratings import Ratings
@@ -86,32 +89,54 @@ def inside(solver: str, fitted: Table, asked: Table, seed: int) -> NDArray[np.bo
     return (low <= asked.values) & (asked.values <= high)
 
 
-def line_of(name: str, solver: str, seeds: int) -> list[str]:
+def covered(name: str, solver: str, seed: int) -> list[tuple[int, int]]:
+    """Return how many of how many values are in their intervals, for each group of one split."""
+    rng = np.random.default_rng(seed)
+    fitted, asked = split(table_of(DATA[name](), rng), rng)
+    hit, group = inside(solver, fitted, asked, seed), group_of(fitted, asked)
+    parts = [hit[(group == g) | (g == 0)] for g in range(len(GROUPS))]
+    return [(int(part.sum()), len(part)) for part in parts]
+
+
+def line_of(name: str, solver: str, splits: Sequence[Sequence[tuple[int, int]]]) -> list[str]:
     """Return the coverage of each group in per cent, of all splits together."""
-    ratings, hits, groups = DATA[name](), list[NDArray[np.bool_]](), list[NDArray[np.int64]]()
-    for seed in range(seeds):
-        rng = np.random.default_rng(seed)
-        fitted, asked = split(table_of(ratings, rng), rng)
-        hits.append(inside(solver, fitted, asked, seed))
-        groups.append(group_of(fitted, asked))
-    hit, group = np.concatenate(hits), np.concatenate(groups)
-    shares = [100 * hit[(group == g) | (g == 0)].mean() for g in range(len(GROUPS))]
-    return [f"{name}, {solver}", *(f"{x:.1f}" for x in shares)]
+    sums = [[sum(x) for x in zip(*group, strict=True)] for group in zip(*splits, strict=True)]
+    return [f"{name}, {solver}", *(f"{100 * hits / count:.1f}" for hits, count in sums)]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.interval_coverage")
+def study(session: Session) -> None:
+    """Print the table and write the record."""
+    chosen = session.options
+    if session.smoke:
+        chosen.data, chosen.solvers, chosen.seeds = ["ml-100k"], ["auto"], 1
+    cases = [(name, solver) for name in chosen.data for solver in chosen.solvers]
+    seeds = range(chosen.seeds)
+    calls = [partial(covered, *case, seed) for case in cases for seed in seeds]
+    found = session.run(calls, "splits")
+    splits = {c: found[k * len(seeds) : (k + 1) * len(seeds)] for k, c in enumerate(cases)}
+    header, lines = ["data, solver", *GROUPS], [line_of(*case, splits[case]) for case in cases]
+    print(text_table(header, lines))
+    runs: list[Json] = [
+        {"data": name, "solver": solver, "seed": seed, "group": g, "inside": hits, "of": count}
+        for (name, solver), parts in splits.items()
+        for seed, groups in zip(seeds, parts, strict=True)
+        for g, (hits, count) in zip(GROUPS, groups, strict=True)
+    ]
+    session.write(
+        "coverage.json",
+        settings={"coverage": COVERAGE, "share": SHARE, "seeds": len(seeds)},
+        runs=runs,
+        table=markdown_table(header, lines),
+    )
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
     parser.add_argument("--solvers", nargs="+", default=["auto", "bayesian"])
     parser.add_argument("--seeds", type=int, default=3)
-    chosen = parser.parse_args(arguments)
-    lines = [
-        line_of(name, solver, chosen.seeds) for name in chosen.data for solver in chosen.solvers
-    ]
-    print(markdown_table(["data, solver", *GROUPS], lines))
-    return 0
 
+
+main = experiment(study, __doc__, options=_options)
 
 if __name__ == "__main__":
     sys.exit(main())

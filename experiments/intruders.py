@@ -22,8 +22,8 @@ from experiments.intruders_runs import (
     pretrained,
     train,
 )
-from experiments.parallel import Workers
-from experiments.records import Json, read_options, write_record
+from experiments.records import Json
+from experiments.skeleton import Session, experiment
 from experiments.tables import markdown_table, mean_and_spread, text_table
 from experiments.training_vit import Split, digits, loss_and_accuracy
 from lowrank_opt.merging import intruder_free_radius
@@ -162,25 +162,23 @@ def correlations(outcomes: Sequence[Outcome]) -> dict[str, Json]:
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def study(session: Session) -> None:
     """Run the experiment."""
-    folder, quick = read_options(__doc__, arguments, quick="one seed")
-    seeds = SEEDS[:1] if quick else SEEDS
-    with Workers(_ready) as workers:
-        calls = [partial(train, k, s) for k in range(len(SETTINGS)) for s in seeds]
-        outcomes = workers.run(calls, "runs")
+    seeds, steps, every = (SEEDS[:1], 3, 7) if session.smoke else (SEEDS, STEPS, 1)
+    calls = [partial(train, k, s, steps) for k in range(0, len(SETTINGS), every) for s in seeds]
+    outcomes = session.run(calls, "runs")
     rows, changed = sweep_rows(outcomes), change_rows(learned(outcomes))
     print(text_table(SWEEP_HEADER, rows), text_table(CHANGE_HEADER, changed), sep="\n\n")
-    draw(outcomes, folder / "intruders.png")
+    draw(outcomes, session.folder / "intruders.png")
     before = loss_and_accuracy(pretrained(), Split(*digits()))
     radii: dict[str, Json] = {
         name: {"largest": float(b.values[0]), "radius": intruder_free_radius(b)}
         for name, b in bases().items()
     }
-    write_record(
-        folder / "intruders.json",
+    session.write(
+        "intruders.json",
         settings={
-            "steps": STEPS,
+            "steps": steps,
             "width": WIDTH,
             "seeds": list(seeds),
             "factors": [*FACTORS],
@@ -192,11 +190,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sweep=markdown_table(SWEEP_HEADER, rows),
         changes=markdown_table(CHANGE_HEADER, changed),
     )
-    return 0
 
 
 def _ready() -> None:
+    """Train the network that is adapted."""
     bases()
+
+
+main = experiment(study, __doc__, ready=_ready)
 
 
 if __name__ == "__main__":

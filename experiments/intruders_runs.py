@@ -140,13 +140,13 @@ class Outcome:
     changes: tuple[Change, ...]
 
 
-def train(index: int, seed: int) -> Outcome:
+def train(index: int, seed: int, steps: int = STEPS) -> Outcome:
     """Train once on turned digits and look at the result."""
     setting, task = SETTINGS[index], turned(seed)
     model = start(setting, seed)
     optimizer = adamw(model, setting.lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    for batch in batches(len(task.training.labels), STEPS, seed):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for batch in batches(len(task.training.labels), steps, seed):
         optimizer.zero_grad()
         logits = model(task.training.images[batch])
         nn.functional.cross_entropy(logits, task.training.labels[batch]).backward()

@@ -7,16 +7,17 @@ they take turns, so that whatever else the machine does falls on both. Run as
 
 import argparse
 import statistics
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import lowrank_opt as lo
-from experiments.records import Json, prepare_folder, write_record
+from experiments.records import Json
+from experiments.skeleton import Session, experiment
 from experiments.tables import text_table
 from lowrank_opt.kernels import observed_squared_loss
 
@@ -116,24 +117,23 @@ def _relative(x: Tensor, y: Tensor) -> float:
     return float((x - y).abs().max() / y.abs().max())
 
 
-def main(arguments: Sequence[str] | None = None) -> list[Timing]:
+def study(session: Session) -> None:
     """Print the table and write the record."""
-    options = _parser().parse_args(arguments)
-    folder = prepare_folder(options.out)
+    options = session.options
+    if session.smoke:
+        options.rows, options.cols, options.entries, options.ranks, options.turns = (
+            60, 40, 500, [2], 2,
+        )  # fmt: skip
     torch.set_num_threads(options.threads or torch.get_num_threads())
     observations = random_observations((options.rows, options.cols), options.entries, options.seed)
     timings = [measure(observations, rank, options.turns, options.seed) for rank in options.ranks]
     print(f"{observations}, {torch.get_num_threads()} threads, {options.turns} turns each")
     print(text_table(HEADER, [timing.row() for timing in timings]))
-    settings = {name: value for name, value in vars(options).items() if name != "out"}
-    write_record(
-        folder / "kernel_speed.json", settings=settings, timings=[t.record() for t in timings]
-    )
-    return timings
+    settings = {k: x for k, x in vars(options).items() if k not in ("out", "resume", "profile")}
+    session.write("kernel_speed.json", settings=settings, timings=[t.record() for t in timings])
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments.kernel_speed", description=__doc__)
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=6000)
     parser.add_argument("--cols", type=int, default=4000)
     parser.add_argument("--entries", type=int, default=1_000_000)
@@ -141,9 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--threads", type=int, help="default: as torch chooses")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("results"))
-    return parser
 
+
+main = experiment(study, __doc__, options=_options)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

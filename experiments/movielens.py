@@ -13,12 +13,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 import torch
 
 import lowrank_opt as lo
-from experiments.movielens_figures import Curves, Spectrum, draw_figures
+from experiments.movielens_figures import CurvePoint, Spectrum, draw_figures
 from experiments.movielens_fit import (
     BIAS_PENALTY,
     HELD_OUT,
@@ -29,22 +28,27 @@ from experiments.movielens_fit import (
     fit_parameterization,
 )
 from experiments.movielens_methods import CURVE_RADII, CURVE_RANKS, METHODS, PROFILE, with_profile
-from experiments.parallel import Workers
-from experiments.records import Json, prepare_folder, write_record
+from experiments.records import Json
+from experiments.skeleton import Session, experiment
 from experiments.tables import markdown_table, mean_and_spread, text_table
-from lowrank_opt.errors import LowRankError
 from problems import movielens
 from problems.metrics import rmse
 
-CURVE_FOLD = 1
+CURVE_FOLD, GAP = 1, 1e-4
 
 
-def curve_point(rank: int, radius: float, path: str | None, seed: int) -> float:
+def curve_point(rank: int, radius: float, path: str | None, seed: int) -> CurvePoint:
     """Return the test RMSE at the optimum of a ball, for the figure; nothing is chosen by it."""
     train, test = movielens.fold("ml-100k", CURVE_FOLD, path=path)
     generator = torch.Generator().manual_seed(seed)
     ball = lo.HomogeneousBall(train.shape, rank, radius=radius, generator=generator)
-    return rmse(clipped(fit_parameterization(ball, train, gap=1e-4), test), test.values)
+    began = time.process_time()
+    fitted = fit_parameterization(ball, train, gap=GAP)
+    seconds = time.process_time() - began
+    assert fitted.result is not None, "a parameterization was fitted"
+    gap = float(fitted.result.certificate().gap) / fitted.result.history.objective[-1]
+    error = rmse(clipped(fitted, test), test.values)
+    return CurvePoint(rank, radius, error, gap, fitted.result.status.name, seconds)
 
 
 def profile_values(path: str | None, seed: int) -> list[float]:
@@ -86,64 +90,43 @@ def _row(outcomes: Sequence[Outcome]) -> list[str]:
     ]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the experiment from the command line; the exit status is 0 if all bounds hold."""
-    options = _parse(arguments)
-    try:
-        folder = prepare_folder(options.out)
-        # Fetch, check and cache the data before any worker starts.
-        movielens.load("ml-100k", path=options.data)
-        return _run(options, folder)
-    except LowRankError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.movielens", description="Complete MovieLens-100K."
-    )
-    parser.add_argument("--folds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--out", type=Path, default=Path("results/movielens"))
-    parser.add_argument("--data", help="folder that holds ml-100k; by default it is looked for")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    return parser.parse_args(arguments)
-
-
-def _run(options: argparse.Namespace, folder: Path) -> int:
-    start = time.perf_counter()
-    path, seed = options.data, options.seed
-    grid = list(itertools.product(CURVE_RANKS, CURVE_RADII))
-    with Workers(ready, quiet=options.quiet) as workers:
-        outcomes = workers.run(
-            [partial(evaluate, m, fold, path, seed) for m in METHODS for fold in options.folds],
-            "methods on folds",
-        )
-        points = [partial(curve_point, *x, path, seed) for x in grid]
-        errors = workers.run(points, "error against radius")
-        profile = workers.run([partial(profile_values, path, seed)], "individual bounds")[0]
-    curves: Curves = {
-        rank: [(x, e) for (r, x), e in zip(grid, errors, strict=True) if r == rank]
-        for rank in CURVE_RANKS
-    }
+def study(session: Session) -> int:
+    """Run the experiment; the status is 0 if all bounds hold."""
+    options, start = session.options, time.perf_counter()
+    path, seed, folds = options.data, options.seed, options.folds
+    methods, ranks, radii = METHODS, CURVE_RANKS, CURVE_RADII
+    if session.smoke:
+        methods, ranks, radii, folds = METHODS[1:4:2], CURVE_RANKS[:1], CURVE_RADII[:1], folds[:1]
+    # Fetch, check and cache the data before any worker starts.
+    movielens.load("ml-100k", path=path)
+    grid = list(itertools.product(ranks, radii))
+    calls = [partial(evaluate, m, fold, path, seed) for m in methods for fold in folds]
+    outcomes = session.run(calls, "methods on folds")
+    points = [partial(curve_point, *x, path, seed) for x in grid]
+    curve = session.run(points, "error against radius")
+    profile = session.run([partial(profile_values, path, seed)], "individual bounds")[0]
     seconds = time.perf_counter() - start
     header, rows = table(outcomes)
     print(f"\n{text_table(header, rows)}\n")
-    print(f"mean ± standard deviation over folds {options.folds}; every setting was chosen on a")
+    print(f"mean ± standard deviation over folds {folds}; every setting was chosen on a")
     print(f"tenth of the training fold; {seconds:.0f} s in all, one thread per fit.")
-    paths = draw_figures(folder, curves, _references(outcomes), _spectra(outcomes, profile))
-    write_record(folder / "record.json", **_record(outcomes, curves, seed, seconds))
-    (folder / "table.md").write_text(markdown_table(header, rows) + "\n", encoding="utf-8")
-    print(f"wrote {folder}: record.json, table.md, {', '.join(path.name for path in paths)}")
+    curves = {rank: [p for p in curve if p.rank == rank] for rank in ranks}
+    paths = draw_figures(session.folder, curves, _references(outcomes), _spectra(outcomes, profile))
+    session.write("record.json", **_record(outcomes, curve, seed, seconds))
+    (session.folder / "table.md").write_text(markdown_table(header, rows) + "\n", encoding="utf-8")
+    print(f"wrote {session.folder}: record.json, table.md, {', '.join(p.name for p in paths)}")
     return 0 if all(o.holds for o in outcomes) else 1
 
 
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--folds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--data", help="folder that holds ml-100k; by default it is looked for")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
 def _record(
-    outcomes: Sequence[Outcome], curves: Curves, seed: int, seconds: float
+    outcomes: Sequence[Outcome], curve: Sequence[CurvePoint], seed: int, seconds: float
 ) -> dict[str, Json]:
     return {
         "experiment": "movielens",
@@ -153,7 +136,8 @@ def _record(
         "tolerance": TOLERANCE,
         "held_out": HELD_OUT,
         "outcomes": [asdict(o) for o in outcomes],
-        "curves": {str(k): [list(point) for point in points] for k, points in curves.items()},
+        "asked_gap": GAP,
+        "curve": [asdict(point) for point in curve],
     }
 
 
@@ -168,6 +152,8 @@ def _spectra(outcomes: Sequence[Outcome], profile: list[float]) -> list[Spectrum
     spectra = [Spectrum(o.method, o.singular_values, o.setting["radius"]) for o in first]
     return [*spectra, Spectrum("NBLoRA(bounds=...)", profile, bounds=PROFILE)]
 
+
+main = experiment(study, __doc__, ready=ready, options=_options, folder="results/movielens")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,8 +14,23 @@ from matplotlib.axes import Axes
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
-# rank -> list of (radius, test RMSE)
-Curves = Mapping[int, Sequence[tuple[float, float]]]
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A fit of the ball of a radius: its test error, and what is proved of it.
+
+    The gap is that to the optimum of the ball of every rank, relative to the objective.
+    """
+
+    rank: int
+    radius: float
+    rmse: float
+    gap: float
+    status: str
+    cpu_seconds: float
+
+
+Curves = Mapping[int, Sequence[CurvePoint]]
 
 
 @dataclass(frozen=True)
@@ -73,8 +88,17 @@ def draw_figures(
 
 def _draw_radius(axes: Axes, curves: Curves, references: Mapping[str, float]) -> None:
     for (rank, points), colour, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):
-        radius, error = zip(*points, strict=True)
+        radius, error = [p.radius for p in points], [p.rmse for p in points]
         axes.plot(radius, error, color=colour, marker=marker, ms=4, lw=1.4, label=f"rank {rank}")
+        open_ = [p for p in points if p.status != "CONVERGED"]
+        axes.plot(
+            [p.radius for p in open_],
+            [p.rmse for p in open_],
+            marker,
+            color=colour,
+            mfc="white",
+            ms=5,
+        )
     for name, value in references.items():
         axes.axhline(value, color="0.45", lw=1, ls="--")
         axes.annotate(

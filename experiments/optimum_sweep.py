@@ -10,18 +10,18 @@ smoke`` is over in seconds, and ``--seconds`` ends a profile early and says how 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 
 import lowrank_opt as lo
-from experiments.records import prepare_folder, write_record
+from experiments.skeleton import Session, experiment
 from experiments.tables import text_table
 from problems import movielens
 from problems.synthetic import planted_low_rank
@@ -207,30 +207,23 @@ def _cells(pairs: Sequence[tuple[Fit, float]]) -> list[str]:
     return [*numbers, f"{proved:.1e}", f"{worst:.1e}", f"{spent:.2f}"]
 
 
-def main(arguments: Sequence[str] | None = None) -> list[Fit]:
+def study(session: Session) -> None:
     """Print the table and write the record."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.optimum_sweep", description=__doc__
-    )
-    parser.add_argument("--profile", choices=[*PROFILES], default="cpu")
-    parser.add_argument("--seconds", type=float, default=_BUDGET, help="CPU seconds (%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("results"))
-    options = parser.parse_args(arguments)
-    folder = prepare_folder(options.out)
-    fits, total = run(PROFILES[options.profile], options.seconds)
+    fits, total = run(PROFILES[session.options.profile], session.options.seconds)
     print(f"{len(fits)} of {total} fits")
     print(text_table(HEADER, rows(fits)))
     others = [x for x in fits if x.status not in ("CONVERGED", "EXACT_FIT", "RANK_BINDS")]
     for x in others:
         print(x)
-    write_record(
-        folder / "optimum_sweep.json",
-        profile=options.profile,
-        fits=[asdict(x) for x in fits],
-        total=total,
-    )
-    return fits
+    session.cpu_seconds += sum(x.seconds for x in fits)
+    session.write("optimum_sweep.json", fits=[asdict(x) for x in fits], total=total)
 
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seconds", type=float, default=_BUDGET, help="CPU seconds (%(default)s)")
+
+
+main = experiment(study, __doc__, options=_options, profiles=[*PROFILES])
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 import lowrank_opt as lo
-from experiments.parallel import Workers
-from experiments.records import Json, read_options, write_record
+from experiments.records import Json
+from experiments.skeleton import Session, experiment
 from experiments.tables import markdown_table, text_table
 from lowrank_opt import completion
 from lowrank_opt.observations import Observations
@@ -156,31 +156,30 @@ def draw(trials: Sequence[Trial], path: Path) -> None:
     figure.savefig(path, dpi=90)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def study(session: Session) -> None:
     """Run the experiment."""
-    folder, quick = read_options(__doc__, arguments, quick="two amounts of data, one seed")
-    shares, seeds = ((1.5, 4.0), SEEDS[:1]) if quick else (OVERSAMPLING, SEEDS)
+    shares, seeds, conditions = OVERSAMPLING, SEEDS, CONDITIONS
+    if session.smoke:
+        shares, seeds, conditions = (4.0,), SEEDS[:1], CONDITIONS[1:]
     calls = [
         partial(attempt, solver, condition, share, seed)
         for solver in SOLVERS
-        for condition in CONDITIONS
+        for condition in conditions
         for share in shares
         for seed in seeds
     ]
-    with Workers(_ready) as workers:
-        trials = workers.run(calls, "planted matrices")
+    trials = session.run(calls, "planted matrices")
     header = ["solver", "condition", *(f"{share:g}" for share in shares), "CPU s"]
-    rows = [_row(trials, solver, c) for solver in SOLVERS for c in CONDITIONS]
+    rows = [_row(trials, solver, c) for solver in SOLVERS for c in conditions]
     print(text_table(header, rows))
-    draw(trials, folder / "phase-transition.png")
+    draw(trials, session.folder / "phase-transition.png")
     settings: dict[str, Json] = {"side": SIDE, "rank": RANK, "recovered": RECOVERED}
-    write_record(
-        folder / "phase-transition.json",
+    session.write(
+        "phase-transition.json",
         settings=settings,
         trials=[asdict(t) for t in trials],
         table=markdown_table(header, rows),
     )
-    return 0
 
 
 def _row(trials: Sequence[Trial], solver: str, condition: float) -> list[str]:
@@ -191,8 +190,11 @@ def _row(trials: Sequence[Trial], solver: str, condition: float) -> list[str]:
 
 
 def _ready() -> None:
+    """Compile the loops."""
     attempt("als", 1.0, 4.0, 0)
 
+
+main = experiment(study, __doc__, ready=_ready)
 
 if __name__ == "__main__":
     sys.exit(main())

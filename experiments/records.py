@@ -1,13 +1,11 @@
 """What makes a result repeatable: environment, revision and settings, as one JSON file."""
 
-import argparse
 import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -35,34 +33,8 @@ def environment() -> dict[str, Json]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "packages": {name: _version(name) for name in _PACKAGES},
-        "revision": _revision(),
+        "revision": revision(),
     }
-
-
-def read_options(
-    description: str | None, arguments: Sequence[str] | None, *, quick: str
-) -> tuple[Path, bool]:
-    """Return the folder of the results, ready to be written, and whether the run is a quick one.
-
-    Parameters
-    ----------
-    description : str, optional
-        Of the experiment.
-    arguments : sequence of str, optional
-        Those of the process by default.
-    quick : str
-        What a quick run leaves.
-
-    Raises
-    ------
-    DataError
-        If the folder cannot be written.
-    """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
-    parser.add_argument("--quick", action="store_true", help=quick)
-    options = parser.parse_args(arguments)
-    return prepare_folder(options.out), bool(options.quick)
 
 
 def prepare_folder(folder: Path) -> Path:
@@ -112,7 +84,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _revision() -> str:
+def revision() -> str:
     """Return the commit of the source, marked if files differ from it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     here = Path(__file__).resolve().parent

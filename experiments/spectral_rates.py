@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ import torch
 from torch.optim import AdamW, Optimizer
 
 import lowrank_opt as lo
-from experiments.records import read_options, write_record
+from experiments.skeleton import Session, experiment
 from experiments.tables import markdown_table, mean_and_spread, text_table
 from lowrank_opt.training import SpectralDescent
 
@@ -105,35 +106,34 @@ def _mean_loss(runs: Sequence[Run], lr: float) -> float:
     return sum(x if x == x else math.inf for x in losses) / len(losses)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def study(session: Session) -> None:
     """Run the experiment."""
-    folder, quick = read_options(__doc__, arguments, quick="two rates, one small setting")
-    rates, seeds, steps = (RATES[2:4], (0,), 20) if quick else (RATES, SEEDS, STEPS)
+    rates, seeds, steps = (RATES[2:4], (0,), 20) if session.smoke else (RATES, SEEDS, STEPS)
     settings: list[Setting] = [(2, 64, 1.0)]
-    if not quick:
+    if not session.smoke:
         settings = [(r, w, c) for r in RANKS for w in WIDTHS for c in SCALES]
-    runs = [
-        run(name, *setting, lr, seed, steps)
+    calls = [
+        partial(run, name, *setting, lr, seed, steps)
         for name in OPTIMIZERS
         for setting in settings
         for lr in rates
         for seed in seeds
     ]
+    runs = session.run(calls, "rates")
     common = {name: common_rate([r for r in runs if r.optimizer == name]) for name in OPTIMIZERS}
     header = ["rank", "width", "scale"]
     for name in OPTIMIZERS:
         header += [f"best rate, {name}", f"at {common[name]:g}, over the best"]
     rows = [_row(runs, setting, common) for setting in settings]
     print(text_table(header, rows))
-    _draw(runs, common, folder / "spectral-rates.png")
-    write_record(
-        folder / "spectral-rates.json",
+    _draw(runs, common, session.folder / "spectral-rates.png")
+    session.write(
+        "spectral-rates.json",
         settings={"rates": list(rates), "seeds": list(seeds), "steps": steps},
         common_rates=dict(common),
         runs=[asdict(r) for r in runs],
         table=markdown_table(header, rows),
     )
-    return 0
 
 
 def _row(runs: Sequence[Run], setting: Setting, common: Mapping[str, float]) -> list[str]:
@@ -175,6 +175,8 @@ def _line(ax: Axes, of: Sequence[Run], color: str, label: str) -> None:
     means = [float(x.mean()) for x in losses]
     ax.errorbar(rates, means, yerr=errors, color=color, lw=0.8, alpha=0.7, label=label or None)
 
+
+main = experiment(study, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,16 +8,16 @@ matrix, are counted: one is an m x r or n x r matrix times an r x r one. Run as
 
 import argparse
 import statistics
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from torch.optim import AdamW, Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.records import prepare_folder, write_record
+from experiments.skeleton import Session, experiment
 from experiments.tables import markdown_table, text_table
 from lowrank_opt import training
 from lowrank_opt.training import FactorPair
@@ -124,37 +124,36 @@ def row(cost: StepCost, adamw: StepCost) -> list[str]:
     ]
 
 
-def main(arguments: Sequence[str] | None = None) -> list[StepCost]:
+def study(session: Session) -> None:
     """Print the table and write the record."""
-    options = _parser().parse_args(arguments)
-    folder = prepare_folder(options.out)
+    options = session.options
     torch.set_num_threads(options.threads)
-    shape = (options.rows, options.cols)
-    costs = measure(shape, options.rank, options.turns, options.steps)
+    shape, rank, turns = (options.rows, options.cols), options.rank, options.turns
+    if session.smoke:
+        shape, rank, turns = (60, 40), 4, 2
+    costs = measure(shape, rank, turns, options.steps)
     rows = [row(cost, costs[0]) for cost in costs]
-    print(f"{shape[0]} x {shape[1]}, rank {options.rank}, {options.threads} threads")
+    print(f"{shape[0]} x {shape[1]}, rank {rank}, {options.threads} threads")
     print(text_table(HEADER, rows))
-    settings = {name: value for name, value in vars(options).items() if name != "out"}
-    write_record(
-        folder / "step-cost.json",
-        settings=settings,
+    names = {"rows": shape[0], "cols": shape[1], "rank": rank, "turns": turns}
+    session.write(
+        "step-cost.json",
+        settings={**names, "steps": options.steps, "threads": options.threads},
         costs=[asdict(cost) for cost in costs],
         table=markdown_table(HEADER, rows),
     )
-    return costs
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments.step_cost", description=__doc__)
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--cols", type=int, default=4096)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--turns", type=int, default=100)
     parser.add_argument("--steps", type=int, default=3, help="of each optimizer in a turn")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("results"))
-    return parser
 
+
+main = experiment(study, __doc__, options=_options)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

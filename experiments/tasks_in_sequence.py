@@ -14,13 +14,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import lowrank_opt as lo
-from experiments.records import read_options, write_record
+from experiments.skeleton import Session, experiment
 from experiments.tables import markdown_table, mean_and_spread, text_table
 from experiments.training_vit import digits
 from lowrank_opt.nn import adapt, adapted_weights, merge_and_unload
@@ -214,22 +215,21 @@ def _accuracy(model: Network, x: Tensor, y: Tensor, task: int) -> float:
     return float((model(x, task).argmax(1) == y).double().mean())
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def study(session: Session) -> None:
     """Run the experiment."""
-    folder, quick = read_options(__doc__, arguments, quick="one seed of a few steps")
-    seeds, steps = ((0,), 20) if quick else (SEEDS, STEPS)
-    outcomes = [run(method, seed, steps) for method in METHODS for seed in seeds]
+    seeds, steps = ((0,), 10) if session.smoke else (SEEDS, STEPS)
+    calls = [partial(run, method, seed, steps) for method in METHODS for seed in seeds]
+    outcomes = session.run(calls, "sequences")
     header = ["method", *TASKS, "mean", "largest change of earlier logits", "of what is promised"]
     rows = [_row(name, [o for o in outcomes if o.method == name]) for name in METHODS]
     print(text_table(header, rows))
-    _draw(outcomes, folder / "tasks-in-sequence.png")
-    write_record(
-        folder / "tasks-in-sequence.json",
+    _draw(outcomes, session.folder / "tasks-in-sequence.png")
+    session.write(
+        "tasks-in-sequence.json",
         settings={"rank": RANK, "width": WIDTH, "keep": KEEP, "steps": steps, "rtol": RTOL},
         outcomes=[asdict(o) for o in outcomes],
         table=markdown_table(header, rows),
     )
-    return 0
 
 
 def _row(name: str, outcomes: Sequence[Outcome]) -> list[str]:
@@ -257,6 +257,8 @@ def _draw(outcomes: Sequence[Outcome], path: Path) -> None:
     ax.legend(fontsize=7, ncols=2)
     figure.savefig(path, dpi=100)
 
+
+main = experiment(study, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
-from experiments.parallel import Workers
+from experiments.skeleton import Session
 from lowrank_opt.errors import ConvergenceError
 from lowrank_opt.training import (
     FactorPair,
@@ -71,14 +71,14 @@ def problem(condition: float, imbalance: float) -> tuple[Tensor, FactorPair]:
     return Y, FactorPair(left.requires_grad_(), right.requires_grad_())
 
 
-def fit(name: str, lr: float, condition: float, imbalance: float) -> Fit:
+def fit(name: str, lr: float, condition: float, imbalance: float, steps: int = STEPS) -> Fit:
     """Take all steps, with a cosine schedule."""
     Y, pair = problem(condition, imbalance)
     optimizer = OPTIMIZERS[name](pair, lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     error = math.inf
     try:
-        for _ in range(STEPS):
+        for _ in range(steps):
             optimizer.zero_grad()
             (0.5 * (pair.left @ pair.right.mT - Y).square().sum()).backward()
             optimizer.step()
@@ -89,16 +89,16 @@ def fit(name: str, lr: float, condition: float, imbalance: float) -> Fit:
     return Fit(name, lr, condition, imbalance, error if math.isfinite(error) else math.inf)
 
 
-def factor_fits(workers: Workers) -> list[Fit]:
+def factor_fits(session: Session, steps: int = STEPS) -> list[Fit]:
     """Run every optimizer with every rate from every start."""
     calls = [
-        partial(fit, name, lr, k, c)
+        partial(fit, name, lr, k, c, steps)
         for name in OPTIMIZERS
         for lr in RATES
         for k in CONDITIONS
         for c in IMBALANCES
     ]
-    return workers.run(calls, "factors")
+    return session.run(calls, "factors")
 
 
 def factor_table(fits: Sequence[Fit]) -> tuple[list[str], list[list[str]]]:

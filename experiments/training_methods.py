@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 import lowrank_opt as lo
-from experiments.parallel import Workers
-from experiments.records import Json, read_options, write_record
+from experiments.records import Json
+from experiments.skeleton import Session, experiment
 from experiments.tables import markdown_table, text_table
+from experiments.training_factors import STEPS as FACTOR_STEPS
 from experiments.training_factors import Fit, factor_fits, factor_table
 from experiments.training_report import Outcome, best_rate, draw, scale_table, table
 from experiments.training_vit import (
@@ -51,7 +52,7 @@ DISPERSION = 0.1
 class Run:
     """A model, its optimizer, and what happens around a step; the plain case does nothing."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizer, steps: int) -> None:
         self.model, self.optimizer = model, optimizer
 
     def perturbed(self) -> AbstractContextManager[object]:
@@ -70,9 +71,9 @@ class Run:
 class FlatRun(Run):
     """AdamW on a randomly perturbed weight."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
-        super().__init__(model, optimizer)
-        self.flat = training.FlatPerturbation(model, sigma=0.1, total_steps=STEPS, seed=0)
+    def __init__(self, model: nn.Module, optimizer: Optimizer, steps: int) -> None:
+        super().__init__(model, optimizer, steps)
+        self.flat = training.FlatPerturbation(model, sigma=0.1, total_steps=steps, seed=0)
 
     def perturbed(self) -> AbstractContextManager[object]:
         return self.flat.perturbed()
@@ -81,9 +82,9 @@ class FlatRun(Run):
 class ChainRun(Run):
     """AdamW on two links, each of half the steps."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
-        super().__init__(model, optimizer)
-        self.chain = training.ChainOfLowRank(model, optimizer, knots=(STEPS // 2,))
+    def __init__(self, model: nn.Module, optimizer: Optimizer, steps: int) -> None:
+        super().__init__(model, optimizer, steps)
+        self.chain = training.ChainOfLowRank(model, optimizer, knots=(steps // 2,))
 
     def step(self) -> None:
         self.optimizer.step()
@@ -93,11 +94,11 @@ class ChainRun(Run):
 class AllocatedRun(Run):
     """AdamW while a quarter of the components is dropped."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
-        super().__init__(model, optimizer)
+    def __init__(self, model: nn.Module, optimizer: Optimizer, steps: int) -> None:
+        super().__init__(model, optimizer, steps)
         start = sum(pair.rank for pair in training.factor_pairs(model))
         budget = training.CubicBudget(
-            start=start, final=start * 3 // 4, total=STEPS, warmup=STEPS // 5, hold=STEPS // 3
+            start=start, final=start * 3 // 4, total=steps, warmup=steps // 5, hold=steps // 3
         )
         self.allocator = training.RankAllocator(model, budget, optimizer=optimizer)
 
@@ -113,10 +114,10 @@ class AllocatedRun(Run):
 class DynamicRun(Run):
     """AdamW while a quarter of the components is dropped: late, and by their magnitude."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
-        super().__init__(model, optimizer)
+    def __init__(self, model: nn.Module, optimizer: Optimizer, steps: int) -> None:
+        super().__init__(model, optimizer, steps)
         start = sum(pair.rank for pair in training.factor_pairs(model))
-        budget = training.CubicBudget.dynamic_rank(start=start, final=start * 3 // 4, total=STEPS)
+        budget = training.CubicBudget.dynamic_rank(start=start, final=start * 3 // 4, total=steps)
         self.allocator = training.RankAllocator(
             model, budget, importance=training.Magnitude(), optimizer=optimizer
         )
@@ -164,7 +165,7 @@ class TrainingMethod:
     name: str
     make: Make | None
     optimizer: Callable[[nn.Module, float], Optimizer]
-    run: Callable[[nn.Module, Optimizer], Run] = Run
+    run: Callable[[nn.Module, Optimizer, int], Run] = Run
 
 
 def adamw(model: nn.Module, lr: float) -> Optimizer:
@@ -219,15 +220,23 @@ METHODS = (
 ON_FACTORS = tuple(k for k, x in enumerate(METHODS) if x.make is factored and x.run is Run)
 
 
-def train(index: int, lr: float, seed: int, *, scale: float = 1.0, test: bool = False) -> Outcome:
+def train(
+    index: int,
+    lr: float,
+    seed: int,
+    steps: int = STEPS,
+    *,
+    scale: float = 1.0,
+    test: bool = False,
+) -> Outcome:
     """Train once from right factors times `scale`; test accuracy is NaN unless asked for."""
     method, task = METHODS[index], turned(seed, common_test=True)
     model = _rescaled(adapted(method.make, seed), scale)
-    run = method.run(model, method.optimizer(model, lr))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(run.optimizer, STEPS)
+    run = method.run(model, method.optimizer(model, lr), steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(run.optimizer, steps)
     began = time.process_time()
     with suppress(ConvergenceError):  # a run that diverged shows in its losses
-        for batch in batches(len(task.training.labels), STEPS, seed):
+        for batch in batches(len(task.training.labels), steps, seed):
             with run.perturbed():
                 run.optimizer.zero_grad()
                 logits = model(task.training.images[batch])
@@ -245,7 +254,7 @@ def train(index: int, lr: float, seed: int, *, scale: float = 1.0, test: bool = 
         *loss_and_accuracy(model, task.validation),
         loss_and_accuracy(model, task.test)[1] if test else math.nan,
         method.make is None or all(site.holds for site in adapter_report(model)),
-        1000 * seconds / STEPS,
+        1000 * seconds / steps,
     )
 
 
@@ -267,9 +276,10 @@ class Plan:
     fine_seeds: Sequence[int] = FINE_SEEDS
     seeds: Sequence[int] = SEEDS
     scale_seeds: Sequence[int] = SCALE_SEEDS
+    steps: int = STEPS
 
 
-QUICK = Plan((1e-2, 1e-1), (10,), (), (0,), (0,))
+SMOKE = Plan((1e-2,), (10,), (), (0,), (), 4)
 
 
 @dataclass(frozen=True)
@@ -282,7 +292,7 @@ class Results:
     factors: list[Fit]
 
 
-def run_all(workers: Workers, plan: Plan) -> Results:
+def run_all(session: Session, plan: Plan) -> Results:
     """Choose rates, compare, rescale, factorise."""
     every = range(len(METHODS))
     tuning: list[Outcome] = []
@@ -290,8 +300,10 @@ def run_all(workers: Workers, plan: Plan) -> Results:
     def runs(
         rates: Sequence[Sequence[float]], seeds: Sequence[int], label: str
     ) -> Sequence[Outcome]:
-        calls = [partial(train, k, lr, s) for k in every for lr in rates[k] for s in seeds]
-        return workers.run(calls, label)
+        calls = [
+            partial(train, k, lr, s, plan.steps) for k in every for lr in rates[k] for s in seeds
+        ]
+        return session.run(calls, label)
 
     def chosen(outcomes: Sequence[Outcome]) -> list[float]:
         return [best_rate([o for o in outcomes if o.method == METHODS[k].name]) for k in every]
@@ -301,23 +313,24 @@ def run_all(workers: Workers, plan: Plan) -> Results:
     if plan.fine_seeds:
         fine = runs([(x / FINE, x, x * FINE) for x in rates], plan.fine_seeds, "fine rates")
         tuning, rates = [*tuning, *fine], chosen(fine)
-    finals = [partial(train, k, rates[k], s, test=True) for k in every for s in plan.seeds]
-    final = workers.run(finals, "test")
+    finals = [
+        partial(train, k, rates[k], s, plan.steps, test=True) for k in every for s in plan.seeds
+    ]
+    final = session.run(finals, "test")
     rescaled = [
-        partial(train, k, rates[k], s, scale=c)
+        partial(train, k, rates[k], s, plan.steps, scale=c)
         for k in ON_FACTORS
         for c in SCALES
         for s in plan.scale_seeds
     ]
-    return Results(tuning, final, workers.run(rescaled, "scales"), factor_fits(workers))
+    factors = factor_fits(session, 2 if session.smoke else FACTOR_STEPS)
+    return Results(tuning, final, session.run(rescaled, "scales"), factors)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def study(session: Session) -> None:
     """Run the experiment."""
-    folder, quick = read_options(__doc__, arguments, quick="two rates and one seed")
-    plan = QUICK if quick else Plan()
-    with Workers(_ready) as workers:
-        results = run_all(workers, plan)
+    plan = SMOKE if session.smoke else Plan()
+    results = run_all(session, plan)
     names, rescaled = [x.name for x in METHODS], [METHODS[k].name for k in ON_FACTORS]
     tables = {
         "training": table(results.final, names),
@@ -326,25 +339,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     for content in tables.values():
         print(text_table(*content), end="\n\n")
-    draw(results.final, names, folder / "training-methods.png")
-    write_record(
-        folder / "training-methods.json",
-        settings={"steps": STEPS, "rank": RANK, **_as_lists(plan)},
+    draw(results.final, names, session.folder / "training-methods.png")
+    session.write(
+        "training-methods.json",
+        settings={"rank": RANK, **_settings(plan)},
         tuning=[asdict(o) for o in results.tuning],
         final=[asdict(o) for o in results.final],
         scaled=[asdict(o) for o in results.scaled],
         factors=[asdict(o) for o in results.factors],
         tables={name: markdown_table(*content) for name, content in tables.items()},
     )
-    return 0
 
 
-def _as_lists(plan: Plan) -> dict[str, Json]:
-    return {name: list(values) for name, values in asdict(plan).items()}
+def _settings(plan: Plan) -> dict[str, Json]:
+    steps = plan.steps
+    return {k: steps if k == "steps" else list(x) for k, x in asdict(plan).items()}
 
 
 def _ready() -> None:
+    """Train the network that is adapted."""
     pretrained()
+
+
+main = experiment(study, __doc__, ready=_ready)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ from experiments.claims.figure import figure, in_words
 from experiments.claims.finding import Claim, Finding, Record, Verdict
 from experiments.claims.forgetting import FORGETTING
 from experiments.claims.models import COMPLETION, COST, FEDERATED
+from experiments.claims.ratings import RATINGS
 
 GROUPS: Mapping[str, Sequence[Claim]] = {
     "Training methods": TRAINING,
     "Forgetting": FORGETTING,
     "Federated averages": FEDERATED,
-    "Completion": COMPLETION,
+    "Completion": (*COMPLETION, *RATINGS),
     "Cost": COST,
 }
 TITLE = "Claims and what became of them"
@@ -41,7 +42,7 @@ STYLE = """
   display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr));
   gap: .3rem 1.5rem; }
 .claims section.claim > * { min-width: 0; overflow-wrap: anywhere; }
-.claims section.claim h3 { margin: 0; font-size: 1.05em; }
+.claims section.claim h3 { margin: 0; padding: 0; font-size: 1.05em; }
 .claims dl { margin: .4rem 0 0; display: grid; grid-template-columns: max-content 1fr;
   gap: .1rem .7rem; font-size: .92em; }
 .claims dt { font-weight: 600; } .claims dd { margin: 0; min-width: 0; }

@@ -208,8 +208,10 @@ def test_the_experiment_groups_by_what_is_known(monkeypatch: pytest.MonkeyPatch)
     table = interval_coverage.Table(*pairs.T, y)
     monkeypatch.setattr(interval_coverage, "table_of", lambda *_: table)
     monkeypatch.setitem(interval_coverage.DATA, "ml-100k", lambda: None)
-    line = interval_coverage.line_of("ml-100k", "auto", 1)
-    assert 1 + len(interval_coverage.GROUPS) == len(line)
+    found = interval_coverage.covered("ml-100k", "auto", 0)
+    line = interval_coverage.line_of("ml-100k", "auto", [found, found])
+    assert [f"{100 * hits / count:.1f}" for hits, count in found] == line[1:]
+    assert found[0][1] == sum(count for _, count in found[1:])
     fitted, asked = interval_coverage.split(table, np.random.default_rng(0))
     group = interval_coverage.group_of(fitted, asked)
     new = [~np.isin(getattr(asked, x), getattr(fitted, x)) for x in ("rows", "cols")]

@@ -14,6 +14,7 @@ from experiments.claims import __main__ as command
 from experiments.claims.figure import figure, in_words
 from experiments.claims.finding import Effect, Finding, Verdict, gain, mean_interval
 from experiments.claims.page import GROUPS, cpu_seconds, html, markdown, rows_of
+from experiments.claims.ratings import coverage, rank_is_no_matter
 
 ROOT = Path(__file__).resolve().parents[3]
 RECORDS = ROOT / "docs" / "_static"
@@ -137,3 +138,23 @@ def test_tables_of_pages_are_those_of_records(name: str) -> None:
     rows = [row for text in parts.values() for row in cells(text)[2:]]
     assert rows
     assert [] == [row for row in rows if row not in page]
+
+
+def test_coverage_is_counted_by_group() -> None:
+    runs = [
+        {"data": "a", "solver": "s", "seed": k, "group": g, "inside": n, "of": 100}
+        for g, counts in (("few", (90, 91)), ("new users", (80, 82)))
+        for k, n in enumerate(counts)
+    ]
+    found = coverage({"settings": {"coverage": 0.9, "seeds": 2}, "runs": runs})
+    assert [("a, s, few", 90.5, True), ("a, s, new users", 81.0, False)] == [
+        (e.label, e.value, e.holds) for e in found.effects
+    ]
+    assert Verdict.REFINED == found.verdict
+
+
+@pytest.mark.parametrize(("gap", "verdict"), [(1e-5, "reproduced"), (1e-2, "not testable here")])
+def test_only_proved_optima_are_compared(gap: float, verdict: str) -> None:
+    points = [(5, 100.0, 0.95, gap), (20, 100.0, 0.9505, 1e-5), (5, 200.0, 0.7, 0.5)]
+    curve = [dict(zip(("rank", "radius", "rmse", "gap"), x, strict=True)) for x in points]
+    assert verdict == rank_is_no_matter({"asked_gap": 1e-4, "curve": curve}).verdict

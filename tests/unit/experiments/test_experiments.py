@@ -1,16 +1,21 @@
-"""Records, tables and the MovieLens command: small parts, and one short run of the whole."""
+"""Records, tables, the MovieLens methods, and the skeleton of all experiments."""
 
+import ast
 import json
+from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 import lowrank_opt as lo
+from experiments import __main__ as every
 from experiments import movielens as experiment
 from experiments.movielens_fit import choose, fit
 from experiments.movielens_methods import METHODS, residual_frames, smoothed_weights
 from experiments.records import prepare_folder, write_record
+from experiments.skeleton import Session, _started
 from experiments.tables import markdown_table, mean_and_spread, text_table
 from lowrank_opt.errors import DataError
 
@@ -84,3 +89,71 @@ def test_residual_frames_are_orthonormal(small):
 def test_weights_fall_with_the_count(small):
     weights = smoothed_weights(torch.tensor([0, 1, 16]), small)
     assert [1.0, 1.0, 0.5] == pytest.approx((weights / weights[1]).tolist())
+
+
+def square(x: int, log: Path) -> int:
+    with log.open("a") as file:
+        file.write(f"{x} ")
+    if x == 3 and not log.with_suffix(".mended").exists():
+        raise KeyboardInterrupt
+    return x * x
+
+
+def squares(session: Session) -> None:
+    calls = [partial(square, x, session.folder / "log") for x in (1, 2, 3, 4)]
+    session.write("record.json", found=session.run(calls, "squares"))
+
+
+def begin(folder: Path, *, resume: bool, profile: str = "smoke") -> int:
+    chosen = Namespace(out=folder, profile=profile, resume=resume, quiet=True)
+    return _started("squares", chosen, squares, lambda: None)
+
+
+def test_resumption_runs_what_is_missing_and_nothing_twice(tmp_path, capsys):
+    assert 130 == begin(tmp_path, resume=False)
+    assert "--resume goes on" in capsys.readouterr().err
+    assert not (tmp_path / "record.json").exists()
+    (tmp_path / "log.mended").touch()
+    assert 0 == begin(tmp_path, resume=True)
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert ([1, 4, 9, 16], "smoke") == (record["found"], record["profile"])
+    assert "1 2 3 3 4" == (tmp_path / "log").read_text().strip()
+    # What is in the record is not kept beside it: a new start is a whole one.
+    assert ["log", "log.mended", "record.json"] == sorted(x.name for x in tmp_path.iterdir())
+
+
+def test_half_a_run_at_the_end_is_run_again(tmp_path):
+    begin(tmp_path, resume=False)
+    (journal,) = tmp_path.glob(".*.runs")
+    journal.write_bytes(journal.read_bytes()[:-3])
+    (tmp_path / "log.mended").touch()
+    assert 0 == begin(tmp_path, resume=True)
+    assert "1 2 3 2 3 4" == (tmp_path / "log").read_text().strip()
+
+
+def test_runs_of_another_profile_are_not_taken(tmp_path, capsys):
+    begin(tmp_path, resume=False)
+    assert 1 == begin(tmp_path, resume=True, profile="cpu")
+    assert "same source and profile" in capsys.readouterr().err
+
+
+# What they measure needs a device, another environment, other revisions, or takes long by itself;
+# tests run them in small.
+APART = {
+    "adapter_cost", "benchmark_cases", "benchmarks", "gpu_check", "mutants", "roofline",
+    "rating_intervals", "rating_times", "ratings_bayes",
+}  # fmt: skip
+
+
+def test_every_experiment_is_run_in_small():
+    folder = Path(every.__file__).parent
+    mains = {
+        path.stem
+        for path in folder.glob("[!_]*.py")
+        if any(
+            (isinstance(x, ast.FunctionDef) and x.name == "main")
+            or (isinstance(x, ast.Assign) and getattr(x.targets[0], "id", "") == "main")
+            for x in ast.parse(path.read_text("utf-8")).body
+        )
+    }
+    assert mains == {*every.EXPERIMENTS, *every.ON_RATINGS} | APART

@@ -1,13 +1,11 @@
 """The federated experiment in small."""
 
-import json
 import math
 
 import pytest
 import torch
 
-from experiments import federated_digits
-from experiments.federated_digits import RULES, Outcome, best_rate, run
+from experiments.federated_digits import RULES, best_rate, run
 from experiments.federated_task import DOMAINS, Federation, Rule, disguised, federation
 
 
@@ -54,39 +52,10 @@ def test_all_clients_start_the_next_round_from_one_model(rule: Rule) -> None:
     assert all(bool((x == x[0]).all()) for x in (*state.left.values(), *state.right.values()))
 
 
-def test_a_rate_that_diverges_is_never_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(federated_digits, "ROUNDS", 2)
-    diverged, fine = run(0, 20, 1e30, 0, test=False), run(0, 2, 0.05, 0, test=False)
+def test_a_rate_that_diverges_is_never_the_best() -> None:
+    diverged = run(0, 20, 1e30, 0, test=False, rounds=2)
+    fine = run(0, 2, 0.05, 0, test=False, rounds=2)
     assert 0.0 == diverged.validation
     assert 0.05 == best_rate([diverged, fine])
     assert 2 == len(fine.biases)
     assert all(map(math.isfinite, fine.biases))
-
-
-def test_quick_run_writes_table_record_and_figure(tmp_path, monkeypatch, capsys) -> None:
-    class Here:
-        def __init__(self, prepare):
-            assert callable(prepare)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return None
-
-        def run(self, calls, description):
-            assert description in ("learning rates", "test")
-            made = []
-            for call in calls:
-                index, steps, lr, seed = call.args
-                test = 0.5 if call.keywords["test"] else None
-                name = RULES[index].name
-                made.append(Outcome(name, steps, lr, seed, 0.5, test, [0.5, 0.25], 20, 40))
-            return made
-
-    monkeypatch.setattr(federated_digits, "Workers", Here)
-    assert 0 == federated_digits.main(["--quick", "--out", str(tmp_path)])
-    record = json.loads((tmp_path / "federated.json").read_text("utf-8"))
-    assert len(record["final"]) == len(RULES)
-    assert (tmp_path / "federated.png").stat().st_size > 0
-    assert "bias 0.500 0.250" in capsys.readouterr().out

@@ -24,14 +24,13 @@ def small(monkeypatch):
     bases = {n: SingularBasis.of(network.get_parameter(n)) for n in names}
     monkeypatch.setattr(intruders_runs, "pretrained", lambda: network)
     monkeypatch.setattr(intruders_runs, "bases", lambda: bases)
-    monkeypatch.setattr(intruders_runs, "STEPS", 2)
     return network
 
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("index", KINDS)
 def test_every_kind_of_run_is_measured(index):
-    outcome = train(index, 0)
+    outcome = train(index, 0, 2)
     assert (20, SETTINGS[index]) == (outcome.looked_at, outcome.setting)
     assert outcome.frobenius > 0
     assert math.isfinite(outcome.upright_loss)

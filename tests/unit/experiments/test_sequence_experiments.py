@@ -1,7 +1,5 @@
 """The scripts of tasks in sequence and of rates over ranks run, in small."""
 
-import json
-
 import pytest
 import torch
 
@@ -55,9 +53,3 @@ def test_best_rate_counts_divergence_as_the_worst():
         for lr, seed, loss in ((0.1, 0, 2.0), (0.1, 1, 2.0), (1.0, 0, 1.0), (1.0, 1, float("nan")))
     ]
     assert 0.1 == spectral_rates.best_rate(runs)
-
-
-def test_rates_are_written(tmp_path):
-    assert 0 == spectral_rates.main(["--quick", "--out", str(tmp_path)])
-    record = json.loads((tmp_path / "spectral-rates.json").read_text())
-    assert 4 == len(record["runs"])

@@ -1,15 +1,14 @@
 """The comparison of training methods in small: every method trains and keeps its bound."""
 
-import json
 import math
 from dataclasses import asdict
 
 import pytest
 import torch
 
-from experiments import training_methods, training_vit
+from experiments import training_vit
 from experiments.training_factors import Fit, factor_table, fit, problem
-from experiments.training_methods import METHODS, ON_FACTORS, train
+from experiments.training_methods import METHODS, train
 from experiments.training_report import (
     Outcome,
     best_rate,
@@ -27,13 +26,12 @@ def small(monkeypatch):
     torch.manual_seed(0)
     network = training_vit.TinyViT().eval()
     monkeypatch.setattr(training_vit, "pretrained", lambda: network)
-    monkeypatch.setattr(training_methods, "STEPS", 6)
 
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("index", range(len(METHODS)), ids=NAMES)
 def test_method_trains_and_keeps_its_bound(index):
-    outcome = train(index, 1e-2, 0)
+    outcome = train(index, 1e-2, 0, 6)
     assert outcome.holds
     assert math.isfinite(outcome.training_loss)
     assert math.isnan(outcome.test_accuracy)
@@ -41,7 +39,7 @@ def test_method_trains_and_keeps_its_bound(index):
 
 @pytest.mark.usefixtures("small")
 def test_run_is_repeatable():
-    runs = [asdict(train(0, 1e-2, 3, test=True)) for _ in range(2)]
+    runs = [asdict(train(0, 1e-2, 3, 6, test=True)) for _ in range(2)]
     for run in runs:
         del run["cpu_ms"]
     assert runs[0] == runs[1]
@@ -66,7 +64,7 @@ def test_common_test_images_do_not_depend_on_the_seed():
 @pytest.mark.parametrize(("name", "same"), [("LoRARite", True), ("Factored, AdamW (LoRA)", False)])
 def test_scale_of_the_start_matters_unless_steps_are_invariant(name, same):
     index = NAMES.index(name)
-    losses = [train(index, 1e-2, 0, scale=c).training_loss for c in (1.0, 16.0)]
+    losses = [train(index, 1e-2, 0, 6, scale=c).training_loss for c in (1.0, 16.0)]
     assert same == math.isclose(*losses, rel_tol=1e-5)
 
 
@@ -122,31 +120,3 @@ def test_factor_table_names_the_best_rate():
     header, rows = factor_table(fits)
     assert [["Adam", *["1e-03 (0.1)"] * 6]] == rows
     assert len(header) == len(rows[0])
-
-
-def test_quick_run_writes_its_record(tmp_path, monkeypatch, capsys):
-    class Here:
-        def __init__(self, prepare):
-            assert callable(prepare)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return None
-
-        def run(self, calls, description):
-            if description == "factors":
-                return [Fit(*call.args, 1e-3) for call in calls]
-            return [outcome(x.args[1], 0.3, scale=x.keywords.get("scale", 1.0)) for x in calls]
-
-    monkeypatch.setattr(training_methods, "Workers", Here)
-    monkeypatch.setattr(training_methods, "METHODS", METHODS[:1])
-    monkeypatch.setattr(training_methods, "ON_FACTORS", ON_FACTORS[:1])
-    assert 0 == training_methods.main(["--quick", "--out", str(tmp_path)])
-    record = json.loads((tmp_path / "training-methods.json").read_text("utf-8"))
-    assert {"environment", "settings", "tuning", "final", "scaled", "factors", "tables"} == set(
-        record
-    )
-    assert (tmp_path / "training-methods.png").exists()
-    assert NAMES[0] in capsys.readouterr().out

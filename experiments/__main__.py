@@ -1,0 +1,71 @@
+"""``python -m experiments`` runs every experiment in small, to see that all of them still work.
+
+Each writes its record into a folder that is thrown away. Those that need ratings are left out
+where ``LOWRANK_OPT_DATA`` names no folder of data; one that fails makes the status 1.
+"""
+
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+# In the order of their cost.
+EXPERIMENTS = (
+    "kernel_speed",
+    "step_cost",
+    "spectral_rates",
+    "optimum_sweep",
+    "tasks_in_sequence",
+    "phase_transition",
+    "federated_digits",
+    "image_inpainting",
+    "training_methods",
+    "intruders",
+)
+ON_RATINGS = ("interval_coverage", "movielens")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run those that are named, or all, and print the CPU seconds of each."""
+    parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[*EXPERIMENTS, *ON_RATINGS, []])
+    named = parser.parse_args(arguments).names
+    failed = 0
+    for name in named or (*EXPERIMENTS, *(ON_RATINGS if _ratings() else ())):
+        began = time.process_time()
+        fault = _fault(name)
+        failed += bool(fault)
+        print(f"{name:20} {time.process_time() - began:6.1f} s  {fault or 'works'}", flush=True)
+    if not named and not _ratings():
+        print(f"left out, no ratings: {', '.join(ON_RATINGS)}")
+    return min(failed, 1)
+
+
+def _fault(name: str) -> str:
+    """Run one and return what is wrong with it, or nothing."""
+    said = io.StringIO()
+    with tempfile.TemporaryDirectory() as folder:
+        module = importlib.import_module(f"experiments.{name}")
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            status = module.main(["--profile", "smoke", "--out", folder])
+        if status:
+            return f"status {status}: {said.getvalue().strip().splitlines()[-1]}"
+        records = list(Path(folder).glob("*.json"))
+        if len(records) != 1 or json.loads(records[0].read_text("utf-8"))["profile"] != "smoke":
+            return f"wrote {[path.name for path in records]}, not one record"
+    return ""
+
+
+def _ratings() -> bool:
+    return bool(os.environ.get("LOWRANK_OPT_DATA"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
