@@ -32,7 +32,7 @@ venv: $(STAMP) ## Make the virtual environment and install the pinned versions
 movielens: $(STAMP) ## Complete MovieLens-100K: a table, figures and a JSON record
 	@$(BIN)/python -m experiments.movielens
 
-experiments: $(STAMP) ## Run every experiment in small, a minute or two in all
+experiments: $(STAMP) ## Run the experiments in small, a minute or two in all
 	@$(THRIFTY) $(BIN)/python -m experiments
 
 test: $(STAMP) ## Run the whole test suite, property-based tests included
