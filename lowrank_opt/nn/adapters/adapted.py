@@ -23,6 +23,7 @@ from lowrank_opt.nn.adapters.reading import check_reader
 from lowrank_opt.nn.adapters.record import Record, State, Weights
 from lowrank_opt.nn.adapters.routing import dropped, routed
 from lowrank_opt.nn.adapters.store import STORE, Store, modules_of
+from lowrank_opt.nn.basis.callers import asks_only_facts
 from lowrank_opt.nn.basis.kinds import ORIGINAL, LayerKind, kind_of, original_type
 from lowrank_opt.operator import LowRankOperator
 
@@ -34,9 +35,12 @@ class _Adapted(nn.Module):
         found = store_of(self)
         if found is None or name not in found.changed:
             return super().__getattr__(name)
-        if not torch.compiler.is_compiling():
-            check_reader(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
-        return found.effective(self, name)  # pyright: ignore[reportReturnType]
+        if torch.compiler.is_compiling():
+            return found.effective(self, name)  # pyright: ignore[reportReturnType]
+        reader = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+        check_reader(reader)
+        facts = asks_only_facts(reader, name)
+        return found.effective(self, name, facts=facts)  # pyright: ignore[reportReturnType]
 
     def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
         found = store_of(self)

@@ -63,6 +63,17 @@ def without_numbers(weight: Tensor) -> Tensor:
     return weight.detach().as_subclass(RoutedWeight)
 
 
+class _Facts(RoutedWeight):
+    """The facts of an adapted weight, for who asks for nothing else."""
+
+    _is_param = True
+
+
+def facts_of(weight: Tensor) -> Tensor:
+    """Return the dtype, the shape and the class of a parameter."""
+    return weight.detach().as_subclass(_Facts)
+
+
 class _ReadOnly(Tensor):
     """A tensor that is computed at each access: to write to it would be lost, and is refused."""
 

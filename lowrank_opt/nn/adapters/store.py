@@ -12,7 +12,13 @@ from lowrank_opt.nn.adapters.change import Change
 from lowrank_opt.nn.adapters.checkpointing import in_transform, is_plain, marked, present_state
 from lowrank_opt.nn.adapters.gradients import awake
 from lowrank_opt.nn.adapters.part import Part, safe_key, stored
-from lowrank_opt.nn.adapters.reading import is_of, standing_for, sum_standing_for, without_numbers
+from lowrank_opt.nn.adapters.reading import (
+    facts_of,
+    is_of,
+    standing_for,
+    sum_standing_for,
+    without_numbers,
+)
 from lowrank_opt.nn.adapters.record import Record, State, Weights
 from lowrank_opt.nn.basis.errors import AdapterStateError
 from lowrank_opt.operator import LowRankOperator
@@ -144,8 +150,11 @@ class Store(nn.Module):
             return marked(awake(own), state)
         return base if own is None else marked(own, state)
 
-    def effective(self, module: nn.Module, name: str) -> Tensor | None:
-        """Return a tensor of the module as the adapters that count make it, updates and all."""
+    def effective(self, module: nn.Module, name: str, *, facts: bool = False) -> Tensor | None:
+        """Return a tensor of the module as the adapters that count make it, updates and all.
+
+        Where it is certain that nothing but `facts` is asked, its dtype or its class, no sum.
+        """
         state = present_state(self.record)
         value = self._without_updates(module, name, state)
         if state.disabled or value is None:
@@ -158,6 +167,8 @@ class Store(nn.Module):
             if total is None or plain:
                 return value if total is None else total
             return sum_standing_for(total, base_of(module, name))
+        if facts and not plain and type(value) is nn.Parameter:
+            return facts_of(value)
         change = self.change(module, name, state.active, state)
         if change is None:
             return value
