@@ -98,25 +98,23 @@ def compiled(shape: Shape, rank: int, turns: int, calls: int) -> list[Compiled]:
     """Return what compiled layers of one size cost; takes minutes."""
     everything = layers(shape, rank, COMPILED)
     counts = {layer.name: graphs(layer.module, shape) for layer in everything}
-    steps = {layer.name: step_of(layer.module, shape) for layer in everything}
-    fast_steps = {
-        layer.name: step_of(_compiled(layer.module), shape, warm=True) for layer in everything
-    }
-    fast_tokens = {layer.name: token_of(_compiled(layer.module), shape) for layer in everything}
+    plain = {layer.name: step_of(layer.module, shape) for layer in everything}
     peer = peer_of(everything).name
-    found: list[Compiled] = []
-    for name in counts:
-        step = in_turns([fast_steps[peer], steps[name], fast_steps[name]], turns)
-        token = in_turns([fast_tokens[peer], fast_tokens[name]], turns, calls)
-        found.append(
-            Compiled(
-                name, shape, rank, counts[name],
-                step=[own[0] / first[0] for first, _, own in step],
-                step_gain=[own[0] / plain[0] for _, plain, own in step],
-                token=[own[0] / first[0] for first, own in token],
-            )
-        )  # fmt: skip
-    return found
+    fast = {layer.name: step_of(_compiled(layer.module), shape, warm=True) for layer in everything}
+    steps = {x: in_turns([fast[peer], plain[x], fast[x]], turns) for x in counts}
+    # Versions of one forward are limited to eight, after which it is not compiled any more.
+    torch.compiler.reset()
+    fast = {layer.name: token_of(_compiled(layer.module), shape) for layer in everything}
+    tokens = {x: in_turns([fast[peer], fast[x]], turns, calls) for x in counts}
+    return [
+        Compiled(
+            name, shape, rank, counts[name],
+            step=[own[0] / first[0] for first, _, own in steps[name]],
+            step_gain=[own[0] / plain[0] for _, plain, own in steps[name]],
+            token=[own[0] / first[0] for first, own in tokens[name]],
+        )
+        for name in counts
+    ]  # fmt: skip
 
 
 def graphs(module: nn.Module, shape: Shape) -> int:
