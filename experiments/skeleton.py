@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from joblib import Parallel, delayed
-from joblib.externals.loky import get_reusable_executor
 from tqdm import tqdm
 
 from experiments.records import Json, prepare_folder, revision, write_record
@@ -81,6 +79,9 @@ class Session:
         Calls are partial applications of functions of modules, to arguments that their text tells
         apart. A smoke run stays in this process: starting others costs more than the runs.
         """
+        # What only shares the parts of an experiment needs no joblib.
+        from joblib import Parallel, delayed
+
         missing = [call for call in calls if _key(call) not in self._kept]
         processes = Parallel(
             1 if self.smoke else -1,
@@ -107,6 +108,8 @@ class Session:
     def close(self, *, finished: bool) -> None:
         """End the processes; what was kept of a finished experiment is in its record."""
         if not self.smoke:
+            from joblib.externals.loky import get_reusable_executor
+
             get_reusable_executor().shutdown(kill_workers=True)
         if finished:
             self._journal.unlink(missing_ok=True)

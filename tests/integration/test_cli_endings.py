@@ -19,6 +19,10 @@ from lowrank_opt.cli.commands import recommend
 from lowrank_opt.nn import adapt, save_adapter
 
 torch.set_num_threads(1)  # A fork of a process with threads of OpenMP would wait for them.
+# As in a terminal: under nohup, and in the background of a script, signals are ignored.
+for number in (signal.SIGHUP, signal.SIGTERM):
+    signal.signal(number, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 lines = ["user,item,rating"]
 lines += [f"ü{u},{i},{(u * i) % 5 + 1}" for u in range(30) for i in range(20) if (u + i) % 3]
@@ -113,6 +117,12 @@ for end, before in {
 }.items():
     found[end] = case([*COMMANDS["recommend"], "--out", "old.csv"], before=before)
     found[end]["old"] = Path("old.csv").read_text()
+def under_nohup():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    at_the_third_user(kill("SIGHUP"))()
+
+found["nohup"] = case([*COMMANDS["recommend"], "--out", "old.csv"], before=under_nohup)
+found["nohup"]["old"] = Path("old.csv").read_text() == found["recommend"]["out"]
 def content():
     return {str(p): p.read_bytes() for p in Path("model").rglob("*") if p.is_file()}
 
@@ -164,8 +174,9 @@ def test_messages_that_nobody_takes_stop_nothing(found: dict, command: str, kind
 STATUSES = {"no room": 2, "SIGKILL": -9, "SIGTERM": 143, "SIGHUP": 129, "Ctrl-C": 130, "fault": 70}
 
 
-def test_an_output_that_is_complete_takes_the_place(found: dict):
-    case = found["written"]
+@pytest.mark.parametrize("name", ["written", "nohup"])
+def test_an_output_that_is_complete_takes_the_place(found: dict, name: str):
+    case = found[name]
     assert (0, True) == (case["status"], case["old"])
     assert not any("part" in name for name in case["files"])
 
