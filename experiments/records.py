@@ -69,6 +69,9 @@ def write_record(path: Path, **record: Json) -> None:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
+        # As other files are: what is made for a moment is for its owner alone.
+        os.umask(mask := os.umask(0o077))
+        Path(name).chmod(0o666 & ~mask)
         Path(name).replace(path)
     except OSError as error:
         raise DataError(f"the record must be written; got {error.strerror} for {path}") from error

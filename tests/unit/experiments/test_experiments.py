@@ -49,6 +49,8 @@ def test_record_is_whole_json(tmp_path):
     write_record(tmp_path / "record.json")
     record = json.loads((tmp_path / "record.json").read_text())
     assert [tmp_path / "record.json"] == list(tmp_path.iterdir())
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "plain").stat().st_mode == (tmp_path / "record.json").stat().st_mode
     assert torch.__version__ == record["environment"]["packages"]["torch"]
 
 
