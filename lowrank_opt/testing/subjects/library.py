@@ -20,9 +20,24 @@ Shape = tuple[int, int]
 _Make = Callable[..., Parameterization]
 
 _WEIGHT = {"never_dense": "the map reads the base weight, which is m x n"}
+_FRAMES = {"smoothness": "the polar factor of dependent columns jumps: no frame is the nearest"}
+_HALF_TURNS = {
+    "section": "near half-turns the inverse of the Cayley transform loses digits, as many as the "
+    "parameters have before the point"
+}
 _KNOWN: Mapping[str, Mapping[str, str]] = {
     "ETHER(weight, blocks=r)": _WEIGHT,
     "ETHERPlus(weight, blocks=r)": _WEIGHT,
+    "ScaledRotation(weight, rank)": _WEIGHT,
+    "hra(weight, 2 r)": _WEIGHT,
+    "oft(weight, blocks)": _HALF_TURNS,
+    "psoft(weight, 2 r)": _WEIGHT | _HALF_TURNS,
+    "oft(weight, blocks, radius)": _WEIGHT
+    | {"smoothness": "at parameters of 100 it is saturated: differences are mostly rounding"},
+    "SVDFrames": _FRAMES,
+    "SVDFrames(radius)": _FRAMES,
+    "stella": _FRAMES,
+    "polar(radius)": _FRAMES,
 }
 
 
