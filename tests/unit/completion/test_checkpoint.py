@@ -59,30 +59,40 @@ def numbers(result: CompletionResult) -> dict[str, object]:
     return columns | {"status": result.status, "tensors": [x.tolist() for x in tensors]}
 
 
+def everything(result: object) -> dict[str, object]:
+    if isinstance(result, CompletionResult):
+        return numbers(result)
+    columns = result.history.columns()
+    del columns["seconds"]
+    fields = (getattr(result, field.name) for field in dataclasses.fields(result))
+    return columns | {"tensors": [x.tolist() for x in fields if isinstance(x, torch.Tensor)]}
+
+
+def goes_on_as_if_never_stopped(
+    run: Callable[..., object], folder: Path, *, every: int, killed: int
+) -> None:
+    """Kill a run after some iterations, go on from its checkpoint, and compare with a whole one."""
+    expected = run()
+    with pytest.raises(Killed):
+        run(checkpoint=Checkpoint(folder, every=every), progress=killed_after(killed))
+    seen: list[Iteration] = []
+    again = Checkpoint(folder, every=every, resume=True)
+    resumed = run(checkpoint=again, progress=seen.append)
+    np.testing.assert_equal(everything(resumed), everything(expected))
+    # It went on, instead of beginning again.
+    assert len(expected.history) - len(seen) == every * ((killed - 1) // every)
+
+
 @pytest.mark.parametrize("solver", ["lbfgs", "first_order", lo.solvers.FirstOrder(momentum)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("killed", [2, 11, 20])
 def test_killed_and_resumed_is_the_same(
     tmp_path: Path, solver: object, dtype: torch.dtype, killed: int
 ):
-    expected = fit(None, dtype=dtype, solver=solver)
-    with pytest.raises(Killed):
-        fit(
-            Checkpoint(tmp_path, every=3),
-            dtype=dtype,
-            solver=solver,
-            progress=killed_after(killed),
-        )
-    seen: list[Iteration] = []
-    resumed = fit(
-        Checkpoint(tmp_path, every=3, resume=True),
-        dtype=dtype,
-        solver=solver,
-        progress=seen.append,
-    )
-    np.testing.assert_equal(numbers(resumed), numbers(expected))
-    # It went on, instead of beginning again.
-    assert len(expected.history) - len(seen) == 3 * ((killed - 1) // 3)
+    def run(checkpoint: Checkpoint | None = None, **options: object) -> CompletionResult:
+        return fit(checkpoint, dtype=dtype, solver=solver, **options)
+
+    goes_on_as_if_never_stopped(run, tmp_path, every=3, killed=killed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -94,13 +104,7 @@ def test_posterior_killed_and_resumed_is_the_same(tmp_path: Path, dtype: torch.d
         settings = {"validation": 0.1, "max_iterations": 14, "tolerance": 0.0, "patience": 99}
         return variational(observed, 5, generator=seeded(3), **(settings | options))
 
-    expected = sweeps()
-    with pytest.raises(Killed):
-        sweeps(checkpoint=Checkpoint(tmp_path, every=2), progress=killed_after(killed))
-    seen: list[Iteration] = []
-    resumed = sweeps(checkpoint=Checkpoint(tmp_path, every=2, resume=True), progress=seen.append)
-    np.testing.assert_equal(numbers(resumed), numbers(expected))
-    assert len(expected.history) - len(seen) == 2 * ((killed - 1) // 2)
+    goes_on_as_if_never_stopped(sweeps, tmp_path, every=2, killed=killed)
 
 
 SWEEPING = {
@@ -114,15 +118,6 @@ SWEEPING = {
 }
 
 
-def everything(result: object) -> dict[str, object]:
-    columns = result.history.columns()
-    del columns["seconds"]
-    if isinstance(result, CompletionResult):
-        return columns | numbers(result)
-    fields = (getattr(result, field.name) for field in dataclasses.fields(result))
-    return columns | {"tensors": [x.tolist() for x in fields if isinstance(x, torch.Tensor)]}
-
-
 @pytest.mark.parametrize("name", list(SWEEPING))
 def test_sweeps_killed_and_resumed_are_the_same(tmp_path: Path, name: str):
     observed = OBSERVED.to(dtype=torch.float32)
@@ -131,15 +126,8 @@ def test_sweeps_killed_and_resumed_are_the_same(tmp_path: Path, name: str):
         given = {"solver": name.split()[0]} | SWEEPING[name] | options
         return complete(observed, 4, generator=seeded(3), **given)
 
-    expected = run()
     for killed in (2, 7):
-        where = tmp_path / str(killed)
-        with pytest.raises(Killed):
-            run(checkpoint=Checkpoint(where, every=2), progress=killed_after(killed))
-        seen: list[Iteration] = []
-        resumed = run(checkpoint=Checkpoint(where, every=2, resume=True), progress=seen.append)
-        np.testing.assert_equal(everything(resumed), everything(expected))
-        assert len(expected.history) - len(seen) == 2 * ((killed - 1) // 2)
+        goes_on_as_if_never_stopped(run, tmp_path / str(killed), every=2, killed=killed)
 
 
 def test_solver_without_a_state_refuses():
