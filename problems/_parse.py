@@ -50,8 +50,8 @@ def read_ratings(
     """
     lines = _open(stream, file, where)
     tables = list(_tables(lines, file, scale, where))
-    if lines.blank:
-        raise DataError(f"{where}, line {lines.blank[0]}: an empty line; remove it")
+    if lines.bad.blank:
+        raise DataError(f"{where}, line {lines.bad.blank[0]}: an empty line; remove it")
     if lines.unterminated:
         raise DataError(f"{where}: the last line must end in a newline; fetch the file again")
     if not tables:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice, repeat
 from os import PathLike
-from typing import BinaryIO, TextIO, TypeAlias
+from typing import BinaryIO, TextIO, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from lowrank_opt.tables.heading import Heading
 from lowrank_opt.tables.opening import opened, reading, stream_name, text_of
 
 Floats: TypeAlias = NDArray[np.float64]
+T = TypeVar("T")
 
 # Lists of this many lines stay in the cache, and are gone before the garbage collector sees them.
 CHUNK = 1 << 12
@@ -37,11 +38,36 @@ class BadLines:
         Counted from one, ascending.
     faults : list of str
         What is wrong with the first few of them.
+    blank : list of int
+        Empty lines that nothing has followed yet: at the end of a file they are no fault.
     """
 
     limit: int = 0
     numbers: list[int] = field(default_factory=list[int])
     faults: list[str] = field(default_factory=list[str])
+    blank: list[int] = field(default_factory=list[int])
+
+    def sift(
+        self,
+        lines: Iterable[str],
+        number: int,
+        parse: Callable[[str], T],
+        errors: tuple[type[Exception], ...] = (ValueError,),
+    ) -> list[T]:
+        """Return what well-formed lines hold, the first of a number; take note of the others."""
+        kept = list[T]()
+        for k, line in enumerate(lines, start=number):
+            if not line.strip():
+                self.blank.append(k)
+                continue
+            for empty in self.blank:
+                self.add(empty, "an empty line", "")
+            self.blank.clear()
+            try:
+                kept.append(parse(line))
+            except errors as error:
+                self.add(k, str(error), line)
+        return kept
 
     def add(self, number: int, fault: str, line: str) -> None:
         """Take note of one."""
@@ -157,7 +183,6 @@ class DelimitedFile:
         self.path: str = name or stream_name(path)
         self.bad: BadLines
         self.bad, self.unterminated = BadLines(max_bad_lines), False
-        self.blank: list[int] = list[int]()
         with reading(self.path):
             # Opened once: a pipe cannot be read again.
             self.stream: TextIO = text_of(opened(path))
@@ -216,7 +241,7 @@ class DelimitedFile:
     def _fast(self, lines: list[str]) -> Chunk | None:
         """Return the columns if all lines are plainly well-formed, and none before was empty."""
         text = "".join(lines)
-        if self.blank or '"' in text or not _is_unicode(text):
+        if self.bad.blank or '"' in text or not _is_unicode(text):
             return None
         if set(map(str.count, lines, repeat(self.separator))) != {self.width - 1}:
             return None
@@ -231,19 +256,7 @@ class DelimitedFile:
 
     def _slow(self, lines: list[str], number: int) -> Chunk:
         """Return the columns of the well-formed lines; take note of the others."""
-        kept = list[list[str]]()
-        for k, raw in enumerate(lines, start=number):
-            line = raw.removesuffix("\n")
-            if not line.strip():
-                self.blank.append(k)
-                continue
-            for empty in self.blank:
-                self.bad.add(empty, "an empty line", "")
-            self.blank.clear()
-            try:
-                kept.append(self._record(line))
-            except ValueError as error:
-                self.bad.add(k, str(error), line)
+        kept = self.bad.sift((x.removesuffix("\n") for x in lines), number, self._record)
         texts = tuple([f[c] for f in kept] for c in self.texts)
         return self._chunk(
             texts, [np.array([float(f[k]) for f in kept], np.float64) for k in self._numbers]

@@ -73,7 +73,6 @@ class JsonLines:
         self.path: str
         self.bad: BadLines
         self.path, self.bad, self._stream = path, BadLines(max_bad_lines), stream
-        self._blank: list[int] = list[int]()
         with reading(path):
             self._first: str = stream.readline()
         names = self._names()
@@ -131,7 +130,7 @@ class JsonLines:
     def _fast(self, lines: list[str]) -> Chunk | None:
         """Return the columns if all records plainly hold text or integers, and numbers."""
         used = self._found.used
-        if self._blank:
+        if self.bad.blank:
             return None
         try:
             records = [*map(self._decode, lines)]
@@ -150,19 +149,8 @@ class JsonLines:
 
     def _slow(self, lines: list[str], number: int) -> Chunk:
         """Return the columns of the well-formed lines; take note of the others."""
-        kept = list[list[Any]]()
-        for k, raw in enumerate(lines, start=number):
-            line = raw.strip()
-            if not line:
-                self._blank.append(k)
-                continue
-            for empty in self._blank:
-                self.bad.add(empty, "an empty line", "")
-            self._blank.clear()
-            try:
-                kept.append(self._record(line))
-            except (*self._faults, ValueError) as error:
-                self.bad.add(k, str(error), line)
+        errors = (*self._faults, ValueError)
+        kept = self.bad.sift((x.strip() for x in lines), number, self._record, errors)
         columns = [[record[c] for record in kept] for c in range(4)]
         values, weights = (
             None if k is None else np.array(column, np.float64)
