@@ -25,6 +25,7 @@ EXPERIMENTS = (
     "phase_transition",
     "federated_digits",
     "image_inpainting",
+    "vision_transfer",
     "training_methods",
 )
 # Some minutes on a busy machine even in small, or in need of ratings: only where named.

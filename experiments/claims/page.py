@@ -15,10 +15,12 @@ from experiments.claims.finding import Claim, Finding, Record, Verdict
 from experiments.claims.forgetting import FORGETTING
 from experiments.claims.models import COMPLETION, COST, FEDERATED
 from experiments.claims.ratings import RATINGS
+from experiments.claims.transfer import TRANSFER
 
 GROUPS: Mapping[str, Sequence[Claim]] = {
     "Training methods": TRAINING,
     "Forgetting": FORGETTING,
+    "Adapting to another task": TRANSFER,
     "Federated averages": FEDERATED,
     "Completion": (*COMPLETION, *RATINGS),
     "Cost": COST,

@@ -1,0 +1,156 @@
+"""One fine-tuning: what is learnt of the new task, and what is kept of the old one."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from experiments.transfer.methods import methods
+from lowrank_opt.nn import adapter_report
+
+BATCH = 64
+_AT_ONCE = 500
+
+
+class Split(NamedTuple):
+    """Inputs, one row each, and labels."""
+
+    inputs: Tensor
+    labels: Tensor
+
+
+class Target(NamedTuple):
+    """The new task: what is trained on, what settings are chosen on, what is looked at once."""
+
+    training: Split
+    validation: Split
+    test: Split
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network, its old skill, and a new task.
+
+    Parameters
+    ----------
+    network : callable
+        Returns a copy of the trained network, from inputs to features of shape (batch, width).
+    layers : str
+        Regular expression for the names of the layers that are adapted.
+    target : callable
+        Given a seed, returns the new task; test inputs are the same for all seeds.
+    skill : callable
+        Given a network and whether to test, returns how good it is at the old task, in per cent.
+    """
+
+    network: Callable[[], nn.Module]
+    layers: str
+    target: Callable[[int], Target]
+    skill: Callable[[nn.Module, bool], float]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is common to some runs; `head_rate` is the learning rate of the new head."""
+
+    rank: int
+    epochs: int
+    head_rate: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run: accuracies on the new task and skill at the old one, in per cent.
+
+    Those of the test are None where it was not looked at; `holds` tells whether a bound does, None
+    for updates that declare none.
+    """
+
+    method: str
+    lr: float
+    seed: int
+    rank: int
+    accuracy: float
+    kept: float
+    test_accuracy: float | None
+    test_kept: float | None
+    trained: int
+    holds: bool | None
+
+
+def fine_tune(
+    task: Task, name: str, lr: float, seed: int, setting: Setting, *, test: bool = False
+) -> Outcome:
+    """Train once: AdamW without decay of weights, a cosine from `lr` to zero."""
+    target, network = task.target(seed), task.network()
+    method = methods()[name]
+    method.prepare(network, task.layers, setting.rank, seed)
+    head = _head(network, target, seed)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    _train(network, head, trained, target.training, lr, seed, setting)
+    network.eval()
+    return Outcome(
+        name,
+        lr,
+        seed,
+        setting.rank,
+        accuracy(network, head, target.validation),
+        task.skill(network, False),
+        accuracy(network, head, target.test) if test else None,
+        task.skill(network, True) if test else None,
+        sum(p.numel() for p in trained),
+        all(site.holds for site in adapter_report(network)) if method.bounded else None,
+    )
+
+
+def _head(network: nn.Module, target: Target, seed: int) -> nn.Linear:
+    classes = int(target.training.labels.max()) + 1
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        return nn.Linear(network(target.training.inputs[:1]).shape[1], classes)
+
+
+def _train(
+    network: nn.Module,
+    head: nn.Module,
+    trained: Sequence[nn.Parameter],
+    split: Split,
+    lr: float,
+    seed: int,
+    setting: Setting,
+) -> None:
+    rates = [{"params": list(head.parameters()), "lr": setting.head_rate}]
+    if trained:
+        rates.append({"params": list(trained), "lr": lr})
+    optimizer = AdamW(rates, weight_decay=0.0)
+    order = list(batches(len(split.labels), setting.epochs, seed))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(order))
+    for batch in order:
+        optimizer.zero_grad()
+        logits = head(network(split.inputs[batch]))
+        nn.functional.cross_entropy(logits, split.labels[batch]).backward()
+        optimizer.step()
+        schedule.step()
+
+
+def batches(count: int, epochs: int, seed: int) -> Iterator[Tensor]:
+    """Yield the batches of some epochs, each of which sees every row once."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        yield from torch.randperm(count, generator=generator).split(BATCH)
+
+
+@torch.no_grad()
+def features(network: nn.Module, inputs: Tensor) -> Tensor:
+    """Return features of many inputs."""
+    return torch.cat([network(part) for part in inputs.split(_AT_ONCE)])
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, head: nn.Module, split: Split) -> float:
+    """Return the percentage of right answers."""
+    found = head(features(network, split.inputs)).argmax(dim=1)
+    return float(100 * (found == split.labels).double().mean())
