@@ -26,6 +26,7 @@ EXPERIMENTS = (
     "federated_digits",
     "image_inpainting",
     "vision_transfer",
+    "language_transfer",
     "training_methods",
 )
 # Some minutes on a busy machine even in small, or in need of ratings: only where named.

@@ -11,7 +11,7 @@ from torch import nn
 
 from experiments.claims.finding import Verdict
 from experiments.claims.transfer import gains_in_test, over_lora
-from experiments.transfer import images, vision
+from experiments.transfer import images, language, sentences, vision
 from experiments.transfer.methods import FULL, HEAD, LORA, methods
 from experiments.transfer.report import (
     Point,
@@ -150,6 +150,49 @@ def test_verdicts_follow_from_seeds():
 def test_best_rate_is_that_of_the_mean():
     lost = [replace(o, accuracy=0.0) if (o.lr, o.seed) == (1e-2, 0) else o for o in RUNS]
     assert -3 == best(curve(lost, LORA, (0, 1, 2))).log_rate
+
+
+@pytest.mark.parametrize("name", [FULL, HEAD, "DeLoRA, radius 8", "LoRA-XS"])
+def test_encoder_keeps_its_vectors_and_its_skill_is_watched(name):
+    before = language.pretrained(small=True).vectors[0].weight.clone()
+    outcome = language.run(name, 1e-2, 0, SETTING, data="trec", small=True, test=True)
+    assert torch.equal(before, language.pretrained(small=True).vectors[0].weight)
+    assert (HEAD == name) == (outcome.trained == 0)
+    assert 0 < outcome.test_accuracy <= 100
+    # A few steps leave the order of similarities nearly as it is.
+    assert min(outcome.kept, outcome.test_kept) > 80
+
+
+def test_padding_changes_no_feature():
+    words = torch.tensor([[5, 9, 2], [7, 0, 0]])
+    encoder = language.pretrained(small=True)
+    padded = torch.nn.functional.pad(words, (0, 4))
+    torch.testing.assert_close(encoder(words), encoder(padded))
+
+
+def test_skill_of_a_network_that_is_broken_is_nothing():
+    class Broken(nn.Module):
+        def forward(self, words):
+            return torch.full((len(words), 4), math.nan)
+
+    assert 0.0 == language.skill(Broken(), False, small=True)
+
+
+def test_sentences_are_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOWRANK_OPT_DATA", str(tmp_path))
+    for name in ("banking77", "clinc150", "trec", "stsb"):
+        (tmp_path / name).mkdir()
+    for part in ("train", "test"):
+        (tmp_path / "banking77" / f"{part}.csv").write_text('text,category\n"a, b",x\n')
+        (tmp_path / "trec" / f"TREC.{part}.all").write_bytes(b"3 Qu\xe9 ?\n")
+    (tmp_path / "clinc150" / "data_full.json").write_text('{"train": [["a", "x"]], "test": []}')
+    (tmp_path / "stsb" / "sts-dev.csv").write_text("g\tf\ty\t1\t2.5\tone\ttwo\textra\n")
+    assert ((["a, b"], ["x"]),) * 2 == sentences.labelled("banking77")
+    assert ((["Qu\xe9 ?"], ["3"]),) * 2 == sentences.labelled("trec")
+    assert ((["a"], ["x"]), ([], [])) == sentences.labelled("clinc150")
+    assert (["one"], ["two"], [2.5]) == sentences.similar("dev")
+    with pytest.raises(DataError, match=r"stsb needs a folder with sts-test\.csv"):
+        sentences.similar("test")
 
 
 def test_images_are_found_where_the_library_looks(tmp_path, monkeypatch):
