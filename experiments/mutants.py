@@ -16,7 +16,9 @@ check or a statement, and both put half their mutants into arguments that become
 
 import argparse
 import difflib
+import functools
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -66,7 +68,10 @@ NOTICED = ("killed", "stopped")
 def population(
     groups: Iterable[str] = tuple(GROUPS), only: Sequence[str] = ()
 ) -> dict[str, list[Mutant]]:
-    """Return every mutant of some groups, of all by default, or of some folders and files only."""
+    """Return every mutant of some groups, of all by default, or of some folders and files only.
+
+    A few of them do not compile, which a sample finds out of those that it takes.
+    """
     found: dict[str, list[Mutant]] = {}
     for group in groups:
         places, _ = GROUPS[group]
@@ -90,7 +95,7 @@ def sample(found: dict[str, list[Mutant]], size: int, seed: int) -> list[Mutant]
 
     Examples
     --------
-    >>> some = {"f": mutants("f.py", "x = 1 + 2")}
+    >>> some = population(["operator"])
     >>> sample(some, 2, seed=0) == sample(some, 2, seed=0)
     True
     """
@@ -98,7 +103,14 @@ def sample(found: dict[str, list[Mutant]], size: int, seed: int) -> list[Mutant]
     def place(mutant: Mutant) -> str:
         return hashlib.sha256(f"{seed} {mutant.id}".encode()).hexdigest()
 
-    return sorted((m for same in found.values() for m in same), key=place)[:size]
+    every = sorted((m for same in found.values() for m in same), key=place)
+    programs = (m for m in every if m.compiles(_source(m.path)))
+    return list(itertools.islice(programs, size))
+
+
+@functools.cache
+def _source(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
 
 
 def sample_of_each(found: dict[str, list[Mutant]], size: int, seed: int) -> list[Mutant]:
@@ -150,7 +162,7 @@ def _group(path: str) -> str:
 
 def diff(mutant: Mutant) -> str:
     """Return what a mutant changes, as a diff without context."""
-    source = (ROOT / mutant.path).read_text(encoding="utf-8")
+    source = _source(mutant.path)
     before, after = source.splitlines(), mutant.applied(source).splitlines()
     lines = list(difflib.unified_diff(before, after, n=0, lineterm=""))[2:]
     return "\n".join([f"{mutant.path}:{mutant.line} {mutant.function}", *lines])
@@ -169,7 +181,6 @@ def run(chosen: Sequence[Mutant], folder: Path, seconds: float, *, own_only: boo
 
     Those whose outcome is known are left out. What tests cost and call is measured once.
     """
-    files = {name: str(_tests_file(folder, name)) for name in GROUPS}
     tests = {
         name: [*tests, *(f"lowrank_opt/{place}" for place in places)]
         for name, (places, tests) in GROUPS.items()
@@ -178,7 +189,6 @@ def run(chosen: Sequence[Mutant], folder: Path, seconds: float, *, own_only: boo
     wanted = [m for m in chosen if m.id not in known]
     own: list[dict[str, object]] = [
         {
-            "known": [files[name]],
             "tests": tests[name],
             "everywhere": False,
             "mutants": [vars(m) for m in wanted if _group(m.path) == name],
@@ -193,7 +203,6 @@ def run(chosen: Sequence[Mutant], folder: Path, seconds: float, *, own_only: boo
         x["id"] for x in read_lines(folder / "mutants.jsonl") if _noticed(x) or x.get("everywhere")
     }
     everywhere: dict[str, object] = {
-        "known": [*files.values()],
         "tests": [test for same in tests.values() for test in same],
         "everywhere": True,
         "mutants": [vars(m) for m in chosen if m.id not in done],
@@ -201,24 +210,19 @@ def run(chosen: Sequence[Mutant], folder: Path, seconds: float, *, own_only: boo
     _serve([everywhere], folder, seconds)
 
 
-def _tests_file(folder: Path, group: str) -> Path:
-    """Return where it is written what the tests of a group cost and call."""
-    return folder.resolve() / f"{group.replace('/', '-')}.tests.jsonl"
-
-
 def forget(folder: Path) -> None:
     """Have survivors run again, against the tests of today."""
     lines = [x for x in read_lines(folder / "mutants.jsonl") if _noticed(x)]
     text = "".join(json.dumps(x) + "\n" for x in lines)
     (folder / "mutants.jsonl").write_text(text, encoding="utf-8")
-    for name in GROUPS:
-        _tests_file(folder, name).unlink(missing_ok=True)
 
 
 def _serve(groups: Sequence[dict[str, object]], folder: Path, seconds: float) -> None:
     """Run groups in a process that has not imported the package."""
     path = folder / "mutants.plan.json"
-    path.write_text(json.dumps({"groups": groups, "seconds": seconds}), encoding="utf-8")
+    measured = str((folder / "mutants.tests").resolve())
+    plan = {"groups": groups, "seconds": seconds, "measured": measured}
+    path.write_text(json.dumps(plan), encoding="utf-8")
     command = [sys.executable, "-m", "experiments.mutation.server", str(path.resolve())]
     command.append(str((folder / "mutants.jsonl").resolve()))
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}

@@ -91,9 +91,17 @@ class Mutant:
         lost = self.before.count("\n") - self.after.count("\n")
         return source[: self.start] + self.after + "\\\n" * lost + source[self.end :]
 
+    def compiles(self, source: str) -> bool:
+        """Return whether the mutated source is a program."""
+        try:
+            compile(self.applied(source), "mutant", "exec")
+        except (SyntaxError, ValueError):
+            return False
+        return True
+
 
 def mutants(path: str, source: str) -> list[Mutant]:
-    r"""Return every mutant of a file that still compiles, in order of the source.
+    r"""Return every mutant of a file, in order of the source; a few of them may not compile.
 
     Examples
     --------
@@ -107,18 +115,8 @@ def mutants(path: str, source: str) -> list[Mutant]:
     for mutant in sorted(visitor.found, key=lambda m: (m.start, m.end, m.after)):
         key = (mutant.function, mutant.text, mutant.operator, mutant.before, mutant.after)
         number = seen[key] = seen.get(key, -1) + 1
-        named = replace(mutant, occurrence=number)
-        if _compiles(named.applied(source)):
-            found.append(named)
+        found.append(replace(mutant, occurrence=number))
     return found
-
-
-def _compiles(source: str) -> bool:
-    try:
-        compile(source, "mutant", "exec")
-    except (SyntaxError, ValueError):
-        return False
-    return True
 
 
 class _Visitor(ast.NodeVisitor):

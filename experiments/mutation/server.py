@@ -11,6 +11,7 @@ failure ends the child. Limits are in seconds of the processor, not of the clock
 import contextlib
 import functools
 import gc
+import hashlib
 import importlib
 import importlib.machinery
 import json
@@ -21,7 +22,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType, ModuleType
-from typing import TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import pytest
 
@@ -43,20 +44,30 @@ class Ran(TypedDict):
 
 
 class Group(TypedDict):
-    """Mutants, the tests that they are run against, and the files of what is known of those.
+    """Mutants, and the files and folders of the tests that they are run against."""
 
-    The first file is written if it is not there.
-    """
-
-    known: list[str]
     tests: list[str]
     everywhere: bool
     mutants: list[dict[str, object]]
 
 
-def key_of(path: str, function: str, line: int) -> str:
-    """Return what names a function of a file."""
-    return f"{path}:{function}:{line}"
+def key_of(path: str, function: str) -> str:
+    """Return what names a function of a file, wherever in it."""
+    return f"{path}:{function}"
+
+
+def files_of(tests: Sequence[str]) -> list[Path]:
+    """Return the files of tests and of examples in some folders and files."""
+    places = [ROOT / test for test in tests]
+    found = (
+        [place] if place.is_file() else sorted(place.rglob(f"{_kind(place)}.py"))
+        for place in places
+    )
+    return list(dict.fromkeys(file for files in found for file in files))
+
+
+def _kind(folder: Path) -> str:
+    return "test_*" if folder.is_relative_to(ROOT / "tests") else "*"
 
 
 def selected(mutant: Mutant, known: Sequence[Ran], seconds: float) -> tuple[list[str], float]:
@@ -65,7 +76,7 @@ def selected(mutant: Mutant, known: Sequence[Ran], seconds: float) -> tuple[list
     Tests of one function with other parameters come after those of other functions, the quicker
     ones first, until their time is spent.
     """
-    wanted = key_of(mutant.path, mutant.function, mutant.first_line)
+    wanted = key_of(mutant.path, mutant.function)
     inside = f"{mutant.path}:"
     calls: Callable[[str], bool] = (
         wanted.__eq__ if mutant.function else lambda name: name.startswith(inside)
@@ -100,7 +111,7 @@ class Traced:
         code = frame.f_code
         if code not in self._keys:
             name = self._files.get(code.co_filename)
-            self._keys[code] = name and key_of(name, code.co_qualname, code.co_firstlineno)
+            self._keys[code] = name and key_of(name, code.co_qualname)
         if found := self._keys[code]:
             self.called.add(found)
 
@@ -176,11 +187,21 @@ def _quiet(seconds: float | None) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def measure(loop: Loop, files: Sequence[str], out: Path) -> None:
-    """Run every test once, unchanged, and append what it costs and calls."""
+def measure(loop: Loop, files: Sequence[str], outs: dict[str, Path]) -> None:
+    """Run every test once, unchanged, and write what it costs and calls to the file of its file."""
     traced = Traced(files)
-    with out.open("a", encoding="utf-8") as file:
-        for test in loop.items:
+    by_file: dict[str, list[str]] = {name: [] for name in outs}
+    for test in loop.items:
+        by_file[test.partition("::")[0]].append(test)
+    for name, tests in by_file.items():
+        _measured(loop, traced, tests, part := outs[name].with_suffix(".part"))
+        part.rename(outs[name])
+    os._exit(0)
+
+
+def _measured(loop: Loop, traced: Traced, tests: Sequence[str], out: Path) -> None:
+    with out.open("w", encoding="utf-8") as file:
+        for test in tests:
             loop.failed, start = "", time.process_time()
             with traced.active() as called:
                 loop.run(test)
@@ -190,39 +211,43 @@ def measure(loop: Loop, files: Sequence[str], out: Path) -> None:
                 functions=sorted(called),
             )  # fmt: skip
             file.write(json.dumps(ran) + "\n")
-            file.flush()
-    os._exit(0)
 
 
-def functions_in_use(files: set[str]) -> dict[str, list[FunctionType]]:
-    """Return the functions that exist, by their key."""
+class InUse(NamedTuple):
+    """The functions of some files that exist, by file, name and line, and all that is cached."""
+
+    functions: dict[tuple[str, str, int], list[FunctionType]]
+    caches: list[Any]
+
+
+def functions_in_use(files: set[str]) -> InUse:
+    """Return the functions that exist, and the caches that mutated ones must not meet."""
     gc.unfreeze()
-    found: dict[str, list[FunctionType]] = {}
+    found = InUse({}, [])
     for item in gc.get_objects():
-        if type(item) is FunctionType and item.__code__.co_filename in files:
+        if type(item) is _CACHED:
+            found.caches.append(item)
+        elif type(item) is FunctionType and item.__code__.co_filename in files:
             code = item.__code__
-            name = key_of(
-                str(Path(code.co_filename).relative_to(ROOT)), code.co_qualname, code.co_firstlineno
-            )
-            found.setdefault(name, []).append(item)
+            name = (code.co_filename, code.co_qualname, code.co_firstlineno)
+            found.functions.setdefault(name, []).append(item)
     gc.freeze()
     return found
 
 
-def replace(mutant: Mutant, source: str, functions: dict[str, list[FunctionType]]) -> None:
+def replace(mutant: Mutant, source: str, used: InUse) -> None:
     """Give the functions of a file the code of the mutated one."""
-    pending = [compile(mutant.applied(source), str(ROOT / mutant.path), "exec")]
+    path = str(ROOT / mutant.path)
+    pending = [compile(mutant.applied(source), path, "exec")]
     while pending:
         code = pending.pop()
         pending += [x for x in code.co_consts if isinstance(x, CodeType)]
-        name = key_of(mutant.path, code.co_qualname, code.co_firstlineno)
-        for function in functions.get(name, ()):
+        for function in used.functions.get((path, code.co_qualname, code.co_firstlineno), ()):
             # A closure that lives keeps its code where its variables are not those of the new one.
             if function.__code__.co_freevars == code.co_freevars:
                 function.__code__ = code
-    for item in gc.get_objects():
-        if isinstance(item, _CACHED):
-            item.cache_clear()
+    for cache in used.caches:
+        cache.cache_clear()
 
 
 def imported_mutated(mutant: Mutant, source: str) -> None:
@@ -243,6 +268,7 @@ class Runner:
     def __init__(self, plan: dict[str, object], results: Path) -> None:
         self.groups: list[Group] = plan["groups"]  # pyright: ignore[reportAttributeAccessIssue]
         self.seconds = float(plan["seconds"])  # pyright: ignore[reportArgumentType]
+        self.folder = Path(str(plan["measured"]))
         self.results, self.everywhere = results, False
         self.sources = {
             str(m["path"]): (ROOT / str(m["path"])).read_text(encoding="utf-8")
@@ -254,9 +280,7 @@ class Runner:
         """Run all groups: first what their tests cost, then their mutants."""
         for group in self.groups:
             self.everywhere = group["everywhere"]
-            self._measured(Path(group["known"][0]), group["tests"])
-            texts = [Path(name).read_text(encoding="utf-8") for name in group["known"]]
-            known: list[Ran] = [json.loads(line) for text in texts for line in text.splitlines()]
+            known = self._known(files_of(group["tests"]))
             mutants = [Mutant(**m) for m in group["mutants"]]  # pyright: ignore[reportArgumentType]
             inside = [m for m in mutants if m.function]
             work = functools.partial(self._inside, known=known, mutants=inside)
@@ -269,18 +293,20 @@ class Runner:
                 if not mutant.function:
                     self._fresh(mutant, known)
 
-    def _measured(self, path: Path, tests: Sequence[str]) -> None:
-        if path.exists():
-            return
-        part = path.with_suffix(".part")
-        part.unlink(missing_ok=True)
+    def _known(self, tests: Sequence[Path]) -> list[Ran]:
+        """Return what files of tests cost and call; each is measured once, and if it changes."""
+        self.folder.mkdir(exist_ok=True)
+        outs = {str(test.relative_to(ROOT)): self.folder / _named(test) for test in tests}
+        missing = {name: out for name, out in outs.items() if not out.exists()}
         files = [str(p.relative_to(ROOT)) for p in (ROOT / "lowrank_opt").rglob("*.py")]
-        work = functools.partial(measure, files=files, out=part)
-        forked(functools.partial(_collected, work, tests))
-        part.rename(path)
+        work = functools.partial(measure, files=files, outs=missing)
+        if missing:
+            forked(functools.partial(_collected, work, list(missing)))
+        texts = [out.read_text(encoding="utf-8") for out in outs.values() if out.exists()]
+        return [json.loads(line) for text in texts for line in text.splitlines()]
 
     def _inside(self, loop: Loop, known: Sequence[Ran], mutants: Sequence[Mutant]) -> None:
-        functions = functions_in_use({str(ROOT / m.path) for m in mutants})
+        used = functions_in_use({str(ROOT / m.path) for m in mutants})
         here = [ran for ran in known if ran["test"] in loop.items]
         for mutant in mutants:
             tests, cost = selected(mutant, here, self.seconds)
@@ -288,7 +314,7 @@ class Runner:
             def work(out: int, m: Mutant = mutant, tests: Sequence[str] = tests) -> None:
                 # For files that are only imported when they are needed.
                 imported_mutated(m, self.sources[m.path])
-                replace(m, self.sources[m.path], functions)
+                replace(m, self.sources[m.path], used)
                 _tried(loop, tests, out)
 
             self._note(mutant, tests, cost, work)
@@ -324,6 +350,11 @@ class Runner:
         }  # fmt: skip
         with self.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _named(test: Path) -> str:
+    digest = hashlib.sha256(test.read_bytes()).hexdigest()[:12]
+    return f"{test.relative_to(ROOT)}-{digest}.jsonl".replace("/", "-")
 
 
 def _collected(work: Callable[[Loop], None], tests: Sequence[str]) -> None:

@@ -193,7 +193,7 @@ class LinearImage(FeasibleSet):
         """Return the member with the smallest ``<gradient, W>``, from ``A^T gradient B``."""
         A, B = self.sides
         if isinstance(gradient, LowRankOperator):
-            left, scale, right = (x.double() for x in gradient.detach())
+            left, scale, right = (x.double() for x in gradient)
             core = LowRankOperator(A.adjoint(left), scale, B.adjoint(right))
             return self.embed(self.inner.lmo(core)).to(dtype=gradient.dtype)
         dtype = gradient.dtype if isinstance(gradient, Tensor) else torch.float64

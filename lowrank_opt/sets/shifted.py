@@ -58,7 +58,7 @@ class ShiftedSet(FeasibleSet):
         return ShiftedSet(self.inner.scaled(factor), factor * self.offset)
 
     def _shift(self, op: LowRankOperator, sign: int) -> LowRankOperator:
-        return op.to(dtype=torch.float64) + sign * self.offset.to(dtype=torch.float64)
+        return op + sign * self.offset.to(dtype=torch.float64)
 
     def excess(self, op: LowRankOperator) -> float:
         return self.inner.excess(self._shift(op, 1))

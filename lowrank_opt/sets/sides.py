@@ -211,12 +211,7 @@ class Diagonal(Side):
         """Return the features with weighted columns; sparse if they are, or if there are none."""
         if outer is None:
             return self.matrix.double()
-        A, w = outer.detach().double(), self.weights.detach().double()
-        if not A.is_sparse:
-            return A * w
-        A = A.coalesce()
-        values, index = A.values() * w[A.indices()[1]], A.indices()
-        return torch.sparse_coo_tensor(index, values, A.shape, check_invariants=False)
+        return outer.detach().double() * self.weights.detach().double()
 
     def reduced(self, gradient: Matrix) -> Matrix:
         if not isinstance(gradient, Tensor):
@@ -344,8 +339,8 @@ def feature_svd(features: Tensor) -> FeatureSVD:
     >>> feature_svd(torch.tensor([[2.0, 2.0], [0.0, 0.0]])).weights.shape
     torch.Size([2, 1])
     """
-    A = features.detach().double()
-    U, sigma, Vh = torch.linalg.svd(A.to_dense() if A.is_sparse else A, full_matrices=False)
+    A = features.detach().double().to_dense()
+    U, sigma, Vh = torch.linalg.svd(A, full_matrices=False)
     k = int((sigma > max(A.shape) * torch.finfo(A.dtype).eps * sigma[:1]).sum())
     return FeatureSVD(U[:, :k], sigma[:k], Vh[:k].mT)
 
@@ -381,8 +376,7 @@ def _product(outer: Tensor | None, inner: Tensor) -> Tensor:
     """Return a product of features; dense if there are two."""
     if outer is None:
         return inner
-    B = inner.detach().double()
-    return outer.detach().double() @ (B.to_dense() if B.is_sparse else B)
+    return outer.detach().double() @ inner.detach().double().to_dense()
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

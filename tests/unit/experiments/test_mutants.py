@@ -4,7 +4,14 @@ import pytest
 
 from experiments import mutants as experiment
 from experiments.mutation.operators import mutants
-from experiments.mutation.server import Traced, functions_in_use, key_of, replace, selected
+from experiments.mutation.server import (
+    Traced,
+    files_of,
+    functions_in_use,
+    key_of,
+    replace,
+    selected,
+)
 
 SOURCE = '''
 """Docstrings stay."""
@@ -73,7 +80,7 @@ def ran(test, seconds, *functions, passed=True):
 
 def test_unlike_tests_come_first_and_strangers_not_at_all():
     first = mutants("f.py", "def f(x): return x < y")[0]
-    key, other = key_of("f.py", "f", 1), key_of("f.py", "g", 1)
+    key, other = key_of("f.py", "f"), key_of("f.py", "g")
     known = [ran("slow", 0.5, key), ran("t[1]", 0.1, key), ran("t[2]", 0.2, key)]
     known += [ran("no", 0.1, other), ran("broken", 0.1, key, passed=False)]
     assert (["t[1]", "slow", "t[2]"], pytest.approx(0.8)) == selected(first, known, 9.0)
@@ -81,7 +88,7 @@ def test_unlike_tests_come_first_and_strangers_not_at_all():
 
 def test_the_first_test_runs_whatever_it_costs():
     first = mutants("f.py", "def f(x): return x < y")[0]
-    known = [ran("t", 5.0, key_of("f.py", "f", 1))]
+    known = [ran("t", 5.0, key_of("f.py", "f"))]
     assert ["t"] == selected(first, known, 1.0)[0]
 
 
@@ -99,13 +106,20 @@ def test_functions_in_use_get_the_mutated_code():
         mean_and_spread.__code__ = code
 
 
-def test_calls_are_noted_by_file_and_line():
+def test_calls_are_noted_by_file_and_name():
     path = "experiments/tables.py"
     traced = Traced([path])
     with traced.active() as called:
         experiment.markdown_table(["a"], [["1"]])
-    line = experiment.markdown_table.__code__.co_firstlineno
-    assert key_of(path, "markdown_table", line) in called
+    assert key_of(path, "markdown_table") in called
+
+
+def test_files_of_tests_are_found_in_folders_and_by_name():
+    found = files_of(["tests/unit/sets", "tests/unit/sets/test_sides.py", "lowrank_opt/sets"])
+    names = [path.name for path in found]
+    assert 1 == names.count("test_sides.py")
+    assert {"test_sets.py", "image.py"} < {*names}
+    assert "conftest.py" not in names
 
 
 def test_sample_is_of_the_size_and_of_the_package():

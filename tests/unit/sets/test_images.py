@@ -120,9 +120,22 @@ def ends(A, B, p):
 
 @every_image
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_finite_is_no_member(image, A, B, value):
-    op = lo.LowRankOperator(normal(M, 1), torch.tensor([value]).double(), normal(N, 1))
-    assert not image.contains(op)
+@pytest.mark.parametrize("factor", [0, 1, 2])
+def test_what_is_not_finite_is_no_member(image, A, B, value, factor):
+    triple = [1e-9 * normal(M, 1), torch.ones(1, dtype=D), normal(N, 1)]
+    triple[factor] = torch.full_like(triple[factor], value)
+    for each in (image, lo.ImageSet(BALL, torch.zeros(M, 1, dtype=D), None)):
+        assert not each.contains(lo.LowRankOperator(*triple))
+
+
+def test_sets_are_shown_with_their_sides():
+    ball = repr(BALL)
+    assert [
+        f"NestedSet(inner={ball}, left=6 x 4, right=5 x 3)",
+        f"ImageSet(inner={NUCLEAR}, left=identity, right=5 x 3)",
+        f"ComplementSet(inner={NUCLEAR}, left=6 x 1, right=none)",
+        f"WeightedSet(inner={NUCLEAR}, row_weights=6 values from 0.5 to 2.0, col_weights=None)",
+    ] == [repr(IMAGES[name][0]) for name in ("frames", "one side", "left complement", "rows")]
 
 
 @every_image
@@ -245,7 +258,7 @@ INNER = {
 
 
 @pytest.mark.parametrize("inner", INNER.values(), ids=INNER)
-@pytest.mark.parametrize("left", [A, None], ids=["left", "none"])
+@pytest.mark.parametrize("left", [A, A[:, [0, 1, 2, 0]], None], ids=["left", "dependent", "none"])
 @pytest.mark.parametrize("right", [B.to_sparse(), None], ids=["right", "none"])
 def test_images_of_members_are_members_of_the_image(inner, left, right):
     image = image_of(inner, left, right)
@@ -258,7 +271,10 @@ def test_images_of_members_are_members_of_the_image(inner, left, right):
     assert not image.contains(100 * W, rtol=1e-3)
     shape = tuple(C.shape)
     assert image.contains(image.lmo(normal(*shape)), rtol=1e-11)
-    assert image is inner or not isinstance(image, lo.RankAtMost)
+    assert (left is right is None) == (image is inner)
+    # As simple as there are: features of a ball, and an offset.
+    core = image.inner if isinstance(image, lo.ShiftedSet) else image
+    assert image is inner or core.inner is BALL
 
 
 def test_dependent_images_of_other_sets_have_a_rank_only():
@@ -288,6 +304,8 @@ def test_a_shifted_set_answers_for_its_offset():
     W = lo.LowRankOperator.from_dense(3 * normal(M, N))
     assert shifted.unit(W) == pytest.approx(2.0 + norm(dense(OFFSET)))
     assert shifted.excess(W) == pytest.approx(NUCLEAR.excess(W + OFFSET))
+    largest = norm(dense(W + OFFSET)) + norm(dense(OFFSET))
+    assert lo.ShiftedSet(lo.RankAtMost(1), OFFSET).unit(W) == pytest.approx(largest)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, D])

@@ -1,5 +1,6 @@
 """What sets answer for themselves: scalings, ranks, bounds and sums, against samples."""
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -28,6 +29,27 @@ class Elastic(lo.NormBall):
         return values * min(1.0, self.radius / float(self.gauge(values).clamp_min(1e-300)))
 
 
+class Plain(lo.FeasibleSet):
+    """A Frobenius ball that writes what it must and answers as any set does."""
+
+    rank = RANK
+
+    def excess(self, op):
+        return max(0.0, float(op.schatten_norm(2)) - 2.0)
+
+    def unit(self, op):
+        return 2.0
+
+    def project(self, op):
+        return lo.SchattenBall(2.0, 2.0, RANK).project(op)
+
+    def sample(self, shape, *, generator=None, dtype=None):
+        return lo.SchattenBall(2.0, 2.0, RANK).sample(shape, generator=generator, dtype=dtype)
+
+    def lmo(self, gradient):
+        return lo.SchattenBall(2.0, 2.0, RANK).lmo(gradient)
+
+
 def frame(rows: int, cols: int) -> torch.Tensor:
     return torch.linalg.qr(normal(rows, cols)).Q
 
@@ -48,10 +70,13 @@ SETS = {
     "features": lo.ImageSet(BALLS["Schatten-3"], normal(6, 4), normal(5, 3)),
     "shifted": lo.ShiftedSet(BALLS["nuclear"], lo.LowRankOperator.from_dense(normal(6, 5), 1)),
     "complement": lo.ComplementSet(BALLS["nuclear"], frame(6, 2), frame(5, 1)),
+    "one direction": lo.ComplementSet(BALLS["nuclear"], frame(6, 5), None),
+    "plain": Plain(),
 }
 every = pytest.mark.parametrize("feasible_set", SETS.values(), ids=SETS)
 
 
+@functools.cache
 def samples(feasible_set: lo.FeasibleSet, count: int = 20) -> list[lo.LowRankOperator]:
     generator = torch.Generator().manual_seed(0)
     return [feasible_set.sample(SHAPE, generator=generator, dtype=D) for _ in range(count)]
@@ -74,7 +99,8 @@ def lowers_the_rank(feasible_set, op) -> bool:
 
 
 def truncates(feasible_set, op) -> bool:
-    return feasible_set.truncated(2).contains(op.truncate(2))
+    members = not feasible_set.truncates or feasible_set.contains(op.truncate(1))
+    return members and feasible_set.truncated(2).contains(op.truncate(2))
 
 
 def bounds_the_frobenius_norm(feasible_set, op) -> bool:
@@ -82,9 +108,13 @@ def bounds_the_frobenius_norm(feasible_set, op) -> bool:
 
 
 def averages(feasible_set, op) -> bool:
-    other = samples(feasible_set, 1)[0]
-    mean = feasible_set.averaged([feasible_set] * 2, [0.25, 0.75], rank=5)
-    return mean.contains(0.25 * op + 0.75 * other)
+    half = feasible_set.scaled(0.5)
+    other = 0.5 * samples(feasible_set, 1)[0]
+    found = [
+        feasible_set.averaged(sets, [0.25, 0.75], rank=5).contains(0.25 * op + 0.75 * other)
+        for sets in ([feasible_set] * 2, [feasible_set, half])
+    ]
+    return all(found) or not feasible_set.contains(other)
 
 
 ANSWERS = [scales, lowers_the_rank, truncates, bounds_the_frobenius_norm, averages]
@@ -106,6 +136,19 @@ def test_dominating_values_are_members_on_the_boundary(ball) -> None:
 
 
 @pytest.mark.parametrize("name", ["nuclear", "spectral", "Ky Fan", "box", "elastic"])
+def test_samples_of_every_rank_are_inside_and_on_the_boundary(name) -> None:
+    found = samples(BALLS[name], 80)
+    kinds = {(int((op.scale > 0).sum()), BALLS[name].excess(1.000001 * op) > 0) for op in found}
+    assert {(rank, outside) for rank in (1, 2, 3) for outside in (True, False)} | {
+        (0, False)
+    } == kinds
+
+
+def test_a_set_is_itself_once() -> None:
+    assert all(SETS[name] is SETS[name].scaled(1.0) for name in (*BALLS, "plain"))
+
+
+@pytest.mark.parametrize("name", ["nuclear", "spectral", "Ky Fan", "box", "elastic"])
 def test_the_bound_says_norm_and_size(name: str) -> None:
     said = {
         "nuclear": "nuclear <= 2",
@@ -115,6 +158,55 @@ def test_the_bound_says_norm_and_size(name: str) -> None:
         "elastic": "elastic <= 2",
     }
     assert said[name] == BALLS[name].bound
+
+
+FROBENIUS = [2.0, 2 * 3 ** (1 / 6), 2 * 3**0.5, 2.0, 13.25**0.5, 3**0.5]
+
+
+@pytest.mark.parametrize(("name", "bound"), [*zip(BALLS, FROBENIUS, strict=True)])
+def test_bounds_on_the_frobenius_norm_are_attained(name, bound) -> None:
+    assert BALLS[name].frobenius_bound == pytest.approx(bound)
+
+
+def test_norms_are_those_of_radius_one() -> None:
+    for name in set(BALLS) - {"box"}:
+        assert (1.0, 1) == (BALLS[name].unit_ball.radius, BALLS[name].unit_ball.rank)
+        assert type(BALLS[name]) is type(BALLS[name].unit_ball)
+
+
+@pytest.mark.parametrize(
+    ("sets", "weights", "expected"),
+    [
+        ([Elastic(2.0, 1), Elastic(4.0, 2)], [0.25, 0.75], Elastic(3.5, 3)),
+        ([lo.KyFanBall(2, 2.0, 2), lo.KyFanBall(2, 1.0, 3)], [0.5, 0.5], lo.KyFanBall(2, 1.5, 4)),
+        ([lo.KyFanBall(2, 2.0, 2), lo.KyFanBall(3, 2.0, 3)], [0.5, 0.5], lo.RankAtMost(4)),
+        ([Elastic(2.0, 1), lo.SchattenBall(1.0, 2.0, 2)], [0.5, 0.5], lo.RankAtMost(3)),
+        (
+            [lo.SchattenBall(1.0, 2.0, 1), lo.SchattenBall(3.0, 1.0, 2)],
+            [0.5, 0.25],
+            lo.SchattenBall(3.0, 1.25, 3),
+        ),
+        ([lo.SchattenBall(1.0, 2.0, 1)] * 2, [0.3, 0.7000001], lo.SchattenBall(1.0, 2.0, 2)),
+        (
+            [lo.SingularValueBox([4.0]), lo.SingularValueBox([2.0, 1.0])],
+            [0.25, 0.5],
+            lo.SingularValueBox([2.0, 2.0, 0.5]),
+        ),
+        ([lo.SingularValueBox([4.0, 1.0])] * 2, [0.5, 0.5], lo.SingularValueBox([4, 4, 1, 1])),
+        ([lo.SingularValueBox([4.0]), lo.RankAtMost(1)], [0.5, 0.5], lo.RankAtMost(2)),
+    ],
+    ids=str,
+)
+def test_averages_are_as_small_as_norms_say(sets, weights, expected) -> None:
+    assert expected == sets[0].averaged(sets, weights, rank=4)
+
+
+@pytest.mark.parametrize("size", [1e-200, 1.0, 1e200])
+@pytest.mark.parametrize("name", BALLS)
+def test_the_best_member_is_the_same_for_every_size_of_the_gradient(name, size) -> None:
+    values = torch.tensor([5.0, 2.0, 1.0], dtype=D)
+    found = BALLS[name].support_singular_values(size * values)
+    torch.testing.assert_close(found, BALLS[name].support_singular_values(values))
 
 
 def test_unbounded_sets_claim_no_norm() -> None:

@@ -38,6 +38,7 @@ SIDES = {
     "features": Features(HOLED),
     "dependent": Features(DEPENDENT),
     "wide": Features(normal(ROWS, 9)),
+    "square": Features(normal(ROWS, ROWS)),
     "zero": Features(torch.zeros(ROWS, 2, dtype=D)),
     "sparse": Features(SPARSE.double()),
     "outside": Outside(orthonormal(ROWS, 2)),
@@ -55,6 +56,7 @@ def dense(name):
         "features": lambda: HOLED.numpy(),
         "dependent": lambda: DEPENDENT.numpy(),
         "wide": lambda: normal(ROWS, 9).numpy(),
+        "square": lambda: normal(ROWS, ROWS).numpy(),
         "zero": lambda: np.zeros((ROWS, 2)),
         "sparse": lambda: SPARSE.to_dense().double().numpy(),
         "outside": lambda: np.eye(ROWS) - (orthonormal(ROWS, 2) @ orthonormal(ROWS, 2).mT).numpy(),
@@ -101,7 +103,16 @@ def test_rows_that_are_met(name, seen):
     mask[list(seen)] = True
     met = SIDES[name].met(mask).numpy()
     needed = (dense(name)[list(seen)] != 0).any(0)
-    exact = name in ("identity", "weights", "features", "dependent", "wide", "zero", "sparse")
+    exact = name in (
+        "identity",
+        "weights",
+        "features",
+        "dependent",
+        "wide",
+        "square",
+        "zero",
+        "sparse",
+    )
     assert np.array_equal(met, needed) if exact else met.all()
 
 
@@ -124,6 +135,7 @@ def test_features_of_features(name, kind):
     expected = A if outer is None else outer.to_dense().double().numpy() @ A
     close(expected, found)
     assert name != "weights" or (kind != "dense") == found.is_sparse
+    assert outer is None or not SIDES[name].after(outer.clone().requires_grad_()).requires_grad
 
 
 GRADIENTS = {
