@@ -7,15 +7,12 @@ import stat
 import subprocess
 import sys
 import threading
-from functools import partial
 from pathlib import Path
 
-import numba
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from numba.core import caching
 
 import lowrank_opt as lo
 import lowrank_opt.cli as cli
@@ -23,7 +20,7 @@ from lowrank_opt import files
 from lowrank_opt.cli import main
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.errors import DataError
-from lowrank_opt.kernels.loops import compiler
+from lowrank_opt.kernels import use_backend
 from lowrank_opt.observations import ratings
 
 USERS, ITEMS = 30, 20
@@ -95,7 +92,8 @@ def test_weights_are_read_said_and_used(tmp_path: Path, form: str, capsys: objec
     assert frame["trust"].tolist() == data.weights.tolist()
     assert frame["rating"].astype(np.float32).tolist() == data.values.tolist()
     generator = torch.Generator().manual_seed(0)
-    expected = lo.complete(data, 12, solver="variational", generator=generator)
+    with use_backend("torch"):
+        expected = lo.complete(data, 12, solver="variational", generator=generator)
     np.testing.assert_array_equal(expected.to_dense(), found.to_dense())
     main(["complete", str(path), "--out", str(tmp_path / "m"), "--weight", column])
     line = capsys.readouterr().err
@@ -349,36 +347,3 @@ def test_the_package_is_the_command():
     run = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
     assert "usage: lowrank-opt" in run.stdout
     assert "Exit status: 0 done;" in run.stdout
-
-
-def test_compiling_is_said_once_and_only_when_it_happens(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: object
-):
-    script = (
-        "import sys; from lowrank_opt.cli import main\n"
-        f"sys.exit(main(['complete', {str(folder / 'r.csv')!r}, '--out', {str(tmp_path / 'm')!r},"
-        "'--max-iterations', '1']))"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    environment["NUMBA_CACHE_DIR"] = str(tmp_path / "cache")
-    call = partial(
-        subprocess.run,
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    assert [1, 0] == [call().stderr.count("compiling loops") for _ in range(2)]
-
-
-def test_loops_are_compiled_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch):
-    name = "CacheImpl" if hasattr(caching, "CacheImpl") else "_CacheImpl"
-    monkeypatch.setattr(getattr(caching, name), "_locator_classes", [])
-
-    def one(x: float) -> float:
-        return x + 1.0
-
-    with pytest.raises(RuntimeError, match="cannot cache"):
-        numba.njit(cache=True)(one)
-    assert 3.0 == compiler.njit(cache=True)(one)(2.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Generator
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
     from lowrank_opt.observations.ratings import Ratings
 
 _RANK = 12
-_EVERY, _SELDOM = 1, 10
+_EVERY, _SELDOM, _PAUSE = 1, 10, 1.0
 _SECONDS = 10.0
+# Multiplications of a sweep, 160,000 ratings of rank 12, above which compiled loops are worth it.
+_WORTH_LOOPS = 1 << 24
 _INTERRUPTED = 130
 
 
@@ -72,7 +75,8 @@ def add_to(commands: Commands) -> None:
         "--checkpoint-every",
         type=count,
         metavar="N",
-        help="iterations, 0 for never (1 for variational, 10 for gradient)",
+        help="iterations, 0 for never (1 for variational, 10 for gradient, and after the first "
+        "one at most once a second)",
     )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--quiet", action="store_true", help="no progress, no word on the data")
@@ -230,7 +234,10 @@ def _checkpoint(
     settings: dict[str, Json] = {name: getattr(options, name) for name in names}
     settings |= {"solver": solver, "data": fingerprint(observations)}
     path = folder / "checkpoint"
-    checkpoint = Checkpoint(path, every=every, resume=options.resume, settings=settings)
+    pause = _PAUSE if options.checkpoint_every is None else 0.0
+    checkpoint = Checkpoint(
+        path, every=every, seconds=pause, resume=options.resume, settings=settings
+    )
     if options.resume:
         found = checkpoint.restored() is not None
         say(f"going on from {path}" if found else f"no checkpoint in {path}: starting anew")
@@ -259,15 +266,26 @@ def _fit(
     model, shape = rank, observations.shape
     if options.radius is not None:
         model = HomogeneousBall(shape, rank, radius=options.radius, generator=generator)
-    with _compiling_said(quiet=options.quiet):
+    with _computed(options, solver, observations, rank):
         result = complete(observations, model, solver=solver_of(solver), **given)
     return result if isinstance(result, CompletionResult) else result.to_completion()
 
 
 @contextmanager
-def _compiling_said(*, quiet: bool) -> Generator[None]:
-    """Say when loops are compiled, which happens once after an installation."""
-    if quiet or find_spec("numba") is None:
+def _computed(
+    options: Namespace, solver: str, observations: Observations, rank: int
+) -> Generator[None]:
+    """Choose how to compute; say when loops are compiled, once after an installation."""
+    from lowrank_opt.kernels import use_backend
+    from lowrank_opt.kernels.backend import VARIABLE
+
+    # Numba takes longer to be loaded than plain torch takes for the whole of a small fit.
+    work = len(observations) * (rank + 2) * (rank + 3) // 2
+    if solver == "variational" and work <= _WORTH_LOOPS and not os.environ.get(VARIABLE):
+        with use_backend("torch"):
+            yield
+        return
+    if options.quiet or find_spec("numba") is None:
         yield
         return
     from lowrank_opt.kernels.loops.compiler import compiling

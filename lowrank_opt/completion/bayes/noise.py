@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank_opt.completion.bayes.gamma import digamma, gammaln
 from lowrank_opt.errors import OptionError
 
 Floats = NDArray[np.floating]
@@ -47,16 +48,12 @@ class Gammas:
 
     def log_mean(self) -> Floats:
         """Return the expected logarithms."""
-        from scipy.special import digamma
-
         return digamma(self.shape) - np.log(self.rate)
 
     def divergence(self) -> float:
         """Return the sum of Kullback-Leibler divergences from the prior."""
-        from scipy.special import digamma, gammaln
-
         a, b, a0, b0 = self.shape, self.rate, self.prior_shape, self.prior_rate
-        terms = (a - a0) * digamma(a) - gammaln(a) + gammaln(a0)
+        terms = (a - a0) * digamma(a) - gammaln(a) + math.lgamma(a0)
         return float(np.sum(terms + a0 * (np.log(b) - math.log(b0)) + a * (b0 - b) / b))
 
 

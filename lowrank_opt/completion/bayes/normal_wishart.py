@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank_opt.completion.bayes.gamma import digamma, multigammaln
+
 Floats = NDArray[np.floating]
 
 # Mean zero with weight 2, scale matrix identity (Salakhutdinov and Mnih, section 3.2).
@@ -70,8 +72,6 @@ class NormalWishart:
 
     def expected_log_determinant(self) -> float:
         """Return the expected log determinant of the precision."""
-        from scipy.special import digamma
-
         K = len(self.mean)
         halves = (self.degrees + 1 - np.arange(1, K + 1)) / 2
         return float(digamma(halves).sum() + K * np.log(2) + np.linalg.slogdet(self.scale)[1])
@@ -84,8 +84,6 @@ class NormalWishart:
 
     def divergence(self) -> float:
         """Return the Kullback-Leibler divergence from the prior."""
-        from scipy.special import multigammaln
-
         K, prior = len(self.mean), NormalWishart.prior(len(self.mean))
         ratio = prior.weight / self.weight
         energy = prior.weight * self.mean @ self.precision @ self.mean

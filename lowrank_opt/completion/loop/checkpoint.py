@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -124,6 +125,8 @@ class Checkpoint:
         Folder, made when the first state is written.
     every : int
         Iterations between two states.
+    seconds : float
+        After the first state, also at least so long between two: one may cost what a step does.
     resume : bool
         Go on from the state that is there, if there is one.
     settings : mapping of str to JSON values, optional
@@ -150,6 +153,7 @@ class Checkpoint:
         path: str | PathLike[str],
         *,
         every: int = 10,
+        seconds: float = 0.0,
         resume: bool = False,
         settings: Mapping[str, Json] | None = None,
         store: Store | None = None,
@@ -160,6 +164,9 @@ class Checkpoint:
         self.every: int
         self.resume: bool
         self.path, self.every, self.resume = Path(path), every, resume
+        self.seconds: float
+        self.last: float
+        self.seconds, self.last = seconds, -math.inf
         self.store: Store = FileStore() if store is None else store
         self.settings: JsonObject = dict(settings or {})
 
@@ -171,11 +178,12 @@ class Checkpoint:
         DataError
             If it cannot be written.
         """
-        if iteration % self.every == 0:
+        if iteration % self.every == 0 and time.monotonic() - self.last >= self.seconds:
             tensors: dict[str, Tensor] = {}
             tree = _encode(state(), tensors)
             description: JsonObject = {"settings": self.settings, "state": tree}
             self.store.write(self.path, description, tensors)
+            self.last = time.monotonic()
 
     def restored(self, device: torch.device | str = "cpu") -> State | None:
         """Return the state to go on from; None if there is none, or `resume` is false.

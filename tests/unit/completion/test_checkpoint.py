@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -220,3 +221,15 @@ def test_fingerprint_tells_data_apart():
 
     assert of(1.0, 2.0) == of(1.0, 2.0)
     assert 3 == len({of(1.0, 2.0), of(1.0, 3.0), of(1.0, 2.0, weights=[1.0, 2.0])})
+
+
+def test_states_are_written_at_most_so_often_after_the_first(tmp_path, monkeypatch):
+    now, seen = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    checkpoint = Checkpoint(tmp_path, every=2, seconds=1.0)
+    for step in range(1, 13):
+        now[0] += 0.3
+        checkpoint.offer(step, lambda step=step: seen.append(step) or step)
+    # Offered at 0.6, 1.2, 1.8, ... seconds.
+    assert [2, 6, 10] == seen
+    assert 10 == Checkpoint(tmp_path, resume=True).restored()

@@ -90,6 +90,52 @@ def test_pivots_lost_to_rounding_are_raised():
     torch.testing.assert_close(L[1] @ L[1].T, A[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_vectors_are_summed_alike_on_every_device(dtype):
+    axis, w = skewed().csr, skewed().weights.to(dtype)
+    data = (normal(19, 5).to(dtype), axis.indices, axis.pointers.to(axis.indices), w)
+    dense = torch.zeros(23, 19, dtype=dtype)
+    dense[skewed().rows, skewed().cols] = w
+    expected, eps = dense.double() @ data[0].double(), torch.finfo(dtype).eps
+    for found in (gaussian._bags(*data), gaussian._padded_bags(*data)):
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=100 * eps)
+
+
+def test_rows_are_the_same_in_any_block_and_on_any_number_of_threads(monkeypatch):
+    obs, K = skewed(), 3
+    rows = GaussianRows.of(obs, obs.csr, torch.float32)
+    given = {"scales": torch.ones(23).double(), "pull": normal(23, K + 1, seed=2)}
+    found, before = [], torch.get_num_threads()
+    for cached, threads in ((1 << 18, 1), (1, 1), (60, 1), (1 << 18, 3)):
+        monkeypatch.setattr(gaussian, "CACHED", cached)
+        torch.set_num_threads(threads)
+        other = Moments.of(normal(19, K).float(), normal(19, seed=1).float())
+        own = Moments.of(torch.zeros(23, K), torch.zeros(23))
+        with use_backend("torch"):
+            losses = rows.posterior(own, other, precision=torch.eye(K + 1).double(), **given)
+        found.append((*losses, own.means, own.products))
+    torch.set_num_threads(before)
+    assert all(map(torch.equal, found[0] * 3, (x for one in found[1:] for x in one)))
+
+
+def test_losses_that_cancel_are_summed_entry_by_entry():
+    """Values near 1000, fitted to 0.1: squares cancel to a part in 1e8, below float32."""
+    rows, cols = torch.arange(40) // 10, torch.arange(40) % 10
+    values = 1000 + 0.1 * normal(40)
+    obs = Observations(rows, cols, values, (4, 10))
+    given = {"scales": torch.ones(4).double(), "pull": torch.zeros(4, 2).double()}
+    other = Moments.of(torch.ones(10, 1), torch.zeros(10))
+    own = Moments.of(torch.zeros(4, 1), torch.zeros(4))
+    precision = torch.tensor([1e-6, 1e9]).diag().double()
+    with use_backend("torch"):
+        losses, _ = GaussianRows.of(obs, obs.csr, torch.float32).posterior(
+            own, other, precision=precision, **given
+        )
+    residuals = obs.values.double().view(4, 10) - own.means[:, :1].double()
+    # The posterior variance, a tenth of the noise's, counts once for each entry.
+    torch.testing.assert_close(losses, residuals.square().sum(1) + 1.0, rtol=0.05, atol=0.02)
+
+
 @pytest.mark.parametrize("noisy", [False, True])
 def test_gaussian_rows_agree(noisy):
     obs, K = skewed(), 3
