@@ -10,9 +10,13 @@ With an inexact Gram matrix :math:`\hat P \approx Y^T Y` and a shift :math:`\tau
 error of the Gram matrix turns *approximately orthonormal* into *never above one*.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
+from lowrank_opt.linalg.forward_rule import forward_rule, or_zeros
 from lowrank_opt.linalg.scaling import working_dtype
 
 
@@ -48,18 +52,91 @@ def tall_cayley(skew: Tensor | None, rows: Tensor) -> Tensor:
     >>> torch.allclose(G, torch.tensor([[0.0], [-1.0]], dtype=G.dtype))
     True
     """
-    Y = rows.to(working_dtype(rows))
-    r = Y.shape[-1]
-    eye = torch.eye(r, dtype=Y.dtype, device=Y.device)
-    X = torch.zeros_like(eye) if skew is None else skew.to(Y.dtype)
-    c = _common_scale(X, Y)
-    Yc, Xc = Y / c, X / c / c
+    r = rows.shape[-1]
+    X = rows.new_zeros((r, r)) if skew is None else skew
+    # Compiled code has no rules of its own for second derivatives: it differentiates the formula.
+    if torch.compiler.is_compiling():
+        return _polish(_unpolished(X, rows, _inverse(X, rows)))
+    inverse = _inverse(X.detach(), rows.detach())
+    frame = _unpolished(X.detach(), rows.detach(), inverse)
+    return cast("Tensor", _TallCayley.apply(frame, inverse, X, rows))
+
+
+class _Context(FunctionCtx):
+    saved_tensors: tuple[Tensor, ...]
+
+
+class _TallCayley(torch.autograd.Function):
+    r"""G as a function of its arguments, given its value but for the last step, and the inverse.
+
+    With :math:`A = c^2 (I + Z)^{-1}` and a gradient :math:`(H_1, H_2)` of G, the gradient of A is
+    :math:`\bar A = (2 H_1 - 2 Y^T H_2) / c^2` and that of Y :math:`-2 H_2 A^T / c^2 + Y (N + N^T)`
+    with :math:`N = -A^T \bar A A^T`. In derivatives the Newton-Schulz step is the projection onto
+    the tangent space, where they are anyhow: it has none of its own.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(frame: Tensor, inverse: Tensor, skew: Tensor, rows: Tensor) -> Tensor:
+        return _polish(frame)
+
+    @staticmethod
+    def setup_context(ctx: _Context, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        # The same for both: `vmap` keeps one list of axes.
+        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: _Context, *gradients: Tensor) -> tuple[None, None, Tensor, Tensor]:
+        A, skew, rows = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            A = _inverse(skew, rows)
+        (H,), r = gradients, A.shape[-1]
+        c, Y = _scaled(skew, rows)
+        H_1, H_2 = H[..., :r, :], H[..., r:, :]
+        N = -(A.mT @ (2 * (H_1 / c - Y.mT @ H_2) / c) @ A.mT)
+        moved = (H_2 @ (-2 * A.mT / c) + Y @ (N + N.mT)) / c
+        return None, None, ((N - N.mT) / c / c).to(skew.dtype), moved.to(rows.dtype)
+
+    jvp = staticmethod(forward_rule(lambda saved, tangents: _tangent(saved[1:], tangents[2:])))
+
+
+def _tangent(saved: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...]) -> Tensor:
+    skew, rows = saved
+    A = _inverse(skew, rows)
+    c, Y = _scaled(skew, rows)
+    moved = or_zeros(tangents, saved)
+    dX, dY = moved[0].to(Y.dtype) / c / c, moved[1].to(Y.dtype) / c
+    dA = -A @ (dX - dX.mT + Y.mT @ dY + dY.mT @ Y) @ A
+    return torch.cat((2 * dA / c / c, -2 * (dY @ (A / c) + Y @ (dA / c))), dim=-2)
+
+
+def _inverse(skew: Tensor, rows: Tensor) -> Tensor:
+    """Return the inverse of ``(I + Z) / c^2``."""
+    c, Yc = _scaled(skew, rows)
+    eye = torch.eye(Yc.shape[-1], dtype=Yc.dtype, device=Yc.device)
+    Xc = skew.to(Yc.dtype) / c / c
     K, P = Xc - Xc.mT, Yc.mT @ Yc
-    # (I + Z) / c^2: never singular, because its symmetric part is at least shift > 0.
+    # Never singular, because its symmetric part is at least shift > 0.
     N = c**-2 * eye + K + P + _shift(c, K, P) * eye
-    N_inverse = torch.linalg.inv_ex(N).inverse
-    G = torch.cat((2 * (N_inverse / c / c) - eye, -2 * (Yc @ (N_inverse / c))), dim=-2)
-    return _polish(G)
+    return torch.linalg.inv_ex(N).inverse
+
+
+def _unpolished(skew: Tensor, rows: Tensor, inverse: Tensor) -> Tensor:
+    c, Yc = _scaled(skew, rows)
+    eye = torch.eye(Yc.shape[-1], dtype=Yc.dtype, device=Yc.device)
+    return torch.cat((2 * (inverse / c / c) - eye, Yc @ (-2 * inverse / c)), dim=-2)
+
+
+def _scaled(skew: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return c, a constant, and rows / c in the working dtype."""
+    Y = rows.to(working_dtype(rows))
+    if Y.dtype == torch.float64 and rows.dtype != torch.float64:
+        # Squares of what narrower dtypes hold do not overflow.
+        return Y.new_ones(()), Y
+    c = _common_scale(skew.to(Y.dtype), Y)
+    return c, Y / c
 
 
 def _polish(G: Tensor) -> Tensor:
@@ -68,7 +145,8 @@ def _polish(G: Tensor) -> Tensor:
     Singular values g become g (3 - g^2) / 2 <= 1: what the shift took is given back, and what LU
     left above one (4e-12 at parameters of size 1e6 in float64, without this step) is removed.
     """
-    return 1.5 * G - 0.5 * (G @ (G.mT @ G))
+    gram = G.mT @ G
+    return G @ (1.5 * torch.eye(gram.shape[-1], dtype=G.dtype, device=G.device) - 0.5 * gram)
 
 
 def _common_scale(X: Tensor, Y: Tensor) -> Tensor:

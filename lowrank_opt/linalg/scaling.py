@@ -68,7 +68,9 @@ def scale_to_unit_peak(*tensors: Tensor) -> tuple[Tensor, ...]:
     peak = torch.stack(peaks).amax() if peaks else tensors[0].detach().new_zeros(())
     keep = peak >= negligible(tensors[0].dtype)
     first, second, _ = inverse_power_of_two(torch.where(keep, peak, torch.ones_like(peak)))
-    return tuple(torch.where(keep, x * first * second, 0.0) for x in tensors)
+    # One multiplication: what is kept needs no power of two that the dtype does not hold.
+    factor = torch.where(keep, first * second, 0.0)
+    return tuple(x * factor for x in tensors)
 
 
 def inverse_power_of_two(peak: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,10 +134,12 @@ def normalize_columns(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
     peak = x.detach().abs().amax(dim=-2, keepdim=True)
     keep = peak >= negligible(x.dtype)
     # Ones in place of negligible columns keep the discarded branch, and its gradient, finite.
-    kept, peak = torch.where(keep, x, torch.ones_like(x)), torch.where(keep, peak, 1.0)
-    unit_peak = kept.to(dtype) / peak.to(dtype)
-    norm = unit_peak.square().sum(dim=-2, keepdim=True).sqrt()
-    return torch.where(keep, unit_peak / norm, 0.0)
+    kept = torch.where(keep, x, 1.0).to(dtype)
+    if dtype != torch.float64 or x.dtype == torch.float64:
+        # Squares of what narrower dtypes hold are in the range of float64.
+        kept = kept / torch.where(keep, peak, 1.0).to(dtype)
+    norm = kept.square().sum(dim=-2, keepdim=True).sqrt()
+    return kept * torch.where(keep, 1 / norm, 0.0)
 
 
 def lp_norm(values: Tensor, p: float) -> Tensor:

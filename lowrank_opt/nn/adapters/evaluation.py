@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from lowrank_opt.nn.adapters.checkpointing import in_transform
+from lowrank_opt.nn.adapters.record import Record
 from lowrank_opt.nn.basis.frozen import Frozen
 from lowrank_opt.nn.basis.memory import same_numbers
 from lowrank_opt.operator import LowRankOperator
@@ -34,7 +35,7 @@ Facts: TypeAlias = tuple[type, int, dict[str, object], list[str]]
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
 _IMMUTABLE = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum, type)
 # Their factors are their parameters.
-_IMMEDIATE = (Factored, Frozen)
+IMMEDIATE = (Factored, Frozen)
 _PLAIN = (Tensor, nn.Parameter)
 _NOTHING: Facts = (type(None), -1, {}, [])
 # Copies of all numbers are made if there are not many more than in so many pairs of factors.
@@ -56,15 +57,17 @@ class Kept:
         numbers: list[Tensor] = []
         return (
             self.inference is torch.is_inference_mode_enabled()
-            and _are_those(iter(self.facts), member, numbers)
+            and are_those(iter(self.facts), member, numbers)
             and _can_be_kept(numbers)
             and _same(self.numbers, numbers)
             and self.versions == _versions(self.op)
         )
 
 
-def evaluated(member: Parameterization, kept: dict[Key, Kept], key: Key) -> LowRankOperator:
-    """Return the factors of an update, evaluated or as they were kept.
+def evaluated(
+    member: Parameterization, kept: dict[Key, Kept], key: Key, record: Record
+) -> LowRankOperator:
+    """Return the factors of an update: evaluated, alone or with others, or as they were kept.
 
     Parameters
     ----------
@@ -73,22 +76,28 @@ def evaluated(member: Parameterization, kept: dict[Key, Kept], key: Key) -> LowR
         Of what was kept; written to.
     key : (str, int)
         The weight and the number of its matrix.
+    record : Record
+        Of the model.
     """
-    if type(member) in _IMMEDIATE or not _is_plain_call():
+    if type(member) in IMMEDIATE or torch.compiler.is_compiling():
+        return member()
+    together = None if record.passing is None else record.passing.factors(member)
+    if together is not None:
+        return together
+    if not _is_plain_call():
         return member()
     known = kept.get(key)
     if known is not None and known.is_of(member):
         return known.op
     facts: list[Facts] = []
     numbers: list[Tensor] = []
-    if not _collect(member, facts, numbers) or not _can_be_kept(numbers):
+    if not collect(member, facts, numbers) or not _can_be_kept(numbers):
         return member()
     drawn = torch.get_rng_state()
     op = member()
-    m, n = op.shape
-    few = sum(x.numel() for x in numbers) <= _MOST * (m + n + 1) * op.rank
+    few = is_few(op, numbers)
     repeats = torch.equal(drawn, torch.get_rng_state())
-    if few and repeats and all(_is_immutable(x) for _, _, own, _ in facts for x in own.values()):
+    if few and repeats and all(is_immutable(x) for _, _, own, _ in facts for x in own.values()):
         copies = [x.detach().clone() for x in numbers]
         kept[key] = Kept(facts, copies, op, _versions(op), torch.is_inference_mode_enabled())
     return op
@@ -107,7 +116,19 @@ def _is_plain_call() -> bool:
     )
 
 
-def _collect(module: nn.Module, facts: list[Facts], numbers: list[Tensor]) -> bool:
+def is_few(op: LowRankOperator | Parameterization, numbers: list[Tensor]) -> bool:
+    """Whether copies of the numbers that a matrix is made of are not much larger than its factors.
+
+    Parameters
+    ----------
+    op : LowRankOperator or Parameterization
+    numbers : list of Tensor
+    """
+    m, n = op.shape
+    return sum(x.numel() for x in numbers) <= _MOST * (m + n + 1) * op.rank
+
+
+def collect(module: nn.Module, facts: list[Facts], numbers: list[Tensor]) -> bool:
     """Collect all that a module computes with; whether that is all there is."""
     own = module.__dict__
     if own["_forward_hooks"] or own["_forward_pre_hooks"]:
@@ -115,7 +136,7 @@ def _collect(module: nn.Module, facts: list[Facts], numbers: list[Tensor]) -> bo
     attributes = {key: x for key, x in own.items() if key not in _OF_EVERY_MODULE}
     facts.append((type(module), len(own), attributes, _contents(own, numbers)))
     parts = (part for part in own["_modules"].values() if part is not None)
-    return all(_collect(part, facts, numbers) for part in parts)
+    return all(collect(part, facts, numbers) for part in parts)
 
 
 def _contents(own: dict[str, Any], numbers: list[Tensor]) -> list[str]:
@@ -130,8 +151,8 @@ def _contents(own: dict[str, Any], numbers: list[Tensor]) -> list[str]:
     return names
 
 
-def _are_those(known: Iterator[Facts], module: nn.Module, numbers: list[Tensor]) -> bool:
-    """Whether `_collect` would find the same facts; collects the numbers as it does."""
+def are_those(known: Iterator[Facts], module: nn.Module, numbers: list[Tensor]) -> bool:
+    """Whether `collect` would find the same facts; collects the numbers as it does."""
     own = module.__dict__
     if own["_forward_hooks"] or own["_forward_pre_hooks"]:
         return False
@@ -146,7 +167,7 @@ def _are_those(known: Iterator[Facts], module: nn.Module, numbers: list[Tensor])
     if not own["_modules"]:
         return True
     parts = (part for part in own["_modules"].values() if part is not None)
-    return all(_are_those(known, part, numbers) for part in parts)
+    return all(are_those(known, part, numbers) for part in parts)
 
 
 def _can_be_kept(numbers: list[Tensor]) -> bool:
@@ -181,10 +202,11 @@ def _same(known: list[Tensor], numbers: list[Tensor]) -> bool:
     return True
 
 
-def _is_immutable(fact: object) -> bool:
+def is_immutable(fact: object) -> bool:
+    """Whether nothing can be written into an attribute of a module."""
     if isinstance(fact, tuple):
-        return all(_is_immutable(x) for x in fact)  # pyright: ignore[reportUnknownVariableType]
+        return all(is_immutable(x) for x in fact)  # pyright: ignore[reportUnknownVariableType]
     if isinstance(fact, FeasibleSet) and is_dataclass(fact):
         frozen = fact.__dataclass_params__.frozen  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
-        return frozen and all(_is_immutable(getattr(fact, x.name)) for x in fields(fact))
+        return frozen and all(is_immutable(getattr(fact, x.name)) for x in fields(fact))
     return isinstance(fact, _IMMUTABLE)

@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 
 
-def delivering(parameter: nn.Parameter) -> Callable[[Tensor], None]:
+def delivering(parameter: nn.Parameter) -> Callable[[Tensor | None], None]:
     """Return a hook that adds gradients to a parameter that is frozen by now.
 
     torch drops what arrives at a parameter that no longer asks for gradients, though the output
     that is differentiated was computed when it did.
     """
 
-    def deliver(gradient: Tensor) -> None:
-        if not parameter.requires_grad:
+    def deliver(gradient: Tensor | None) -> None:
+        # None comes where the parameter was evaluated with others, and only theirs were used.
+        if gradient is not None and not parameter.requires_grad:
             own = gradient.detach().to(parameter.dtype)
             parameter.grad = own.clone() if parameter.grad is None else parameter.grad + own
 

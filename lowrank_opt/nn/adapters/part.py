@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from lowrank_opt.nn.adapters.change import Change, Magnitude, rescaled
 from lowrank_opt.nn.adapters.evaluation import Kept, evaluated
 from lowrank_opt.nn.adapters.gradients import awake, delivering
+from lowrank_opt.nn.adapters.record import Record
 from lowrank_opt.nn.basis.frozen import Frozen
 from lowrank_opt.nn.basis.kinds import Side
 from lowrank_opt.operator import LowRankOperator
@@ -122,7 +123,9 @@ class Part(nn.Module):
         old = self.settled.get(weight)
         return next((x for x in self.settled_parts if old and x[0] is old[0]), None)  # pyright: ignore[reportIndexIssue]
 
-    def change(self, name: str, base: Tensor | None, *, asleep: bool = False) -> Change:
+    def change(
+        self, name: str, base: Tensor | None, record: Record, *, asleep: bool = False
+    ) -> Change:
         """Return what is added to a weight, the magnitudes that it gets included.
 
         Parameters
@@ -130,12 +133,14 @@ class Part(nn.Module):
         name : str
         base : Tensor, optional
             The weight, which magnitudes need.
+        record : Record
+            Of the model.
         asleep : bool
             Whether to compute as when the adapter was active: with its gradients.
         """
         members = self.updates[name]
         ops = [
-            _repeated(self, x) if asleep else evaluated(x, self._kept, (name, i))
+            _repeated(self, x) if asleep else evaluated(x, self._kept, (name, i), record)
             for i, x in enumerate(members)
         ]
         fixed = [x().to(dtype=op.dtype) for x, op in zip(self.settled.get(name, ()), ops)]  # noqa: B905
@@ -148,14 +153,14 @@ class Part(nn.Module):
         lengths = _awake_of(self, lengths) if asleep else lengths
         return rescaled(ops, base, Magnitude(side, lengths))
 
-    def lone_update(self) -> LowRankOperator | None:
+    def lone_update(self, record: Record) -> LowRankOperator | None:
         """Return the update of the one matrix that is changed, if nothing else happens to it."""
         if len(self.updates) != 1 or self.sides:
             return None
         (name, members), *_ = self.updates.items()
         if len(members) != 1 or self.settled.get(name):
             return None
-        return evaluated(members[0], self._kept, (name, 0))
+        return evaluated(members[0], self._kept, (name, 0), record)
 
     @property
     def names(self) -> set[str]:

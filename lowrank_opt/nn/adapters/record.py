@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self, TypeAlias
+from typing import Protocol, Self, TypeAlias
 from weakref import WeakSet
 
 from torch import nn
 
 from lowrank_opt.errors import OptionError
+from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations import Parameterization
 
 Weights: TypeAlias = tuple[tuple[str, float], ...]
 
@@ -79,6 +81,14 @@ class State:
         return replace(self, disabled=0, routings=())
 
 
+class Evaluator(Protocol):
+    """What may have the factors of an update, evaluated with those of others."""
+
+    def factors(self, update: Parameterization) -> LowRankOperator | None:
+        """Return factors, or None if the update is to be evaluated by itself."""
+        ...
+
+
 class Record:
     """The state that all layers of one adapted model share.
 
@@ -88,6 +98,10 @@ class Record:
     def __init__(self, state: State | None = None) -> None:
         self.state = State() if state is None else state
         self.modules: WeakSet[nn.Module] = WeakSet()
+        # While the model that was adapted is called.
+        self.passing: Evaluator | None = None
+        # What cannot be evaluated in a stack.
+        self.unbatched: WeakSet[nn.Module] = WeakSet()
         self._seen: list[State] = []
         self._repeated = False
 

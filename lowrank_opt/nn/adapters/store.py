@@ -92,7 +92,7 @@ class Store(nn.Module):
             if part is None or name not in part.updates:
                 continue
             base = self.base(module, name, state) if part.sides else None
-            one = part.change(name, base, asleep=asleep).times(factor)
+            one = part.change(name, base, self.record, asleep=asleep).times(factor)
             total = one if total is None else total + one
         if total is None or is_plain():
             return total
@@ -109,7 +109,7 @@ class Store(nn.Module):
         part = self.part(name) if factor == 1.0 and state is self.record.state else None
         if part is None or (training and part.dropout):
             return None
-        return part.lone_update()
+        return part.lone_update(self.record)
 
     def groups(self, chosen: Weights, training: bool) -> list[tuple[Weights, float]]:
         """Return the chosen adapters in groups that have one input, and its dropout."""

@@ -24,6 +24,7 @@ from lowrank_opt.nn.adapters.slots import (
 )
 from lowrank_opt.nn.basis.errors import AdapterStateError
 from lowrank_opt.nn.surgery.own import Own
+from lowrank_opt.nn.surgery.passes import watch
 from lowrank_opt.parameterizations import Parameterization
 
 Updates: TypeAlias = list[tuple[WeightSlot, list[Parameterization]]]
@@ -79,6 +80,7 @@ def install(model: nn.Module, plan: Plan) -> nn.Module:
     state = record.state
     record.set(names=(*state.names, plan.name), active=((plan.name, 1.0),), lead=None)
     follow(model)
+    watch(model)
     return model
 
 

@@ -13,6 +13,7 @@ from lowrank_opt.nn.adapters.present import (
 )
 from lowrank_opt.nn.adapters.prints import forget_base
 from lowrank_opt.nn.surgery.install import follow
+from lowrank_opt.nn.surgery.passes import unwatch
 
 
 def unload(model: nn.Module) -> nn.Module:
@@ -44,6 +45,7 @@ def detach_all(model: nn.Module) -> nn.Module:
     for module, _ in list(adapted_modules(model)):
         detach(module)
     forget_base(model)
+    unwatch(model)
     return model
 
 

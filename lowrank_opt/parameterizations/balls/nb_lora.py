@@ -165,8 +165,9 @@ class NBLoRA(Parameterization):
         return on_sphere(self.spread.abs(), self._set)
 
     def factors(self) -> LowRankOperator:
-        n, G = self.shape[1], self.frame()
-        triple = G[n:], 2 * self.value_limits(), G[:n]
+        m, n = self.shape
+        right, left = self.frame().split((n, m))
+        triple = left, 2 * self.value_limits(), right
         return LowRankOperator(*(x.to(self.left_rows.dtype) for x in triple))
 
     def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:

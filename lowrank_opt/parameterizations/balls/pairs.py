@@ -32,11 +32,14 @@ def paired(u: Tensor, v: Tensor, weights: Tensor) -> LowRankOperator:
 
 def units_but_last(x: Tensor) -> Tensor:
     """Normalise the paired columns; divide an unpaired last one by max(1, norm), in float64."""
-    h, x = x.shape[1] // 2 * 2, x.to(working_dtype(x))
-    last = x[:, h:]
+    h, dtype = x.shape[1] // 2 * 2, working_dtype(x)
+    units = normalize_columns(x[:, :h], dtype=dtype)
+    if h == x.shape[1]:
+        return units
+    last = x[:, h:].to(dtype)
     long = lp_norm(last.detach().mT, 2) > 1
     capped = torch.where(long, normalize_columns(last), torch.where(long, 0.0, last))
-    return torch.cat((normalize_columns(x[:, :h]), capped), dim=1)
+    return torch.cat((units, capped), dim=1)
 
 
 def cancelling(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,221 @@
+"""Updates of all layers of one kind, evaluated in one call for one forward pass of the model.
+
+What a map costs in a small layer is the number of operations, not the numbers in them. So while the
+model that was adapted runs with gradients, the first layer that needs its factors has those of all
+alike layers evaluated in one stacked call, and the others find theirs. They are dropped when the
+forward pass ends. Whatever is unusual - a checkpoint, a transform, a tracer, hooks, tensors of a
+class of their own, a part of the model called by itself - is evaluated layer by layer as ever, and
+so is a layer whose numbers are no longer those that the stack was made of.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import (
+    _get_current_dispatch_mode_stack,  # pyright: ignore[reportPrivateUsage]
+)
+
+from lowrank_opt.nn.adapters.checkpointing import in_transform, is_plain
+from lowrank_opt.nn.adapters.evaluation import (
+    IMMEDIATE,
+    Facts,
+    are_those,
+    collect,
+    is_few,
+    is_immutable,
+)
+from lowrank_opt.nn.basis.memory import same_numbers
+from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations import Offset, Parameterization
+from lowrank_opt.parameterizations.together import evaluate_together
+
+Mode: TypeAlias = tuple[object, ...]
+_PLAIN = (Tensor, nn.Parameter)
+# Stacks hold about this many numbers: larger ones leave the cache, and gain nothing.
+_AT_ONCE = 1 << 19
+
+
+@dataclass(frozen=True)
+class Member:
+    """An update, and all that it is made of."""
+
+    update: Parameterization
+    facts: list[Facts]
+    numbers: list[Tensor]
+    stamps: list[tuple[object, ...]]
+
+    def is_like(self, other: Member) -> bool:
+        """Whether both compute the same of their numbers, and train the same of them."""
+        if [_layout(x) for x in self.numbers] != [_layout(x) for x in other.numbers]:
+            return False
+        try:
+            return self.facts == other.facts
+        except (RuntimeError, TypeError, ValueError):
+            # An attribute is an array, which compares number by number.
+            return False
+
+    def is_present(self) -> bool:
+        """Whether the update is still made of that, as far as counters of writes know."""
+        numbers: list[Tensor] = []
+        return (
+            are_those(iter(self.facts), self.update, numbers)
+            and len(numbers) == len(self.numbers)
+            and all(
+                now is x and _can_be_stacked(now) and _stamp(now) == stamp
+                for now, x, stamp in zip(numbers, self.numbers, self.stamps, strict=True)
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Factors that wait for their layer, with copies of the numbers that they are of."""
+
+    member: Member
+    mode: Mode
+    copies: list[Tensor]
+    op: LowRankOperator
+
+    def is_valid(self, mode: Mode) -> bool:
+        """Whether the factors are what the update would be evaluated to now."""
+        pairs = zip(self.member.numbers, self.copies, strict=True)
+        return mode == self.mode and self.member.is_present() and all(_same(*x) for x in pairs)
+
+
+class ForwardPass:
+    """One forward pass of an adapted model, and what was evaluated in it.
+
+    Parameters
+    ----------
+    updates : function
+        Returns the updates that the pass may need, in the order of the model.
+    unbatched : WeakSet
+        Updates that cannot be stacked; what turns out to be one is added.
+    """
+
+    def __init__(
+        self, updates: Callable[[], Sequence[Parameterization]], unbatched: WeakSet[nn.Module]
+    ) -> None:
+        self._updates = updates
+        self._unbatched = unbatched
+        self._thread = threading.get_ident()
+        self._stacks: dict[int, list[Member]] | None = None
+        self._ready: dict[int, Ready] = {}
+
+    def factors(self, update: Parameterization) -> LowRankOperator | None:
+        """Return the factors of an update, or None if it is to be evaluated by itself."""
+        mode = _mode()
+        if mode is None or threading.get_ident() != self._thread:
+            return None
+        if self._stacks is None:
+            self._stacks = _stacks(x for x in self._updates() if x not in self._unbatched)
+        stack = self._stacks.pop(id(update), None)
+        if stack is not None:
+            self._evaluate(stack, mode)
+        known = self._ready.get(id(update))
+        return known.op if known is not None and known.is_valid(mode) else None
+
+    def _evaluate(self, stack: Sequence[Member], mode: Mode) -> None:
+        assert self._stacks is not None, "a stack is one of them"
+        for x in stack:
+            self._stacks.pop(id(x.update), None)
+        chosen = [x for x in stack if x.is_present()]
+        if len(chosen) < 2:
+            return
+        try:
+            ops, tensors = evaluate_together([x.update for x in chosen])
+        except RuntimeError:
+            # Branches on numbers, or draws of them, are not batched: `vmap` says so.
+            self._unbatched.update(x.update for x in chosen)
+            return
+        for k, (x, op) in enumerate(zip(chosen, ops, strict=True)):
+            named = [*x.update.named_parameters(), *x.update.named_buffers()]
+            of = {id(tensor): _own(tensors[name].detach(), tensor, k) for name, tensor in named}
+            self._ready[id(x.update)] = Ready(x, mode, [of[id(n)] for n in x.numbers], op)
+
+
+def _stacks(updates: Iterable[Parameterization]) -> dict[int, list[Member]]:
+    """Return for each update, by its identity, those that it is evaluated with."""
+    groups: list[list[Member]] = []
+    for member in (x for update in updates if (x := _member(update)) is not None):
+        group = next((group for group in groups if group[0].is_like(member)), None)
+        if group is None:
+            groups.append([member])
+        else:
+            group.append(member)
+    found: dict[int, list[Member]] = {}
+    for group in groups:
+        first = group[0].update
+        count = max(1, _AT_ONCE // (sum(first.shape) * first.rank))
+        # As many in each: none is left over.
+        turns = -(-len(group) // count)
+        for i in range(turns):
+            stack = group[i * len(group) // turns : (i + 1) * len(group) // turns]
+            found.update((id(x.update), stack) for x in stack if len(stack) > 1)
+    return found
+
+
+def _own(copies: Tensor, tensor: Tensor, k: int) -> Tensor:
+    """Return the copy of a member's tensor in a stack; what all share has no axis over them."""
+    return copies[k] if copies.ndim > tensor.ndim else copies
+
+
+def _member(update: Parameterization) -> Member | None:
+    """Return an update with what it is made of, or None if it is better evaluated alone."""
+    facts, numbers = list[Facts](), list[Tensor]()
+    if type(update) in IMMEDIATE or not collect(update, facts, numbers):
+        return None
+    if not all(map(_can_be_stacked, numbers)) or not any(x.requires_grad for x in numbers):
+        return None
+    # A start that was evaluated alone is subtracted: to be zero, the rest is evaluated alone too.
+    if any(issubclass(kind, Offset) for kind, *_ in facts) or not is_few(update, numbers):
+        return None
+    if not all(is_immutable(x) for _, _, own, _ in facts for x in own.values()):
+        return None
+    return Member(update, facts, numbers, [_stamp(x) for x in numbers])
+
+
+def _can_be_stacked(x: Tensor) -> bool:
+    plain = type(x) in _PLAIN and x.is_leaf and x.layout is torch.strided
+    if not plain or x.is_meta or x.is_inference() or x.is_neg() or x.is_conj():
+        return False
+    # Those of members that are not used would be called without a gradient.
+    return not x._backward_hooks and not x._post_accumulate_grad_hooks  # pyright: ignore[reportPrivateUsage]
+
+
+def _layout(x: Tensor) -> tuple[object, ...]:
+    return x.shape, x.dtype, x.device, x.requires_grad
+
+
+def _stamp(x: Tensor) -> tuple[object, ...]:
+    return x._version, x.data_ptr(), *_layout(x)
+
+
+def _same(x: Tensor, copy: Tensor) -> bool:
+    # On an accelerator a comparison would wait for it: there the counter of writes has to do.
+    return not x.is_cpu or same_numbers(x, copy)
+
+
+def _mode() -> Mode | None:
+    """Return what factors depend on besides their numbers; None where nothing is stacked."""
+    if torch.compiler.is_compiling() or torch._C._is_tracing():  # pyright: ignore[reportPrivateUsage]
+        return None
+    if not torch.is_grad_enabled() or torch.is_inference_mode_enabled() or not is_plain():
+        return None
+    repeated = torch._C._current_graph_task_id() != -1  # pyright: ignore[reportPrivateUsage]
+    if repeated or in_transform() or torch._C._len_torch_function_stack():  # pyright: ignore[reportPrivateUsage]
+        return None
+    if torch.autograd.forward_ad._current_level >= 0:  # pyright: ignore[reportPrivateUsage]
+        return None
+    casts = tuple(
+        torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        for kind in ("cpu", "cuda")
+    )
+    return (*casts, *_get_current_dispatch_mode_stack())

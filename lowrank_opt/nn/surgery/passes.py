@@ -1,0 +1,57 @@
+"""The hooks by which an adapted model knows when a forward pass of it begins and ends."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lowrank_opt.nn.adapters.adapted import adapted_modules
+from lowrank_opt.nn.adapters.record import Record
+from lowrank_opt.nn.adapters.together import ForwardPass
+from lowrank_opt.parameterizations import Parameterization
+
+
+def watch(model: nn.Module) -> None:
+    """Let alike updates be evaluated together while the model runs; its parts tell no more."""
+    unwatch(model)
+    if len(active_updates(model)) > 1:
+        model.register_forward_pre_hook(begin)
+        model.register_forward_hook(end, always_call=True)
+
+
+def unwatch(model: nn.Module) -> None:
+    """Take the hooks of `watch` away, from the parts of the model too."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):  # pyright: ignore[reportPrivateUsage]
+            for key in [key for key, hook in hooks.items() if hook in (begin, end)]:
+                del hooks[key]
+                module._forward_hooks_always_called.pop(key, None)  # pyright: ignore[reportPrivateUsage]
+
+
+def begin(model: nn.Module, _: object) -> None:
+    """Begin a forward pass."""
+    record = None if torch.compiler.is_compiling() else _record(model)
+    if record is not None:
+        record.passing = ForwardPass(lambda: active_updates(model), record.unbatched)
+
+
+def end(model: nn.Module, *_: object) -> None:
+    """End a forward pass, whether it returned or raised."""
+    record = None if torch.compiler.is_compiling() else _record(model)
+    if record is not None:
+        record.passing = None
+
+
+def _record(model: nn.Module) -> Record | None:
+    return next((store.record for _, store in adapted_modules(model)), None)
+
+
+def active_updates(model: nn.Module) -> list[Parameterization]:
+    """Return the updates of active adapters, once each, in the order of the model."""
+    found: dict[int, Parameterization] = {}
+    for _, store in adapted_modules(model):
+        for name, _ in store.record.state.active:
+            part = store.part(name)
+            for members in () if part is None else part.updates.values():
+                found.update((id(x), x) for x in members)
+    return list(found.values())
