@@ -68,7 +68,7 @@ class Member:
             are_those(iter(self.facts), self.update, numbers)
             and len(numbers) == len(self.numbers)
             and all(
-                now is x and _can_be_stacked(now) and _stamp(now) == stamp
+                now is x and _stamp(now) == stamp
                 for now, x, stamp in zip(numbers, self.numbers, self.stamps, strict=True)
             )
         )
@@ -130,14 +130,12 @@ class ForwardPass:
         if len(chosen) < 2:
             return
         try:
-            ops, tensors = evaluate_together([x.update for x in chosen])
+            ops, copies = evaluate_together([x.update for x in chosen])
         except RuntimeError:
             # Branches on numbers, or draws of them, are not batched: `vmap` says so.
             self._unbatched.update(x.update for x in chosen)
             return
-        for k, (x, op) in enumerate(zip(chosen, ops, strict=True)):
-            named = [*x.update.named_parameters(), *x.update.named_buffers()]
-            of = {id(tensor): _own(tensors[name].detach(), tensor, k) for name, tensor in named}
+        for x, op, of in zip(chosen, ops, copies, strict=True):
             self._ready[id(x.update)] = Ready(x, mode, [of[id(n)] for n in x.numbers], op)
 
 
@@ -162,11 +160,6 @@ def _stacks(updates: Iterable[Parameterization]) -> dict[int, list[Member]]:
     return found
 
 
-def _own(copies: Tensor, tensor: Tensor, k: int) -> Tensor:
-    """Return the copy of a member's tensor in a stack; what all share has no axis over them."""
-    return copies[k] if copies.ndim > tensor.ndim else copies
-
-
 def _member(update: Parameterization) -> Member | None:
     """Return an update with what it is made of, or None if it is better evaluated alone."""
     facts, numbers = list[Facts](), list[Tensor]()
@@ -184,10 +177,13 @@ def _member(update: Parameterization) -> Member | None:
 
 def _can_be_stacked(x: Tensor) -> bool:
     plain = type(x) in _PLAIN and x.is_leaf and x.layout is torch.strided
-    if not plain or x.is_meta or x.is_inference() or x.is_neg() or x.is_conj():
-        return False
-    # Those of members that are not used would be called without a gradient.
-    return not x._backward_hooks and not x._post_accumulate_grad_hooks  # pyright: ignore[reportPrivateUsage]
+    odd = x.is_meta or x.is_inference() or x.is_neg() or x.is_conj()
+    return plain and not odd and not _is_watched(x)
+
+
+def _is_watched(x: Tensor) -> bool:
+    """Whether hooks wait for gradients; those of members that are not used would get None."""
+    return bool(x._backward_hooks or x._post_accumulate_grad_hooks)  # pyright: ignore[reportPrivateUsage]
 
 
 def _layout(x: Tensor) -> tuple[object, ...]:
@@ -195,7 +191,7 @@ def _layout(x: Tensor) -> tuple[object, ...]:
 
 
 def _stamp(x: Tensor) -> tuple[object, ...]:
-    return x._version, x.data_ptr(), *_layout(x)
+    return x._version, x.data_ptr(), _is_watched(x), *_layout(x)
 
 
 def _same(x: Tensor, copy: Tensor) -> bool:

@@ -338,12 +338,12 @@ class Operations(TorchDispatchMode):
 
 
 def operations(make):
-    """Return the operations of one step, in each layer of a model of a dozen."""
-    model = adapted(make, layers=12).float()
+    """Return the operations of one step, in each layer of a model of two dozen."""
+    model = adapted(make, layers=24).float()
     x = X.float().requires_grad_()
     with Operations() as counter:
         whole(model, x).sum().backward()
-    return counter.count / 12
+    return counter.count / 24
 
 
 @pytest.mark.parametrize(
@@ -355,4 +355,5 @@ def operations(make):
     ],
 )
 def test_a_step_has_few_more_operations_than_that_of_lora(make):
-    assert operations(make) <= 2.0 * operations(lambda shape: lo.Factored(shape, 2))
+    # PEFT's LoRA has 26.
+    assert operations(make) <= 1.5 * 26
