@@ -4,7 +4,7 @@ Counts first: trained numbers, bytes, floating-point operations, memory kept for
 evaluations of the factors, m x n matrices formed. Then seconds, as ratios: each turn times the bare
 layer, LoRA and the method one after the other, so that whatever else the machine does falls on all
 three. ``python -m experiments.adapter_cost`` writes a table, a JSON record and a figure, and the
-same for one token (`adapter_token`).
+same for one token (`adapter_token`) and for networks (`adapter_network`).
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments import adapter_token
+from experiments import adapter_network, adapter_token
 from experiments.adapter_layers import LORA, Layer, Shape, layers, peer_version
 from experiments.records import Json, prepare_folder, write_record
 from experiments.tables import markdown_table, text_table
@@ -246,6 +246,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _steps(options, folder, turns, settings)
     if {"token", "compile"} & {*options.parts}:
         _tokens(options, folder, turns, settings)
+    if "network" in options.parts:
+        _networks(options, folder, turns, settings)
     return 0
 
 
@@ -296,6 +298,29 @@ def _tokens(
     )
 
 
+def _networks(
+    options: argparse.Namespace, folder: Path, turns: int, settings: dict[str, Json]
+) -> None:
+    """Measure steps of networks, adapted in every layer."""
+    found: list[adapter_network.Network] = []
+    tables: dict[str, Json] = {}
+    sizes, rank = adapter_network.SIZES, adapter_network.RANK
+    if options.quick:
+        sizes, rank = adapter_network.QUICK, adapter_network.QUICK_RANK
+    for width, depth in sizes:
+        own = adapter_network.networks(width, depth, rank, TOKENS, turns, options.methods)
+        title = f"{depth} layers of {width} x {width}, rank {rank}"
+        print(f"{title}, {TOKENS} tokens, {turns} turns")
+        tables[title] = _shown(adapter_network.HEADER, adapter_network.rows(own))
+        found += own
+    write_record(
+        folder / "adapter-network.json",
+        settings=settings,
+        networks=[{**asdict(x)} for x in found],
+        tables=tables,
+    )
+
+
 def _shown(header: list[str], rows: list[list[str]]) -> Json:
     print(text_table(header, rows))
     return markdown_table(header, rows)
@@ -314,9 +339,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--parts",
         nargs="+",
-        choices=("step", "token", "compile"),
-        default=["step", "token"],
-        help="a training step, one token of a layer that is not merged, compiled layers (minutes)",
+        choices=("step", "token", "compile", "network"),
+        default=["step", "token", "network"],
+        help="a training step of a layer, one token of a layer that is not merged, compiled layers "
+        "(minutes), a step of a network",
     )
     parser.add_argument("--calls", type=int, default=100, help="tokens in a turn")
     parser.add_argument("--turns", type=int, default=9)

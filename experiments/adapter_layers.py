@@ -60,14 +60,21 @@ def layers(shape: Shape, rank: int, names: Iterable[str] | None = None) -> list[
     Methods of PEFT are there if it is installed. Examples of the catalog with three bounds are
     left out: they fix the rank, and cost what those with a radius do.
     """
-    found = [method.name for method in examples() if "(bounds)" not in method.name]
-    found += _PEERS if find_spec("peft") is not None else []
-    chosen = found if names is None else [name for name in found if name in {LORA, *names}]
     own = {method.name: method for method in examples()}
     return [
         Layer("bare", bare(shape), [], lambda: bare(shape)),
-        *(_ours(own[n], shape, rank) if n in own else _peer(n, shape, rank) for n in chosen),
+        *(
+            _ours(own[n], shape, rank) if n in own else _peer(n, shape, rank)
+            for n in chosen_names(names)
+        ),
     ]
+
+
+def chosen_names(names: Iterable[str] | None = None) -> list[str]:
+    """Return the methods that can be measured here: all, or LoRA and those of some names."""
+    found = [method.name for method in examples() if "(bounds)" not in method.name]
+    found += _PEERS if find_spec("peft") is not None else []
+    return found if names is None else [name for name in found if name in {LORA, *names}]
 
 
 def peer_version() -> str:
@@ -85,12 +92,7 @@ def bare(shape: Shape) -> nn.Linear:
 
 
 def _ours(method: Example, shape: Shape, rank: int) -> Layer:
-    made = method.make(shape, rank, dtype=torch.float32)
-    decomposed = isinstance(made, WeightDecomposed)
-    inner = made.inner if decomposed else made
-    assert isinstance(inner, Parameterization), "the catalog has no other classes"
-    module = adapt(bare(shape), lambda _: inner, targets=".*", magnitude=decomposed)
-    _randomize(module)
+    module = adapted(method.name, bare(shape), shape, rank)
     parts = [member for found in adapted_weights(module) for member in found.updates]
 
     def merged() -> nn.Module:
@@ -98,6 +100,35 @@ def _ours(method: Example, shape: Shape, rank: int) -> Layer:
         return module
 
     return Layer(method.name, module, parts, merged)
+
+
+def adapted(name: str, module: nn.Module, shape: Shape, rank: int) -> nn.Module:
+    """Adapt every weight of a module, all of one shape, with a method of the catalog; away from 0.
+
+    Parameters
+    ----------
+    name : str
+    module : nn.Module
+    shape : (int, int)
+    rank : int
+    """
+    (method,) = (method for method in examples() if method.name == name)
+    decomposed = isinstance(method.make(shape, rank, dtype=torch.float32), WeightDecomposed)
+
+    def make(_: Shape) -> Parameterization:
+        made = method.make(shape, rank, dtype=torch.float32)
+        inner = made.inner if isinstance(made, WeightDecomposed) else made
+        assert isinstance(inner, Parameterization), "the catalog has no other classes"
+        return inner
+
+    _randomize(adapt(module, make, targets=".*", magnitude=decomposed))
+    return module
+
+
+def adapted_by_peft(name: str, module: nn.Module, shape: Shape, rank: int) -> nn.Module:
+    """Adapt every layer of a sequence with a method of PEFT; away from the start."""
+    del shape
+    return _wrapped(name, module, rank, [key for key, _ in module.named_children()])
 
 
 def _randomize(module: nn.Module) -> None:
@@ -118,18 +149,22 @@ _PEERS = {
 
 
 def _peer(name: str, shape: Shape, rank: int) -> Layer:
-    import peft  # pyright: ignore[reportMissingImports]
-
-    config, options = _PEERS[name]
-    key = "init_r" if config == "AdaLoraConfig" else "r"
-    model = nn.ModuleDict({"layer": bare(shape)})
-    given = {**options, key: rank, "target_modules": ["layer"]}
-    wrapped = peft.get_peft_model(model, getattr(peft, config)(**given))
-    module = cast("nn.Module", wrapped.base_model.model["layer"])
-    _randomize(module)
+    model = _wrapped(name, nn.ModuleDict({"layer": bare(shape)}), rank, ["layer"])
+    (module,) = (x for name, x in model.named_modules() if name.endswith("model.layer"))
 
     def merged() -> nn.Module:
         cast("Callable[[], None]", module.merge)()
         return module
 
     return Layer(name, module, [], merged)
+
+
+def _wrapped(name: str, model: nn.Module, rank: int, targets: list[str]) -> nn.Module:
+    import peft  # pyright: ignore[reportMissingImports]
+
+    config, options = _PEERS[name]
+    key = "init_r" if config == "AdaLoraConfig" else "r"
+    given = {**options, key: rank, "target_modules": targets}
+    wrapped = cast("nn.Module", peft.get_peft_model(model, getattr(peft, config)(**given)))
+    _randomize(wrapped)
+    return wrapped

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import lowrank_opt as lo
-from experiments import adapter_cost, adapter_token
+from experiments import adapter_cost, adapter_network, adapter_token
 from experiments.adapter_cost import dense_passes, evaluations, flops, kept_bytes
 from experiments.adapter_layers import LORA, Layer, layers
 from lowrank_opt.nn import adapt
@@ -50,6 +50,15 @@ def test_trained_and_stored_numbers_leave_out_the_base_weight():
 )
 def test_dense_allocations_are_found(name, passes):
     assert passes == dense_passes(layer(name).module, SHAPE)
+
+
+def test_operations_and_memory_of_a_network_are_counted():
+    model = nn.Sequential(nn.Linear(N, M), nn.ReLU()).requires_grad_(False)
+    operations, kept = adapter_network.counts(model, X, GRADIENT)
+    # Forward: transpose, addmm, relu; backward: its gradient, mm and what transposes.
+    assert 5 <= operations <= 9
+    # The result of the linear layer is freed, that of the rectifier is kept.
+    assert TOKENS * M * 4 == kept
 
 
 class Twice(lo.Parameterization):
@@ -112,4 +121,6 @@ def test_quick_run_writes_table_record_and_figure(tmp_path, capsys):
     # One ratio a turn; of the layer that others are measured by, to itself.
     assert {2} == {len(token[key]) for token in tokens["tokens"] for key in RATIOS}
     assert [] == tokens["compiled"]
+    network = json.loads((tmp_path / "adapter-network.json").read_text("utf-8"))["networks"]
+    assert sorted(names) == sorted(x["name"] for x in network)
     assert "NBLoRA(radius)" in capsys.readouterr().out
