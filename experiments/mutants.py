@@ -36,8 +36,11 @@ UNIT = "tests/unit"
 PROOFS = [f"{UNIT}/parameterizations/test_{name}.py" for name in ("proofs", "roots")]
 CERTIFICATES = [
     f"{UNIT}/completion/test_{name}.py"
-    for name in ("completion_certificate", "bounds_are_proofs", "spectral_bounds", "at_rank")
-]
+    for name in (
+        "margins", "convex_problem", "spectral_bounds", "at_rank", "bounds_are_proofs",
+        "completion_certificate",
+    )
+]  # fmt: skip
 # What is mutated, and the tests of it: its own folder, its laws, its examples.
 GROUPS: dict[str, tuple[list[str], list[str]]] = {
     "linalg": (["linalg"], [f"{UNIT}/linalg"]),

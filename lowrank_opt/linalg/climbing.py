@@ -43,12 +43,12 @@ def climb(value: Callable[[Tensor], Tensor], start: Tensor, *, steps: int = 100)
             (slope,) = torch.autograd.grad(found, x)
         return float(found.detach()), slope.flatten().cpu().numpy()
 
-    begin = start.detach().cpu().flatten().numpy()
-    with torch.no_grad():
-        first = float(value(start))
-    size = abs(first) or 1.0
+    begin, size = start.detach().cpu().flatten().numpy(), 1.0
+    first, slope = loss(begin)
+    # The steps that end a climb are compared with one: a value of zero says nothing of its size.
+    size = abs(first) or float(abs(slope).max()) or 1.0
     options = {"maxiter": steps, "ftol": 0.0, "gtol": 1e-10}
     result = minimize(loss, begin, jac=True, method="L-BFGS-B", options=options)
-    if not -result.fun * size > first:
+    if not result.fun * size < first:
         return start
     return torch.from_numpy(result.x).view_as(start).to(start.device)
