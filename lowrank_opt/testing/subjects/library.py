@@ -9,7 +9,7 @@ from typing import cast
 
 import torch
 
-from lowrank_opt.errors import ShapeError, TargetError
+from lowrank_opt.errors import OptionError, ShapeError, TargetError
 from lowrank_opt.parameterizations import Contractions, NBLoRA, Parameterization
 from lowrank_opt.parameterizations.catalog import examples
 from lowrank_opt.parameterizations.example import Example
@@ -25,12 +25,23 @@ _HALF_TURNS = {
     "section": "near half-turns the inverse of the Cayley transform loses digits, as many as the "
     "parameters have before the point"
 }
+_FROZEN = {
+    "zero_start": "a product less its frozen copy is zero to rounding; in 1 x 1 it is a sign, "
+    "without a slope"
+}
+_CLAMPED = {
+    "zero_start": "norms clamped at 1e-4, as published: the first step of any size moves W by "
+    "its radius"
+}
+_ONE_BLOCK = {"never_dense": "a single block turns all columns: it has their number squared"}
 _KNOWN: Mapping[str, Mapping[str, str]] = {
     "ETHER(weight, blocks=r)": _WEIGHT,
     "ETHERPlus(weight, blocks=r)": _WEIGHT,
+    "ETHERPlus(weight, one side)": _WEIGHT,
     "ScaledRotation(weight, rank)": _WEIGHT,
     "hra(weight, 2 r)": _WEIGHT,
-    "oft(weight, blocks)": _HALF_TURNS,
+    "Orthogonal(weight, rank)": _WEIGHT,
+    "oft(weight, blocks)": _HALF_TURNS | _ONE_BLOCK,
     "psoft(weight, 2 r)": _WEIGHT | _HALF_TURNS,
     "oft(weight, blocks, radius)": _WEIGHT
     | {"smoothness": "at parameters of 100 it is saturated: differences are mostly rounding"},
@@ -38,12 +49,15 @@ _KNOWN: Mapping[str, Mapping[str, str]] = {
     "SVDFrames(radius)": _FRAMES,
     "stella": _FRAMES,
     "polar(radius)": _FRAMES,
+    "DeLoRA(radius, 'paper')": _FROZEN,
+    "DeLoRA(radius, 'author')": _FROZEN,
+    "DeLoRA(radius, 'peft')": _CLAMPED,
 }
 
 
 @dataclass(frozen=True)
 class FromCatalog:
-    """The factory of a method of the catalog; called with a shape and a rank.
+    """The factory of a method of the catalog; called with a shape, a rank and a dtype.
 
     Parameters
     ----------
@@ -53,11 +67,17 @@ class FromCatalog:
 
     name: str
 
-    def __call__(self, shape: Shape, rank: int) -> Parameterization:
+    @property
+    def __name__(self) -> str:
+        return self.name
+
+    def __call__(
+        self, shape: Shape, rank: int, *, dtype: torch.dtype = torch.float64
+    ) -> Parameterization:
         method = next(m for m in examples() if m.name == self.name)
         try:
-            made = method.make(shape, rank, dtype=torch.float64)
-        except TargetError as error:
+            made = method.make(shape, rank, dtype=dtype)
+        except (OptionError, TargetError) as error:
             raise ShapeError(f"the example of {self.name} does not fit {shape}: {error}") from None
         assert isinstance(made, Parameterization), "sums with a weight are left out"
         return made
@@ -68,16 +88,27 @@ class FromCatalog:
         return Expression(f"FromCatalog({self.name!r})", (line,))
 
 
-def library() -> list[Target]:
+def library(*, unlisted: bool = False) -> list[Target]:
     """Return a target for each line of the table of methods that is a parameterization.
+
+    Parameters
+    ----------
+    unlisted : bool
+        Also the forms that have no line in the table.
 
     Examples
     --------
     >>> "Factored" in [target.name for target in library()]
     True
+    >>> len(library(unlisted=True)) > len(library())
+    True
     """
-    listed = [m for m in examples() if m.listed and not m.name.startswith("WeightDecomposed")]
-    return [Target(m.name, _factory(m), _KNOWN.get(m.name, {}), True) for m in listed]
+    methods = [m for m in examples() if not m.name.startswith("WeightDecomposed")]
+    return [
+        Target(m.name, _factory(m), _KNOWN.get(m.name, {}), m.listed)
+        for m in methods
+        if m.listed or unlisted
+    ]
 
 
 def library_target(name: str) -> Target:
