@@ -14,7 +14,7 @@ PACKAGES = (
     "lightning",
     "peft",
     "transformers",
-    *(("triton",) if sys.platform == "linux" else ()),
+    *(("bitsandbytes", "torchao", "triton") if sys.platform == "linux" else ()),
 )
 MISSING = [name for name in PACKAGES if find_spec(name) is None]
 

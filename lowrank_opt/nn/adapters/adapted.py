@@ -9,12 +9,15 @@ hooks, attributes and sharding plans hold, and nothing is written when adapters 
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 import types
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any, SupportsIndex
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_opt.nn.adapters.change import Change, added, fits, updated
@@ -23,8 +26,10 @@ from lowrank_opt.nn.adapters.reading import check_reader
 from lowrank_opt.nn.adapters.record import Record, State, Weights
 from lowrank_opt.nn.adapters.routing import dropped, routed
 from lowrank_opt.nn.adapters.store import STORE, Store, modules_of
+from lowrank_opt.nn.basis import storage
 from lowrank_opt.nn.basis.callers import asks_only_facts
-from lowrank_opt.nn.basis.kinds import ORIGINAL, LayerKind, kind_of, original_type
+from lowrank_opt.nn.basis.kinds import LayerKind, kind_of
+from lowrank_opt.nn.basis.originals import ORIGINAL, original_type, seen_as
 from lowrank_opt.operator import LowRankOperator
 
 
@@ -38,9 +43,9 @@ class _Adapted(nn.Module):
         if torch.compiler.is_compiling():
             return found.effective(self, name)  # pyright: ignore[reportReturnType]
         reader = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
-        check_reader(reader)
-        facts = asks_only_facts(reader, name)
-        return found.effective(self, name, facts=facts)  # pyright: ignore[reportReturnType]
+        value = _effective(self, found, name, reader)
+        # What the author's class has not, it has not either where adapters do not count.
+        return super().__getattr__(name) if value is None else value
 
     def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
         found = store_of(self)
@@ -67,7 +72,8 @@ class _Adapted(nn.Module):
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[object, ...]:
         _, _, *rest = super().__reduce_ex__(protocol)
-        return (_blank, (original_type(self),), *rest)
+        original = original_type(self)
+        return (_blank, (original, storage.is_coded(self, "weight"), _computed(self)), *rest)
 
     def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)
@@ -103,8 +109,49 @@ class _Recurrent(nn.Module):
         """Do nothing: the weights are not lasting."""
 
 
+def _effective(module: nn.Module, found: Store, name: str, reader: FrameType) -> Tensor | None:
+    check_reader(reader)
+    return found.effective(module, name, facts=asks_only_facts(reader, name))
+
+
+def _read_adapted(module: nn.Module, name: str) -> Tensor | None:
+    found = store_of(module)
+    if found is None:
+        return getattr(seen_as(original_type(module), module), name)
+    if torch.compiler.is_compiling():
+        return found.effective(module, name)
+    return _effective(module, found, name, sys._getframe(2))  # pyright: ignore[reportPrivateUsage]
+
+
+def _read_plain(module: nn.Module, name: str) -> Tensor | None:
+    found = store_of(module)
+    assert found is not None, "only adapted modules have views"
+    return found.inside(module, name)
+
+
+def _property(name: str, read: Callable[[nn.Module, str], Tensor | None]) -> property:
+    """Return the attribute of a weight that is no tensor of its module, but computed."""
+
+    def write(module: nn.Module, value: object) -> None:
+        own = inspect.getattr_static(original_type(module), name, None)
+        if isinstance(own, property) and own.fset is not None:
+            own.fset(module, value)
+        else:
+            module.__dict__[name] = value
+
+    return property(lambda module: read(module, name), write)
+
+
+def _computed(module: nn.Module) -> tuple[str, ...]:
+    """Return the weights of a module that are computed: by a parametrization, or by hooks."""
+    names = kind_of(module).weights(module)
+    return tuple(name for name in names if storage.is_computed(module, name))
+
+
 @functools.cache
-def adapted_type(original: type[nn.Module], kind: LayerKind) -> type[nn.Module]:
+def adapted_type(
+    original: type[nn.Module], kind: LayerKind, computed: tuple[str, ...] = ()
+) -> type[nn.Module]:
     """Return the class that modules of a class become when they are adapted."""
     bases = _bases(_Adapted, original)
     members: dict[str, object] = {
@@ -113,17 +160,28 @@ def adapted_type(original: type[nn.Module], kind: LayerKind) -> type[nn.Module]:
         "__doc__": original.__doc__,
         ORIGINAL: original,
     }
+    members |= {name: _property(name, _read_adapted) for name in computed}
     if kind.update is not None:
         members["forward"] = _forward(original, kind)
+    if "__deepcopy__" in vars(original):
+        # Parametrized layers have one, and no `__reduce_ex__`.
+        members["__deepcopy__"] = _copied
     return types.new_class(original.__name__, bases, exec_body=lambda ns: ns.update(members))
 
 
+def _copied(module: nn.Module, memo: dict[int, object]) -> nn.Module:
+    made = original_type(module).__deepcopy__(module, memo)  # pyright: ignore[reportAttributeAccessIssue]
+    join_record(made)
+    return made
+
+
 @functools.cache
-def plain_type(original: type[nn.Module]) -> type[nn.Module]:
+def plain_type(original: type[nn.Module], computed: tuple[str, ...] = ()) -> type[nn.Module]:
     """Return the class through which the forward of a class reads weights without updates."""
     qualname = f"{original.__qualname__}.<plain>"
     members: dict[str, object] = {"__module__": original.__module__, "__qualname__": qualname}
     members[ORIGINAL] = original
+    members |= {name: _property(name, _read_plain) for name in computed}
     bases = _bases(_Plain, original)
     return types.new_class(original.__name__, bases, exec_body=lambda ns: ns.update(members))
 
@@ -142,6 +200,8 @@ def _forward(original: type[nn.Module], kind: LayerKind) -> Callable[..., Tensor
         assert found is not None, "an adapted module has a store"
         state = present_state(found.record)
         if state.merged is not None and not state.disabled:
+            if found.is_coded(self):
+                return _with_sum(self, found, state, *args, **kwargs)
             return original.forward(_view(self, found), *args, **kwargs)
         layer = _without_updates(self, found)
         op = found.lone_update(state, self.training)
@@ -154,6 +214,8 @@ def _forward(original: type[nn.Module], kind: LayerKind) -> Callable[..., Tensor
         ]
         if not all(fits(kind, side) for change, _ in changes for side in change.sides):
             # Lengths of inputs, as a tied weight may have them: with the dense weight.
+            if found.is_coded(self):
+                return _with_sum(self, found, state, *args, **kwargs)
             return original.forward(self, *args, **kwargs)
         y = original.forward(layer, *args, **kwargs)
         x = args[0] if args else next(iter(kwargs.values()))
@@ -175,6 +237,15 @@ def _change(found: Store, module: nn.Module, chosen: Weights, state: State) -> l
     return []
 
 
+def _with_sum(module: nn.Module, found: Store, state: State, x: Tensor) -> Tensor:
+    """Return what a layer whose forward cannot take another weight would compute with the sum."""
+    total = found.dense_sum(module, "weight", state)
+    if total is None:
+        return original_type(module).forward(_without_updates(module, found), x)
+    y = F.linear(x.to(total.dtype), total).to(x.dtype)
+    return y + storage.constant_part(module, x).to(y.dtype)
+
+
 def _view(module: nn.Module, found: Store) -> nn.Module:
     """Return the module, read without updates; both are one object but for their class."""
     if torch.compiler.is_compiling():
@@ -186,15 +257,9 @@ def _view(module: nn.Module, found: Store) -> nn.Module:
 
 
 def _make_view(module: nn.Module, found: Store) -> nn.Module:
-    view = found.__dict__["view"] = _as(plain_type(original_type(module)), module)
-    found.__dict__["bare"] = _as(original_type(module), module)
-    return view
-
-
-def _as(kind: type[nn.Module], module: nn.Module) -> nn.Module:
-    """Return the module as one of another class: the same attributes, in one place."""
-    view = object.__new__(kind)
-    object.__setattr__(view, "__dict__", module.__dict__)
+    original = original_type(module)
+    view = found.__dict__["view"] = seen_as(plain_type(original, _computed(module)), module)
+    found.__dict__["bare"] = seen_as(original, module)
     return view
 
 
@@ -208,9 +273,11 @@ def _without_updates(module: nn.Module, found: Store) -> nn.Module:
     return found.bare if found.only_updates and not torch.compiler.is_compiling() else view
 
 
-def _blank(original: type[nn.Module]) -> nn.Module:
+def _blank(
+    original: type[nn.Module], coded: bool = False, computed: tuple[str, ...] = ()
+) -> nn.Module:
     """Return an adapted module without content, for `copy` and `pickle`."""
-    cls = adapted_type(original, kind_of(original))
+    cls = adapted_type(original, kind_of(original, coded=coded), computed)
     return cls.__new__(cls)
 
 
@@ -251,7 +318,7 @@ def attach(module: nn.Module, record: Record) -> Store:
     """Return the store of a module, which becomes an adapted one if it was none."""
     found = store_of(module)
     if found is None:
-        cls = adapted_type(type(module), kind_of(module))
+        cls = adapted_type(type(module), kind_of(module), _computed(module))
         module.__class__ = cls
         found = Store(record)
         found.train(module.training)

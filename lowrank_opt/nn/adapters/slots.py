@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,8 +11,10 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from lowrank_opt.nn.adapters.adapted import store_of
 from lowrank_opt.nn.adapters.part import stored
-from lowrank_opt.nn.adapters.store import STORE, Store
+from lowrank_opt.nn.adapters.store import STORE, Store, modules_of
+from lowrank_opt.nn.basis import storage
 from lowrank_opt.nn.basis.kinds import kind_of, matrix_shapes, type_name
+from lowrank_opt.nn.basis.sealed import SealedWeight
 from lowrank_opt.parameterizations import Parameterization
 
 # What computes a weight is not itself a layer.
@@ -56,6 +58,10 @@ class LayerSlot:
     module: nn.Module
     holders: list[tuple[nn.Module, str]] = field(default_factory=list)
     opaque: bool = False
+    # The weights that are not plain, of all modules of the walk: what is tied has one.
+    sealed: dict[int, SealedWeight] = field(default_factory=dict[int, SealedWeight])
+    # Whether it holds, or is part of what computes, a weight that is not plain.
+    holds_sealed: bool = False
 
     @property
     def store(self) -> Store | None:
@@ -77,10 +83,19 @@ class WeightSlot:
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The base weight."""
+        """The base weight; what stands for it, if it is stored in another way than as numbers."""
+        module = self.layer.module
+        found = stored(module, self.weight)
+        if isinstance(found, nn.Parameter) and not storage.is_sealed(module, self.weight):
+            return found
+        held = module if found is None else found
+        return self.layer.sealed.setdefault(id(held), SealedWeight(module, self.weight))  # pyright: ignore[reportReturnType]
+
+    @property
+    def held(self) -> list[nn.Parameter]:
+        """The parameters that the base weight is made of."""
         found = stored(self.layer.module, self.weight)
-        assert isinstance(found, nn.Parameter)
-        return found
+        return [found] if isinstance(found, nn.Parameter) else list(_own_parameters(self.layer))
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -91,22 +106,29 @@ class WeightSlot:
 def every_slot(model: nn.Module) -> list[LayerSlot]:
     """Return every module once, in order, without those of adapters; wrappers are transparent."""
     found: dict[int, LayerSlot] = {}
+    sealed: dict[int, SealedWeight] = {}
 
     def visit(
-        module: nn.Module, name: str, holder: tuple[nn.Module, str] | None, *, opaque: bool
+        module: nn.Module,
+        name: str,
+        holder: tuple[nn.Module, str] | None,
+        *,
+        opaque: bool,
+        below_sealed: bool = False,
     ) -> None:
         hidden = opaque or isinstance(module, _OPAQUE)
         known = id(module) in found
-        slot = found.setdefault(id(module), LayerSlot(name, module, opaque=hidden))
+        slot = found.setdefault(id(module), LayerSlot(name, module, opaque=hidden, sealed=sealed))
         if holder is not None:
             slot.holders.append(holder)
         if known:
             return
+        slot.holds_sealed = below_sealed or bool(sealed_weights(slot))
         inside = _inside(module)
         for key, part in module._modules.items():  # pyright: ignore[reportPrivateUsage]
             if part is not None and key != STORE:
                 below = name if key == inside else join(name, key)
-                visit(part, below, (module, key), opaque=hidden)
+                visit(part, below, (module, key), opaque=hidden, below_sealed=slot.holds_sealed)
 
     visit(model, "", None, opaque=False)
     # A wrapper has the name of what it wraps, and no tensors.
@@ -138,7 +160,20 @@ def owners(slots: Sequence[LayerSlot]) -> dict[int, list[WeightSlot]]:
         for key, p in slot.module._parameters.items():  # pyright: ignore[reportPrivateUsage]
             if p is not None:
                 found.setdefault(id(p), []).append(WeightSlot(slot, key))
+        for own in sealed_weights(slot):
+            found.setdefault(id(own.parameter), []).append(own)
     return found
+
+
+def sealed_weights(slot: LayerSlot) -> list[WeightSlot]:
+    """Return the weights of a layer that are not plain."""
+    names = kind_of(slot.module).weights(slot.module)
+    return [WeightSlot(slot, name) for name in names if storage.is_sealed(slot.module, name)]
+
+
+def _own_parameters(slot: LayerSlot) -> Iterator[nn.Parameter]:
+    for module in modules_of(slot.module):
+        yield from (p for p in module._parameters.values() if p is not None)  # pyright: ignore[reportPrivateUsage]
 
 
 def is_finite(x: Tensor) -> bool:

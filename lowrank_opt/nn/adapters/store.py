@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,11 +20,12 @@ from lowrank_opt.nn.adapters.reading import (
     without_numbers,
 )
 from lowrank_opt.nn.adapters.record import Record, State, Weights
+from lowrank_opt.nn.basis import storage
 from lowrank_opt.nn.basis.errors import AdapterStateError
+from lowrank_opt.nn.basis.originals import STORE as STORE
+from lowrank_opt.nn.basis.originals import modules_of as modules_of
+from lowrank_opt.nn.basis.sealed import SealedWeight
 from lowrank_opt.operator import LowRankOperator
-
-# The one name that an adapted module has besides those of its author.
-STORE = "lowrank_adapters"
 
 
 class Store(nn.Module):
@@ -39,9 +40,10 @@ class Store(nn.Module):
         self.record = record
         self.keys: dict[str, str] = {}
         self.sums = nn.Module()
-        self.stamps: dict[str, tuple[int, int]] = {}
+        self.stamps: dict[str, tuple[int, ...]] = {}
         self.changed: frozenset[str] = frozenset()
         self.only_updates: bool = True
+        self._sealed: dict[str, tuple[SealedWeight, bool]] = {}
 
     def add(self, adapter: str, part: Part) -> None:
         """Add what an adapter has in this module."""
@@ -59,6 +61,7 @@ class Store(nn.Module):
         """Note which tensors of the module some adapter changes."""
         parts = self.parts().values()
         self.changed = frozenset(n for part in parts for n in part.names)
+        self._sealed = {}
         # Whether adapters do nothing here but add updates.
         self.only_updates = not any(part.own.homes for part in parts)
 
@@ -126,7 +129,42 @@ class Store(nn.Module):
     def base(self, module: nn.Module, name: str, state: State) -> Tensor:
         """Return what updates of a weight are added to: the module's own, or an adapter's."""
         own = self.own(name, state.chosen, state.leading)
-        return base_of(module, name) if own is None else own
+        return self.base_of(module, name) if own is None else own
+
+    def base_of(self, module: nn.Module, name: str) -> Tensor:
+        """Return a weight of the module, which exists, as what is added to; it may be sealed."""
+        found = stored(module, name)
+        if found is not None and torch.compiler.is_compiling():
+            return found
+        if storage.is_plain(found) or not self._seals(module, name):
+            assert found is not None, "only weights that exist are adapted"
+            return found
+        return self._sealed_of(module, name)[0]
+
+    def _seals(self, module: nn.Module, name: str) -> bool:
+        return self._is_updated(name) and (name in self._sealed or storage.is_sealed(module, name))
+
+    def is_coded(self, module: nn.Module) -> bool:
+        """Whether the forward of the module's class alone knows its weight."""
+        if torch.compiler.is_compiling():
+            # What is merged is known.
+            return "weight" in self._sealed and self._sealed["weight"][1]
+        plain = storage.is_plain(module._parameters.get("weight"))  # pyright: ignore[reportPrivateUsage]
+        return not plain and self._seals(module, "weight") and self._sealed_of(module, "weight")[1]
+
+    def _sealed_of(self, module: nn.Module, name: str) -> tuple[SealedWeight, bool]:
+        known = self._sealed.get(name)
+        if known is None or known[0].layer is not module:
+            sealed = SealedWeight(module, name)
+            known = self._sealed[name] = (sealed, storage.is_coded(module, name))
+        return known
+
+    def dense_sum(self, module: nn.Module, name: str, state: State) -> Tensor | None:
+        """Return a weight with its updates, dense; None if there are none."""
+        if state.merged is not None:
+            return self.sum(module, name, state)
+        change = self.change(module, name, state.active, state)
+        return None if change is None else change.add_dense(self.base(module, name, state))
 
     def inside(self, module: nn.Module, name: str) -> Tensor | None:
         """Return what the forward of the module's own class reads where updates are added to it."""
@@ -140,6 +178,8 @@ class Store(nn.Module):
     def _without_updates(self, module: nn.Module, name: str, state: State) -> Tensor | None:
         """Return a tensor of the module as the adapters that count have it, updates left out."""
         base = stored(module, name)
+        if base is None:
+            base = getattr(self.bare, name, None)
         if state.disabled:
             return base
         if state.routing is not None:
@@ -157,23 +197,29 @@ class Store(nn.Module):
         """
         state = present_state(self.record)
         value = self._without_updates(module, name, state)
-        if state.disabled or value is None:
+        if state.disabled or (value is None and not self._is_updated(name)):
             return value
+        if value is None:
+            value = self.base_of(module, name)
         if state.routing is not None:
             return without_numbers(value) if self._is_routed(name, state) else value
         plain = torch.compiler.is_compiling() or in_transform()
+        held = stored(module, name)
         if state.merged is not None:
             total = self.sum(module, name, state)
             if total is None or plain:
                 return value if total is None else total
-            return sum_standing_for(total, base_of(module, name))
+            return sum_standing_for(total, value if held is None else held)
         if facts and not plain and type(value) is nn.Parameter:
             return facts_of(value)
+        if facts and value is held and isinstance(self.base_of(module, name), SealedWeight):
+            return self.base_of(module, name)
         change = self.change(module, name, state.active, state)
         if change is None:
             return value
-        total = as_trainable(change.add_dense(value))
-        return total if plain else standing_for(total, base_of(module, name))
+        base = self.base_of(module, name) if value is held or held is None else value
+        total = as_trainable(change.add_dense(base))
+        return total if plain else standing_for(total, value if held is None else held)
 
     def sum(self, module: nn.Module, name: str, state: State) -> Tensor | None:
         """Return the merged weight, summed again if what it was made of has been written to."""
@@ -225,6 +271,9 @@ class Store(nn.Module):
         state, updated = self.record.state, self._is_updated(name)
         if is_of(value, stored(module, name)):
             return True
+        if name in module.__dict__ and updated:
+            # A hook computes it before each call: what it sets is the base weight.
+            return False
         if updated and not (state.disabled and isinstance(value, Tensor)):
             raise AdapterStateError(
                 f"an adapted weight cannot be replaced; got a new {name!r}: assign it before "
@@ -268,23 +317,9 @@ class Store(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
 
     def __getstate__(self) -> dict[str, object]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("view", "bare")}
-
-
-def modules_of(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield every module of a model once, in order, without what adapters have in it."""
-    seen: set[int] = set()
-
-    def visit(module: nn.Module) -> Iterator[nn.Module]:
-        if id(module) in seen:
-            return
-        seen.add(id(module))
-        yield module
-        for key, part in module._modules.items():  # pyright: ignore[reportPrivateUsage]
-            if part is not None and key != STORE:
-                yield from visit(part)
-
-    return visit(model)
+        remade = ("view", "bare", "_sealed")
+        kept: dict[str, object] = {k: x for k, x in self.__dict__.items() if k not in remade}
+        return {**kept, "_sealed": {}}
 
 
 def sum_key(name: str) -> str:
@@ -292,15 +327,13 @@ def sum_key(name: str) -> str:
     return f"sum_of_{name}"
 
 
-def base_of(module: nn.Module, name: str) -> Tensor:
-    """Return a tensor of a module, which exists."""
-    found = stored(module, name)
-    assert found is not None, "only weights that exist are adapted"
-    return found
-
-
-def stamp(x: Tensor) -> tuple[int, int]:
+def stamp(x: Tensor) -> tuple[int, ...]:
     """Return what another tensor, or one that was written to in place, does not have."""
+    if isinstance(x, SealedWeight):
+        parts = list(modules_of(x.layer))
+        made_of = [p for m in parts for p in m.parameters(recurse=False) if p is not None]
+        made_of += [p for m in parts for p in m.buffers(recurse=False)]
+        return tuple(n for p in made_of for n in stamp(p))
     return id(x), 0 if x.is_inference() else x._version
 
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lowrank_opt.errors import OptionError
-from lowrank_opt.nn.basis import products
+from lowrank_opt.nn.basis import products, storage
+from lowrank_opt.nn.basis.originals import original_type as original_type
+from lowrank_opt.nn.basis.originals import type_name as type_name
 from lowrank_opt.operator import LowRankOperator
 
-# The attribute by which an adapted class tells the class that it stands for.
-ORIGINAL = "__lowrank_original__"
 # The attribute by which a class of layers says itself how it is adapted.
 OWN_KIND = "lowrank_kind"
 
@@ -150,6 +150,7 @@ def _refuse_embedding(layer: nn.Module) -> str | None:
 
 
 _DENSE = LayerKind(_matrices, view="stack")
+_CODED = LayerKind(_weight, _linear, linear=True)
 _RECURRENT = LayerKind(_recurrent_weights)
 _CONVOLUTION = LayerKind(_weight, _conv, rescale=_rescale_channels)
 _TRANSPOSED = LayerKind(_weight, _conv_transposed, outputs=None)
@@ -177,22 +178,20 @@ _FOREIGN: Mapping[str, LayerKind] = {
 }
 
 
-def type_name(module_type: type) -> str:
-    """Return the name under which a type is known and recorded in files."""
-    return f"{module_type.__module__}.{module_type.__qualname__}"
-
-
-def original_type(module: nn.Module | type[nn.Module]) -> type[nn.Module]:
-    """Return the class that a module's author gave it, whether it is adapted or not."""
-    own = module if isinstance(module, type) else type(module)
-    return getattr(own, ORIGINAL, own)
-
-
-def known_kind(module: nn.Module | type[nn.Module]) -> LayerKind | None:
+def known_kind(
+    module: nn.Module | type[nn.Module], *, coded: bool | None = None
+) -> LayerKind | None:
     """Return the kind of the nearest class of a module that has one, or None.
 
     A subclass with a `forward` of its own may do anything with its weight: it is called with dense
-    weights, unless it has a kind itself.
+    weights, unless it has a kind itself. Where only its forward knows the weight, in a code, it is
+    a linear layer, whoever wrote it, and its update is added to what it returns.
+
+    Parameters
+    ----------
+    module : nn.Module, or a class of modules
+    coded : bool, optional
+        Whether that is so; as `storage.is_coded` says by default.
 
     Raises
     ------
@@ -200,6 +199,8 @@ def known_kind(module: nn.Module | type[nn.Module]) -> LayerKind | None:
         If what a class has as `lowrank_kind` is no LayerKind.
     """
     own = original_type(module)
+    if coded is None:
+        coded = isinstance(module, nn.Module) and storage.is_coded(module, "weight")
     for cls in own.__mro__:
         kind = cls.__dict__.get(OWN_KIND) or _FOREIGN.get(type_name(cls))
         if kind is None:
@@ -209,13 +210,14 @@ def known_kind(module: nn.Module | type[nn.Module]) -> LayerKind | None:
                 f"{type_name(cls)}.{OWN_KIND} must be a LayerKind; got {kind!r}: make one"
             )
         overridden = getattr(own, "forward", None) is not getattr(cls, "forward", None)
-        return replace(kind, update=None, rescale=None) if overridden and kind.update else kind
-    return None
+        by_itself = overridden and not coded
+        return replace(kind, update=None, rescale=None) if by_itself and kind.update else kind
+    return _CODED if coded else None
 
 
-def kind_of(module: nn.Module | type[nn.Module]) -> LayerKind:
+def kind_of(module: nn.Module | type[nn.Module], *, coded: bool | None = None) -> LayerKind:
     """Return the known kind; any other module is called with dense weights."""
-    return known_kind(module) or _DENSE
+    return known_kind(module, coded=coded) or _DENSE
 
 
 def matrix_shapes(weight: Tensor, kind: LayerKind) -> list[tuple[int, int]]:

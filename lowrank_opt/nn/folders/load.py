@@ -22,6 +22,7 @@ from lowrank_opt.nn.adapters.slots import (
     WeightSlot,
     every_slot,
     join,
+    sealed_weights,
 )
 from lowrank_opt.nn.adapters.weights import (
     AdaptedWeight,
@@ -161,7 +162,7 @@ def _bases(slots: Mapping[str, WeightSlot]) -> Bases:
 
 def _weights(layer: LayerSlot) -> list[WeightSlot]:
     own = layer.module._parameters.items()  # pyright: ignore[reportPrivateUsage]
-    return [WeightSlot(layer, key) for key, p in own if p is not None]
+    return [*(WeightSlot(layer, key) for key, p in own if p is not None), *sealed_weights(layer)]
 
 
 def _check_weight(weight: StoredWeight, slot: WeightSlot) -> None:

@@ -97,6 +97,9 @@ def own_or_trained(slot: LayerSlot, name: str) -> dict[str, Tensor]:
     part = None if slot.store is None else slot.store.part(name)
     own = {} if part is None else {key: part.own.get(key) for key in part.own.homes}
     base_own = {key: x for key, x in own_tensors(slot).items() if key not in own}
+    if slot.holds_sealed:
+        buffers = slot.module._buffers  # pyright: ignore[reportPrivateUsage]
+        base_own = {key: x for key, x in base_own.items() if key not in buffers}
     found = {key: x for key, x in base_own.items() if is_changed(slot.module, key, x)}
     for key, tensor in own.items():
         base = stored(slot.module, key)

@@ -16,6 +16,7 @@ from lowrank_opt.nn.adapters.slots import (
     layer_slots,
     owners,
 )
+from lowrank_opt.nn.basis import storage
 from lowrank_opt.nn.surgery.extras import check_extras, first_magnitudes
 from lowrank_opt.nn.surgery.install import Plan, Updates, check_new_name, install
 from lowrank_opt.nn.surgery.options import Make, Options, Radius
@@ -161,7 +162,13 @@ def _tied_groups(
 
 
 def _check_weight(slot: WeightSlot) -> None:
-    weight = slot.parameter
+    module, weight = slot.layer.module, slot.parameter
+    fault = storage.fault_of(module) if storage.is_coded(module, slot.weight) else None
+    if fault is not None:
+        raise OptionError(
+            "what is targeted must be adaptable; got "
+            f"{slot.layer.name} ({type(module).__name__}: {fault}): exclude it"
+        )
     if not is_finite(weight):
         raise TargetError(
             f"a weight to adapt must be finite; {slot.name} has NaN or infinite entries: "

@@ -63,7 +63,7 @@ def install(model: nn.Module, plan: Plan) -> nn.Module:
         for p in slot.module._parameters.values()  # pyright: ignore[reportPrivateUsage]
         if p is not None
     ]
-    replaced = [slot.parameter for slot, _ in plan.updates]
+    replaced = [p for slot, _ in plan.updates for p in slot.held]
     replaced += [
         p
         for own in plan.own

@@ -23,7 +23,11 @@ from lowrank_opt.nn.adapters.slots import (
     is_finite,
 )
 from lowrank_opt.nn.adapters.store import Store
+from lowrank_opt.nn.adapters.weights import adapted_weights
+from lowrank_opt.nn.basis import storage
 from lowrank_opt.nn.basis.errors import AdapterStateError
+from lowrank_opt.nn.basis.plain import become_plain
+from lowrank_opt.nn.basis.sealed import SealedWeight
 from lowrank_opt.nn.surgery.removal import detach_all
 from lowrank_opt.nn.surgery.switching import check_lead
 
@@ -35,6 +39,7 @@ def merge(
     adapters: Sequence[str] | Mapping[str, float] | None = None,
     *,
     lead: str | None = None,
+    dequantize: bool = False,
 ) -> None:
     r"""Sum :math:`W_0 + \Delta W` once, for all layers to read; costs no time at inference.
 
@@ -50,6 +55,9 @@ def merge(
         The active ones by default.
     lead : str, optional
         As for `switch`.
+    dequantize : bool
+        Whether weights that are held in few bits get dense sums, in the dtype that their layers
+        compute in. `unmerge` gives the base back as it was held, which is not touched.
 
     Raises
     ------
@@ -57,7 +65,8 @@ def merge(
         If the model is not adapted, is merged already, is inside a `per_sample` block, or has no
         such adapter.
     TargetError
-        If a merged weight is not finite. The model is unchanged.
+        If a merged weight is not finite, or is held in few bits and `dequantize` is not asked for.
+        The model is unchanged.
 
     Examples
     --------
@@ -76,6 +85,8 @@ def merge(
     if adapters is not None:
         check_lead(model, names_of(chosen), lead)
     leading = state.lead if adapters is None else lead
+    if not dequantize:
+        _check_wide(model, chosen)
     sums = _sums(model, chosen, replace(state, merged=chosen, merged_lead=leading))
     for store, own in sums:
         store.keep_sums(own)
@@ -100,12 +111,16 @@ def unmerge(model: nn.Module) -> None:
 
 @torch.no_grad()
 def merge_and_unload(
-    model: nn.Module, adapters: Sequence[str] | Mapping[str, float] | None = None
+    model: nn.Module,
+    adapters: Sequence[str] | Mapping[str, float] | None = None,
+    *,
+    dequantize: bool = False,
 ) -> nn.Module:
     """Return the model with adapters merged into its weights, and no adapter left.
 
     A merged model keeps the adapters it was merged with; the base weights are given up. Modules
-    and buffers that the adapter has of its own take the places of the base model's.
+    and buffers that the adapter has of its own take the places of the base model's. Layers whose
+    weights were computed, or held in few bits, become plain ones.
 
     Raises
     ------
@@ -113,7 +128,7 @@ def merge_and_unload(
         As `merge`; also if `adapters` are given for a model that is merged already.
     """
     if adapters is not None or record_of(model).state.merged is None:
-        merge(model, adapters)
+        merge(model, adapters, dequantize=dequantize)
     state = replace(record_of(model).state, disabled=0)
     changed: list[tuple[nn.Module, str, Tensor]] = []
     for module, store in adapted_modules(model):
@@ -125,6 +140,8 @@ def merge_and_unload(
                 changed.append((module, name, total))
     detach_all(model)
     for module, name, tensor in changed:
+        if storage.is_sealed(module, name):
+            become_plain(module, name, tensor)
         kept = module._buffers if name in module._buffers else module._parameters  # pyright: ignore[reportPrivateUsage]
         kept[name] = tensor  # pyright: ignore[reportArgumentType]
     return model
@@ -154,6 +171,25 @@ def disabled(model: nn.Module) -> Generator[None]:
         record.set(disabled=record.state.disabled - 1)
 
 
+def _check_wide(model: nn.Module, chosen: Weights) -> None:
+    """Raise TargetError if a weight to merge is held in few bits."""
+    names = set(names_of(chosen))
+    narrow = {
+        found.name: type(found.slot.layer.module).__name__
+        for found in adapted_weights(model, names)
+        if storage.is_sealed(found.slot.layer.module, found.slot.weight)
+        and storage.is_narrow(found.slot.layer.module, found.slot.weight)
+    }
+    if narrow:
+        first = ", ".join(f"{name} ({kind})" for name, kind in list(narrow.items())[:5])
+        more = f" and {len(narrow) - 5} more" if len(narrow) > 5 else ""
+        raise TargetError(
+            f"merging keeps a sum beside each weight; got {first}{more}, held in few bits, where "
+            "sums are dense: pass dequantize=True if there is memory for them, or leave the "
+            "adapter unmerged"
+        )
+
+
 @torch.no_grad()
 def _sums(model: nn.Module, chosen: Weights, state: State) -> list[tuple[Store, Sums]]:
     """Return the merged weights, with what they are of; shared where base parameters are."""
@@ -166,9 +202,10 @@ def _sums(model: nn.Module, chosen: Weights, state: State) -> list[tuple[Store, 
             if change is None:
                 continue
             base = store.base(module, name, state)
-            if id(base) not in made:
-                made[id(base)] = nn.Parameter(change.add_dense(base), requires_grad=False)
-            sums[name] = made[id(base)], base
+            key = id(base.held if isinstance(base, SealedWeight) else base)
+            if key not in made:
+                made[key] = nn.Parameter(change.add_dense(base), requires_grad=False)
+            sums[name] = made[key], base
         result.append((store, sums))
     if not all(is_finite(w) for w in made.values()):
         raise TargetError(

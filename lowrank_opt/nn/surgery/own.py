@@ -66,7 +66,7 @@ def check_apart(
         if id(slot.module) in inside
         for p in _own(slot.module, buffers=False).values()
     }
-    both = [slot.name for slot in adapted if id(slot.parameter) in trained]
+    both = [slot.name for slot in adapted if {id(p) for p in slot.held} & trained]
     if both:
         raise OptionError(
             f"a weight is adapted or trained, not both; got {both} in modules_to_train: "
@@ -92,8 +92,8 @@ def own_buffers(
 ) -> list[Own]:
     """Return copies of the buffers that a model writes to its state dict, or other values of them.
 
-    Buffers on the meta device are left to the model, as are those of parameterizations, which are
-    constant.
+    Buffers on the meta device are left to the model, as are those of parameterizations and of
+    weights that are not plain, which are constant.
     """
     constant = {
         id(module)
@@ -103,7 +103,7 @@ def own_buffers(
     }
     found: list[Own] = []
     for slot in everywhere:
-        if id(slot.module) in constant:
+        if id(slot.module) in constant or slot.holds_sealed:
             continue
         for key, buffer in _own(slot.module, buffers=True).items():
             value = (values or {}).get(join(slot.name, key))

@@ -17,6 +17,7 @@ from lowrank_opt.nn.adapters.slots import (
     WeightSlot,
     join,
 )
+from lowrank_opt.nn.basis import storage
 from lowrank_opt.nn.basis.kinds import kind_of, known_kind, original_type, type_name
 
 ALL_LINEAR = "all-linear"
@@ -52,7 +53,9 @@ def _candidates_of(slot: LayerSlot) -> list[Candidate]:
 
 def _usable(module: nn.Module, weight: str) -> bool:
     p = stored(module, weight)
-    return isinstance(p, nn.Parameter) and not is_lazy(p) and p.ndim > 1 and p.is_floating_point()
+    if p is not None and storage.is_plain(p):
+        return p.ndim > 1
+    return storage.is_sealed(module, weight)
 
 
 def select(

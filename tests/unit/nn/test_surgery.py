@@ -328,12 +328,6 @@ def test_embedding_with_max_norm_is_refused() -> None:
         adapt(nn.Sequential(nn.Embedding(5, 4, max_norm=1.0)), BALL, targets="0")
 
 
-def test_weight_that_is_computed_is_refused() -> None:
-    normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
-    with pytest.raises(OptionError, match="no matrix of its own to adapt"):
-        adapt(nn.Sequential(normed), BALL, targets="0")
-
-
 def test_parameter_of_the_model_itself_is_adapted() -> None:
     model = nn.Bilinear(3, 4, 5)
     x, y = torch.randn(2, 3), torch.randn(2, 4)

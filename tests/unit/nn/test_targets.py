@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import prune
 
 import lowrank_opt as lo
 from lowrank_opt.errors import OptionError
@@ -38,14 +37,6 @@ def test_all_linear_leaves_out_output_layers_and_what_is_trained(tied, exclude):
     assert ["inside.body"] == adapted_layers(model)
 
 
-def parametrized() -> nn.Module:
-    return nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
-
-
-def pruned() -> nn.Module:
-    return prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5)
-
-
 def of_integers() -> nn.Module:
     layer = nn.Linear(4, 4)
     layer.weight = nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
@@ -62,8 +53,6 @@ class Quantised(nn.Module):
 Quantised.__name__ = "Linear"
 
 BARREN = [
-    (parametrized, "ParametrizedLinear: no matrix of its own"),
-    (pruned, "Linear: no matrix of its own"),
     (of_integers, r"its weight holds torch\.int8"),
     (lambda: nn.LazyLinear(4), "its weight is not there yet, call the model once"),
     (Quantised, "no matrix of its own"),
