@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lowrank_opt.nn.adapters.change import Change, added, fits, updated
 from lowrank_opt.nn.adapters.checkpointing import present_state
+from lowrank_opt.nn.adapters.part import stored
 from lowrank_opt.nn.adapters.reading import check_reader
 from lowrank_opt.nn.adapters.record import Record, State, Weights
 from lowrank_opt.nn.adapters.routing import dropped, routed
@@ -30,6 +31,7 @@ from lowrank_opt.nn.basis import storage
 from lowrank_opt.nn.basis.callers import asks_only_facts
 from lowrank_opt.nn.basis.kinds import LayerKind, kind_of
 from lowrank_opt.nn.basis.originals import ORIGINAL, original_type, seen_as
+from lowrank_opt.nn.basis.sharded import check_reads_shards, is_sharded
 from lowrank_opt.operator import LowRankOperator
 
 
@@ -111,6 +113,10 @@ class _Recurrent(nn.Module):
 
 def _effective(module: nn.Module, found: Store, name: str, reader: FrameType) -> Tensor | None:
     check_reader(reader)
+    held = stored(module, name)
+    if is_sharded(held) and not found.record.state.disabled:
+        check_reads_shards(reader, name)
+        return held
     return found.effective(module, name, facts=asks_only_facts(reader, name))
 
 

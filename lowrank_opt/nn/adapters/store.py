@@ -25,6 +25,7 @@ from lowrank_opt.nn.basis.errors import AdapterStateError
 from lowrank_opt.nn.basis.originals import STORE as STORE
 from lowrank_opt.nn.basis.originals import modules_of as modules_of
 from lowrank_opt.nn.basis.sealed import SealedWeight
+from lowrank_opt.nn.basis.sharded import is_same_sharded
 from lowrank_opt.operator import LowRankOperator
 
 
@@ -274,6 +275,9 @@ class Store(nn.Module):
         if name in module.__dict__ and updated:
             # A hook computes it before each call: what it sets is the base weight.
             return False
+        if updated and is_same_sharded(value, stored(module, name)):
+            module._parameters[name] = value  # pyright: ignore[reportPrivateUsage, reportArgumentType]
+            return True
         if updated and not (state.disabled and isinstance(value, Tensor)):
             raise AdapterStateError(
                 f"an adapted weight cannot be replaced; got a new {name!r}: assign it before "

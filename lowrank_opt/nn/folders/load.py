@@ -31,6 +31,7 @@ from lowrank_opt.nn.adapters.weights import (
     unsettle,
 )
 from lowrank_opt.nn.basis.kinds import kind_of, matrix_shapes
+from lowrank_opt.nn.basis.sharded import check_whole
 from lowrank_opt.nn.folders.built import build, magnitude_of, settled_of
 from lowrank_opt.nn.folders.described import described
 from lowrank_opt.nn.folders.stored import (
@@ -93,6 +94,7 @@ def load_adapter(
     """
     found = read(path)
     name = found.name if name is None else name
+    check_whole(model, "load_adapter")
     check_not_merged(model, "load_adapter")
     check_not_routed(model, "load_adapter")
     everywhere = every_slot(model)

@@ -24,6 +24,7 @@ from lowrank_opt.nn.adapters.slots import (
 from lowrank_opt.nn.adapters.weights import AdaptedWeight, adapted_weights, dropout_of
 from lowrank_opt.nn.basis.errors import AdapterStateError
 from lowrank_opt.nn.basis.kinds import original_type, type_name
+from lowrank_opt.nn.basis.sharded import in_whole
 from lowrank_opt.nn.folders import files
 from lowrank_opt.nn.folders.described import check_unhooked, described
 from lowrank_opt.nn.folders.stored import SETTLED, magnitude_key, norm_of, own_key
@@ -32,6 +33,7 @@ from lowrank_opt.parameterizations import Parameterization
 from lowrank_opt.parameterizations.config import Json, JsonObject
 
 
+@in_whole
 def save_adapter(model: nn.Module, path: str | PathLike[str], *, name: str | None = None) -> None:
     """Write one adapter, and all else that is its own, into a folder.
 

@@ -21,6 +21,7 @@ from lowrank_opt.nn.adapters.slots import (
     every_slot,
 )
 from lowrank_opt.nn.adapters.weights import AdaptedWeight, adapted_weights, dropout_of
+from lowrank_opt.nn.basis.sharded import in_whole
 from lowrank_opt.nn.folders.described import check_unhooked
 from lowrank_opt.nn.folders.save import only_name
 from lowrank_opt.nn.interop import peft_folder
@@ -55,6 +56,7 @@ class _Packed:
     options: JsonObject = field(default_factory=dict[str, Json])
 
 
+@in_whole
 def export_peft(
     model: nn.Module,
     path: str | PathLike[str],

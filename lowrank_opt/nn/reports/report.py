@@ -19,6 +19,7 @@ from lowrank_opt.nn.adapters.present import (
 from lowrank_opt.nn.adapters.weights import (
     adapted_weights,
 )
+from lowrank_opt.nn.basis.sharded import in_whole
 from lowrank_opt.parameterizations import Parameterization
 from lowrank_opt.parameterizations.batched import stacks
 from lowrank_opt.parameterizations.certificate import Certificate, certify_each
@@ -68,6 +69,7 @@ class SiteReport:
     trainable: int
 
 
+@in_whole
 @torch.no_grad()
 def adapter_report(model: nn.Module, *names: str) -> list[SiteReport]:
     """Return norms, bounds, certificates and drift of every adapted matrix.
@@ -109,6 +111,7 @@ def adapter_report(model: nn.Module, *names: str) -> list[SiteReport]:
     return report_sites(sites)
 
 
+@in_whole
 def summary(model: nn.Module) -> str:
     """Return a table of adapted matrices, ranks, bounds, norms and the trainable share.
 

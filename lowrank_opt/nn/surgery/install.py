@@ -23,6 +23,7 @@ from lowrank_opt.nn.adapters.slots import (
     every_slot,
 )
 from lowrank_opt.nn.basis.errors import AdapterStateError
+from lowrank_opt.nn.basis.sharded import check_whole
 from lowrank_opt.nn.surgery.own import Own
 from lowrank_opt.nn.surgery.passes import watch
 from lowrank_opt.parameterizations import Parameterization
@@ -125,6 +126,7 @@ def follow(model: nn.Module) -> None:
 
 def check_new_name(model: nn.Module, name: str) -> None:
     """Raise AdapterStateError unless an adapter of that name can be added."""
+    check_whole(model, "adding an adapter")
     check_not_merged(model, "adding an adapter")
     check_not_routed(model, "adding an adapter")
     if not name or "." in name or name.endswith("_"):

@@ -28,12 +28,14 @@ from lowrank_opt.nn.basis import storage
 from lowrank_opt.nn.basis.errors import AdapterStateError
 from lowrank_opt.nn.basis.plain import become_plain
 from lowrank_opt.nn.basis.sealed import SealedWeight
+from lowrank_opt.nn.basis.sharded import check_whole, in_whole
 from lowrank_opt.nn.surgery.removal import detach_all
 from lowrank_opt.nn.surgery.switching import check_lead
 
 Sums: TypeAlias = dict[str, tuple[Tensor, Tensor]]
 
 
+@in_whole
 def merge(
     model: nn.Module,
     adapters: Sequence[str] | Mapping[str, float] | None = None,
@@ -127,6 +129,7 @@ def merge_and_unload(
     AdapterStateError, TargetError
         As `merge`; also if `adapters` are given for a model that is merged already.
     """
+    check_whole(model, "merge_and_unload")
     if adapters is not None or record_of(model).state.merged is None:
         merge(model, adapters, dequantize=dequantize)
     state = replace(record_of(model).state, disabled=0)

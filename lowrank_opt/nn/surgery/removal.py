@@ -12,6 +12,7 @@ from lowrank_opt.nn.adapters.present import (
     record_of,
 )
 from lowrank_opt.nn.adapters.prints import forget_base
+from lowrank_opt.nn.basis.sharded import check_whole
 from lowrank_opt.nn.surgery.install import follow
 from lowrank_opt.nn.surgery.passes import unwatch
 
@@ -35,6 +36,7 @@ def unload(model: nn.Module) -> nn.Module:
     ['weight', 'bias']
     """
     record_of(model)
+    check_whole(model, "unload")
     check_not_merged(model, "unload")
     check_not_routed(model, "unload")
     return detach_all(model)
@@ -81,6 +83,7 @@ def remove_adapter(model: nn.Module, name: str) -> nn.Module:
     16
     """
     check_known(model, [name])
+    check_whole(model, "remove_adapter")
     check_not_merged(model, "remove_adapter")
     check_not_routed(model, "remove_adapter")
     record = record_of(model)

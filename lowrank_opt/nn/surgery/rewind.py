@@ -13,6 +13,7 @@ from lowrank_opt.checks import check_radius
 from lowrank_opt.errors import OptionError
 from lowrank_opt.nn.adapters.present import check_known, record_of
 from lowrank_opt.nn.adapters.weights import AdaptedWeight, adapted_weights, settle, unsettle
+from lowrank_opt.nn.basis.sharded import check_whole
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import Certificate, Parameterization
 from lowrank_opt.parameterizations.certificate import certify
@@ -143,6 +144,7 @@ def rewind(
     if not fractions or not all(0 <= f <= 1 for f in fractions):
         raise OptionError(f"fractions must be in [0, 1], at least one; got {list(fractions)}")
     record_of(model)
+    check_whole(model, "rewind")
     check_known(model, names)
     found = adapted_weights(model, names or None, tied=False)
     trained = [[total().detach().clone() for total in w.totals()] for w in found]

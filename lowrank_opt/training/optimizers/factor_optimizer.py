@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lowrank_opt.errors import ConvergenceError, ShapeError
+from lowrank_opt.nn.basis.sharded import is_sharded
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.training.algebra.pair_view import PairView, read_pair
 from lowrank_opt.training.algebra.small import (
@@ -283,6 +284,11 @@ def _check(pairs: list[FactorPair], others: list[Tensor], **numbers: float) -> N
     seen = [id(x) for pair in pairs for x in (pair.left, pair.right)]
     if len(seen) != len(set(seen)):
         raise ShapeError("a factor must be in one pair only; got one declared twice")
+    if any(is_sharded(x) for pair in pairs for x in (pair.left, pair.right)):
+        raise ShapeError(
+            "a step on a pair needs whole factors; got shards of a model that fully_shard cut: "
+            "train with torch's optimizers, or under DistributedDataParallel"
+        )
     for name, value in numbers.items():
         if not value >= 0:
             raise ValueError(f"{name} must be >= 0; got {name}={value!r}")

@@ -1,4 +1,4 @@
-"""Adapters in two processes: trained under DDP, and one folder that one writes and one reads."""
+"""Adapters in two processes: under DDP, in shards, and a folder that is written and read."""
 
 import pytest
 import torch
@@ -44,6 +44,74 @@ def parallel(rank):
         torch.save(model.eval()(torch.ones(2, 3).double()).detach(), FOLDER / "wanted")
     dist.destroy_process_group()
 
+def sharded(rank):
+    from torch.distributed.fsdp import fully_shard
+    from lowrank_opt.nn import (
+        AdapterStateError, adapter_report, disabled, merge, remove_adapter, rewind, unload, unmerge
+    )
+    dist.init_process_group("gloo", init_method=f"file://{FOLDER}/meet", rank=rank, world_size=2)
+    def adapted():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+        adapt(model, make, targets=".*", name="a", modules_to_train=(), magnitude=True)
+        return adapt(model, lambda s: lo.HomogeneousBall(s, 2, radius=0.5), targets="2", name="b")
+    one, model = adapted(), adapted()
+    for part in (model[0], model[2], model):
+        fully_shard(part)
+    x = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)).double()
+    mine = x.chunk(2)[rank]
+    def equal(a, b):
+        assert torch.allclose(a, b, rtol=1e-12, atol=1e-13), (a - b).abs().max()
+    for name in "ab":
+        for net, data in ((one, x), (model, mine)):
+            switch(net, name)
+            optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.5)
+            for _ in range(3):
+                optimizer.zero_grad()
+                net(data).square().mean().backward()
+                optimizer.step()
+    for weights in ("a",), ("b",), ({"a": 1.0, "b": 0.5},):
+        for net in (one, model):
+            switch(net, *weights, **({} if isinstance(weights[0], str) else {"lead": "a"}))
+        wanted = one(x)
+        equal(model(x), wanted)
+        with disabled(model), disabled(one):
+            equal(model(x), one(x))
+        for net in (one, model):
+            merge(net)
+        equal(model(x), one(x))
+        equal(model(x), wanted)
+        for net in (one, model):
+            unmerge(net)
+        equal(model(x), wanted)
+    for mine, other in zip(adapter_report(model), adapter_report(one)):
+        for what in ("nuclear", "drift", "trainable"):
+            assert abs(getattr(mine, what) - getattr(other, what)) < 1e-12, (mine, other)
+    save_adapter(model, FOLDER / f"of{rank}", name="b")
+    switch(model, "b")
+    loaded = load_adapter(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).double(),
+                          FOLDER / f"of{rank}")
+    own = [p for n, p in loaded.named_parameters() if p.requires_grad]
+    switch(one, "b")
+    for p, q in zip(own, [p for p in one.parameters() if p.requires_grad], strict=True):
+        equal(p, q)
+    for change in (
+        lambda: adapt(model, make, targets="0", name="c"),
+        lambda: load_adapter(model, FOLDER / f"of{rank}"),
+        lambda: remove_adapter(model, "a"),
+        lambda: unload(model),
+        lambda: rewind(model, 0.1),
+        lambda: model[0].weight + 1,
+    ):
+        try:
+            change()
+        except AdapterStateError as error:
+            assert "shard" in str(error), error
+        else:
+            raise AssertionError("not refused")
+    equal(model(x), one(x))
+    dist.destroy_process_group()
+
 def shared(rank):
     models = [adapt(base(), make, targets="0", name="a", dropout=p) for p in (0.0, 0.25)]
     for k, model in enumerate(models):
@@ -77,7 +145,7 @@ def both(function):
     function(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "the other process failed"
 
-both({"parallel": parallel, "shared": shared}[sys.argv[1]])
+both({"parallel": parallel, "shared": shared, "sharded": sharded}[sys.argv[1]])
 """
 
 
@@ -101,6 +169,10 @@ def test_what_is_saved_under_ddp_loads_on_a_plain_base(run, tmp_path):
     model = load_adapter(base, tmp_path / "saved").eval()
     wanted = torch.load(tmp_path / "wanted")
     assert torch.equal(wanted, model(torch.ones(2, 3).double()))
+
+
+def test_shards_train_and_answer_as_one_process_does(run):
+    run("sharded")
 
 
 def test_a_folder_that_is_written_meanwhile_loads_whole(run):
