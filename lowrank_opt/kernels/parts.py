@@ -326,11 +326,15 @@ class PartialGaussianRows:
         noise: Tensor,
         multipliers: Tensor | None = None,
     ) -> Tensor:
-        """Do what `GaussianRows.draw` does, for all rows, with all their noise."""
+        """Do what `GaussianRows.draw` does, for all rows, with all their noise.
+
+        The other side is one without spread: second moments of fetched lines are those of their
+        means.
+        """
         gather, found = self.part.gather, [scales[:0]]
         span = self.part.spans[self.side]
         here = Moments(own.means[span].clone(), own.products[span].clone())
-        for piece, lines, weights in self._fetched(other, multipliers):
+        for piece, lines, weights in self._fetched(other, multipliers, certain=True):
             at, mine = _within(span, piece.at), _part_of(here, piece.at)
             given = {"scales": scales[at], "precision": precision, "pull": pull[at]}
             assert piece.rows is not None, "as fetched"
@@ -342,14 +346,19 @@ class PartialGaussianRows:
         return gather(torch.cat(found), self.side)
 
     def _fetched(
-        self, other: Moments, multipliers: Tensor | None
+        self, other: Moments, multipliers: Tensor | None, *, certain: bool = False
     ) -> Iterator[tuple[Piece[GaussianRows | None], Moments, Tensor | None]]:
         """Yield the pieces that have rows, with the lines of the other side."""
         for piece in self.pieces:
-            means, products = (piece.fetch(x) for x in (other.means, other.products))
+            means = piece.fetch(other.means)
+            if certain and means is not other.means:
+                # Made anew: they are K / 2 times as many numbers as the means.
+                lines = Moments.of(means[:, :-2], means[:, -1])
+            else:
+                lines = Moments(means, piece.fetch(other.products))
             weights = None if multipliers is None else piece.fetch(multipliers)
             if piece.rows is not None:
-                yield piece, Moments(means, products), weights
+                yield piece, lines, weights
 
 
 def _within(span: slice, at: slice) -> slice:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lowrank_opt as lo
 from lowrank_opt import distributed
+from lowrank_opt.completion.bayes.lines import Lines
 from lowrank_opt.completion.certificates import spectral_bounds
 from lowrank_opt.completion.certificates.at_rank import gap_at_rank
 from lowrank_opt.completion.certificates.certificate import certify_completion
@@ -23,7 +25,8 @@ from lowrank_opt.completion.loop.checkpoint import Checkpoint
 from lowrank_opt.distributed.digest import checksum
 from lowrank_opt.distributed.exchange import Processes
 from lowrank_opt.distributed.processes import cuts
-from lowrank_opt.kernels.parts import row_problems
+from lowrank_opt.kernels.gaussian_rows import Moments
+from lowrank_opt.kernels.parts import gaussian_rows, row_problems
 from lowrank_opt.observations import Observations
 from lowrank_opt.solvers import ALS, LBFGS, FirstOrder, Gibbs, Variational
 
@@ -121,8 +124,9 @@ def held(part: Observations) -> dict[str, Tensor]:
 
 def joined(result: object, part: Observations) -> Tensor:
     """Return the predictions of all rows, of which each process has some."""
-    found = result.to_dense().double()
-    if part.part is None:
+    here = range(result.shape[0]), range(result.shape[1])
+    found = result.predict(*np.ix_(*here)).double()
+    if part.part is None or not part.part.cut:
         return found
     rows, _ = part.part.held
     assert (rows.stop - rows.start, SHAPE[1]) == found.shape
@@ -138,6 +142,7 @@ def cut(part: Observations) -> dict[str, Tensor]:
         "als_cg": ALS(method="cg", max_iterations=4, gap=None),
         "als_nonnegative": ALS(nonnegative=True, max_iterations=4),
         "variational": Variational(max_iterations=9),
+        "gibbs": Gibbs(burn_in=1, samples=3),
     }
     if part.part is not None:
         plan["held"] = ALS(max_iterations=4)
@@ -149,7 +154,7 @@ def cut(part: Observations) -> dict[str, Tensor]:
             part,
             2 if name != "variational" else 9,
             solver=solver,
-            penalty=0.0 if name == "variational" else 0.5,
+            penalty=0.0 if solver.traits.penalty == "no" else 0.5,
             bias=None if name == "als_rows" else "additive",
             validation=0.25 if name == "held" else None,
             generator=seeded(),
@@ -240,6 +245,17 @@ def counts() -> dict[str, Tensor]:
         features = normal(other, 3)
         problems[side].solve(normal(size, 3), features, features[:, 0].clone(), **given)
         found[f"bytes.cut.{side}"] = torch.tensor(sum(processes.sent.values()))
+    problems = gaussian_rows(apart, torch.float32)
+    sides = [Moments.of(normal(k, 2).float(), normal(k).float()) for k in apart.shape]
+    for side, lines in enumerate(Lines(apart, k, np.random.default_rng(0)) for k in (0, 1)):
+        processes.sent.clear()
+        size, other = apart.shape[side], apart.shape[1 - side]
+        given = {"precision": torch.eye(3).double(), "scales": torch.ones(size).double()}
+        given |= {"pull": torch.zeros(size, 3).double(), "noise": torch.zeros(size, 3)}
+        given |= {"multipliers": torch.ones(other).double()}
+        problems[side].draw(sides[side], sides[1 - side], **given)
+        lines.total(np.zeros((4, 3)))
+        found[f"bytes.draw.{side}"] = torch.tensor(sum(processes.sent.values()))
     problem = ConvexProblem(part, 0.5, 1.0)
     bias = lo.completion.AdditiveBias(0.0, factors[0][:, 0].detach(), factors[2][:, 0].detach())
     processes.sent.clear()
@@ -300,19 +316,21 @@ def checkpoints(folder: Path, step: str) -> dict[str, Tensor]:
         ("variational", Variational(max_iterations=most), 2),
         ("lbfgs", LBFGS(max_iterations=most), maps()["homogeneous"]),
         ("als", ALS(max_iterations=most), 2),
+        ("cut.gibbs", Gibbs(burn_in=1, samples=most - 1), 2),
     ):
         kept = None
         if step != "whole":
             kept = Checkpoint(folder / name, every=2, resume=resume, store=store)
+        entries = distributed.cut_rows(part) if name.startswith("cut.") else part
         result = distributed.complete(
-            part,
+            entries,
             model,
             solver=solver,
             penalty=0.5 if name == "als" else 0.0,
             generator=seeded(),
             checkpoint=kept,
         )
-        found[f"{step}.{name}"] = result.to_dense().double()
+        found[f"{step}.{name}"] = joined(result, entries)
     return found
 
 

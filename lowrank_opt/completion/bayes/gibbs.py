@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from lowrank_opt.completion.bayes.gibbs_sweeps import Side
+from lowrank_opt.completion.bayes.lines import Lines
 from lowrank_opt.completion.bayes.noise import check_noise_strength, common
 from lowrank_opt.completion.bayes.variational_sweeps import VariationalPosterior
-from lowrank_opt.completion.loop.checkpoint import State
+from lowrank_opt.completion.loop.checkpoint import State, own_lines
 from lowrank_opt.completion.loop.history import History, Iteration
 from lowrank_opt.completion.loop.status import CompletionStatus
 from lowrank_opt.completion.model.checks import check_counts
@@ -24,7 +25,7 @@ from lowrank_opt.completion.results.posterior import BayesianResult
 from lowrank_opt.completion.solvers.context import Run
 from lowrank_opt.completion.solvers.traits import Traits
 from lowrank_opt.observations import Observations
-from lowrank_opt.observations.parts import whole
+from lowrank_opt.observations.parts import is_cut, whole
 
 _RANK = 16
 # Variational sweeps before the first draw: cheaper than as many draws, and they get further.
@@ -59,8 +60,10 @@ class Gibbs:
     Notes
     -----
     Weights are relative noise precisions. The result is in the dtype of the observations, of
-    draws in float32, and does not depend on the number of threads of the row updates. Its history
-    has as objective the sum of squared residuals of each draw.
+    draws in float32, and does not depend on the number of threads of the row updates. Random
+    numbers belong to rows and columns: on several processes the chain is that of one, to rounding,
+    also where rows are cut, with the rows of its own in the result of each. Its history has as
+    objective the sum of squared residuals of each draw.
 
     References
     ----------
@@ -83,6 +86,7 @@ class Gibbs:
         validation=False,
         checkpoint=True,
         distributed=True,
+        cut=True,
     )
     noise_strength: float = 50.0
     burn_in: int = 10
@@ -146,18 +150,24 @@ class _Sampler:
             start.sweep()
         self.noise_precision = float(start.noise.mean[0])
         self.rng = start.rng
+        self.cut = is_cut(observations)
+        lines = [Lines(start.observations, 0, self.rng), Lines(start.observations, 1, self.rng)]
         parts = zip(start.rows, start.sides, links, strict=True)
-        self.sides = tuple(Side(*part, noise_strength, self.rng) for part in parts)
+        self.sides = tuple(
+            Side(*part, noise_strength, mine) for part, mine in zip(parts, lines, strict=True)
+        )
         for side, noise in zip(self.sides, start.relative, strict=True):
             side.moments.repack()
             side.relative_precision = noise.mean
 
     def sweep(self) -> Iteration:
         """Draw everything once."""
-        loss = math.nan
+        losses = np.zeros(0)
         for side, other in (self.sides, self.sides[::-1]):
             side.draw_prior()
-            loss = side.draw_factors(other, self.noise_precision)
+            losses = side.draw_factors(other, self.noise_precision)
+        # Of columns, which are those of all processes.
+        loss = float(self.sides[1].relative_precision @ losses)
         noise = common(self.count, loss)
         self.noise_precision = float(self.rng.gamma(noise.shape[0]) / noise.rate[0])
         seconds = time.perf_counter() - self.started
@@ -173,12 +183,16 @@ class _Sampler:
 
     def state(self) -> State:
         """Return what draws change, for a `Checkpoint`."""
+        rows, cols = self.sides
+        kept: list[State] = list(self.kept)
+        if self.cut:
+            kept = [[own_lines(u), v, own_lines(a), b, tau] for u, v, a, b, tau in self.kept]
         return {
-            "sides": [side.state() for side in self.sides],
+            "sides": [rows.state(cut=self.cut), cols.state()],
             "noise_precision": self.noise_precision,
             "random": self.rng.bit_generator.state,
             "history": self.history.columns(),
-            "kept": list(self.kept),
+            "kept": kept,
         }
 
     def resume(self, state: State) -> None:
@@ -186,7 +200,8 @@ class _Sampler:
         assert isinstance(state, dict), "as `state` returned it"
         for side, part in zip(self.sides, state["sides"], strict=True):
             side.resume(part)
-        self.noise_precision, self.kept = state["noise_precision"], state["kept"]
+        self.noise_precision = state["noise_precision"]
+        self.kept = [tuple(draw) for draw in state["kept"]]
         self.rng.bit_generator.state = state["random"]
         self.history = History(**state["history"])
         self.started -= self.history.seconds[-1]

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lowrank_opt.completion.bayes.lines import Lines
 from lowrank_opt.completion.bayes.noise import relative
-from lowrank_opt.completion.loop.checkpoint import State, packed, unpacked
+from lowrank_opt.completion.loop.checkpoint import State, own_lines, packed, unpacked
 from lowrank_opt.completion.model.side import FeatureLink
 from lowrank_opt.kernels.gaussian_rows import GaussianRows, Moments
 from lowrank_opt.kernels.parts import PartialGaussianRows
@@ -30,6 +31,8 @@ _CHANGING = (
     "strengths",
     "relative_precision",
 )
+# Of these, what has a line for each row.
+_OF_LINES = ("moments", "parts", "relative_precision")
 
 
 class Side:
@@ -44,7 +47,8 @@ class Side:
     links : sequence of FeatureLink
     noise_strength : float
         As in `bayesian`.
-    rng : numpy.random.Generator
+    lines : Lines
+        Where random numbers come from, and sums over all rows.
     """
 
     def __init__(
@@ -53,12 +57,12 @@ class Side:
         moments: Moments,
         links: Sequence[FeatureLink],
         noise_strength: float,
-        rng: np.random.Generator,
+        lines: Lines,
     ) -> None:
         self.rows: GaussianRows | PartialGaussianRows
         self.moments: Moments
-        self.rng: np.random.Generator
-        self.rows, self.moments, self.rng = rows, moments, rng
+        self.lines: Lines
+        self.rows, self.moments, self.lines = rows, moments, lines
         self.x: Floats = moments.unknowns.cpu().numpy()
         K, dtype = self.x.shape[1], self.x.dtype
         self.links: list[FeatureLink] = [link.as_dtype(dtype.type) for link in links]
@@ -73,9 +77,10 @@ class Side:
         self.counts, self.noise_strength = rows.positive_counts.cpu().numpy(), noise_strength
         self.relative_precision: Floats = np.ones(len(self.x))
 
-    def state(self) -> State:
-        """Return what draws change, for a `Checkpoint`."""
-        return {name: unpacked(getattr(self, name)) for name in _CHANGING}
+    def state(self, *, cut: bool = False) -> State:
+        """Return what draws change, for a `Checkpoint`; its rows may be those of this process."""
+        state = {name: unpacked(getattr(self, name)) for name in _CHANGING}
+        return state | {name: own_lines(state[name]) for name in _OF_LINES if cut}
 
     def resume(self, state: State) -> None:
         """Go on from a state."""
@@ -86,34 +91,43 @@ class Side:
 
     def draw_prior(self) -> None:
         """Draw mean and precision, then each link and its strength, given the factors."""
+        rng = self.lines.rng
         rest = self.x - sum(self.parts) if self.parts else self.x
         links = zip(self.strengths, self.coefficients, strict=True)
         scatter = sum((tau * _gram(c) for tau, c in links), np.zeros_like(self.precision))
         degrees = sum(len(c) for c in self.coefficients)
         self.mean: Floats
         self.precision: Floats
-        self.mean, self.precision = draw_normal_wishart(rest, scatter, degrees, self.rng)
+        self.mean, self.precision = draw_normal_wishart(
+            *self._sums(rest), self.lines.size, scatter, degrees, rng
+        )
         root = np.linalg.inv(np.linalg.cholesky(self.precision)).T.astype(self.x.dtype)
         for k, link in enumerate(self.links):
             others = [part for j, part in enumerate(self.parts) if j != k]
             residual = self.x - self.mean.astype(self.x.dtype) - sum(others)
-            c = link.draw(residual, self.strengths[k], root, self.rng)
+            c = link.draw(residual, self.strengths[k], root, rng)
             self.coefficients[k], self.parts[k] = c, link.apply(c)
             energy = float(np.sum(_gram(c) * self.precision))
             shape, rate = _LINK_SHAPE + c.size / 2, _LINK_RATE + energy / 2
-            self.strengths[k] = self.rng.gamma(shape) / rate
+            self.strengths[k] = rng.gamma(shape) / rate
 
-    def draw_factors(self, other: Side, noise_precision: float) -> float:
-        """Draw factors and noise given the other side; return the weighted squared residuals."""
+    def draw_factors(self, other: Side, noise_precision: float) -> Floats:
+        """Draw factors and noise given the other side; return squared residuals by row."""
         centre = self.mean + sum(self.parts) if self.parts else self.mean
         pull = np.broadcast_to(centre @ self.precision, self.x.shape).copy()
-        noise = self.rng.standard_normal(self.x.shape, self.x.dtype)
+        noise = self.lines.normal(self.x.shape[1], self.x.dtype.type)
         losses = self._draw(other, noise_precision * self.relative_precision, pull, noise)
         self.x = self.moments.unknowns.cpu().numpy()
         if math.isfinite(self.noise_strength):
             gammas = relative(self.counts, noise_precision * losses, self.noise_strength)
-            self.relative_precision = self.rng.gamma(gammas.shape) / gammas.rate
-        return float(self.relative_precision @ losses)
+            self.relative_precision = self.lines.gamma(gammas.shape) / gammas.rate
+        return losses
+
+    def _sums(self, x: Floats) -> tuple[Floats, Floats]:
+        """Return the sum of all rows, and of their outer products, in one reduction."""
+        wide = x.astype(np.float64)
+        both = self.lines.total(np.vstack((wide.sum(0), wide.T @ wide)))
+        return both[0], both[1:]
 
     def _draw(self, other: Side, scales: Floats, pull: Floats, noise: Floats) -> Floats:
         """Set the moments to a draw, on the device of the entries; return the losses."""
@@ -126,13 +140,22 @@ class Side:
 
 
 def draw_normal_wishart(
-    x: Floats, scatter: Floats, degrees: int, rng: np.random.Generator
+    total: Floats,
+    squares: Floats,
+    count: int,
+    scatter: Floats,
+    degrees: int,
+    rng: np.random.Generator,
 ) -> tuple[Floats, Floats]:
-    r"""Draw mean and precision of the rows of x under the Normal-Wishart prior.
+    r"""Draw mean and precision of vectors under the Normal-Wishart prior.
 
     Parameters
     ----------
-    x : array, shape (m, K)
+    total : array, shape (K,), float64
+        Their sum.
+    squares : array, shape (K, K), float64
+        The sum of their outer products.
+    count : int
     scatter : array, shape (K, K)
         :math:`\sum c c^T` of other vectors :math:`c \sim N(0, \Lambda^{-1})`.
     degrees : int
@@ -143,15 +166,12 @@ def draw_normal_wishart(
     ----------
     Salakhutdinov and Mnih (2008), Bayesian probabilistic matrix factorization, equation 14.
     """
-    m, K = x.shape
-    average = x.mean(axis=0, dtype=np.float64)
-    centred = x - average.astype(x.dtype)
-    shrunk = _MEAN_WEIGHT * m / (_MEAN_WEIGHT + m) * np.outer(average, average)
-    inverse_scale = np.eye(K) + _gram(centred) + shrunk + scatter
-    precision = draw_wishart(inverse_scale, K + m + degrees, rng)
-    total = _MEAN_WEIGHT + m
-    deviation = np.linalg.solve(np.linalg.cholesky(total * precision).T, rng.standard_normal(K))
-    return m * average / total + deviation, precision
+    K, weight = len(total), _MEAN_WEIGHT + count
+    mean = total / weight
+    inverse_scale = np.eye(K) + squares - weight * np.outer(mean, mean) + scatter
+    precision = draw_wishart(inverse_scale, K + count + degrees, rng)
+    deviation = np.linalg.solve(np.linalg.cholesky(weight * precision).T, rng.standard_normal(K))
+    return mean + deviation, precision
 
 
 def draw_wishart(inverse_scale: Floats, degrees: float, rng: np.random.Generator) -> Floats:

@@ -128,6 +128,8 @@ class Traits:
             yield "takes no weights; got some"
         if not self.side and (problem.row_features or problem.col_features or problem.implicit):
             yield "takes no side information; got some"
+        if is_cut(observations) and (problem.row_features or problem.implicit):
+            yield "takes neither features of rows nor implicit ones where rows are cut; got some"
         yield from self._device_misfits(observations.device)
         if observations.part is not None and not self.distributed:
             yield "takes all entries in one process; got a part of them"

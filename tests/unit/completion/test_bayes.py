@@ -1,10 +1,16 @@
 import math
+from itertools import pairwise
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
 
 from lowrank_opt.completion import bayesian
+from lowrank_opt.completion.bayes import lines
 from lowrank_opt.completion.bayes.gibbs_sweeps import draw_normal_wishart, draw_wishart
 from lowrank_opt.completion.model import side
 from lowrank_opt.completion.model.implicit import implicit_features
@@ -64,9 +70,41 @@ def test_normal_wishart_mean_is_the_shrunk_average():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((6, 2)) + np.array([3.0, -1.0])
     zero = np.zeros((2, 2))
-    means = np.array([draw_normal_wishart(x, zero, 0, rng)[0] for _ in range(20_000)])
+    sums = (x.sum(0), x.T @ x, 6)
+    means = np.array([draw_normal_wishart(*sums, zero, 0, rng)[0] for _ in range(20_000)])
     error = means.mean(0) - 6 * x.mean(0) / 8
     assert (np.abs(error) < 5 * means.std(0) / math.sqrt(len(means))).all()
+
+
+@pytest.mark.parametrize("shape", [0.05, 0.7, 1.0, 3.0, 1e6])
+def test_gamma_draws_of_rows_have_the_distribution(shape: float):
+    obs = Observations([0], [0], [1.0], shape=(20_000, 1))
+    drawn = lines.Lines(obs, 0, np.random.default_rng(0)).gamma(np.full(20_000, shape))
+    assert stats.kstest(drawn, stats.gamma(shape).cdf).pvalue > 1e-3
+
+
+@given(
+    ends=st.lists(st.integers(0, 30), max_size=3).map(lambda x: sorted([0, *x, 30])),
+    seed=st.integers(0, 9),
+)
+def test_draws_of_a_row_depend_on_nothing_else(ends: list[int], seed: int):
+    """However rows are spread, whatever shapes the others have, and draw after draw."""
+    obs = Observations([0], [0], [1.0], shape=(30, 1))
+    shapes = np.random.default_rng(seed).gamma(0.5, 2, 30)
+
+    def drawn(held: slice, others: float) -> list[np.ndarray]:
+        mine = lines.Lines(obs, 0, np.random.default_rng(seed))
+        mine.held = held
+        given = np.where(np.arange(30) < 15, shapes, others * shapes)[held]
+        return [mine.gamma(given), mine.normal(3, np.float32), mine.gamma(given)]
+
+    with mock.patch.object(lines, "BLOCK", 7):
+        whole, other = drawn(slice(0, 30), 1.0), drawn(slice(0, 30), 9.0)
+        parts = [drawn(slice(a, b), 1.0) for a, b in pairwise(ends)]
+    for k, x in enumerate(whole):
+        assert np.array_equal(x, np.concatenate([part[k] for part in parts]))
+        assert np.array_equal(x[:15], other[k][:15])
+    assert not np.array_equal(whole[0], whole[2])
 
 
 def test_link_draws_have_the_posterior_of_the_link_matrix():
