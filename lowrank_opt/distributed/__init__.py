@@ -9,6 +9,7 @@ from lowrank_opt.distributed.cut import CutPart as CutPart
 from lowrank_opt.distributed.cut import cut_rows as cut_rows
 from lowrank_opt.distributed.exchange import Processes as Processes
 from lowrank_opt.distributed.folder import read_folder as read_folder
+from lowrank_opt.distributed.maps import own_map as own_map
 from lowrank_opt.distributed.processes import ProcessPart as ProcessPart
 from lowrank_opt.distributed.split import gather_observations as gather_observations
 from lowrank_opt.distributed.split import own_rows as own_rows

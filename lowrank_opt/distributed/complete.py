@@ -35,7 +35,7 @@ def complete(
         Entries from `split_rows` or `own_rows`.
     model, **options
         As in `lowrank_opt.complete`. The parameters of a parameterization become those of the
-        first process.
+        first process; where rows are cut, it has the rows of this process, which stay its own.
     generator : torch.Generator, optional
         That of the first process counts.
 
@@ -65,7 +65,7 @@ def complete(
     processes = entries.part.processes
     asked = observations.model if isinstance(observations, CompletionProblem) else model
     if isinstance(asked, Parameterization):
-        _synchronize(asked, processes)
+        _synchronize(asked, processes, own=asked.alike_rows if entries.part.cut else "")
     shared = _same_generator(generator, processes, entries.device)
     if isinstance(observations, CompletionProblem):
         return complete_here(observations, generator=shared, **options)
@@ -73,9 +73,11 @@ def complete(
 
 
 @torch.no_grad()
-def _synchronize(model: Parameterization, processes: Processes) -> None:
-    for x in (*model.parameters(), *model.buffers()):
-        x.copy_(processes.from_first(x))
+def _synchronize(model: Parameterization, processes: Processes, *, own: str) -> None:
+    """Make all tensors those of the first process, but that of each one's own rows."""
+    for name, x in (*model.named_parameters(), *model.named_buffers()):
+        if name != own:
+            x.copy_(processes.from_first(x))
 
 
 def _same_generator(

@@ -92,6 +92,10 @@ class CutPart:
         """Return lines of the rows, as they are; or of all columns."""
         return x if side == 0 else self.inner.gather(x, side)
 
+    def stacked(self, x: Tensor) -> tuple[Tensor, slice]:
+        """Return the lines of all processes, however many each has, and which are one's own."""
+        return self.inner.stacked(x)
+
     def columns(self, observations: Observations) -> NoReturn:
         """Raise: columns come in `blocks`."""
         raise NotImplementedError("rows are cut: entries of columns come in blocks")

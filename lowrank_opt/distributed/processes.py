@@ -80,6 +80,12 @@ class ProcessPart:
         ends = self.ends[side]
         return self.processes.gather(x, [b - a for a, b in pairwise(ends)])
 
+    def stacked(self, x: Tensor) -> tuple[Tensor, slice]:
+        """Return the lines of all processes, however many each has, and which are one's own."""
+        sizes, rank = self.processes.counts(len(x), x), self.processes.rank
+        first = sum(sizes[:rank])
+        return self.processes.gather(x, sizes), slice(first, first + len(x))
+
     def columns(self, observations: Observations) -> Observations:
         """Return the entries of this process's columns, with the values of these entries."""
         order, sizes = by_owner(observations.cols, self.ends[1])

@@ -82,6 +82,10 @@ class Part(Protocol[E]):
         """Return lines of all rows (or columns), of which this process has those of its span."""
         ...
 
+    def stacked(self, x: Tensor) -> tuple[Tensor, slice]:
+        """Return the lines of all processes, however many each has, and which are one's own."""
+        ...
+
     def columns(self, observations: E) -> E:
         """Return the entries of this process's columns, values and weights of these entries."""
         ...

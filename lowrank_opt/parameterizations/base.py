@@ -62,6 +62,9 @@ class Parameterization(Configured, ABC):
     # Whether an adapter begins where the map begins, instead of at zero by an `Offset`: of maps
     # that would be something else with their start subtracted.
     keeps_its_start: ClassVar[bool] = False
+    # The parameter with a line for each row of W, if turning its lines turns W: W(Q B) = Q W(B) for
+    # every Q with orthonormal columns. Its lines may then be spread over processes.
+    alike_rows: ClassVar[str] = ""
 
     def __init__(self, shape: tuple[int, int], rank: int) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import traceback
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from unittest import mock
@@ -22,6 +23,7 @@ from lowrank_opt.completion.certificates.at_rank import gap_at_rank
 from lowrank_opt.completion.certificates.certificate import certify_completion
 from lowrank_opt.completion.certificates.convex_problem import ConvexProblem
 from lowrank_opt.completion.loop.checkpoint import Checkpoint
+from lowrank_opt.completion.model.cut_map import CutMap
 from lowrank_opt.distributed.digest import checksum
 from lowrank_opt.distributed.exchange import Processes
 from lowrank_opt.distributed.processes import cuts
@@ -51,6 +53,10 @@ def observed() -> Observations:
 def plain_steps(variables: list[Tensor]) -> torch.optim.Optimizer:
     # Adam divides gradients that are rounding by themselves.
     return torch.optim.SGD(variables, lr=1e-3)
+
+
+def momentum(variables: list[Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(variables, lr=1e-3, momentum=0.9)
 
 
 def maps() -> dict[str, lo.Parameterization]:
@@ -144,6 +150,15 @@ def cut(part: Observations) -> dict[str, Tensor]:
         "variational": Variational(max_iterations=9),
         "gibbs": Gibbs(burn_in=1, samples=3),
     }
+    models = {"variational": 9}
+    for name, chart in maps().items():
+        if chart.alike_rows:
+            models[name], plan[name] = _own(chart, part), LBFGS(max_iterations=4)
+    models["first_order"], plan["first_order"] = (
+        _own(maps()["nb_lora"], part),
+        FirstOrder(plain_steps),
+    )
+    plan["first_order"] = replace(plan["first_order"], max_iterations=4)
     if part.part is not None:
         plan["held"] = ALS(max_iterations=4)
     blocks = [] if part.part is None else part.part.blocks(part)
@@ -152,9 +167,9 @@ def cut(part: Observations) -> dict[str, Tensor]:
     for name, solver in plan.items():
         result = lo.complete(
             part,
-            2 if name != "variational" else 9,
+            models.get(name, 2),
             solver=solver,
-            penalty=0.0 if solver.traits.penalty == "no" else 0.5,
+            penalty=0.5 if solver.traits.penalty == "needed" or name == "factored" else 0.0,
             bias=None if name == "als_rows" else "additive",
             validation=0.25 if name == "held" else None,
             generator=seeded(),
@@ -164,6 +179,10 @@ def cut(part: Observations) -> dict[str, Tensor]:
         if name == "als":
             found |= bounds_of(result, part)
     return found
+
+
+def _own(chart: lo.Parameterization, part: Observations) -> lo.Parameterization:
+    return chart if part.part is None else distributed.own_map(chart, part)
 
 
 def bounds_of(result: object, part: Observations) -> dict[str, Tensor]:
@@ -245,6 +264,10 @@ def counts() -> dict[str, Tensor]:
         features = normal(other, 3)
         problems[side].solve(normal(size, 3), features, features[:, 0].clone(), **given)
         found[f"bytes.cut.{side}"] = torch.tensor(sum(processes.sent.values()))
+    cut_map = CutMap(distributed.own_map(maps()["radial"], apart), apart)
+    processes.sent.clear()
+    lo.kernels.observed_squared_loss(cut_map(), apart).backward()
+    found["bytes.cut.gradient"] = torch.tensor(sum(processes.sent.values()))
     problems = gaussian_rows(apart, torch.float32)
     sides = [Moments.of(normal(k, 2).float(), normal(k).float()) for k in apart.shape]
     for side, lines in enumerate(Lines(apart, k, np.random.default_rng(0)) for k in (0, 1)):
@@ -317,14 +340,17 @@ def checkpoints(folder: Path, step: str) -> dict[str, Tensor]:
         ("lbfgs", LBFGS(max_iterations=most), maps()["homogeneous"]),
         ("als", ALS(max_iterations=most), 2),
         ("cut.gibbs", Gibbs(burn_in=1, samples=most - 1), 2),
+        ("cut.lbfgs", LBFGS(max_iterations=most), maps()["homogeneous"]),
+        ("cut.momentum", FirstOrder(momentum, max_iterations=most), maps()["radial"]),
     ):
         kept = None
         if step != "whole":
             kept = Checkpoint(folder / name, every=2, resume=resume, store=store)
         entries = distributed.cut_rows(part) if name.startswith("cut.") else part
+        cut_map = entries is not part and isinstance(model, lo.Parameterization)
         result = distributed.complete(
             entries,
-            model,
+            _own(model, entries) if cut_map else model,
             solver=solver,
             penalty=0.5 if name == "als" else 0.0,
             generator=seeded(),

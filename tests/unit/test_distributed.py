@@ -121,6 +121,9 @@ def test_bytes_of_rows_that_are_cut_are_those_that_columns_ask_for(many):
         assert pairs * (3 + 1) * 8 + gathered + loss == pytest.approx(
             float(found["bytes.cut.1"]), abs=1
         )
+        # A map of rank two, whose factors have four columns.
+        frames, reduced = 8 * (P - 1) * (1 + 2 * 2), 2 * 8 * (1 + 17 * 4 + 2 * 4) * (P - 1) / P
+        assert frames + reduced == pytest.approx(float(found["bytes.cut.gradient"]), abs=3)
         # A draw: sums over rows; lines of two factors, a one and a bias, with a level of noise.
         sums, line = 2 * 8 * 12 * (P - 1) / P, 4 * 4 + 8
         assert sums == pytest.approx(float(found["bytes.draw.0"]), abs=1)
@@ -171,7 +174,7 @@ def test_the_same_entries_are_held_out_on_any_number_of_processes(many, alone):
 @pytest.mark.parametrize("many", [2], indirect=True)
 def test_a_checkpoint_goes_on_with_another_number_of_processes(many, folder, alone):
     there = worker.checkpoints(folder, "on")
-    for name in ("variational", "lbfgs", "als", "cut.gibbs"):
+    for name in ("variational", "lbfgs", "als", "cut.gibbs", "cut.lbfgs", "cut.momentum"):
         expected, found = many[0][f"whole.{name}"], there[f"on.{name}"]
         torch.testing.assert_close(expected, found, rtol=1e-6, atol=1e-6)
         assert not torch.equal(many[0][f"first.{name}"], found)

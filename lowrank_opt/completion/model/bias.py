@@ -11,7 +11,7 @@ from torch import Tensor
 from lowrank_opt.errors import OptionError
 from lowrank_opt.kernels import observed_squared_loss
 from lowrank_opt.observations import Observations
-from lowrank_opt.observations.parts import total
+from lowrank_opt.observations.parts import is_cut, over_lines, total
 from lowrank_opt.operator import LowRankOperator
 
 _TOLERANCE = 1e-10
@@ -120,6 +120,7 @@ class _AdditiveModel:
 
     def __init__(self, observations: Observations, penalty: float) -> None:
         m, n = observations.shape
+        self.observations = observations
         self.sizes, self.penalty = (m, n), penalty
         zeros = torch.zeros_like(observations.values, dtype=torch.float64)
         self.homogeneous = observations.to(dtype=torch.float64).with_values(zeros)
@@ -134,19 +135,29 @@ class _AdditiveModel:
         # As many numbers as entries, of no use from here on.
         del values
         inverse = torch.where(self.diagonal > 0, 1 / self.diagonal, 0.0)
-        z, target = inverse * r, _TOLERANCE * float(r.norm())
-        p, rz = z, torch.dot(r, z)
+        z, target = inverse * r, _TOLERANCE * self._norm(r)
+        p, rz = z, self._dot(r, z)
         for _ in range(_MAX_STEPS):
-            if float(r.norm()) <= target:
+            if self._norm(r) <= target:
                 break
             q = self._gradient(p) + self.penalty * p
-            alpha = rz / torch.dot(p, q)
+            alpha = rz / self._dot(p, q)
             x, r = x + alpha * p, r - alpha * q
             z, previous = inverse * r, rz
-            rz = torch.dot(r, z)
+            rz = self._dot(r, z)
             p = z + (rz / previous) * p
         a, b = x.split(self.sizes)
         return a, b
+
+    def _dot(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return an inner product over all rows and columns."""
+        if not is_cut(self.observations):
+            return torch.dot(x, y)
+        (a, b), (c, d) = (v.split(self.sizes) for v in (x, y))
+        return over_lines(self.observations, torch.dot(a, c), 0) + torch.dot(b, d)
+
+    def _norm(self, x: Tensor) -> float:
+        return float(self._dot(x, x).sqrt() if is_cut(self.observations) else x.norm())
 
     def _gradient(self, x: Tensor, observations: Observations | None = None) -> Tensor:
         """Return the gradient at x of half the loss without penalty."""

@@ -7,13 +7,21 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.completion.model.bias import AdditiveBias, fit_additive_bias, no_bias
+from lowrank_opt.completion.model.cut_map import CutMap
 from lowrank_opt.completion.model.links import IDENTITY, Link
 from lowrank_opt.completion.model.losses import EntryLoss, Residual, Squared
 from lowrank_opt.completion.model.problem import CompletionProblem
-from lowrank_opt.completion.model.seen import seen_factors
+from lowrank_opt.completion.model.seen import masked, seen_factors
 from lowrank_opt.kernels import observed_entries, observed_squared_loss
 from lowrank_opt.observations import Observations
-from lowrank_opt.observations.parts import entry_count, largest, shared, total
+from lowrank_opt.observations.parts import (
+    entry_count,
+    is_cut,
+    largest,
+    over_lines,
+    shared,
+    total,
+)
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
 
@@ -46,6 +54,9 @@ class Objective:
         self.parameterization: Parameterization
         self.observations: Observations
         self.parameterization, self.observations = parameterization, observations
+        self.cut: CutMap | None = (
+            CutMap(parameterization, observations) if is_cut(observations) else None
+        )
         self.loss: EntryLoss = problem.entry_loss.of(observations)
         self.loss.check(observations)
         self.penalty: float
@@ -80,15 +91,33 @@ class Objective:
         biases = self.biases if self.fit_bias else ()
         return [*self.free, *biases, *([self.extra] if self.extra.requires_grad else [])]
 
+    @property
+    def of_own_rows(self) -> list[bool]:
+        """Which of `variables` have lines of this process's rows, and others elsewhere."""
+        if self.cut is None:
+            return [False for _ in self.variables]
+        rows = self.parameterization.get_parameter(self.parameterization.alike_rows)
+        return [x is rows or x is self.biases[0] for x in self.variables]
+
     def value(self) -> Tensor:
         """Return the objective in its own unit, a float64 scalar."""
         total = self._data_term() / self.unit
         if self.penalty > 0:
-            total = total + (0.5 * self.penalty / self.unit) * _squares(self.free)
+            total = total + (0.5 * self.penalty / self.unit) * self._squares(self.free)
         if self.fit_bias and self.bias_penalty > 0:
             share = 0.5 * self.bias_penalty * (self.spread / self.unit) * self.spread
-            total = total + share * _squares(self.biases)
+            total = total + share * self._squares(self.biases)
         return total
+
+    def _squares(self, tensors: Sequence[Tensor]) -> Tensor:
+        own = {id(x) for x, of in zip(self.variables, self.of_own_rows, strict=True) if of}
+        sums = [x.square().sum(dtype=torch.float64) for x in tensors]
+        return torch.stack(
+            [
+                over_lines(self.observations, s, 0) if id(x) in own else s
+                for s, x in zip(sums, tensors, strict=True)
+            ]
+        ).sum()
 
     @torch.no_grad()
     def operator(self) -> LowRankOperator:
@@ -96,6 +125,8 @@ class Objective:
 
         Rows and columns without entries are zero, unless frozen frames or features speak for them.
         """
+        if self.cut is not None:
+            return masked(self.cut(), *self.seen).detach().clone()
         return seen_factors(self.parameterization, *self.seen).detach().clone()
 
     def bias(self) -> AdditiveBias:
@@ -131,7 +162,8 @@ class Objective:
         return observations.with_values((observations.values - self.mean) / self.spread)
 
     def _data_term(self) -> Tensor:
-        op = self.parameterization() * (1 / self.spread)
+        made = self.parameterization if self.cut is None else self.cut
+        op = made() * (1 / self.spread)
         bias = self.biases if self.fit_bias else None
         if isinstance(self.loss, Squared):
             loss = observed_squared_loss(op, self.centred, bias=bias, dtype=torch.float64)
@@ -177,10 +209,6 @@ def _total_weight(observations: Observations) -> float:
     return float(entry_count(observations)) if w is None else float(total(observations, w))
 
 
-def _squares(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.stack([x.square().sum(dtype=torch.float64) for x in tensors]).sum()
-
-
 def _seen(observations: Observations) -> tuple[Tensor, Tensor]:
     """Return where rows and columns have an entry of positive weight, two masks."""
     w = observations.weights
@@ -192,4 +220,5 @@ def _seen(observations: Observations) -> tuple[Tensor, Tensor]:
     part = observations.part
     if part is None:
         return row_mask, col_mask
-    return part.total(row_mask.long()) > 0, part.total(col_mask.long()) > 0
+    rows_seen = row_mask if part.cut else part.total(row_mask.long()) > 0
+    return rows_seen, part.total(col_mask.long()) > 0

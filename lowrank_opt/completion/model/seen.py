@@ -36,8 +36,14 @@ def seen_factors(module: Parameterization, rows: Tensor, cols: Tensor) -> LowRan
     if isinstance(module, Between):
         A, B = module.sides
         return module.between(seen_factors(module.inner, A.met(rows), B.met(cols)))
-    left, scale, right = module.factors()
+    found = module.factors()
     if any(isinstance(part, Between) for part in module.modules()):
-        return LowRankOperator(left, scale, right)
+        return found
+    return masked(found, rows, cols)
+
+
+def masked(operator: LowRankOperator, rows: Tensor, cols: Tensor) -> LowRankOperator:
+    """Return the factors with zeros where nothing was observed."""
+    left, scale, right = operator
     left, right = (x.where(k.unsqueeze(1), 0) for x, k in ((left, rows), (right, cols)))
     return LowRankOperator(left, scale, right)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from lowrank_opt.completion.certificates.convex_problem import ConvexProblem, convex_problem_of
-from lowrank_opt.completion.loop.checkpoint import Checkpoint, State
+from lowrank_opt.completion.loop.checkpoint import Checkpoint, State, own_lines
 from lowrank_opt.completion.loop.history import History, Iteration
 from lowrank_opt.completion.loop.status import CompletionStatus
 from lowrank_opt.completion.loop.stopping import Stopping
@@ -33,6 +33,7 @@ from lowrank_opt.completion.solvers.proof import Proof
 from lowrank_opt.completion.solvers.traits import Traits
 from lowrank_opt.errors import OptionError
 from lowrank_opt.observations import Observations
+from lowrank_opt.observations.parts import is_cut
 
 # From another start: enough to be better than a bad minimum, if it is one.
 _STEPS_ELSEWHERE = 20
@@ -44,6 +45,7 @@ _TRAITS = Traits(
     checkpoint=True,
     certificate=True,
     distributed=True,
+    cut=True,
 )
 
 
@@ -165,7 +167,9 @@ def _train(
     patience, most = run.patience_or(), solver.max_iterations
     stopping = Stopping(fitted.dtype, tolerance=solver.tolerance, patience=patience)
     convex = convex_problem_of(problem, fitted)
-    proof = None if convex is None or held_out is not None else Proof.of(convex, solver.gap)
+    # Where rows are cut the tolerance decides: certificates are asked for, not gone on from.
+    tolerance_decides = convex is None or held_out is not None or is_cut(fitted)
+    proof = None if tolerance_decides else Proof.of(convex, solver.gap)
     fit = _Fit(objective, make(objective), stopping, held_out, run.checkpoint, proof)
     with run.reporting(most) as report:
         status = fit.run(most, report)
@@ -298,11 +302,11 @@ class _Fit:
 
     def _state(self) -> State:
         return {
-            "variables": self._copy(),
+            "variables": self._kept(self._copy()),
             "minimizer": self.minimizer.state(),
             "stopping": self.stopping.state(),
             "history": self.history.columns(),
-            "best": self.best,
+            "best": self._kept(self.best),
             "proof": None if self.proof is None else self.proof.state(),
         }
 
@@ -317,6 +321,10 @@ class _Fit:
         if self.proof is not None:
             self.proof.resume(state["proof"])
         self.start -= self.history.seconds[-1]
+
+    def _kept(self, variables: list[Tensor]) -> list[State]:
+        pairs = zip(variables, self.objective.of_own_rows, strict=True)
+        return [own_lines(x) if own else x for x, own in pairs]
 
     def _copy(self) -> list[Tensor]:
         return [x.detach().clone() for x in self.objective.variables]

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 from torch.optim import LBFGS, Optimizer
 
-from lowrank_opt.completion.loop.checkpoint import State
+from lowrank_opt.completion.loop.checkpoint import State, own_lines
 from lowrank_opt.completion.model.objective import Objective
+from lowrank_opt.completion.solvers.spread_vector import SpreadVector
 from lowrank_opt.observations.parts import entry_count
 
 MakeOptimizer: TypeAlias = Callable[[Sequence[Tensor]], Optimizer]
@@ -87,7 +88,7 @@ class OptimizerSteps(Minimizer):
         value, gradients = _differentiate(self.objective, self.factor)
         for x, g in zip(self.objective.variables, gradients, strict=True):
             x.grad = g
-        gradient_norm = float(torch.stack([g.double().norm() for g in gradients]).norm())
+        gradient_norm = self._norm(gradients)
         return Evaluation(value / self.factor, gradient_norm / self.factor)
 
     def advance(self) -> bool:
@@ -98,7 +99,16 @@ class OptimizerSteps(Minimizer):
         self.optimizer: Optimizer = self.make(self.objective.variables)
 
     def state(self) -> State:
-        return self.optimizer.state_dict()
+        state = self.optimizer.state_dict()
+        own = self.objective.of_own_rows
+        moments = {k: own_lines(x) if own[k] else x for k, x in state["state"].items()}
+        return {**state, "state": moments}
+
+    def _norm(self, gradients: Sequence[Tensor]) -> float:
+        vector = SpreadVector(self.objective)
+        if vector.part is None:
+            return float(torch.stack([g.double().norm() for g in gradients]).norm())
+        return float(vector.total(_flat(gradients).square()).sqrt())
 
     def resume(self, state: State) -> None:
         assert isinstance(state, dict), "as `state` returned it"
@@ -121,20 +131,33 @@ class QuasiNewtonSteps(Minimizer):
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
+        self.spread: SpreadVector = SpreadVector(objective)
         self.memory: deque[_Remembered] = deque(maxlen=_REMEMBERED)
         self.met_not_finite = False
         self.restart()
 
     def evaluate(self) -> Evaluation:
         point = self._evaluate_at(self.vector.detach().clone())
-        gradient_norm = float(point.gradient.norm())
+        g, spread = point.gradient, self.spread
+        gradient_norm = float(g.norm() if spread.part is None else spread.dot(g, g).sqrt())
         return Evaluation(point.value / _MAGNIFICATION, gradient_norm / _MAGNIFICATION)
 
     def advance(self) -> bool:
         before = self.vector.detach().clone()
         self.met_not_finite = False
-        self.optimizer.step(self._closure)
-        return not torch.equal(before, self.vector)
+        with self.spread.reducing() as mode:
+
+            def closure() -> float:
+                if mode is None:
+                    return self._closure()
+                mode.paused = True
+                try:
+                    return self._closure()
+                finally:
+                    mode.paused = False
+
+            self.optimizer.step(closure)
+        return not self.spread.agreed(here=torch.equal(before, self.vector))
 
     def restart(self) -> None:
         variables = self.objective.variables
@@ -153,9 +176,12 @@ class QuasiNewtonSteps(Minimizer):
     def state(self) -> State:
         remembered = [tuple(known) for known in self.memory]
         past = dict(self.optimizer.state[self.vector])
-        return {"vector": self.vector.detach(), "past": past, "remembered": remembered}
+        return self.spread.apart(
+            {"vector": self.vector.detach(), "past": past, "remembered": remembered}
+        )
 
     def resume(self, state: State) -> None:
+        state = self.spread.joined(state)
         assert isinstance(state, dict), "as `state` returned it"
         with torch.no_grad():
             self.vector.copy_(state["vector"])
@@ -173,13 +199,14 @@ class QuasiNewtonSteps(Minimizer):
             for v, part in zip(variables, x.split([v.numel() for v in variables]), strict=True):
                 v.copy_(part.view_as(v))
         for known in self.memory:
-            if torch.equal(known.x, x):
+            if self.spread.agreed(here=torch.equal(known.x, x)):
                 return known
         value, gradients = _differentiate(self.objective, _MAGNIFICATION)
-        return self._remember(x, value, torch.cat([g.double().reshape(-1) for g in gradients]))
+        return self._remember(x, value, _flat(gradients))
 
     def _remember(self, x: Tensor, value: float, gradient: Tensor) -> "_Remembered":
-        if not (math.isfinite(value) and bool(torch.isfinite(gradient).all())):
+        finite = math.isfinite(value) and bool(torch.isfinite(gradient).all())
+        if not self.spread.agreed(here=finite):
             # With infinity and NaN the line search halves its interval.
             self.met_not_finite: bool = True
             value, gradient = math.inf, torch.full_like(gradient, math.nan)
@@ -191,6 +218,10 @@ class _Remembered(NamedTuple):
     x: Tensor
     value: float
     gradient: Tensor
+
+
+def _flat(gradients: Sequence[Tensor]) -> Tensor:
+    return torch.cat([g.double().reshape(-1) for g in gradients])
 
 
 def _differentiate(objective: Objective, factor: float) -> tuple[float, list[Tensor]]:

@@ -109,8 +109,8 @@ class Traits:
         yield from self._penalty_misfits(problem)
         yield from self._entry_misfits(problem)
         begun = run is not None and run.start is not None
-        if is_cut(problem.observations) and (begun or problem.feasible_set is not None):
-            yield "takes neither a set nor a start where rows are cut; got one"
+        if is_cut(problem.observations):
+            yield from self._cut_misfits(problem, begun=begun)
         yield from self._run_misfits(run)
 
     def _penalty_misfits(self, problem: CompletionProblem) -> Iterator[str]:
@@ -128,8 +128,6 @@ class Traits:
             yield "takes no weights; got some"
         if not self.side and (problem.row_features or problem.col_features or problem.implicit):
             yield "takes no side information; got some"
-        if is_cut(observations) and (problem.row_features or problem.implicit):
-            yield "takes neither features of rows nor implicit ones where rows are cut; got some"
         yield from self._device_misfits(observations.device)
         if observations.part is not None and not self.distributed:
             yield "takes all entries in one process; got a part of them"
@@ -137,6 +135,21 @@ class Traits:
             yield "keeps the numbers of all rows in each process; got rows that are cut"
         if observations.dtype not in self.dtypes:
             yield f"computes in {' or '.join(map(str, self.dtypes))}; got {observations.dtype}"
+
+    def _cut_misfits(self, problem: CompletionProblem, *, begun: bool) -> Iterator[str]:
+        model = problem.model
+        if begun:
+            yield "takes no start where rows are cut; got one"
+        if problem.row_features or problem.implicit:
+            yield "takes neither features of rows nor implicit ones where rows are cut; got some"
+        if isinstance(model, Parameterization) and "parameterization" in self.sets:
+            if not model.alike_rows:
+                yield (
+                    "takes where rows are cut only parameterizations that turn with their rows "
+                    f"(alike_rows); got {type(model).__name__}, whose rows need each other"
+                )
+        elif problem.feasible_set is not None:
+            yield "takes no set where rows are cut; got one"
 
     def computes_on(self, device_type: str) -> bool:
         """Return whether observations may be on devices of a type.

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,7 @@ class HomogeneousBall(Parameterization):
     """
 
     complete: bool = True
+    alike_rows: ClassVar[str] = "left"
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,7 @@ class NBLoRA(Parameterization):
     """
 
     complete: bool = True
+    alike_rows: ClassVar[str] = "left_rows"
 
     def __init__(
         self,

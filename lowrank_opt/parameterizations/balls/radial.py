@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,7 @@ class RadialBall(Parameterization):
     """
 
     complete: bool = True
+    alike_rows: ClassVar[str] = "left"
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,7 @@ class SimplexRankOnes(Parameterization):
     """
 
     complete: bool = True
+    alike_rows: ClassVar[str] = "left"
 
     def __init__(
         self,

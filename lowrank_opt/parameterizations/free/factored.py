@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ class Factored(Parameterization):
     """
 
     complete: bool = True
+    alike_rows: ClassVar[str] = "left"
 
     def __init__(
         self,
