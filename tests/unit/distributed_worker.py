@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import traceback
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from unittest import mock
