@@ -153,11 +153,8 @@ def cut(part: Observations) -> dict[str, Tensor]:
     for name, chart in maps().items():
         if chart.alike_rows:
             models[name], plan[name] = _own(chart, part), LBFGS(max_iterations=4)
-    models["first_order"], plan["first_order"] = (
-        _own(maps()["nb_lora"], part),
-        FirstOrder(plain_steps),
-    )
-    plan["first_order"] = replace(plan["first_order"], max_iterations=4)
+    models["first_order"] = _own(maps()["nb_lora"], part)
+    plan["first_order"] = FirstOrder(plain_steps, max_iterations=4)
     if part.part is not None:
         plan["held"] = ALS(max_iterations=4)
     blocks = [] if part.part is None else part.part.blocks(part)
