@@ -185,8 +185,8 @@ def markdown() -> str:
     """Return the table "which solver for which problem", as the documentation shows it."""
     head = (
         "| solver | name | model | loss | biases | penalty | goes on from | certificate "
-        "| devices |\n"
-        "| :-- | :-- | :-- | :-- | :-- | :-- | :-- | :-- | :-- |\n"
+        "| devices | processes |\n"
+        "| :-- | :-- | :-- | :-- | :-- | :-- | :-- | :-- | :-- | :-- |\n"
     )
     return head + "".join(_line(name, kind) for name, kind in SOLVERS.items())
 
@@ -206,5 +206,6 @@ def _line(name: str, kind: type[Solver]) -> str:
         ", ".join(what for what, does in able.items() if does) or "-",
         "where convex" if traits.certificate else "-",
         ", ".join(traits.devices),
+        "one" if not traits.distributed else "many, rows cut" if traits.cut else "many",
     )
     return f"| {' | '.join(cells)} |\n"

@@ -46,6 +46,7 @@ class _RunFromStages(TypedDict, total=False):
     validation: float | Observations | None
     patience: int | None
     progress: Progress
+    checkpoint: Checkpoint | None
 
 
 def als(

@@ -1,9 +1,6 @@
 """What each process of the tests of `lowrank_opt.distributed` computes, and leaves in a file."""
 
-import os
-import signal
 import sys
-import traceback
 from itertools import pairwise
 from pathlib import Path
 from unittest import mock
@@ -30,6 +27,7 @@ from lowrank_opt.kernels.gaussian_rows import Moments
 from lowrank_opt.kernels.parts import gaussian_rows, row_problems
 from lowrank_opt.observations import Observations
 from lowrank_opt.solvers import ALS, LBFGS, FirstOrder, Gibbs, Variational
+from tests.forks import forked
 
 SHAPE = (23, 17)
 
@@ -379,34 +377,5 @@ def compute(folder: Path, rank: int, size: int, steps: list[str]) -> None:
         dist.destroy_process_group()
 
 
-def fork(folder: Path, rank: int, size: int, steps: list[str]) -> int:
-    """Start one process, a copy of this one; return its number."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        compute(folder, rank, size, steps)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-def main(folder: str, size: str, *steps: str) -> int:
-    """Run steps in some processes; where one fails, the others wait for it no longer."""
-    left = {fork(Path(folder), rank, int(size), [*steps]) for rank in range(int(size))}
-    failed = 0
-    while left:
-        child, status = os.wait()
-        left.discard(child)
-        if status and not failed:
-            failed = 1
-            for other in left:
-                os.kill(other, signal.SIGKILL)
-    return failed
-
-
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(forked(compute, *sys.argv[1:]))

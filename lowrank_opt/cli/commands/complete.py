@@ -144,19 +144,12 @@ def _completed(options: Namespace, folder: Path, solver: str) -> int:
 
 def _solver(options: Namespace) -> str:
     """Return the name of the solver, and refuse what does not fit it before the file is read."""
-    from lowrank_opt.solvers import SOLVERS
-
     solver = options.solver or ("variational" if options.radius is None else "gradient")
     traits = _traits(solver)
-    able = ", ".join(name for name, kind in SOLVERS.items() if kind.traits.checkpoint)
     if "parameterization" in traits.sets and options.radius is None:
         raise OptionError(f"the solver {solver} needs --radius: a bound on the nuclear norm")
-    if options.checkpoint_every and not traits.checkpoint:
-        raise OptionError(
-            f"--checkpoint-every needs one of the solvers {able}; got {solver}: leave it out"
-        )
-    if options.resume and (not traits.checkpoint or options.checkpoint_every == 0):
-        raise OptionError(f"--resume needs one of the solvers {able}, with checkpoints")
+    if options.resume and options.checkpoint_every == 0:
+        raise OptionError("--resume needs checkpoints; got --checkpoint-every 0: leave it out")
     if options.rank is not None and options.rank < 1:
         raise OptionError(f"--rank must be at least 1; got {options.rank}")
     return solver
@@ -215,8 +208,6 @@ def _every(options: Namespace, solver: str) -> int:
     if options.checkpoint_every is not None:
         return int(options.checkpoint_every)
     traits = _traits(solver)
-    if not traits.checkpoint:
-        return 0
     # Steps along a gradient are short, and the state of a sampler has all its draws.
     return _SELDOM if "parameterization" in traits.sets or solver == "gibbs" else _EVERY
 

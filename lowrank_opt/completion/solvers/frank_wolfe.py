@@ -12,6 +12,8 @@ from torch import Tensor
 
 from lowrank_opt.completion.certificates.convex_problem import ConvexProblem
 from lowrank_opt.completion.certificates.support import sparse_matrix
+from lowrank_opt.completion.loop.checkpoint import packed, unpacked
+from lowrank_opt.completion.loop.remembered import Memory, Remembered
 from lowrank_opt.completion.model.bias import weighted_mean
 from lowrank_opt.completion.model.checks import check_amounts, check_counts
 from lowrank_opt.completion.model.problem import CompletionProblem
@@ -78,7 +80,7 @@ class FrankWolfe:
     FrankWolfe(gap=1e-06, max_iterations=300)
     """
 
-    traits: ClassVar[Traits] = Traits(sets=("spectral set",), certificate=True)
+    traits: ClassVar[Traits] = Traits(sets=("spectral set",), certificate=True, checkpoint=True)
     gap: float = 1e-4
     max_iterations: int = 300
 
@@ -100,7 +102,11 @@ class FrankWolfe:
         mean = 0.0 if rate is None else weighted_mean(fitted)
         fit = subspace_fit(fitted, feasible_set, mean, rate)
         return iterate(
-            corrective_steps(fit, feasible_set, self.gap, fitted.dtype),
+            Remembered(
+                lambda memory: corrective_steps(
+                    fit, feasible_set, self.gap, fitted.dtype, memory=memory
+                )
+            ),
             fitted,
             held_out,
             run,
@@ -118,11 +124,17 @@ def corrective_steps(
     dtype: torch.dtype,
     start: SubspacePoint | None = None,
     most_steps: int = _MOST_STEPS,
+    *,
+    memory: Memory | None = None,
 ) -> Iterator[Iterate]:
     """Yield a start, zero by default, and the matrices that corrective steps lead to."""
-    point, steps = start or fit.start(), _FEWEST_STEPS
-    objective, lowest_gap = fit.objective(point), math.inf
+    memory = {} if memory is None else memory
+    point = start or fit.start()
+    point = packed(point, memory.get("point", unpacked(point)))
+    numbers = [_FEWEST_STEPS, fit.objective(point), math.inf]
+    steps, objective, lowest_gap = memory.get("numbers", numbers)
     while True:
+        memory |= {"point": unpacked(point), "numbers": [steps, objective, lowest_gap]}
         G = sparse_matrix(fit.residual_gradient(point))
         # The atom does not depend on the unit, and squares of tiny entries would vanish.
         atom = feasible_set.lmo(G / (float(abs(G).max()) or 1.0)).to(device=fit.a.device)

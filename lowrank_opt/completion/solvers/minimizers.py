@@ -11,8 +11,8 @@ from torch.nn.utils import parameters_to_vector
 from torch.optim import LBFGS, Optimizer
 
 from lowrank_opt.completion.loop.checkpoint import State, own_lines
+from lowrank_opt.completion.loop.spread_vector import SpreadVector
 from lowrank_opt.completion.model.objective import Objective
-from lowrank_opt.completion.solvers.spread_vector import SpreadVector
 from lowrank_opt.observations.parts import entry_count
 
 MakeOptimizer: TypeAlias = Callable[[Sequence[Tensor]], Optimizer]
@@ -105,7 +105,7 @@ class OptimizerSteps(Minimizer):
         return {**state, "state": moments}
 
     def _norm(self, gradients: Sequence[Tensor]) -> float:
-        vector = SpreadVector(self.objective)
+        vector = _vector(self.objective)
         if vector.part is None:
             return float(torch.stack([g.double().norm() for g in gradients]).norm())
         return float(vector.total(_flat(gradients).square()).sqrt())
@@ -131,7 +131,7 @@ class QuasiNewtonSteps(Minimizer):
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
-        self.spread: SpreadVector = SpreadVector(objective)
+        self.spread: SpreadVector = _vector(objective)
         self.memory: deque[_Remembered] = deque(maxlen=_REMEMBERED)
         self.met_not_finite = False
         self.restart()
@@ -218,6 +218,10 @@ class _Remembered(NamedTuple):
     x: Tensor
     value: float
     gradient: Tensor
+
+
+def _vector(objective: Objective) -> SpreadVector:
+    return SpreadVector(objective.variables, objective.of_own_rows, objective.observations.part)
 
 
 def _flat(gradients: Sequence[Tensor]) -> Tensor:

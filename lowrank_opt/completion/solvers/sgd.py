@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import torch
 
+from lowrank_opt.completion.loop.checkpoint import Checkpoint, State
+from lowrank_opt.completion.loop.remembered import Memory, Remembered
 from lowrank_opt.completion.loop.status import CompletionStatus
 from lowrank_opt.completion.model.bias import AdditiveBias
 from lowrank_opt.completion.model.checks import check_amounts, check_counts
@@ -97,7 +99,7 @@ class SGD:
     """
 
     traits: ClassVar[Traits] = Traits(
-        sets=("rank", "set", "nothing"), biases=("additive",), bias_penalty=False
+        sets=("rank", "set", "nothing"), biases=("additive",), bias_penalty=False, checkpoint=True
     )
     penalty: float | None = None
     learning_rate: float | None = None
@@ -112,13 +114,14 @@ class SGD:
         observations = problem.observations
         settings = self._settings(problem)
         if run.validation is None and self.max_iterations is None:
-            epochs = _EPOCHS_OF_FEW
-            if len(observations) >= _FEW_ENTRIES:
+            epochs = None if run.checkpoint is None else _after_the_trial(run.checkpoint)
+            if epochs is None and len(observations) >= _FEW_ENTRIES:
                 trial = _trial(observations, settings, run)
                 if trial.status is CompletionStatus.INTERRUPTED:
                     return trial
                 epochs = max(1, int(np.nanargmin(trial.history.validation_rmse)))
-            return _fit(observations, None, settings, epochs, run)
+            epochs = _EPOCHS_OF_FEW if epochs is None else epochs
+            return _fit(observations, None, settings, epochs, _of_part(run, epochs))
         fitted, held_out = run.split(observations)
         epochs = _MOST_EPOCHS if self.max_iterations is None else self.max_iterations
         return _fit(fitted, held_out, settings, epochs, run)
@@ -143,7 +146,7 @@ def _defaults(observations: Observations) -> tuple[float, float]:
 def _trial(observations: Observations, settings: _Settings, run: Run) -> CompletionResult:
     """Return a fit of all but some entries, stopped by these."""
     share = min(_SHARE, _MOST_HELD_OUT / len(observations))
-    trial_run = replace(run, validation=share)
+    trial_run = _of_part(replace(run, validation=share), None)
     # The same entries are held out in whatever order they came.
     kept, held_out = trial_run.split(observations.take(_places(observations).argsort()))
     return _fit(kept, held_out, settings, _MOST_EPOCHS, trial_run)
@@ -161,7 +164,7 @@ def _fit(
     run: Run,
 ) -> CompletionResult:
     return iterate(
-        _iterates(observations, settings, run.generator),
+        Remembered(lambda memory: _iterates(observations, settings, run.generator, memory)),
         observations,
         held_out,
         run,
@@ -172,7 +175,10 @@ def _fit(
 
 
 def _iterates(
-    observations: Observations, settings: _Settings, generator: torch.Generator | None
+    observations: Observations,
+    settings: _Settings,
+    generator: torch.Generator | None,
+    memory: Memory,
 ) -> Iterator[Iterate]:
     mean, unit, scaled = standardize(observations)
     weighted = _with_unit_weights(scaled)
@@ -184,7 +190,11 @@ def _iterates(
     counts = [x.to(start.dtype) for x in (observations.row_counts, observations.col_counts)]
     squares, w = weighted.values.square(), weighted.weights
     loss = float((squares if w is None else squares * w).sum())
+    if memory:
+        # What was drawn for the start is drawn all the same: the generator goes on from there.
+        left, right, a, c, loss = memory["model"]
     while True:
+        memory["model"] = [left, right, a, c, loss]
         sizes = [x.square().sum(1) + b.square() for x, b in zip((left, right), (a, c), strict=True)]
         charge = sum(float(k @ s) for k, s in zip(counts, sizes, strict=True))
         root = math.sqrt(unit)
@@ -195,6 +205,40 @@ def _iterates(
         yield Iterate(operator, AdditiveBias(mean, a * unit, c * unit), objective)
         rate, penalty = settings.learning_rate, settings.penalty
         loss = steps.epoch((left, right), (a, c), rate=rate, penalty=penalty)
+
+
+class _OfPart(Checkpoint):
+    """The checkpoint of the trial, or of the fit after it, which knows what the trial found."""
+
+    def __init__(self, whole: Checkpoint, epochs: int | None) -> None:
+        super().__init__(
+            whole.path,
+            every=whole.every,
+            resume=whole.resume,
+            settings=whole.settings,
+            store=whole.store,
+        )
+        self.epochs = epochs
+
+    def offer(self, iteration: int, state: Callable[[], State]) -> None:
+        super().offer(iteration, lambda: [self.epochs, state()])
+
+    def restored(self, device: torch.device | str = "cpu") -> State | None:
+        found = super().restored(device)
+        assert found is None or isinstance(found, list), "as `offer` wrote it"
+        return None if found is None or found[0] != self.epochs else found[1]
+
+
+def _of_part(run: Run, epochs: int | None) -> Run:
+    whole = run.checkpoint
+    return run if whole is None else replace(run, checkpoint=_OfPart(whole, epochs))
+
+
+def _after_the_trial(checkpoint: Checkpoint) -> int | None:
+    """Return the number of epochs that the trial found, None if it has not ended yet."""
+    found = checkpoint.restored()
+    assert found is None or isinstance(found, list), "as `_OfPart` wrote it"
+    return None if found is None else found[0]
 
 
 def _with_unit_weights(observations: Observations) -> Observations:

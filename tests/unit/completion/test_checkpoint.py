@@ -73,7 +73,8 @@ def goes_on_as_if_never_stopped(
     run: Callable[..., object], folder: Path, *, every: int, killed: int
 ) -> None:
     """Kill a run after some iterations, go on from its checkpoint, and compare with a whole one."""
-    expected = run()
+    reported: list[Iteration] = []
+    expected = run(progress=reported.append)
     with pytest.raises(Killed):
         run(checkpoint=Checkpoint(folder, every=every), progress=killed_after(killed))
     seen: list[Iteration] = []
@@ -81,7 +82,7 @@ def goes_on_as_if_never_stopped(
     resumed = run(checkpoint=again, progress=seen.append)
     np.testing.assert_equal(everything(resumed), everything(expected))
     # It went on, instead of beginning again.
-    assert len(expected.history) - len(seen) == every * ((killed - 1) // every)
+    assert len(reported) - len(seen) == every * ((killed - 1) // every)
 
 
 @pytest.mark.parametrize("solver", ["lbfgs", "first_order", lo.solvers.FirstOrder(momentum)])
@@ -116,6 +117,16 @@ SWEEPING = {
     "soft_impute held out": {"penalty": 2.0, "validation": 0.1},
     "max_norm": {"solver": lo.solvers.MaxNorm(radius=2.0, max_iterations=30)},
     "gibbs": {"solver": lo.solvers.Gibbs(burn_in=4, samples=5, thinning=2)},
+    "frank_wolfe": {"model": lo.SchattenBall(1, 200.0, 25), "max_iterations": 12},
+    "frank_wolfe of small rank": {"model": lo.SchattenBall(1, 120.0, 5), "validation": 0.1},
+    "sgd in its trial": {"solver": "sgd", "patience": 10},
+    "sgd": {"solver": lo.solvers.SGD(max_iterations=20)},
+    "sgd held out": {"solver": lo.solvers.SGD(max_iterations=20), "validation": 0.1},
+    "riemannian": {"solver": lo.solvers.Riemannian(max_iterations=20)},
+    "riemannian of one stage": {"solver": lo.solvers.Riemannian("spectral", max_iterations=20)},
+    "scaled_gd": {"solver": lo.solvers.ScaledGD(max_iterations=20)},
+    "gauss_newton": {"solver": lo.solvers.GaussNewton(max_iterations=14)},
+    "singular_value_projection": {"solver": lo.solvers.SingularValueProjection(max_iterations=20)},
 }
 
 
@@ -124,11 +135,27 @@ def test_sweeps_killed_and_resumed_are_the_same(tmp_path: Path, name: str):
     observed = OBSERVED.to(dtype=torch.float32)
 
     def run(**options: object) -> object:
-        given = {"solver": name.split()[0]} | SWEEPING[name] | options
-        return complete(observed, 4, generator=seeded(3), **given)
+        given = {"solver": name.split()[0], "model": 4} | SWEEPING[name] | options
+        return complete(observed, generator=seeded(3), **given)
 
     for killed in (2, 7):
         goes_on_as_if_never_stopped(run, tmp_path / str(killed), every=2, killed=killed)
+
+
+def test_stochastic_steps_killed_after_their_trial_are_the_same(tmp_path: Path):
+    def run(**options: object) -> object:
+        return complete(OBSERVED, 4, solver="sgd", generator=seeded(3), **options)
+
+    trial: list[Iteration] = []
+    expected = run(progress=trial.append)
+    epochs = len(expected.history)
+    last = killed_after(len(trial) - epochs + 5)
+    with pytest.raises(Killed):
+        run(checkpoint=Checkpoint(tmp_path, every=2), progress=last)
+    seen: list[Iteration] = []
+    resumed = run(checkpoint=Checkpoint(tmp_path, every=2, resume=True), progress=seen.append)
+    np.testing.assert_equal(everything(resumed), everything(expected))
+    assert len(seen) == epochs - 4
 
 
 def test_solver_without_a_state_refuses():

@@ -10,6 +10,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from lowrank_opt.completion.loop.checkpoint import packed, unpacked
+from lowrank_opt.completion.loop.remembered import Memory
 from lowrank_opt.completion.model.checks import check_counts
 from lowrank_opt.completion.model.problem import CompletionProblem
 from lowrank_opt.completion.results.result import CompletionResult
@@ -92,12 +94,16 @@ class GaussNewton:
         )
 
 
-def gauss_newton_steps(fit: ObservedFit, point: Point, *, inner_iterations: int) -> Iterator[State]:
+def gauss_newton_steps(
+    fit: ObservedFit, point: Point, memory: Memory, *, inner_iterations: int
+) -> Iterator[State]:
     """Yield a point and those that Gauss-Newton leads to; end if no step decreases the loss."""
+    point = packed(point, memory.get("point", unpacked(point)))
     residuals = fit.residuals(*point.factors())
     while True:
         gradient = riemannian_gradient(fit, point, residuals)
         loss = fit.loss(residuals)
+        memory["point"] = unpacked(point)
         yield State(point.operator(), loss, gradient.norm())
         forcing = min(_FORCING, math.sqrt(math.sqrt(2 * loss / len(residuals))))
         step = tangent_least_squares(

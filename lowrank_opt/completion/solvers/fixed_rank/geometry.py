@@ -37,6 +37,12 @@ class Point:
     s: Tensor
     V: Tensor
 
+    def __post_init__(self) -> None:
+        # As a checkpoint brings them back: in another order of memory, products may be summed in
+        # another order.
+        for name in ("U", "s", "V"):
+            object.__setattr__(self, name, getattr(self, name).contiguous())
+
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return ``U diag(s)`` and ``V``."""
         return self.U * self.s, self.V

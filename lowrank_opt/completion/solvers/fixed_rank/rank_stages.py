@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 
 from lowrank_opt.checks import check_rank
+from lowrank_opt.completion.loop.checkpoint import unpacked
+from lowrank_opt.completion.loop.remembered import Memory, Remembered
 from lowrank_opt.completion.model.checks import check_amounts, check_counts
 from lowrank_opt.completion.model.problem import CompletionProblem
 from lowrank_opt.completion.results.result import CompletionResult
@@ -51,10 +53,11 @@ class State(NamedTuple):
     final: bool = True
 
 
-Descent: TypeAlias = Callable[[ObservedFit, Point], Iterator[State]]
+# From a point, or from where a memory says.
+Descent: TypeAlias = Callable[[ObservedFit, Point, Memory], Iterator[State]]
 
 
-TRAITS = Traits(sets=("rank",))
+TRAITS = Traits(sets=("rank",), checkpoint=True)
 
 
 def check_options(start: Start, tolerance: float, max_iterations: int) -> None:
@@ -79,8 +82,8 @@ def complete_at_rank(
     Parameters
     ----------
     descend : callable
-        Takes the problem and a point, yields that point and then ever better ones of its rank; it
-        ends if no step decreases the loss.
+        Takes the problem, a point and the memory of `Remembered`, yields that point and then ever
+        better ones of its rank; it ends if no step decreases the loss.
     problem : CompletionProblem
         With a rank; biases are fitted first, alone, and subtracted.
     run : Run
@@ -97,9 +100,13 @@ def complete_at_rank(
     rank = check_rank(problem.fixed_rank, problem.shape)
     fitted, held_out = run.split(problem.observations)
     fit = ObservedFit.of(fitted, bias=problem.bias, bias_penalty=problem.bias_penalty)
-    states = by_stages(fit, rank, descend) if start == "stages" else _direct(fit, rank, descend)
+    states = by_stages if start == "stages" else _direct
+
+    def iterates(memory: Memory) -> Iterator[Iterate]:
+        return (_iterate(fit, state) for state in states(fit, rank, descend, memory))
+
     return iterate(
-        (_iterate(fit, state) for state in states),
+        Remembered(iterates),
         fitted,
         held_out,
         run,
@@ -108,7 +115,7 @@ def complete_at_rank(
     )
 
 
-def by_stages(fit: ObservedFit, rank: int, descend: Descent) -> Iterator[State]:
+def by_stages(fit: ObservedFit, rank: int, descend: Descent, memory: Memory) -> Iterator[State]:
     """Descend at rank after rank, each time adding what stands out of the residual.
 
     An ill-conditioned matrix hides its small components below the noise of sampling, and a fit of
@@ -119,28 +126,35 @@ def by_stages(fit: ObservedFit, rank: int, descend: Descent) -> Iterator[State]:
     ----------
     Vandereycken (2013), section 5.5, raises the rank one by one.
     """
-    point = significant_start(fit, rank)
-    while len(point.s) < rank:
+    point = Point(**memory["stage"]) if memory else significant_start(fit, rank)
+    while True:
+        memory["stage"] = unpacked(point)
+        states = descend(fit, point, memory.setdefault("descent", {}))
+        if len(point.s) == rank:
+            yield from states
+            return
         last = None
-        for state in _until_settled(descend(fit, point)):
+        for state in _until_settled(states, memory):
             last = state
             yield state._replace(final=False)
         assert last is not None, "a descent yields its start"
         point = grow(fit, _point(last), rank)
-    yield from descend(fit, point)
+        memory |= {"descent": {}, "before": None}
 
 
-def _direct(fit: ObservedFit, rank: int, descend: Descent) -> Iterator[State]:
-    yield from descend(fit, spectral_start(fit, rank))
+def _direct(fit: ObservedFit, rank: int, descend: Descent, memory: Memory) -> Iterator[State]:
+    point = Point(**memory["stage"]) if memory else spectral_start(fit, rank)
+    memory["stage"] = unpacked(point)
+    yield from descend(fit, point, memory.setdefault("descent", {}))
 
 
-def _until_settled(states: Iterator[State]) -> Iterator[State]:
-    before = None
+def _until_settled(states: Iterator[State], memory: Memory) -> Iterator[State]:
     for state in states:
         yield state
+        before = memory.get("before")
         if before is not None and state.loss >= (1 - _STAGE_SETTLED) * before:
             return
-        before = state.loss
+        memory["before"] = state.loss
 
 
 def _point(state: State) -> Point:

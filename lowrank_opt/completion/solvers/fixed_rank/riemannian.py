@@ -9,6 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lowrank_opt.completion.loop.checkpoint import packed, unpacked
+from lowrank_opt.completion.loop.remembered import Memory
 from lowrank_opt.completion.model.problem import CompletionProblem
 from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.completion.solvers.context import Run
@@ -92,12 +94,15 @@ class Riemannian:
         )
 
 
-def conjugate_gradients(fit: ObservedFit, point: Point) -> Iterator[State]:
+def conjugate_gradients(fit: ObservedFit, point: Point, memory: Memory) -> Iterator[State]:
     """Yield a point and those that conjugate gradients lead to; end if no step decreases."""
+    point = packed(point, memory.get("point", unpacked(point)))
     residuals = fit.residuals(*point.factors())
     gradient = riemannian_gradient(fit, point, residuals)
     direction = gradient.times(-1.0)
+    direction = packed(direction, memory.get("direction", unpacked(direction)))
     while True:
+        memory |= {"point": unpacked(point), "direction": unpacked(direction)}
         yield State(point.operator(), fit.loss(residuals), gradient.norm())
         found = line_search(fit, point, residuals, gradient, direction)
         if found is None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowrank_opt.completion.loop.remembered import Memory
 from lowrank_opt.completion.model.problem import CompletionProblem
 from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.completion.solvers.context import Run
@@ -83,10 +84,11 @@ class ScaledGD:
         )
 
 
-def scaled_gradient_steps(fit: ObservedFit, point: Point) -> Iterator[State]:
+def scaled_gradient_steps(fit: ObservedFit, point: Point, memory: Memory) -> Iterator[State]:
     """Yield a point and those that scaled gradient descent leads to."""
-    L, R = point.U * point.s.sqrt(), point.V * point.s.sqrt()
+    L, R = memory.get("factors", [point.U * point.s.sqrt(), point.V * point.s.sqrt()])
     while True:
+        memory["factors"] = [L, R]
         residuals = fit.residuals(L, R)
         along_L, along_R = fit.products(fit.weigh(residuals), L, R)
         dL, dR = -_divide(along_L, R.mT @ R), -_divide(along_R, L.mT @ L)

@@ -9,6 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lowrank_opt.completion.loop.checkpoint import packed, unpacked
+from lowrank_opt.completion.loop.remembered import Memory
 from lowrank_opt.completion.model.problem import CompletionProblem
 from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.completion.solvers.context import Run
@@ -83,11 +85,13 @@ class SingularValueProjection:
         )
 
 
-def projected_steps(fit: ObservedFit, point: Point) -> Iterator[State]:
+def projected_steps(fit: ObservedFit, point: Point, memory: Memory) -> Iterator[State]:
     """Yield a point and those that projected steps lead to; end if no step decreases the loss."""
-    residuals = fit.residuals(*point.factors())
-    before, before_residuals, age = point, residuals, 0
+    now, past = (memory.get(name, unpacked(point)) for name in ("point", "before"))
+    before, point, age = packed(point, past), packed(point, now), memory.get("age", 0)
+    residuals, before_residuals = (fit.residuals(*x.factors()) for x in (point, before))
     while True:
+        memory |= {"point": unpacked(point), "before": unpacked(before), "age": age}
         loss = fit.loss(residuals)
         yield State(point.operator(), loss, _gradient_norm(fit, point, residuals))
         beta = age / (age + 3)

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lowrank_opt.completion.loop.checkpoint import State, own_lines
-from lowrank_opt.completion.model.objective import Objective
 from lowrank_opt.observations.part import Part
 
 _DOT, _SUM, _LARGEST = (
@@ -24,17 +23,28 @@ _PARTS = "parts"
 
 
 class SpreadVector:
-    """How the variables of an objective lie in one vector, and which are rows of this process.
+    """How variables lie in one vector, and which are rows of this process.
 
     Parameters
     ----------
-    objective : Objective
+    variables : sequence of Tensor
+    own : sequence of bool
+        Which of them other processes have other lines of.
+    part : Part or None
+
+    Examples
+    --------
+    >>> vector = SpreadVector([torch.ones(2, 1), torch.ones(3)], [False, False], None)
+    >>> x = torch.arange(5.0)
+    >>> float(vector.dot(x, x)), float(vector.largest(x))
+    (30.0, 4.0)
     """
 
-    def __init__(self, objective: Objective) -> None:
-        self.shapes: list[torch.Size] = [x.shape for x in objective.variables]
-        self.own: list[bool] = objective.of_own_rows
-        part = objective.observations.part
+    def __init__(
+        self, variables: Sequence[Tensor], own: Sequence[bool], part: Part[Any] | None
+    ) -> None:
+        self.shapes: list[torch.Size] = [x.shape for x in variables]
+        self.own: list[bool] = list(own)
         self.part: Part[Any] | None = part if any(self.own) else None
         ends = [0, *accumulate(shape.numel() for shape in self.shapes)]
         self.size: int = ends[-1]
