@@ -10,7 +10,6 @@ import torch
 import lowrank_opt as lo
 from lowrank_opt import completion, solvers
 from lowrank_opt.completion.catalog import default_solver, markdown
-from lowrank_opt.completion.loop.checkpoint import Checkpoint
 from lowrank_opt.errors import OptionError, ShapeError
 from lowrank_opt.solvers import SOLVERS, Run, Solver, Traits, solver_of, solvers_for
 from tests.completion_cases import normal, observe, seeded
@@ -130,7 +129,6 @@ def test_default_is_the_first_that_takes_the_problem(model, options, expected):
         (3, {"solver": "sgd", "bias_penalty": 2.0}, "finds the penalty of biases by itself"),
         (3, {"solver": "als", "penalty": 1.0, "implicit": True}, "takes no side information"),
         (3, {"solver": "gibbs", "validation": 0.1}, "takes no validation; got one"),
-        (3, {"solver": "sgd", "checkpoint": Checkpoint("x")}, "takes no checkpoint; got one"),
         (3, {"solver": "frank_wolfe"}, "a bounded set .*; got the rank 3: one of variational,"),
         (3, {"solver": "lbfgs"}, "takes a parameterization; got the rank 3"),
         (3, {"tolerance": 1.0, "solver": "gibbs"}, "Gibbs has the options noise_strength, .*; got"),
