@@ -214,6 +214,7 @@ class _OfPart(Checkpoint):
         super().__init__(
             whole.path,
             every=whole.every,
+            seconds=whole.seconds,
             resume=whole.resume,
             settings=whole.settings,
             store=whole.store,
