@@ -17,6 +17,7 @@ from lowrank_opt.errors import DataError
 from problems._download import cache_folder
 
 _DEBIAN = Path("/usr/share/datasets")
+_FIRST = 7011
 
 
 def data_folder(name: str, wanted: str, advice: str) -> Path:
@@ -54,19 +55,25 @@ def fashion_mnist(part: Literal["train", "t10k"]) -> tuple[Tensor, Tensor]:
 def kmnist(part: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
     """Return images in [0, 1], shape (count, 28, 28), and labels: 7,011 to train, or 10,000.
 
+    Those to train are the first ones of the official files, which are read if a file of only those,
+    ``kmnist-train7011.npz`` with ``imgs`` and ``labels``, is not there.
+
     Raises
     ------
     DataError
         If the files are not found.
     """
     advice = "set LOWRANK_OPT_DATA to a folder that contains kmnist/"
-    folder = data_folder("kmnist", "kmnist-train7011.npz", advice)
-    if part == "train":
-        both = np.load(folder / "kmnist-train7011.npz")
+    folder = data_folder("kmnist", "kmnist-test-imgs.npz", advice)
+    first = folder / "kmnist-train7011.npz"
+    if part == "train" and first.is_file():
+        both = np.load(first)
         pixels, labels = both["imgs"], both["labels"]
     else:
+        count = _FIRST if part == "train" else None
         pixels, labels = (
-            np.load(folder / f"kmnist-test-{kind}.npz")["arr_0"] for kind in ("imgs", "labels")
+            np.load(folder / f"kmnist-{part}-{kind}.npz")["arr_0"][:count]
+            for kind in ("imgs", "labels")
         )
     return torch.from_numpy(pixels).float() / 255, torch.from_numpy(labels).long()
 

@@ -144,7 +144,7 @@ def rate_table(runs: Sequence[Outcome], found: Sequence[Mapping[str, Json]]) -> 
                 f"{10 ** best(mean).log_rate:.1g}",
                 f"{best(mean).accuracy:.1f}",
                 at_least + mean_and_spread([float(str(r["width"])) for r in own], digits=2),
-                *(f"{10**x:.1g}" for x in ends),
+                *(f"{10**x:.2g}" for x in ends),
                 mean_and_spread([float(str(r["common_width"])) for r in own], digits=2),
                 mean_and_spread(kept, digits=1) if len(kept) == len(seeds) else "not reached",
             ]

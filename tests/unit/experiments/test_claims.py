@@ -127,6 +127,7 @@ PAGES = {
     "spectral-rates": "spectral-rates",
     "step-cost": "step-cost",
     "tasks-in-sequence": "tasks-in-sequence",
+    "vision-transfer": "vision-transfer",
 }
 
 

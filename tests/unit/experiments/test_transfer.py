@@ -1,8 +1,10 @@
 """Adapting a trained network: every method in small, and what is made of rates and seeds."""
 
 import gzip
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 
 from experiments.claims.finding import Verdict
 from experiments.claims.transfer import gains_in_test, over_lora
+from experiments.tables import markdown_table
 from experiments.transfer import images, language, sentences, vision
 from experiments.transfer.methods import FULL, HEAD, LORA, methods
 from experiments.transfer.report import (
@@ -147,6 +150,21 @@ def test_verdicts_follow_from_seeds():
     assert math.isclose(behind.effects[0].value, -30.0)
 
 
+def test_record_says_what_its_runs_say():
+    path = Path(__file__).parents[3] / "docs" / "_static" / "vision-transfer.json"
+    record = json.loads(path.read_text("utf-8"))
+    runs, final = ([Outcome(**run) for run in record[part]] for part in ("runs", "final"))
+    assert record["measured"] == measured(runs)
+    assert record["tables"] == {
+        "test": markdown_table(*final_table(final)),
+        "rates": markdown_table(*rate_table(runs, measured(runs))),
+    }
+    chosen = {o.method: o.lr for o in final}
+    assert chosen == {
+        m: pytest.approx(10 ** best(curve(runs, m, (0, 1, 2))).log_rate) for m in chosen
+    }
+
+
 def test_best_rate_is_that_of_the_mean():
     lost = [replace(o, accuracy=0.0) if (o.lr, o.seed) == (1e-2, 0) else o for o in RUNS]
     assert -3 == best(curve(lost, LORA, (0, 1, 2))).log_rate
@@ -209,3 +227,19 @@ def test_images_are_found_where_the_library_looks(tmp_path, monkeypatch):
     assert found[1, 0, 3].item() == pytest.approx(float(pixels[787]) / 255)
     with pytest.raises(DataError, match=r"kmnist needs a folder with .*set LOWRANK_OPT_DATA"):
         images.kmnist("test")
+
+
+def test_official_files_and_their_beginning_are_read_alike(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOWRANK_OPT_DATA", str(tmp_path))
+    (tmp_path / "kmnist").mkdir()
+    pixels, labels = np.zeros((7012, 28, 28), np.uint8), np.arange(7012) % 10
+    pixels[7010] = 255
+    for part in ("train", "test"):
+        np.savez(tmp_path / "kmnist" / f"kmnist-{part}-imgs.npz", pixels)
+        np.savez(tmp_path / "kmnist" / f"kmnist-{part}-labels.npz", labels)
+    found = images.kmnist("train")
+    assert (7011, 784.0) == (len(found[1]), found[0].sum())
+    assert 7012 == len(images.kmnist("test")[1])
+    first = tmp_path / "kmnist" / "kmnist-train7011.npz"
+    np.savez(first, imgs=pixels[:7011], labels=labels[:7011])
+    assert all(torch.equal(a, b) for a, b in zip(found, images.kmnist("train"), strict=True))
