@@ -21,7 +21,7 @@ from experiments.adapter_layers import LORA, adapted, adapted_by_peft, chosen_na
 from experiments.turns import in_turns, spread
 
 # Width and number of layers; rank 16.
-SIZES: tuple[tuple[int, int], ...] = ((512, 24), (1024, 12), (2048, 6), (4096, 3))
+SIZES: tuple[tuple[int, int], ...] = ((512, 24), (1024, 12), (2048, 8), (4096, 4))
 QUICK: tuple[tuple[int, int], ...] = ((32, 3),)
 RANK, QUICK_RANK = 16, 2
 PEER = "PEFT LoRA"

@@ -35,7 +35,9 @@ from lowrank_opt.linalg.scaling import lp_norm as lp_norm
 from lowrank_opt.linalg.scaling import negligible as negligible
 from lowrank_opt.linalg.scaling import normalize_columns as normalize_columns
 from lowrank_opt.linalg.scaling import scale_to_unit_peak as scale_to_unit_peak
+from lowrank_opt.linalg.scaling import square_sum as square_sum
 from lowrank_opt.linalg.scaling import top_k_sum as top_k_sum
+from lowrank_opt.linalg.scaling import unit_peak_factor as unit_peak_factor
 from lowrank_opt.linalg.scaling import working_dtype as working_dtype
 from lowrank_opt.linalg.singular_values import differentiable_values as differentiable_values
 from lowrank_opt.linalg.subspaces import extend_basis as extend_basis

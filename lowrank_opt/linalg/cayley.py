@@ -20,15 +20,15 @@ from lowrank_opt.linalg.forward_rule import forward_rule, or_zeros
 from lowrank_opt.linalg.scaling import working_dtype
 
 
-def tall_cayley(skew: Tensor | None, rows: Tensor) -> Tensor:
+def tall_cayley(skew: Tensor | None, *parts: Tensor) -> Tensor:
     r"""Return the tall Cayley transform of ``[skew; rows]``, a matrix with G^T G <= I.
 
     Parameters
     ----------
     skew : Tensor, shape (..., r, r), or None
         Only its skew part matters; None stands for zero.
-    rows : Tensor, shape (..., k, r)
-        Any finite values.
+    *parts : Tensor, shapes (..., k_i, r)
+        The rows, in one tensor or several one below the other; any finite values.
 
     Returns
     -------
@@ -52,14 +52,15 @@ def tall_cayley(skew: Tensor | None, rows: Tensor) -> Tensor:
     >>> torch.allclose(G, torch.tensor([[0.0], [-1.0]], dtype=G.dtype))
     True
     """
-    r = rows.shape[-1]
-    X = rows.new_zeros((r, r)) if skew is None else skew
+    r = parts[0].shape[-1]
+    X = parts[0].new_zeros((r, r)) if skew is None else skew
     # Compiled code has no rules of its own for second derivatives: it differentiates the formula.
     if torch.compiler.is_compiling():
-        return _polish(_unpolished(X, rows, _inverse(X, rows)))
-    inverse = _inverse(X.detach(), rows.detach())
-    frame = _unpolished(X.detach(), rows.detach(), inverse)
-    return cast("Tensor", _TallCayley.apply(frame, inverse, X, rows))
+        return _polish(_unpolished(_inverse(X, *parts), X, *parts))
+    constants = [x.detach() for x in (X, *parts)]
+    inverse = _inverse(*constants)
+    frame = _unpolished(inverse, *constants)
+    return cast("Tensor", _TallCayley.apply(frame, inverse, X, *parts))
 
 
 class _Context(FunctionCtx):
@@ -78,7 +79,7 @@ class _TallCayley(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(frame: Tensor, inverse: Tensor, skew: Tensor, rows: Tensor) -> Tensor:
+    def forward(frame: Tensor, inverse: Tensor, skew: Tensor, *parts: Tensor) -> Tensor:
         return _polish(frame)
 
     @staticmethod
@@ -88,33 +89,33 @@ class _TallCayley(torch.autograd.Function):
         ctx.save_for_forward(*inputs[1:])
 
     @staticmethod
-    def backward(ctx: _Context, *gradients: Tensor) -> tuple[None, None, Tensor, Tensor]:
-        A, skew, rows = ctx.saved_tensors
+    def backward(ctx: _Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        A, skew, *parts = ctx.saved_tensors
         if torch.is_grad_enabled():
-            A = _inverse(skew, rows)
+            A = _inverse(skew, *parts)
         (H,), r = gradients, A.shape[-1]
-        c, Y = _scaled(skew, rows)
+        c, Y = _scaled(skew, *parts)
         H_1, H_2 = H[..., :r, :], H[..., r:, :]
         N = -(A.mT @ (2 * (H_1 / c - Y.mT @ H_2) / c) @ A.mT)
-        moved = (H_2 @ (-2 * A.mT / c) + Y @ (N + N.mT)) / c
-        return None, None, ((N - N.mT) / c / c).to(skew.dtype), moved.to(rows.dtype)
+        moved = ((H_2 @ (-2 * A.mT / c) + Y @ (N + N.mT)) / c).to(parts[0].dtype)
+        rows = moved.split([x.shape[-2] for x in parts], dim=-2)
+        return None, None, ((N - N.mT) / c / c).to(skew.dtype), *rows
 
     jvp = staticmethod(forward_rule(lambda saved, tangents: _tangent(saved[1:], tangents[2:])))
 
 
 def _tangent(saved: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...]) -> Tensor:
-    skew, rows = saved
-    A = _inverse(skew, rows)
-    c, Y = _scaled(skew, rows)
+    A = _inverse(*saved)
+    c, Y = _scaled(*saved)
     moved = or_zeros(tangents, saved)
-    dX, dY = moved[0].to(Y.dtype) / c / c, moved[1].to(Y.dtype) / c
+    dX, dY = moved[0].to(Y.dtype) / c / c, torch.cat(moved[1:], dim=-2).to(Y.dtype) / c
     dA = -A @ (dX - dX.mT + Y.mT @ dY + dY.mT @ Y) @ A
     return torch.cat((2 * dA / c / c, -2 * (dY @ (A / c) + Y @ (dA / c))), dim=-2)
 
 
-def _inverse(skew: Tensor, rows: Tensor) -> Tensor:
+def _inverse(skew: Tensor, *parts: Tensor) -> Tensor:
     """Return the inverse of ``(I + Z) / c^2``."""
-    c, Yc = _scaled(skew, rows)
+    c, Yc = _scaled(skew, *parts)
     eye = torch.eye(Yc.shape[-1], dtype=Yc.dtype, device=Yc.device)
     Xc = skew.to(Yc.dtype) / c / c
     K, P = Xc - Xc.mT, Yc.mT @ Yc
@@ -123,14 +124,15 @@ def _inverse(skew: Tensor, rows: Tensor) -> Tensor:
     return torch.linalg.inv_ex(N).inverse
 
 
-def _unpolished(skew: Tensor, rows: Tensor, inverse: Tensor) -> Tensor:
-    c, Yc = _scaled(skew, rows)
+def _unpolished(inverse: Tensor, skew: Tensor, *parts: Tensor) -> Tensor:
+    c, Yc = _scaled(skew, *parts)
     eye = torch.eye(Yc.shape[-1], dtype=Yc.dtype, device=Yc.device)
     return torch.cat((2 * (inverse / c / c) - eye, Yc @ (-2 * inverse / c)), dim=-2)
 
 
-def _scaled(skew: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _scaled(skew: Tensor, *parts: Tensor) -> tuple[Tensor, Tensor]:
     """Return c, a constant, and rows / c in the working dtype."""
+    rows = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
     Y = rows.to(working_dtype(rows))
     if Y.dtype == torch.float64 and rows.dtype != torch.float64:
         # Squares of what narrower dtypes hold do not overflow.

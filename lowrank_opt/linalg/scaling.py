@@ -9,9 +9,13 @@ detached tensors. ``torch.no_grad`` would not do: forward-mode tangents pass thr
 """
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from lowrank_opt.linalg.forward_rule import forward_rule, or_zeros
 
 
 def working_dtype(tensor: Tensor) -> torch.dtype:
@@ -64,13 +68,80 @@ def scale_to_unit_peak(*tensors: Tensor) -> tuple[Tensor, ...]:
     >>> scale_to_unit_peak(torch.tensor([3e-30]), torch.tensor([1e-30]))[0] > 0.5
     tensor([True])
     """
+    factor = unit_peak_factor(*tensors)
+    return tuple(x * factor for x in tensors)
+
+
+def unit_peak_factor(*tensors: Tensor) -> Tensor:
+    """Return the power of two by which `scale_to_unit_peak` multiplies, a constant; or zero.
+
+    Examples
+    --------
+    >>> unit_peak_factor(torch.tensor([3.0]), torch.tensor([5.0])).item()
+    0.125
+    """
     peaks = [x.detach().abs().amax() for x in tensors if x.numel() > 0]
     peak = torch.stack(peaks).amax() if peaks else tensors[0].detach().new_zeros(())
     keep = peak >= negligible(tensors[0].dtype)
     first, second, _ = inverse_power_of_two(torch.where(keep, peak, torch.ones_like(peak)))
     # One multiplication: what is kept needs no power of two that the dtype does not hold.
-    factor = torch.where(keep, first * second, 0.0)
-    return tuple(x * factor for x in tensors)
+    return torch.where(keep, first * second, 0.0)
+
+
+def square_sum(x: Tensor, factor: Tensor) -> Tensor:
+    """Return the sum of the squares of ``factor * x``, in the working dtype.
+
+    For the backward pass x is kept as it is, and no wider copy.
+
+    Parameters
+    ----------
+    x : Tensor, any shape
+    factor : Tensor, shape ()
+        A constant, of the dtype of `x`.
+
+    Examples
+    --------
+    >>> square_sum(torch.tensor([3.0, 4.0]), torch.tensor(0.5))
+    tensor(6.2500, dtype=torch.float64)
+    """
+    if torch.compiler.is_compiling():
+        return _widened(x * factor).square().sum()
+    return cast("Tensor", _SquareSum.apply(x, factor))
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x.to(working_dtype(x))
+
+
+class _Context(FunctionCtx):
+    saved_tensors: tuple[Tensor, Tensor]
+
+
+class _SquareSum(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, factor: Tensor) -> Tensor:
+        return _widened(x * factor).square().sum()
+
+    @staticmethod
+    def setup_context(ctx: _Context, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: _Context, *gradients: Tensor) -> tuple[Tensor, None]:
+        x, factor = ctx.saved_tensors
+        slope = 2 * gradients[0] * _widened(factor)
+        return (_widened(x * factor) * slope).to(x.dtype), None
+
+    jvp = staticmethod(forward_rule(lambda saved, tangents: _square_tangent(saved, tangents)))
+
+
+def _square_tangent(saved: tuple[Tensor, Tensor], tangents: tuple[Tensor | None, ...]) -> Tensor:
+    x, factor = saved
+    (moved,) = or_zeros(tangents[:1], (x,))
+    return 2 * (_widened(x * factor) * _widened(moved * factor)).sum()
 
 
 def inverse_power_of_two(peak: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,15 +202,61 @@ def normalize_columns(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
     dtype = x.dtype if dtype is None else dtype
     if x.shape[-2] == 0:
         return x.to(dtype)
+    if dtype == torch.float64 != x.dtype and not torch.compiler.is_compiling():
+        return cast("Tensor", _Units.apply(x, _inverse_norms(x.detach())))
     peak = x.detach().abs().amax(dim=-2, keepdim=True)
     keep = peak >= negligible(x.dtype)
     # Ones in place of negligible columns keep the discarded branch, and its gradient, finite.
-    kept = torch.where(keep, x, 1.0).to(dtype)
-    if dtype != torch.float64 or x.dtype == torch.float64:
-        # Squares of what narrower dtypes hold are in the range of float64.
-        kept = kept / torch.where(keep, peak, 1.0).to(dtype)
-    norm = kept.square().sum(dim=-2, keepdim=True).sqrt()
-    return kept * torch.where(keep, 1 / norm, 0.0)
+    kept, peak = torch.where(keep, x, 1.0).to(dtype), torch.where(keep, peak, 1.0)
+    unit_peak = kept / peak.to(dtype)
+    norm = unit_peak.square().sum(dim=-2, keepdim=True).sqrt()
+    return unit_peak * torch.where(keep, 1 / norm, 0.0)
+
+
+class _Units(torch.autograd.Function):
+    r"""Columns divided by their norms, given the inverses of these.
+
+    :math:`du = (dx - u u^T dx) / \|x\|` is its own adjoint. Kept is x as it is, no wider copy.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, inverse: Tensor) -> Tensor:
+        return x * inverse
+
+    @staticmethod
+    def setup_context(ctx: _Context, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: _Context, *gradients: Tensor) -> tuple[Tensor, None]:
+        x, inverse = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            inverse = _inverse_norms(x)
+        return _unit_motion(x, inverse, gradients[0]).to(x.dtype), None
+
+    jvp = staticmethod(forward_rule(lambda saved, tangents: _unit_tangent(saved, tangents)))
+
+
+def _unit_tangent(saved: tuple[Tensor, Tensor], tangents: tuple[Tensor | None, ...]) -> Tensor:
+    x = saved[0]
+    (moved,) = or_zeros(tangents[:1], (x,))
+    return _unit_motion(x, _inverse_norms(x), moved)
+
+
+def _unit_motion(x: Tensor, inverse: Tensor, moved: Tensor) -> Tensor:
+    units = x * inverse
+    return (moved - units * (units * moved).sum(dim=-2, keepdim=True)) * inverse
+
+
+def _inverse_norms(x: Tensor) -> Tensor:
+    """Return one over the norm of each column of a narrow dtype, in float64; 0 if negligible."""
+    keep = x.detach().abs().amax(dim=-2, keepdim=True) >= negligible(x.dtype)
+    # Squares of what narrower dtypes hold are in the range of float64.
+    squares = x.to(torch.float64).square().sum(dim=-2, keepdim=True)
+    return torch.where(keep, 1 / torch.where(keep, squares, 1.0).sqrt(), 0.0)
 
 
 def lp_norm(values: Tensor, p: float) -> Tensor:

@@ -39,7 +39,7 @@ from lowrank_opt.parameterizations.together import evaluate_together
 Mode: TypeAlias = tuple[object, ...]
 _PLAIN = (Tensor, nn.Parameter)
 # Stacks hold about this many numbers: larger ones leave the cache, and gain nothing.
-_AT_ONCE = 1 << 19
+_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)

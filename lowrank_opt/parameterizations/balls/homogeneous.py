@@ -14,7 +14,8 @@ from lowrank_opt.linalg import (
     differentiable_values,
     inverse_power_of_two,
     lp_norm,
-    scale_to_unit_peak,
+    square_sum,
+    unit_peak_factor,
     working_dtype,
 )
 from lowrank_opt.operator import LowRankOperator
@@ -113,8 +114,9 @@ class HomogeneousBall(Parameterization):
         return SchattenBall(self.p, self.radius, self.rank)
 
     def factors(self) -> LowRankOperator:
-        B, A = scale_to_unit_peak(self.left, self.right)
-        mean = _mean_power(A, B, self.p)
+        B, A = self.left, self.right
+        factor = unit_peak_factor(B, A)
+        mean = _mean_power(A, B, factor, self.p)
         # (A, B) = 0 has no direction: W = 0 there.
         scale = torch.where(mean > 0, self.radius / torch.where(mean > 0, mean, 1.0), 0.0)
         # The quotient of a large matrix is below the normal numbers of float16: a power of two of
@@ -122,7 +124,8 @@ class HomogeneousBall(Parameterization):
         first, second, _ = inverse_power_of_two(mean.clamp_min(1.0).sqrt())
         q = first * second
         scale = (scale / q / q).to(B.dtype).expand(self.rank)
-        return LowRankOperator(B * q.to(B.dtype), scale, A * q.to(B.dtype))
+        both = factor * q.to(B.dtype)
+        return LowRankOperator(B * both, scale, A * both)
 
     def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
         r"""Return SVD factors, unbalanced by :math:`c^{2p} = (1 + \sqrt{1 - \nu^2}) / \nu`.
@@ -144,9 +147,11 @@ class HomogeneousBall(Parameterization):
         return self
 
 
-def _mean_power(A: Tensor, B: Tensor, p: float) -> Tensor:
-    """Return ``((tr((A^T A)^p) + tr((B^T B)^p)) / 2)^(1/p)``."""
-    A, B = (x.to(working_dtype(x)) for x in (A, B))
+def _mean_power(A: Tensor, B: Tensor, factor: Tensor, p: float) -> Tensor:
+    """Return ``((tr((A^T A)^p) + tr((B^T B)^p)) / 2)^(1/p)`` for both times a factor."""
+    if p == 1:
+        return (square_sum(A, factor) + square_sum(B, factor)) / 2
+    A, B = ((x * factor).to(working_dtype(x)) for x in (A, B))
     if p.is_integer() and p <= _LARGEST_POWER:
         # A polynomial: smooth where eigenvalues tie or vanish too, as at the start.
         total = (_trace_of_power(A, int(p)) + _trace_of_power(B, int(p))) / 2
@@ -157,8 +162,6 @@ def _mean_power(A: Tensor, B: Tensor, p: float) -> Tensor:
 
 def _trace_of_power(x: Tensor, p: int) -> Tensor:
     """Return ``tr((x^T x)^p)`` by products."""
-    if p == 1:
-        return x.square().sum()
     gram = x.mT @ x
     half = torch.linalg.matrix_power(gram, p // 2)
     return (half * (half @ gram if p % 2 else half)).sum()

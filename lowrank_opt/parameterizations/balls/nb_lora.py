@@ -155,7 +155,7 @@ class NBLoRA(Parameterization):
 
     def frame(self) -> Tensor:
         """Return ``G = [G_V; G_U]``, shape (n + m, rank), in the working dtype."""
-        return tall_cayley(self.skew, torch.cat((self.right_rows, self.left_rows)))
+        return tall_cayley(self.skew, self.right_rows, self.left_rows)
 
     def value_limits(self) -> Tensor:
         """Return s, shape (rank,): what each singular value cannot exceed at these parameters."""

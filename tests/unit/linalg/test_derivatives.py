@@ -6,7 +6,7 @@ directions; at points where the dense formula is smooth and where only the block
 
 import pytest
 import torch
-from torch.func import jvp, vjp
+from torch.func import jacfwd, jacrev, jvp, vjp, vmap
 
 from lowrank_opt.errors import DerivativeError
 from lowrank_opt.linalg import (
@@ -17,12 +17,14 @@ from lowrank_opt.linalg import (
     frozen_product,
     inverse_one_plus_gram,
     leading_svd,
+    normalize_columns,
     polar_frame,
     product_svd,
     project_out,
     qr_frame,
     rotation,
     scale_to_unit_peak,
+    square_sum,
     tall_cayley,
     top_k_sum,
 )
@@ -233,3 +235,38 @@ def test_polar_frames_are_smooth_at_tied_singular_values():
     found = jvp(polar_frame, (2 * Q,), (moved,))[1]
     difference = (polar_frame(2 * Q + h * moved) - polar_frame(2 * Q - h * moved)) / (2 * h)
     torch.testing.assert_close(found, difference, rtol=0, atol=1e-8)
+
+
+def dense_cayley(X, Y):
+    eye = torch.eye(2, dtype=D)
+    Z = X - X.mT + Y.mT @ Y
+    return torch.cat((eye - Z, -2 * Y)) @ torch.linalg.inv(eye + Z)
+
+
+NARROW = {
+    "units": (
+        lambda x: normalize_columns(x, dtype=D),
+        lambda x: x / x.square().sum(0, keepdim=True).sqrt(),
+    ),
+    "square_sum": (
+        lambda x: square_sum(x, torch.tensor(0.5)).expand(1),
+        lambda x: (x / 2).square().sum().expand(1),
+    ),
+    "tall_cayley": (
+        lambda x: tall_cayley(x[:2], x[2:4], x[4:]),
+        lambda x: dense_cayley(x[:2], x[2:]),
+    ),
+}
+
+
+@pytest.mark.parametrize(("of_narrow", "dense"), NARROW.values(), ids=NARROW)
+@pytest.mark.parametrize(
+    "derivative",
+    [jacrev, jacfwd, lambda f: jacfwd(jacrev(f)), lambda f: jacrev(jacrev(f)), vmap],
+    ids=["reverse", "forward", "forward of reverse", "reverse of reverse", "stacked"],
+)
+def test_derivatives_in_narrow_dtypes_are_those_of_the_formula(of_narrow, dense, derivative):
+    x = normal(5, 2, seed=3).float()
+    x = torch.stack([x, 2 * x.flip(0)]) if derivative is vmap else x
+    found, truth = derivative(of_narrow)(x), derivative(dense)(x.double())
+    torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=1e-5)
