@@ -13,6 +13,8 @@ import os, sys, torch
 from pathlib import Path
 from torch import nn
 import torch.distributed as dist
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.nn.parallel import DistributedDataParallel
 import lowrank_opt as lo
 from lowrank_opt.nn import adapt, load_adapter, save_adapter, switch
@@ -44,17 +46,32 @@ def parallel(rank):
         torch.save(model.eval()(torch.ones(2, 3).double()).detach(), FOLDER / "wanted")
     dist.destroy_process_group()
 
+def adapted():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+    adapt(model, make, targets=".*", name="a", magnitude=True)
+    return adapt(model, lambda s: lo.HomogeneousBall(s, 2, radius=0.5), targets="2", name="b")
+
+def read(model):
+    state = get_model_state_dict(model)
+    checkpoint.load({"model": state}, checkpoint_id=FOLDER / "checkpoint")
+    set_model_state_dict(model, state)
+
+def alone(_):
+    model = adapted()
+    read(model)
+    switch(model, "b")
+    x = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)).double()
+    for rank in range(2):
+        wanted = torch.load(FOLDER / f"wanted{rank}")
+        assert torch.allclose(model(x), wanted, rtol=1e-12, atol=1e-13), model(x) - wanted
+
 def sharded(rank):
     from torch.distributed.fsdp import fully_shard
     from lowrank_opt.nn import (
         AdapterStateError, adapter_report, disabled, merge, remove_adapter, rewind, unload, unmerge
     )
     dist.init_process_group("gloo", init_method=f"file://{FOLDER}/meet", rank=rank, world_size=2)
-    def adapted():
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).double()
-        adapt(model, make, targets=".*", name="a", modules_to_train=(), magnitude=True)
-        return adapt(model, lambda s: lo.HomogeneousBall(s, 2, radius=0.5), targets="2", name="b")
     one, model = adapted(), adapted()
     for part in (model[0], model[2], model):
         fully_shard(part)
@@ -110,6 +127,15 @@ def sharded(rank):
         else:
             raise AssertionError("not refused")
     equal(model(x), one(x))
+    state = get_model_state_dict(model)
+    checkpoint.save({"model": state}, checkpoint_id=FOLDER / "checkpoint")
+    again = adapted()
+    for part in (again[0], again[2], again):
+        fully_shard(part)
+    read(again)
+    switch(again, "b")
+    equal(again(x), one(x))
+    torch.save(one(x).detach(), FOLDER / f"wanted{rank}")
     dist.destroy_process_group()
 
 def shared(rank):
@@ -145,7 +171,10 @@ def both(function):
     function(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "the other process failed"
 
-both({"parallel": parallel, "shared": shared, "sharded": sharded}[sys.argv[1]])
+if sys.argv[1] == "alone":
+    alone(0)
+else:
+    both({"parallel": parallel, "shared": shared, "sharded": sharded}[sys.argv[1]])
 """
 
 
@@ -173,6 +202,7 @@ def test_what_is_saved_under_ddp_loads_on_a_plain_base(run, tmp_path):
 
 def test_shards_train_and_answer_as_one_process_does(run):
     run("sharded")
+    run("alone")
 
 
 def test_a_folder_that_is_written_meanwhile_loads_whole(run):
