@@ -23,7 +23,11 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "folders": {"basis", "adapters", "surgery"},
         "interop": {"basis", "adapters", "low_rank", "surgery", "folders"},
         "reports": {"basis", "adapters", "folders", "interop"},
-        "": {"basis", "adapters", "low_rank", "surgery", "folders", "interop", "reports"},
+        "ecosystem": {"basis", "adapters", "surgery", "folders", "reports"},
+        "": {
+            *("basis", "adapters", "low_rank", "surgery", "folders", "interop", "reports"),
+            "ecosystem",
+        },
     },
     "lowrank_opt.parameterizations": {
         "example": set(),

@@ -1,7 +1,8 @@
 """Low-rank layers, and adapters that put any parameterization into any torch model.
 
 From the ground: `basis`, `adapters` (the record of a model), `low_rank`, `surgery`, `folders`,
-`interop`, `reports`. How adapters are trained and merged across models is in `training`, `merging`.
+`interop`, `reports`, `ecosystem`. How adapters are trained and merged across models is in
+`training`, `merging`.
 """
 
 from lowrank_opt.nn.adapters.present import active_adapters as active_adapters
@@ -10,6 +11,15 @@ from lowrank_opt.nn.adapters.weights import adapted_weights as adapted_weights
 from lowrank_opt.nn.basis.errors import AdapterStateError as AdapterStateError
 from lowrank_opt.nn.basis.frozen import Frozen as Frozen
 from lowrank_opt.nn.basis.kinds import LayerKind as LayerKind
+from lowrank_opt.nn.ecosystem.hub import load_from_hub as load_from_hub
+from lowrank_opt.nn.ecosystem.hub import model_card as model_card
+from lowrank_opt.nn.ecosystem.hub import push_to_hub as push_to_hub
+from lowrank_opt.nn.ecosystem.hub import save_with_card as save_with_card
+from lowrank_opt.nn.ecosystem.lightning import lightning_callback as lightning_callback
+from lowrank_opt.nn.ecosystem.steps import AdapterSteps as AdapterSteps
+from lowrank_opt.nn.ecosystem.steps import adapter_figures as adapter_figures
+from lowrank_opt.nn.ecosystem.trainer import follow_trainer as follow_trainer
+from lowrank_opt.nn.ecosystem.trainer import load_adapters as load_adapters
 from lowrank_opt.nn.folders.load import load_adapter as load_adapter
 from lowrank_opt.nn.folders.save import save_adapter as save_adapter
 from lowrank_opt.nn.interop import ExportedSite as ExportedSite
