@@ -41,10 +41,11 @@ CERTIFICATES = [
         "completion_certificate",
     )
 ]  # fmt: skip
+TURNS = "tests/property/test_orthogonal_set.py"
 # What is mutated, and the tests of it: its own folder, its laws, its examples.
 GROUPS: dict[str, tuple[list[str], list[str]]] = {
-    "linalg": (["linalg"], [f"{UNIT}/linalg"]),
-    "sets": (["sets"], [f"{UNIT}/sets", "tests/property/test_sets.py"]),
+    "linalg": (["linalg"], [f"{UNIT}/linalg", TURNS]),
+    "sets": (["sets"], [f"{UNIT}/sets", "tests/property/test_sets.py", TURNS]),
     "operator": (
         ["operator.py"],
         [f"{UNIT}/test_operator.py", "tests/property/test_operator.py"],

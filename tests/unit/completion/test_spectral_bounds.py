@@ -16,6 +16,7 @@ from lowrank_opt.completion.certificates.eigenvalue_bounds import (
     _is_above,
     eigenvalue_bounds,
 )
+from lowrank_opt.completion.certificates.part_matrix import PartMatrix
 from lowrank_opt.completion.certificates.random_start import _estimate, random_start_bound
 from lowrank_opt.completion.certificates.spectral_bounds import singular_value_bounds
 
@@ -175,3 +176,43 @@ def test_a_factorization_that_is_no_number_proves_nothing():
 def test_bounds_of_zero_are_the_error(zero):
     values = singular_value_bounds(zero, 2, error=0.5).values
     assert torch.equal(torch.tensor([0.5, 0.5]).double(), values)
+
+
+class Twice:
+    """Two processes with the same entries: sums double, maxima stay."""
+
+    whole_shape, count = (6, 4), 11
+
+    @staticmethod
+    def total(x):
+        return 2 * x
+
+    @staticmethod
+    def largest(x):
+        return x
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_matrix_in_parts_is_the_sum_of_its_parts(cut, turned):
+    dense = np.triu(np.arange(-7.0, 17.0).reshape(6, 4))
+    rows = sp.csr_array(dense)
+    P, whole = PartMatrix(rows, None if cut else rows, Twice()), dense
+    if turned:
+        P, whole = P.T, dense.T
+    x = np.arange(2.0 * whole.shape[1]).reshape(-1, 2) - 3
+    once = 1 if cut and not turned else 2  # lines of rows that are cut belong to one process
+    assert whole.shape == P.shape
+    assert cut == P.cut
+    for product in (P @ x, P @ sp.csr_array(x), P.T.T @ x):
+        np.testing.assert_array_equal(once * whole @ x, product)
+    np.testing.assert_array_equal(once * np.abs(whole) @ x, abs(P) @ x)
+    np.testing.assert_array_equal(once * -3.0 * whole @ x, (P * -3.0) @ x)
+    assert (11, np.abs(dense).max(), 2 * (dense**2).sum()) == (P.count, P.peak(), P.squares())
+    lines = (dense != 0).sum(1).max(), (dense != 0).sum(0).max() * (2 if cut else 1)
+    assert (lines[::-1] if turned else lines) == P.longest()
+    if not (cut and turned):
+        np.testing.assert_array_equal(2 * whole.T @ whole, P.gram())
+    if not cut:
+        np.testing.assert_array_equal(2 * np.abs(whole.T) @ np.abs(whole), abs(P).gram())
+        np.testing.assert_array_equal(8 * whole.T @ whole, (P * 2.0).gram())

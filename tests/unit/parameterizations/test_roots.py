@@ -6,7 +6,8 @@ from fractions import Fraction
 import pytest
 
 from lowrank_opt import check_certificate as checker
-from lowrank_opt.proofs import hexes, stamped
+from lowrank_opt.errors import CertificateError
+from lowrank_opt.proofs import hexes, order, seal, stamped
 
 ULP = Fraction(1, 2**200)
 
@@ -51,3 +52,24 @@ def test_irrational_powers_are_rounded_against_the_claim():
 def test_weights_that_are_not_positive_are_named(weight):
     with pytest.raises(checker.RefusedError, match="weights must be positive"):
         checker.check(document(1.0, 1.0, "1", [weight]))
+
+
+@pytest.mark.parametrize("p", ["17/16", "512", "511/2"])
+def test_orders_that_are_proved(p):
+    assert Fraction(p) == order(float(Fraction(p)))
+    checker.check(document(1.0, 1.0, p))
+
+
+@pytest.mark.parametrize("p", ["33/32", "513"])
+def test_orders_that_take_too_long(p):
+    with pytest.raises(CertificateError, match="a denominator up to 16"):
+        order(float(Fraction(p)))
+    with pytest.raises(checker.RefusedError, match="an order without a proof"):
+        checker.check(document(1.0, 1.0, p))
+
+
+def test_only_what_the_checker_accepts_is_sealed():
+    sealed = seal(document(2.0, 2.0, "inf"))
+    assert sealed["digest"] == checker.digest(sealed)
+    with pytest.raises(checker.RefusedError, match="the norm is larger"):
+        seal(document(2.0, math.nextafter(2.0, 0.0), "inf"))
