@@ -1,13 +1,15 @@
 """Which completion problems are convex, and which convex problem is behind them."""
 
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import lowrank_opt as lo
-from lowrank_opt.completion import CompletionProblem
+from lowrank_opt.completion import CompletionProblem, OptimalityCertificate
 from lowrank_opt.completion.certificates.convex_problem import convex_problem_of
 from tests.completion_cases import ball, factored, normal, observe
 
@@ -88,3 +90,12 @@ def test_no_convex_problem_is_known_behind(model, options):
     assert (
         convex_problem_of(CompletionProblem(OBSERVATIONS, model, **options), OBSERVATIONS) is None
     )
+
+
+def test_a_gap_is_never_rounded_down():
+    generator = np.random.default_rng(0)
+    sizes = generator.uniform(1, 2, (300, 2)) * 2.0 ** generator.integers(-40, 3, (300, 2))
+    for objective, lower in np.sort(sizes)[:, ::-1].tolist():
+        gap = OptimalityCertificate(objective, lower).gap
+        assert Fraction(objective) - Fraction(lower) <= Fraction(gap)
+        assert gap <= (objective - lower) * (1 + 2.0**-51)

@@ -83,9 +83,11 @@ def test_tall_cayley_ignores_the_symmetric_part():
     torch.testing.assert_close(X.grad + X.grad.mT, torch.zeros(3, 3, dtype=D), rtol=0, atol=1e-15)
 
 
-def test_tall_cayley_gradcheck():
-    X, Y = normal(3, 3).requires_grad_(), normal(4, 3, seed=1).requires_grad_()
-    assert torch.autograd.gradcheck(tall_cayley, (X, Y))
+@pytest.mark.parametrize("stack", [(), (2,)])
+def test_derivatives_of_tall_cayley(stack):
+    X, Y = normal(*stack, 2, 2).requires_grad_(), normal(*stack, 3, 2, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(tall_cayley, (X, Y), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(tall_cayley, (X, Y))
 
 
 @pytest.mark.parametrize("r", [1, 2, 5])
