@@ -46,7 +46,7 @@ def multigammaln(x: float, size: int) -> float:
 
     Examples
     --------
-    >>> round(multigammaln(2.0, 2), 12) == round(np.log(np.pi / 2), 12)
-    True
+    >>> round(multigammaln(2.0, 2), 12)  # log(pi / 2)
+    0.451582705289
     """
     return float(torch.special.multigammaln(torch.tensor(x, dtype=torch.float64), size))
