@@ -2,7 +2,7 @@
 
 ``python -m experiments.language_transfer`` adapts all-MiniLM-L6-v2 to intents of bank customers, or
 with ``--data`` to other classes, by the methods of ``experiments.vision_transfer``. Forgetting is
-what is lost of the rank correlation with the similarities of STS-B. An hour or two of CPU time.
+what is lost of the rank correlation with the similarities of STS-B. Four hours of a slow core.
 """
 
 import argparse
