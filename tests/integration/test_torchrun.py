@@ -14,6 +14,7 @@ from tests.preloaded import run_script
 
 pytest.importorskip("pyarrow")
 USERS, ITEMS = 40, 30
+NAMES = ("undisturbed", "disturbed", "gradient 1", "gradient 2", "gibbs 1", "gibbs 2")
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +35,10 @@ def tables(tmp_path_factory) -> Path:
     return folder
 
 
-def words(tables: Path, out: Path, most: str, every: str, *options: str) -> list[str]:
-    options = ("--tolerance", "1e-300", "--rank", "3", "--quiet", "--json", *options)
-    options += ("--max-iterations", most, "--checkpoint-every", every)
+def words(tables: Path, out: Path, most: str | None, every: str, *options: str) -> list[str]:
+    options = ("--rank", "3", "--quiet", "--json", "--checkpoint-every", every, *options)
+    if most is not None:
+        options += ("--tolerance", "1e-300", "--max-iterations", most)
     return ["complete", str(tables), "--out", str(out), *options]
 
 
@@ -52,26 +54,39 @@ def matrix(folder: Path) -> torch.Tensor:
 def folders(tables: Path, tmp_path_factory) -> dict[str, Path]:
     """The same problem on one process; and on two that are killed, ended early, gone on with."""
     folder = tmp_path_factory.mktemp("models")
-    found = {name: folder / name for name in ("undisturbed", "disturbed")}
-    undisturbed, disturbed = found.values()
+    found = {name: folder / name for name in NAMES}
+    undisturbed, disturbed, *others = found.values()
+    cut = [("8", "0", "--radius", "60"), (None, "0", "--solver", "gibbs")]
     plan = [
         (1, words(tables, undisturbed, "16", "0"), []),
         # The second of two before it writes its third state; then the first, once it has.
         (2, words(tables, disturbed, "8", "2"), [(1, 3, "before"), (0, 2, "after")]),
         (3, words(tables, disturbed, "16", "2", "--resume"), []),
     ]
+    # Solvers whose rows are cut too, each on one process and on two.
+    for k, out in enumerate(others):
+        plan.append((1 + k % 2, words(tables, out, *cut[k // 2]), []))
     script = Path(__file__).with_name("torchrun_worker.py")
     done = run_script(script, json.dumps(plan), folder=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     statuses = json.loads(done.stdout.splitlines()[-1])
-    assert [[1] * processes for processes, _, _ in plan] == statuses
+    # Those that are asked for too few iterations to settle say so.
+    ends = [[int("--max-iterations" in asked)] * processes for processes, asked, _ in plan]
+    assert ends == statuses
     lost = re.findall(r"process (\d) terminated with signal SIGKILL", done.stderr)
     assert {"0", "1"} == set(lost), done.stderr[-3000:]
     return found
 
 
+@pytest.mark.parametrize("name", ["gradient", "gibbs"])
+def test_two_processes_find_what_one_finds(folders, name):
+    one, two = (matrix(folders[f"{name} {k}"]) for k in (1, 2))
+    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+    assert float(one.std()) > 0.5
+
+
 def test_kills_and_another_number_of_processes_change_nothing(folders):
-    expected, found = (matrix(folder) for folder in folders.values())
+    expected, found = (matrix(folders[name]) for name in NAMES[:2])
     torch.testing.assert_close(expected, found, rtol=1e-6, atol=1e-6)
     assert list(folders["disturbed"].glob("checkpoint/state-*/.metadata"))
 
