@@ -14,6 +14,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 
 from lowrank_opt.linalg.forward_rule import forward_rule, or_zeros
@@ -91,7 +92,8 @@ class _TallCayley(torch.autograd.Function):
     @staticmethod
     def backward(ctx: _Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         A, skew, *parts = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        # The inverse that was kept is a constant, to derivatives in either direction.
+        if torch.is_grad_enabled() or forward_ad._current_level >= 0:  # pyright: ignore[reportPrivateUsage]
             A = _inverse(skew, *parts)
         (H,), r = gradients, A.shape[-1]
         c, Y = _scaled(skew, *parts)

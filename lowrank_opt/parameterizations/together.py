@@ -9,10 +9,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.base import Parameterization
+from lowrank_opt.parameterizations.source import Source
 
 Gradients: TypeAlias = list[Tensor | None]
 _PARTS = ("left", "scale", "right")
@@ -59,7 +60,8 @@ def evaluate_together(
     Raises
     ------
     RuntimeError
-        From `torch.func.vmap`, if the map branches on numbers or draws them.
+        From `torch.func.vmap`, if the map branches on numbers or draws them; or if it writes into
+        its module. The members are then as they were.
 
     Examples
     --------
@@ -73,9 +75,10 @@ def evaluate_together(
     own = [_tensors_of(member) for member in members]
     shared = {name for name in own[0] if _is_shared(own, name)}
     tensors = _stacked(own)
-    graph = _record(members[0], tensors, shared)
+    source = Source.of(members[0], own[0].values())
+    graph = _record(source, tensors, shared)
     inputs = [x for name in graph.trained for x in _columns(own, name)]
-    flat: tuple[Tensor, ...] = _AsAlone.apply(graph, members, own, *inputs)  # pyright: ignore[reportAssignmentType, reportUnknownMemberType]
+    flat: tuple[Tensor, ...] = _AsAlone.apply(graph, source, own, *inputs)  # pyright: ignore[reportAssignmentType, reportUnknownMemberType]
     count = len(members)
     parts = [flat[i * count : (i + 1) * count] for i in range(len(_PARTS))]
     ops = [LowRankOperator(*triple) for triple in zip(*parts, strict=True)]
@@ -120,21 +123,19 @@ def _stacked(own: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return found
 
 
-def _record(
-    template: Parameterization, tensors: dict[str, Tensor], shared: Collection[str]
-) -> Graph:
+def _record(source: Source, tensors: dict[str, Tensor], shared: Collection[str]) -> Graph:
     axes = {name: None if name in shared else 0 for name in tensors}
-
-    def evaluate(one: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        return tuple(functional_call(template, one, ()))
-
+    versions = [x._version for x in tensors.values()]
     with torch.enable_grad():
-        return Graph(tensors, LowRankOperator(*vmap(evaluate, in_dims=(axes,))(tensors)))
+        op = LowRankOperator(*vmap(source.evaluate, in_dims=(axes,))(tensors))
+    if versions != [x._version for x in tensors.values()]:
+        raise RuntimeError("a parameterization writes into its tensors")
+    return Graph(tensors, op)
 
 
 class _Context(FunctionCtx):
     graph: Graph
-    members: Sequence[Parameterization]
+    source: Source
     own: Sequence[dict[str, Tensor]]
     versions: list[int]
     tensors: dict[str, Tensor]
@@ -148,11 +149,11 @@ class _AsAlone(torch.autograd.Function):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: _Context,
         graph: Graph,
-        members: Sequence[Parameterization],
+        source: Source,
         own: Sequence[dict[str, Tensor]],
         *inputs: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.members, ctx.own = members, own
+        ctx.source, ctx.own = source, own
         ctx.versions = [x._version for x in inputs]
         ctx.tensors = graph.tensors
         ctx.set_materialize_grads(False)
@@ -168,7 +169,7 @@ class _AsAlone(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: _Context, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        count = len(ctx.members)
+        count = len(ctx.own)
         parts = [list(gradients[i * count : (i + 1) * count]) for i in range(len(_PARTS))]
         if torch.is_grad_enabled():
             return None, None, None, *_one_by_one(ctx, parts)
@@ -181,7 +182,8 @@ def _graph_of(ctx: _Context) -> Graph:
         (marker,) = ctx.saved_tensors
     except RuntimeError:
         shared = {name for name in ctx.tensors if _is_shared(ctx.own, name)}
-        return _record(ctx.members[0], ctx.tensors, shared)
+        with ctx.source.casting():
+            return _record(ctx.source, ctx.tensors, shared)
     return marker.graph
 
 
@@ -227,11 +229,11 @@ def _one_by_one(ctx: _Context, parts: Sequence[Gradients]) -> list[Tensor | None
             "pass and a backward pass with create_graph=True: call backward() first"
         )
     found: dict[str, list[Tensor | None]] = {name: [] for name in trained}
-    for k, (member, own) in enumerate(zip(ctx.members, ctx.own, strict=True)):
+    for k, own in enumerate(ctx.own):
         arrived = [part[k] for part in parts]
         gradients: list[Tensor | None] = [None] * len(trained)
         if any(x is not None for x in arrived):
-            gradients = _of_member(member, own, trained, arrived)
+            gradients = _of_member(ctx.source, own, trained, arrived)
         for name, x in zip(trained, gradients, strict=True):
             found[name].append(x)
     return [
@@ -242,9 +244,13 @@ def _one_by_one(ctx: _Context, parts: Sequence[Gradients]) -> list[Tensor | None
 
 
 def _of_member(
-    member: Parameterization, own: dict[str, Tensor], trained: list[str], arrived: Gradients
+    source: Source, own: dict[str, Tensor], trained: list[str], arrived: Gradients
 ) -> list[Tensor | None]:
-    op: LowRankOperator = functional_call(member, own, ())
+    # What was frozen since asked for gradients in the forward pass.
+    woken = {k: own[k] for k in trained if not own[k].requires_grad}
+    own = own | {k: x.detach().requires_grad_() for k, x in woken.items()}
+    with source.casting():
+        op = source.evaluate(own)
     pairs = [(x, g) for x, g in zip(op, arrived, strict=True) if g is not None and x.requires_grad]
     return list(
         torch.autograd.grad(

@@ -18,6 +18,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import (
     _get_current_dispatch_mode_stack,  # pyright: ignore[reportPrivateUsage]
 )
@@ -53,6 +54,8 @@ class Member:
 
     def is_like(self, other: Member) -> bool:
         """Whether both compute the same of their numbers, and train the same of them."""
+        if _ties(self.numbers) != _ties(other.numbers):
+            return False
         if [_layout(x) for x in self.numbers] != [_layout(x) for x in other.numbers]:
             return False
         try:
@@ -131,8 +134,9 @@ class ForwardPass:
             return
         try:
             ops, copies = evaluate_together([x.update for x in chosen])
-        except RuntimeError:
-            # Branches on numbers, or draws of them, are not batched: `vmap` says so.
+        except Exception:
+            # Branches on numbers, or draws of them, are not batched, nor is what wants parameters;
+            # whatever else is wrong is raised by the layer that it is wrong with.
             self._unbatched.update(x.update for x in chosen)
             return
         for x, op, of in zip(chosen, ops, copies, strict=True):
@@ -165,6 +169,8 @@ def _member(update: Parameterization) -> Member | None:
     facts, numbers = list[Facts](), list[Tensor]()
     if type(update) in IMMEDIATE or not collect(update, facts, numbers):
         return None
+    if any(x._backward_hooks or x._backward_pre_hooks for x in update.modules()):  # pyright: ignore[reportPrivateUsage]
+        return None
     if not all(map(_can_be_stacked, numbers)) or not any(x.requires_grad for x in numbers):
         return None
     # A start that was evaluated alone is subtracted: to be zero, the rest is evaluated alone too.
@@ -186,6 +192,12 @@ def _is_watched(x: Tensor) -> bool:
     return bool(x._backward_hooks or x._post_accumulate_grad_hooks)  # pyright: ignore[reportPrivateUsage]
 
 
+def _ties(numbers: list[Tensor]) -> list[int]:
+    """Return for each tensor the place where it comes first."""
+    places: dict[int, int] = {}
+    return [places.setdefault(id(x), i) for i, x in enumerate(numbers)]
+
+
 def _layout(x: Tensor) -> tuple[object, ...]:
     return x.shape, x.dtype, x.device, x.requires_grad
 
@@ -195,6 +207,9 @@ def _stamp(x: Tensor) -> tuple[object, ...]:
 
 
 def _same(x: Tensor, copy: Tensor) -> bool:
+    # A mode may have made the copy: of a class that has no memory, or on another device.
+    if type(copy) is not Tensor or copy.device != x.device:
+        return False
     # On an accelerator a comparison would wait for it: there the counter of writes has to do.
     return not x.is_cpu or same_numbers(x, copy)
 
@@ -204,6 +219,8 @@ def _mode() -> Mode | None:
     if torch.compiler.is_compiling() or torch._C._is_tracing():  # pyright: ignore[reportPrivateUsage]
         return None
     if not torch.is_grad_enabled() or torch.is_inference_mode_enabled() or not is_plain():
+        return None
+    if torch_module._has_any_global_hook():  # pyright: ignore[reportPrivateUsage]
         return None
     repeated = torch._C._current_graph_task_id() != -1  # pyright: ignore[reportPrivateUsage]
     if repeated or in_transform() or torch._C._len_torch_function_stack():  # pyright: ignore[reportPrivateUsage]
