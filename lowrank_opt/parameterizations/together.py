@@ -89,18 +89,18 @@ def evaluate_together(
 def _tensors_of(member: nn.Module) -> dict[str, Tensor]:
     """Return parameters and buffers by name, each once; faster than torch's own walk."""
     found: dict[int, tuple[str, Tensor]] = {}
-
-    def visit(module: nn.Module, prefix: str) -> None:
-        for kept in (module._parameters, module._buffers):  # pyright: ignore[reportPrivateUsage]
-            for name, x in kept.items():
-                if x is not None:
-                    found.setdefault(id(x), (prefix + name, x))
-        for name, part in module._modules.items():  # pyright: ignore[reportPrivateUsage]
-            if part is not None:
-                visit(part, f"{prefix}{name}.")
-
-    visit(member, "")
+    _find(member, "", found)
     return dict(found.values())
+
+
+def _find(module: nn.Module, prefix: str, found: dict[int, tuple[str, Tensor]]) -> None:
+    for kept in (module._parameters, module._buffers):  # pyright: ignore[reportPrivateUsage]
+        for name, x in kept.items():
+            if x is not None:
+                found.setdefault(id(x), (prefix + name, x))
+    for name, part in module._modules.items():  # pyright: ignore[reportPrivateUsage]
+        if part is not None:
+            _find(part, f"{prefix}{name}.", found)
 
 
 def _columns(own: Sequence[dict[str, Tensor]], name: str) -> list[Tensor]:
