@@ -14,10 +14,9 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 
-from lowrank_opt.linalg.forward_rule import forward_rule, or_zeros
+from lowrank_opt.linalg.forward_rule import forward_rule, is_differentiated, or_zeros
 from lowrank_opt.linalg.scaling import working_dtype
 
 
@@ -92,8 +91,7 @@ class _TallCayley(torch.autograd.Function):
     @staticmethod
     def backward(ctx: _Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         A, skew, *parts = ctx.saved_tensors
-        # The inverse that was kept is a constant, to derivatives in either direction.
-        if torch.is_grad_enabled() or forward_ad._current_level >= 0:  # pyright: ignore[reportPrivateUsage]
+        if is_differentiated():
             A = _inverse(skew, *parts)
         (H,), r = gradients, A.shape[-1]
         c, Y = _scaled(skew, *parts)

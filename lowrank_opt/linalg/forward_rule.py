@@ -60,6 +60,21 @@ def forward_rule(rule: Rule) -> Callable[..., Tensor]:
     return jvp
 
 
+def is_differentiated() -> bool:
+    """Whether a backward pass is differentiated, so that what was kept as a constant is not one.
+
+    Examples
+    --------
+    >>> is_differentiated()
+    True
+    >>> with torch.no_grad():
+    ...     is_differentiated()
+    False
+    """
+    # Forwards it is with gradients switched off, as they are in every plain backward pass.
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
+
+
 def _primal(x: Tensor | None) -> Tensor | None:
     """Return a tensor without the tangent of the present level; None stays what it is."""
     if x is None:

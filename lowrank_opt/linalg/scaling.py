@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from lowrank_opt.linalg.forward_rule import forward_rule, or_zeros
+from lowrank_opt.linalg.forward_rule import forward_rule, is_differentiated, or_zeros
 
 
 def working_dtype(tensor: Tensor) -> torch.dtype:
@@ -233,7 +233,7 @@ class _Units(torch.autograd.Function):
     @staticmethod
     def backward(ctx: _Context, *gradients: Tensor) -> tuple[Tensor, None]:
         x, inverse = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if is_differentiated():
             inverse = _inverse_norms(x)
         return _unit_motion(x, inverse, gradients[0]).to(x.dtype), None
 

@@ -25,18 +25,17 @@ def original_type(module: nn.Module | type[nn.Module]) -> type[nn.Module]:
 
 def modules_of(model: nn.Module) -> Iterator[nn.Module]:
     """Yield every module of a model once, in order, without what adapters have in it."""
-    seen: set[int] = set()
+    return _modules_of(model, set())
 
-    def visit(module: nn.Module) -> Iterator[nn.Module]:
-        if id(module) in seen:
-            return
-        seen.add(id(module))
-        yield module
-        for key, part in module._modules.items():  # pyright: ignore[reportPrivateUsage]
-            if part is not None and key != STORE:
-                yield from visit(part)
 
-    return visit(model)
+def _modules_of(module: nn.Module, seen: set[int]) -> Iterator[nn.Module]:
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    yield module
+    for key, part in module._modules.items():  # pyright: ignore[reportPrivateUsage]
+        if part is not None and key != STORE:
+            yield from _modules_of(part, seen)
 
 
 def seen_as(kind: type[nn.Module], module: nn.Module) -> nn.Module:

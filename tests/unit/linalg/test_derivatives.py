@@ -6,6 +6,7 @@ directions; at points where the dense formula is smooth and where only the block
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.func import jacfwd, jacrev, jvp, vjp, vmap
 
 from lowrank_opt.errors import DerivativeError
@@ -259,11 +260,35 @@ NARROW = {
 }
 
 
+def forward_of_plain_reverse(f):
+    """Return what `jacfwd` of `jacrev` would, from backward passes that are not recorded."""
+
+    def second(x):
+        def along(direction):
+            with forward_ad.dual_level():
+                dual = forward_ad.make_dual(x.clone().requires_grad_(), direction)
+                values = f(dual).flatten()
+                found = [torch.autograd.grad(v, dual, retain_graph=True)[0] for v in values]
+                return torch.stack([forward_ad.unpack_dual(g).tangent for g in found])
+
+        each = torch.eye(x.numel(), dtype=x.dtype).unflatten(0, x.shape).unflatten(-1, x.shape)
+        return torch.stack([along(e) for e in each.flatten(0, 1)], dim=-1)
+
+    return second
+
+
 @pytest.mark.parametrize(("of_narrow", "dense"), NARROW.values(), ids=NARROW)
 @pytest.mark.parametrize(
     "derivative",
-    [jacrev, jacfwd, lambda f: jacfwd(jacrev(f)), lambda f: jacrev(jacrev(f)), vmap],
-    ids=["reverse", "forward", "forward of reverse", "reverse of reverse", "stacked"],
+    [
+        jacrev,
+        jacfwd,
+        lambda f: jacfwd(jacrev(f)),
+        lambda f: jacrev(jacrev(f)),
+        forward_of_plain_reverse,
+        vmap,
+    ],
+    ids=["reverse", "forward", "forward of reverse", "of reverse", "of plain reverse", "stacked"],
 )
 def test_derivatives_in_narrow_dtypes_are_those_of_the_formula(of_narrow, dense, derivative):
     x = normal(5, 2, seed=3).float()
