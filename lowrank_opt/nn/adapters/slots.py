@@ -167,6 +167,8 @@ def owners(slots: Sequence[LayerSlot]) -> dict[int, list[WeightSlot]]:
 
 def sealed_weights(slot: LayerSlot) -> list[WeightSlot]:
     """Return the weights of a layer that are not plain."""
+    if storage.is_ordinary(slot.module):
+        return []
     names = kind_of(slot.module).weights(slot.module)
     return [WeightSlot(slot, name) for name in names if storage.is_sealed(slot.module, name)]
 

@@ -39,6 +39,15 @@ def is_plain(weight: object) -> bool:
     return weight.is_floating_point() and weight.itemsize > 1 and not _decodes(weight)
 
 
+def is_ordinary(module: nn.Module) -> bool:
+    """Whether a module certainly has no weight that is not plain; for most that is told at once."""
+    own = module.__dict__
+    if own["_buffers"] or own["_forward_pre_hooks"] or "parametrizations" in own["_modules"]:
+        return False
+    given = (p for p in own["_parameters"].values() if p is not None)
+    return all(type(p) is nn.Parameter and p.itemsize > 1 and p.is_floating_point() for p in given)
+
+
 def is_sealed(module: nn.Module, name: str) -> bool:
     """Whether a layer computes with a weight that is there and not plain."""
     held = module._parameters.get(name)  # pyright: ignore[reportPrivateUsage]
