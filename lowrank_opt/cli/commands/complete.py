@@ -269,9 +269,10 @@ def _computed(
     """Choose how to compute; say when loops are compiled, once after an installation."""
     from lowrank_opt.kernels import use_backend
     from lowrank_opt.kernels.backend import VARIABLE
+    from lowrank_opt.observations.parts import entry_count
 
     # Numba takes longer to be loaded than plain torch takes for the whole of a small fit.
-    work = len(observations) * (rank + 2) * (rank + 3) // 2
+    work = entry_count(observations) * (rank + 2) * (rank + 3) // 2
     if solver == "variational" and work <= _WORTH_LOOPS and not os.environ.get(VARIABLE):
         with use_backend("torch"):
             yield
