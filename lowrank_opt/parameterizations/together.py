@@ -207,7 +207,8 @@ def _at_once(
         elif x is None:
             result += [None] * len(own)
         else:
-            result += [g if hit else None for g, hit in zip(x.unbind(), used, strict=True)]
+            # Each in memory of its own: what is kept, freed or saved of one leaves the others.
+            result += [g.clone() if hit else None for g, hit in zip(x.unbind(), used, strict=True)]
     return result
 
 

@@ -113,6 +113,13 @@ def test_backward_hooks_of_an_update_are_called():
     assert together == single
 
 
+def test_gradients_of_layers_have_no_memory_in_common():
+    model = adapted(Sine)
+    step(model)
+    own = [{p.grad.untyped_storage().data_ptr() for p in x.parameters()} for x in members(model)]
+    assert len(set.union(*own)) == sum(map(len, own))
+
+
 def test_tensors_without_memory_are_followed():
     model = adapted(Sine)
     with FakeTensorMode(allow_non_fake_inputs=True):
