@@ -83,7 +83,7 @@ def test_tall_cayley_ignores_the_symmetric_part():
     torch.testing.assert_close(X.grad + X.grad.mT, torch.zeros(3, 3, dtype=D), rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize("stack", [(), (2,)])
+@pytest.mark.parametrize("stack", [(), (2,), (1, 3)])
 def test_derivatives_of_tall_cayley(stack):
     X, Y = normal(*stack, 2, 2).requires_grad_(), normal(*stack, 3, 2, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(tall_cayley, (X, Y), check_forward_ad=True)
