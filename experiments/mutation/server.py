@@ -226,7 +226,9 @@ def functions_in_use(files: set[str]) -> InUse:
     found = InUse({}, [])
     for item in gc.get_objects():
         if type(item) is _CACHED:
-            found.caches.append(item)
+            # Others keep in theirs what is not computed again: torch's compiler its tables.
+            if str(item.__module__).startswith("lowrank_opt"):
+                found.caches.append(item)
         elif type(item) is FunctionType and item.__code__.co_filename in files:
             code = item.__code__
             name = (code.co_filename, code.co_qualname, code.co_firstlineno)

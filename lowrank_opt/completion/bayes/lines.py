@@ -42,9 +42,11 @@ class Lines:
     """
 
     def __init__(self, observations: Observations, side: Side, rng: np.random.Generator) -> None:
+        self.observations: Observations
         self.side: Side
         self.rng: np.random.Generator
         self.size: int
+        self.held: slice
         self.observations, self.side, self.rng = observations, side, rng
         sizes, held = whole_lines(observations)
         self.size, self.held = sizes[side], held[side]

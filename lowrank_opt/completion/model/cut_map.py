@@ -59,7 +59,7 @@ class CutMap:
         # In value the rows in the frame, and their derivative.
         above = core + frame.mT @ (own - own.detach())
         rows = torch.cat((above, below))
-        op = functional_call(self.small, {**given, name: rows})
+        op = functional_call(self.small, {**given, name: rows}, ())
         left = op.left * op.scale
         slope = _slope(left[rank:], below) if left.requires_grad else left[:rank]
         spread: Tensor = _Spread.apply(left[:rank], own, frame, slope.detach(), self.part)

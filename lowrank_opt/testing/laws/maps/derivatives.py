@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -32,7 +33,7 @@ def _derivatives(subject: Subject) -> None:
     direction = {
         k: subject.normal(*p.shape, salt=70 + i).double() for i, (k, p) in enumerate(start.items())
     }
-    given = 0
+    given, rounding = 0, _rounding(subject, module)
     for order, truth, ways in (
         (1, lambda p: f(p), _first(f, direction)),
         (2, lambda p: _along(grad(f)(p), direction), _second(f, direction)),
@@ -48,6 +49,7 @@ def _derivatives(subject: Subject) -> None:
                 continue
             given += 1
             allowed = _ALLOWED * (abs(measured) + _size(f, start, direction)) + abs(wide - half)
+            allowed += rounding * _turns(start, direction) ** order
             expect(
                 abs(found - measured) <= allowed,
                 f"{name} gives {found:.9g} for a derivative of order {order} that is "
@@ -55,6 +57,20 @@ def _derivatives(subject: Subject) -> None:
             )
     if not given:
         raise NotApplicable("torch.func cannot follow this map")
+
+
+@torch.no_grad()
+def _rounding(subject: Subject, module: Parameterization) -> float:
+    """Return what rounding may leave where terms of the function cancel."""
+    (left, scale, right), (m, n) = module(), subject.case.shape
+    terms = float((left.norm(dim=0) * scale.abs() * right.norm(dim=0)).sum())
+    return 16 * torch.finfo(torch.float64).eps * math.sqrt(m * n) * terms
+
+
+def _turns(p: Parameters, d: Parameters) -> float:
+    """Return how far a direction turns the parameters, at most a hundred times their length."""
+    sizes = {k: float(x.norm()) for k, x in p.items()}
+    return 1 + min(100.0, max([float(d[k].norm()) / s for k, s in sizes.items() if s], default=0.0))
 
 
 def _function(subject: Subject) -> tuple[Parameterization, Scalar]:
