@@ -6,6 +6,7 @@ Commands read, call the library, and print; nothing is computed here.
 from __future__ import annotations
 
 import argparse
+import atexit
 import gc
 import os
 import sys
@@ -46,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fault of this program; 128 and the number of the signal that ended it: 130 after an
         interrupt from the keyboard.
     """
+    if arguments is None:
+        # At its end Python looks for cycles in all that was loaded: a tenth of a short command.
+        atexit.register(gc.freeze)
     prepare_streams()
     with ended_by_signals() as caught:
         status = _status(arguments)

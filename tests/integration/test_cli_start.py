@@ -116,3 +116,22 @@ def test_loops_are_compiled_where_nothing_can_be_kept(monkeypatch: pytest.Monkey
     with pytest.raises(RuntimeError, match="cannot cache"):
         numba.njit(cache=True)(one)
     assert 3.0 == compiler.njit(cache=True)(one)(2.0)
+
+
+AT_THE_END = """
+import atexit, gc, sys
+atexit.register(lambda: print(gc.get_freeze_count() > 0, gc.isenabled(), file=sys.stderr))
+from lowrank_opt.cli import main
+sys.argv = ["lowrank-opt", *{words!r}]
+{call}
+"""
+
+
+@pytest.mark.parametrize(("call", "frozen"), [("main()", True), ("main(sys.argv[1:])", False)])
+def test_a_command_ends_without_a_last_look_for_cycles(call: str, frozen: bool, tmp_path: Path):
+    script = tmp_path / "script.py"
+    words = ["inspect", str(tmp_path / "nothing")]
+    script.write_text(AT_THE_END.format(call=call, words=words), encoding="utf-8")
+    code = f"import runpy; runpy.run_path({str(script)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert f"{frozen} True" == done.stderr.splitlines()[-1]
