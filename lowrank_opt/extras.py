@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 from lowrank_opt.errors import MissingExtraError
 
@@ -38,4 +40,26 @@ def extra(name: str) -> Generator[None]:
         raise MissingExtraError(
             f"{error.name} is needed here and is in the extra {name!r}; it is not installed: run "
             f'pip install ".[{name}]" in a checkout of lowrank_opt, or pip install {error.name}'
+        ) from error
+
+
+def imported(package: str, needed_by: str) -> Any:  # noqa: ANN401
+    """Return a module of a package that is no dependency of ours.
+
+    Raises
+    ------
+    MissingExtraError
+        If it is not installed.
+
+    Examples
+    --------
+    >>> imported("json", "an example").__name__
+    'json'
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        name = package.partition(".")[0]
+        raise MissingExtraError(
+            f"{needed_by} needs the package {name}, which is not installed: pip install {name}"
         ) from error

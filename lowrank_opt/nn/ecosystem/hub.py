@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from lowrank_opt.nn.ecosystem.optional import imported
+from lowrank_opt.extras import imported
 from lowrank_opt.nn.folders.load import load_adapter
 from lowrank_opt.nn.folders.save import only_name, save_adapter
 from lowrank_opt.nn.reports.report import adapter_report, table

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from lowrank_opt.extras import imported
 from lowrank_opt.nn.basis.originals import STORE
-from lowrank_opt.nn.ecosystem.optional import imported
 from lowrank_opt.nn.ecosystem.steps import AdapterSteps
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from lowrank_opt.errors import DataError
+from lowrank_opt.errors import DataError, OptionError
+from lowrank_opt.extras import imported
 from lowrank_opt.nn.adapters.present import adapter_names
-from lowrank_opt.nn.ecosystem.optional import imported
 from lowrank_opt.nn.ecosystem.steps import AdapterSteps
 from lowrank_opt.nn.folders.load import load_adapter
 from lowrank_opt.nn.folders.save import save_adapter
@@ -49,8 +49,16 @@ def follow_trainer(
     ------
     MissingExtraError
         If transformers is not installed.
+    OptionError
+        If checkpoints are to hold adapters alone and the trainer shards the model.
     """
     transformers = imported("transformers", "follow_trainer")
+    if adapters_only and getattr(trainer, "is_fsdp_enabled", False):
+        raise OptionError(
+            "checkpoints of adapters alone gather whole parameters in every process, where the "
+            "trainer writes them in one; got a trainer that shards the model: pass "
+            "adapters_only=False, and save_adapter in every process at the end"
+        )
 
     def on_step_end(
         self: object,
