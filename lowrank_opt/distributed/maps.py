@@ -4,12 +4,31 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import torch
+
 from lowrank_opt.distributed.cut import CutPart
-from lowrank_opt.errors import OptionError
+from lowrank_opt.errors import OptionError, RankError
 from lowrank_opt.observations import Observations
 from lowrank_opt.parameterizations.base import Parameterization
 
 P = TypeVar("P", bound=Parameterization)
+
+
+def check_rows(observations: Observations, rank: int) -> None:
+    """Raise RankError in all processes if one has fewer of the rows that are cut than the rank.
+
+    A process that raised alone would leave the others waiting.
+    """
+    part = observations.part
+    if part is None or not part.cut:
+        return
+    fewest = -int(part.largest(torch.tensor(-observations.shape[0])))
+    if fewest < rank:
+        raise RankError(
+            "where rows are cut, each process has a map of its own rows, at least as many as the "
+            f"rank; got rank={rank}, and {fewest} rows in a process: use a smaller rank, or fewer "
+            "processes"
+        )
 
 
 def own_map(model: P, observations: Observations) -> P:
@@ -29,6 +48,8 @@ def own_map(model: P, observations: Observations) -> P:
     ------
     OptionError
         If rows are not cut, or the map has no such parameter.
+    RankError
+        In all processes, if one of them has fewer rows than the rank.
 
     Examples
     --------
@@ -51,6 +72,7 @@ def own_map(model: P, observations: Observations) -> P:
             f"{type(model).__name__}: use one of HomogeneousBall, RadialBall, NBLoRA, "
             "Contractions, SpectralLoRA, SimplexRankOnes, Factored"
         )
+    check_rows(observations, model.rank)
     state = dict(model.state_dict())
     state[name] = state[name][part.held[0]]
     made = type(model).from_config(model.config(), state, shape=observations.shape)

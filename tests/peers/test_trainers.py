@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import lowrank_opt as lo
-from lowrank_opt.errors import DataError
+from lowrank_opt.errors import DataError, OptionError
 from lowrank_opt.nn import (
     AdapterSteps,
     adapt,
@@ -50,6 +50,14 @@ def trainer_of(folder: Path, steps: AdapterSteps, *, max_steps: int = 6):
 def trained(trainer) -> dict[str, Tensor]:
     found = trainer.model.state_dict()
     return {key: x.clone() for key, x in found.items() if "lowrank_adapters" in key}
+
+
+def test_a_trainer_that_shards_writes_whole_checkpoints(tmp_path) -> None:
+    trainer = trainer_of(tmp_path, AdapterSteps())
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(OptionError, match="every process"):
+        follow_trainer(trainer, AdapterSteps())
+    assert trainer is follow_trainer(trainer, AdapterSteps(), adapters_only=False)
 
 
 def test_a_trainer_logs_bounds_and_resumes_from_adapters_alone(tmp_path) -> None:

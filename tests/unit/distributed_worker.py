@@ -23,6 +23,7 @@ from lowrank_opt.completion.model.cut_map import CutMap
 from lowrank_opt.distributed.digest import checksum
 from lowrank_opt.distributed.exchange import Processes
 from lowrank_opt.distributed.processes import cuts
+from lowrank_opt.errors import RankError
 from lowrank_opt.kernels.gaussian_rows import Moments
 from lowrank_opt.kernels.parts import gaussian_rows, row_problems
 from lowrank_opt.observations import Observations
@@ -324,6 +325,17 @@ def unequal_randomness() -> dict[str, Tensor]:
     return {"agreed": result.to_dense(), "agreed.map": fit.to_dense()}
 
 
+def too_few_rows() -> dict[str, Tensor]:
+    """What is refused where one process has one row, and the others more."""
+    obs = Observations([0, 0, 0, 1, 2, 3, 4], [0, 1, 2, 0, 1, 2, 0], torch.ones(7), (5, 3))
+    part = distributed.cut_rows(distributed.split_rows(obs))
+    try:
+        distributed.own_map(lo.Factored(obs.shape, 3), part)
+    except RankError:
+        return {"refused": torch.ones(1), "rows": torch.tensor(part.shape[0])}
+    return {"refused": torch.zeros(1)}
+
+
 def checkpoints(folder: Path, step: str) -> dict[str, Tensor]:
     """Go some iterations and leave a checkpoint, or go on from it."""
     part, resume = distributed.split_rows(observed()), step == "on"
@@ -366,6 +378,7 @@ def compute(folder: Path, rank: int, size: int, steps: list[str]) -> None:
                 found |= fits(distributed.split_rows(observed()))
                 found |= proofs(distributed.split_rows(observed()))
                 found |= counts() | operations() | exchanged() | unequal_randomness()
+                found |= too_few_rows()
                 found |= held(distributed.split_rows(observed()))
                 with mock.patch.object(distributed.cut, "BLOCK", 20):
                     found |= cut(distributed.cut_rows(distributed.split_rows(observed())))

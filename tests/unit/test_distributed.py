@@ -57,6 +57,11 @@ def many(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, Tensor]
     return run(request.param, folder, "fits", *steps)
 
 
+def test_too_few_rows_for_a_map_are_refused_in_all_processes(many):
+    assert [1.0] * len(many) == [float(found["refused"]) for found in many]
+    assert len({int(found["rows"]) for found in many}) > 1, "alike in all, nothing is tried"
+
+
 def test_all_processes_return_the_result_of_one(one, many):
     for name, expected in one.items():
         for found in many:

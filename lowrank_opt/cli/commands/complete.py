@@ -256,6 +256,10 @@ def _fit(
     given |= {"checkpoint": checkpoint, "penalty": options.penalty}
     model, shape = rank, observations.shape
     if options.radius is not None:
+        if observations.part is not None:
+            from lowrank_opt.distributed.maps import check_rows
+
+            check_rows(observations, rank)
         model = HomogeneousBall(shape, rank, radius=options.radius, generator=generator)
     with _computed(options, solver, observations, rank):
         result = complete(observations, model, solver=solver_of(solver), **given)

@@ -275,7 +275,7 @@ class Store(nn.Module):
         if name in module.__dict__ and updated:
             # A hook computes it before each call: what it sets is the base weight.
             return False
-        if updated and is_same_sharded(value, stored(module, name)):
+        if is_same_sharded(value, stored(module, name)):
             module._parameters[name] = value  # pyright: ignore[reportPrivateUsage, reportArgumentType]
             return True
         if updated and not (state.disabled and isinstance(value, Tensor)):

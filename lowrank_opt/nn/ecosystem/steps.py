@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from lowrank_opt.errors import OptionError
 from lowrank_opt.nn.adapters.present import active_adapters
 from lowrank_opt.nn.adapters.weights import AdaptedWeight, adapted_weights
+from lowrank_opt.nn.basis.sharded import check_whole, in_whole
 from lowrank_opt.nn.reports.report import SiteReport, adapter_report
 from lowrank_opt.nn.surgery.rewind import rewind
 from lowrank_opt.parameterizations import NBLoRA
@@ -73,10 +74,17 @@ class AdapterSteps:
         Parameters
         ----------
         model : nn.Module
-            Adapted, and not merged; perhaps inside a wrapper.
+            Adapted, and not merged; perhaps inside a wrapper. In shards it gives figures alone.
         step : int
         optimizers : iterable of Optimizer
+
+        Raises
+        ------
+        AdapterStateError
+            If parameters are to be moved and the model is sharded.
         """
+        if self.recenter or self.radius is not None:
+            check_whole(model, "moving parameters between steps")
         moved: list[nn.Module] = []
         if self.recenter and step % self.recenter == 0:
             moved += recentered(model)
@@ -86,6 +94,7 @@ class AdapterSteps:
         return adapter_figures(model) if self.every and step % self.every == 0 else {}
 
 
+@in_whole
 @torch.no_grad()
 def adapter_figures(model: nn.Module) -> dict[str, float]:
     r"""Return one number for each of a few questions about each active adapter, by names for logs.

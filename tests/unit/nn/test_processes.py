@@ -50,7 +50,10 @@ def adapted():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).double()
     adapt(model, make, targets=".*", name="a", magnitude=True)
-    return adapt(model, lambda s: lo.HomogeneousBall(s, 2, radius=0.5), targets="2", name="b")
+    adapt(model, lambda s: lo.HomogeneousBall(s, 2, radius=0.5), targets="2", name="b")
+    adapt(model, make, targets="0", name="c", modules_to_train="2")
+    switch(model, "a")
+    return model
 
 def read(model):
     state = get_model_state_dict(model)
@@ -69,7 +72,8 @@ def alone(_):
 def sharded(rank):
     from torch.distributed.fsdp import fully_shard
     from lowrank_opt.nn import (
-        AdapterStateError, adapter_report, disabled, merge, remove_adapter, rewind, unload, unmerge
+        AdapterStateError, AdapterSteps, adapter_figures, adapter_report, disabled, merge,
+        remove_adapter, rewind, unload, unmerge
     )
     dist.init_process_group("gloo", init_method=f"file://{FOLDER}/meet", rank=rank, world_size=2)
     one, model = adapted(), adapted()
@@ -79,7 +83,7 @@ def sharded(rank):
     mine = x.chunk(2)[rank]
     def equal(a, b):
         assert torch.allclose(a, b, rtol=1e-12, atol=1e-13), (a - b).abs().max()
-    for name in "ab":
+    for name in "abc":
         for net, data in ((one, x), (model, mine)):
             switch(net, name)
             optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.5)
@@ -87,7 +91,7 @@ def sharded(rank):
                 optimizer.zero_grad()
                 net(data).square().mean().backward()
                 optimizer.step()
-    for weights in ("a",), ("b",), ({"a": 1.0, "b": 0.5},):
+    for weights in ("a",), ("b",), ("c",), ({"a": 1.0, "b": 0.5},):
         for net in (one, model):
             switch(net, *weights, **({} if isinstance(weights[0], str) else {"lead": "a"}))
         wanted = one(x)
@@ -104,6 +108,9 @@ def sharded(rank):
     for mine, other in zip(adapter_report(model), adapter_report(one)):
         for what in ("nuclear", "drift", "trainable"):
             assert abs(getattr(mine, what) - getattr(other, what)) < 1e-12, (mine, other)
+        figures = [adapter_figures(net) for net in (model, one)]
+        for key in figures[1]:
+            assert abs(figures[0][key] - figures[1][key]) < 1e-12, key
     save_adapter(model, FOLDER / f"of{rank}", name="b")
     switch(model, "b")
     loaded = load_adapter(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).double(),
@@ -118,6 +125,8 @@ def sharded(rank):
         lambda: remove_adapter(model, "a"),
         lambda: unload(model),
         lambda: rewind(model, 0.1),
+        lambda: AdapterSteps(recenter=1)(model, 1),
+        lambda: AdapterSteps(radius=lambda step: 0.1)(model, 1),
         lambda: model[0].weight + 1,
     ):
         try:
