@@ -95,6 +95,10 @@ SUBJECTS = [*TABLE, *(Target(describe(make), make) for make in FORMS)]
 ROUNDED = [subject for subject in SUBJECTS if subject.listed or subject not in TABLE]
 
 
+# Known to be broken where columns depend on each other: by no case of the profile here.
+MET_DEEPER = {"smoothness"}
+
+
 def asked(subjects: list[Target], **options) -> pytest.MarkDecorator:
     """Return the mark that asks each subject for each law that is not known to be broken."""
     _names, cases = parametrize_with_checks([s.make for s in subjects], **options).mark.args
@@ -102,7 +106,7 @@ def asked(subjects: list[Target], **options) -> pytest.MarkDecorator:
     kept = [
         pytest.param(subject, case.values[1], id=f"{subject.name}-{case.values[1].law.name}")
         for subject, case in zip(each, cases, strict=True)
-        if case.values[1].law.name not in subject.known
+        if case.values[1].law.name not in subject.known.keys() - MET_DEEPER
     ]
     return pytest.mark.parametrize(("subject", "check"), kept)
 

@@ -58,7 +58,7 @@ class Target:
     known : mapping from law to reason
         Laws that are known not to hold.
     listed : bool
-        Whether the name is one of `lowrank_opt.testing.subjects.library`.
+        Whether the name has a line in the table of methods.
     laws : tuple of Law
         What is tried on it.
     """
