@@ -138,6 +138,7 @@ def _record(
         "outcomes": [asdict(o) for o in outcomes],
         "asked_gap": GAP,
         "curve": [asdict(point) for point in curve],
+        "table": markdown_table(*table(outcomes)),
     }
 
 

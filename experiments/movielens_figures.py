@@ -99,6 +99,7 @@ def _draw_radius(axes: Axes, curves: Curves, references: Mapping[str, float]) ->
             mfc="white",
             ms=5,
         )
+    axes.plot([], [], "o", color="0.35", mfc="white", ms=5, label="open: the rank binds")
     for name, value in references.items():
         axes.axhline(value, color="0.45", lw=1, ls="--")
         axes.annotate(

@@ -99,8 +99,8 @@ METHODS = (
 )
 
 # The figure of test error against radius, for several ranks.
-CURVE_RANKS = (2, 5, 10, 20)
-CURVE_RADII = (100.0, 200.0, 300.0, 400.0, 500.0, 600.0, 800.0)
+CURVE_RANKS = (5, 10, 20, 40, 100)
+CURVE_RADII = (100.0, 200.0, 300.0, 400.0, 600.0, 800.0, 1200.0)
 
 # The figure of singular values: individual bounds, each 0.75 of the one before.
 PROFILE = tuple(120 * 0.75**k for k in range(RANK))
