@@ -30,7 +30,10 @@ EXPERIMENTS = (
     "training_methods",
 )
 # Some minutes on a busy machine even in small, or in need of ratings: only where named.
-LONGER = ("intruders", "interval_coverage", "movielens")
+LONGER = (
+    "intruders", "interval_coverage", "movielens",
+    "rating_intervals", "rating_times", "ratings_bayes",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

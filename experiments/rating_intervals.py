@@ -6,12 +6,15 @@ each training part is held out for testing, a tenth of the rest calibrates.
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
 import lowrank_opt as lo
-from experiments.tables import text_table
+from experiments.records import Json
+from experiments.skeleton import Session, experiment
+from experiments.tables import markdown_table, text_table
 from lowrank_opt.completion import (
     BayesianResult,
     CompletionResult,
@@ -79,23 +82,32 @@ def lines_of(
     return lines
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.rating_intervals")
+def lines_of_fold(solver: str, fold: int, path: str | None) -> list[list[str]]:
+    """Return the lines of an official fold."""
+    return lines_of(solver, f"u{fold}", *movielens.fold("ml-100k", fold, path=path))
+
+
+def study(session: Session) -> None:
+    """Print the table and write the record."""
+    chosen = session.options
+    solvers, folds = (["ball"], [1]) if session.smoke else (chosen.solvers, chosen.folds)
+    calls = [partial(lines_of_fold, s, fold, chosen.path) for s in solvers for fold in folds]
+    lines = [line for part in session.run(calls, "folds") for line in part]
+    header = ["solver", "fold", "widths", "random %", "official %", f"rows < {FEW} %", "width"]
+    print(text_table(header, lines))
+    settings: dict[str, Json] = {"coverage": COVERAGE, "few": FEW, "scale": list(SCALE)}
+    runs: list[Json] = [dict(zip(header, line, strict=True)) for line in lines]
+    table = markdown_table(header, lines)
+    session.write("rating-intervals.json", settings=settings, runs=runs, table=table)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--solvers", nargs="+", choices=list(SOLVERS), default=list(SOLVERS))
     parser.add_argument("--folds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
     parser.add_argument("--path", help="folder or zip archive of the data set")
-    chosen = parser.parse_args(arguments)
-    lines = [
-        line
-        for solver in chosen.solvers
-        for fold in chosen.folds
-        for line in lines_of(solver, f"u{fold}", *movielens.fold("ml-100k", fold, path=chosen.path))
-    ]
-    header = ["solver", "fold", "widths", "random %", "official %", f"rows < {FEW} %", "width"]
-    print(text_table(header, lines))
-    return 0
 
+
+main = experiment(study, __doc__, options=_options)
 
 if __name__ == "__main__":
     sys.exit(main())

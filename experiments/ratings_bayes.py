@@ -1,45 +1,63 @@
-"""Bayesian completion of MovieLens-100K: ratings only, with implicit feedback, and with features.
+"""Bayesian completion of MovieLens: ratings only, with implicit feedback, and with features.
 
-``python -m experiments.ratings_bayes`` prints a table over the five official folds. Ranks were
-and numbers of draws were looked at on a tenth of the training parts of folds 1 to 3.
+``python -m experiments.ratings_bayes`` prints a table over the official folds of MovieLens-100K and
+writes a record; ``--sets ml-1m`` takes a random tenth of MovieLens-1M for each of ``--seeds``.
+Ranks and numbers of draws were looked at on a tenth of the training parts.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from experiments.tables import text_table
+from experiments.records import Json
+from experiments.skeleton import Session, experiment
+from experiments.tables import markdown_table, text_table
 from lowrank_opt.completion import bayesian
+from lowrank_opt.observations import Observations
 from problems import movielens
 from problems.metrics import rmse
+from problems.ratings import Ratings
 
-BURN_IN, SAMPLES = 10, 100
-METHODS: dict[str, tuple[int, bool, bool]] = {
-    "ratings": (16, False, False),
-    "implicit": (16, True, False),
-    "implicit + side": (16, True, True),
+METHODS: dict[str, tuple[bool, bool]] = {
+    "ratings": (False, False),
+    "implicit": (True, False),
+    "implicit + side": (True, True),
 }
+SETS = ("u1", "u2", "u3", "u4", "u5", "ml-1m")
 
 
-def user_features(path: str | None) -> Tensor:
+@dataclass(frozen=True)
+class Draws:
+    """Rank, sweeps left out and draws kept."""
+
+    rank: int
+    burn_in: int
+    samples: int
+
+
+SETTINGS = {"ml-100k": Draws(16, 10, 100), "ml-1m": Draws(20, 20, 300)}
+SMOKE = Draws(2, 1, 2)
+
+
+def user_features(path: str | None, variant: str = "ml-100k") -> Tensor:
     """Return age brackets, gender and occupation of the users as indicators, a line for each."""
-    ratings, _ = movielens.split_ratings("u1", path=path)
-    table = movielens.users(path=path).loc[ratings.user_ids]
+    table = movielens.users(variant, path=path).loc[_ratings(variant, path).user_ids]
     ages = pd.cut(table["age"], [0, 17, 24, 34, 44, 49, 55, 200], labels=False)
     columns = [pd.get_dummies(x.astype(str)) for x in (ages, table["gender"], table["occupation"])]
     return torch.from_numpy(pd.concat(columns, axis=1).to_numpy(np.float64))
 
 
-def item_features(path: str | None) -> Tensor:
+def item_features(path: str | None, variant: str = "ml-100k") -> Tensor:
     """Return the genres of the items, and the decades of their release, as indicators."""
-    ratings, _ = movielens.split_ratings("u1", path=path)
-    table = movielens.items(path=path).loc[ratings.item_ids]
+    table = movielens.items(variant, path=path).loc[_ratings(variant, path).item_ids]
     genres = table["genres"].fillna("").str.get_dummies("|")
     years = table["title"].str.extract(r"\((\d{4})\)", expand=False).astype(float)
     brackets = pd.cut(years, [0, 1950, 1960, 1970, 1980, 1990, 1993, 1995, 1996, 2000])
@@ -47,51 +65,109 @@ def item_features(path: str | None) -> Tensor:
     return torch.from_numpy(pd.concat(columns, axis=1).to_numpy(np.float64))
 
 
-def measure(method: str, fold: int, *, validate: bool, seed: int, path: str | None) -> list[str]:
-    """Return one line of the table: fit on a fold, predict its test (or held-out) entries."""
-    rank, implicit, side = METHODS[method]
-    train, test = movielens.fold("ml-100k", fold, path=path)
+def _ratings(variant: str, path: str | None) -> Ratings:
+    if variant == "ml-100k":
+        return movielens.split_ratings("u1", path=path)[0]
+    return movielens.load(variant, path=path)
+
+
+def parts(name: str, seed: int, path: str | None) -> tuple[Observations, Observations]:
+    """Return what is fitted and what is asked, of an official fold or of a random 90/10 split."""
+    if name != "ml-1m":
+        return movielens.fold("ml-100k", int(name[1:]), path=path)
+    every = movielens.load(name, path=path).observations()
+    return every.split(0.1, generator=torch.Generator().manual_seed(seed))
+
+
+def measure(
+    method: str, name: str, seed: int, draws: Draws, path: str | None, *, validate: bool
+) -> dict[str, Any]:
+    """Fit, and return errors on the test (or held-out) entries, coverage of 90 % and costs."""
+    implicit, side = METHODS[method]
+    variant = "ml-1m" if name == "ml-1m" else "ml-100k"
+    train, test = parts(name, seed, path)
     generator = torch.Generator().manual_seed(seed)
     if validate:
         train, test = train.split(0.1, generator=generator)
-    features = ([user_features(path)], [item_features(path)]) if side else ([], [])
+    features = (user_features(path, variant), item_features(path, variant)) if side else ()
     wall, cpu = time.perf_counter(), time.process_time()
     posterior = bayesian(
         train,
-        rank,
+        draws.rank,
         implicit=implicit,
-        row_features=features[0],
-        col_features=features[1],
-        burn_in=BURN_IN,
-        samples=SAMPLES,
+        row_features=features[:1],
+        col_features=features[1:],
+        burn_in=draws.burn_in,
+        samples=draws.samples,
         generator=generator,
     )
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     mean, std = posterior.predict(test.rows, test.cols, return_std=True, clip=(1.0, 5.0))
-    covered = ((test.values - mean).abs() < 1.6449 * std).double().mean()
-    error = rmse(mean, test.values)
-    return [method, f"u{fold}", f"{error:.4f}", f"{wall:.2f}", f"{cpu:.2f}", f"{covered:.3f}"]
+    covered = float(((test.values - mean).abs() < 1.6449 * std).double().mean())
+    costs = {"seconds": wall, "cpu_seconds": cpu, "rank": draws.rank, "samples": draws.samples}
+    errors = {"rmse": rmse(mean, test.values), "covered": covered}
+    return {"method": method, "set": name, "seed": seed, **errors, **costs}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.ratings_bayes")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--folds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
-    parser.add_argument("--validate", action="store_true", help="hold out training entries instead")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--path", help="folder or zip archive of the data set")
-    chosen = parser.parse_args(arguments)
-    warm_up, _ = movielens.fold("ml-100k", 1, path=chosen.path)
-    bayesian(warm_up, 2, burn_in=0, samples=1)  # compiles the loops
-    settings = {"validate": chosen.validate, "seed": chosen.seed, "path": chosen.path}
-    lines = [
-        measure(method, fold, **settings) for method in chosen.methods for fold in chosen.folds
+def compile_loops() -> None:
+    """Prepare a worker: no fit pays for compilation."""
+    seen = Observations([0, 1, 2], [0, 1, 0], [1.0, 2.0, 3.0], (3, 2))
+    bayesian(seen, 2, burn_in=0, samples=1)
+
+
+def study(session: Session) -> None:
+    """Print the table and write the record."""
+    chosen = session.options
+    methods, sets, seeds = chosen.methods, chosen.sets, range(chosen.seeds)
+    if session.smoke:
+        methods, sets, seeds = ["implicit + side"], ["u1"], range(1)
+    calls = [
+        partial(
+            measure,
+            method,
+            name,
+            seed,
+            SMOKE if session.smoke else SETTINGS[name if name in SETTINGS else "ml-100k"],
+            chosen.path,
+            validate=chosen.validate,
+        )
+        for name in sets
+        for method in methods
+        for seed in seeds
     ]
-    header = ["method", "fold", "RMSE", "fit s", "CPU s", "in 90 % interval"]
-    print(text_table(header, lines))
-    return 0
+    runs = session.run(calls, "chains")
+    header = ["method", "set", "seed", "rank", "draws", "RMSE", "CPU s", "in 90 % interval"]
+    rows = [
+        [
+            r["method"],
+            r["set"],
+            str(r["seed"]),
+            str(r["rank"]),
+            str(r["samples"]),
+            f"{r['rmse']:.4f}",
+            f"{r['cpu_seconds']:.1f}",
+            f"{r['covered']:.3f}",
+        ]
+        for r in runs
+    ]
+    print(text_table(header, rows))
+    session.write(
+        "ratings-bayes.json",
+        settings={"validate": chosen.validate},
+        runs=list[Json](runs),
+        table=markdown_table(header, rows),
+    )
 
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS[:5]))
+    parser.add_argument("--validate", action="store_true", help="hold out training entries instead")
+    parser.add_argument("--seeds", type=int, default=1, help="chains, of ml-1m splits too")
+    parser.add_argument("--path", help="folder or zip archive of the data set")
+
+
+main = experiment(study, __doc__, ready=compile_loops, options=_options)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -143,7 +143,6 @@ def test_runs_of_another_profile_are_not_taken(tmp_path, capsys):
 # tests run them in small.
 APART = {
     "adapter_cost", "benchmark_cases", "benchmarks", "gpu_check", "mutants", "roofline",
-    "rating_intervals", "rating_times", "ratings_bayes",
 }  # fmt: skip
 
 
