@@ -47,12 +47,12 @@ def _quotient_above(x, y, bits=300):
 
 
 def root(x, order, up):
-    """Return the root of a fraction, rounded up or down to 200 bits."""
-    n = (math.ceil if up else math.floor)(x * 2 ** (200 * order))
-    low = 0
+    """Return the root of a fraction, rounded up or down: 200 bits past the point, and of it."""
+    bits = 200 + max(0, x.denominator.bit_length() - x.numerator.bit_length()) // order
+    low, n = 0, (math.ceil if up else math.floor)(x * 2 ** (bits * order))
     for bit in reversed(range(n.bit_length() // order + 1)):
         low += ((low + (1 << bit)) ** order <= n) << bit
-    return Fraction(low + (up and low**order < n), 2**200)
+    return Fraction(low + (up and low**order < n), 2**bits)
 
 
 def gram(rows, divisors):

@@ -20,12 +20,12 @@ def test_roots_of_powers_are_exact_on_both_sides(base, order):
 
 @pytest.mark.parametrize("order", [2, 3, 16])
 @pytest.mark.parametrize(
-    "x", [Fraction(2), Fraction(1, 3), Fraction(10**40, 7), Fraction(1, 10**30)]
+    "x", [Fraction(2), Fraction(1, 3), Fraction(10**40, 7), Fraction(1, 10**30), ULP**40 / 3]
 )
 def test_other_roots_lie_between_neighbours(x, order):
     low, high = (checker.root(x, order, up) for up in (False, True))
     assert low**order < x < high**order
-    assert high - low == ULP
+    assert high - low <= ULP * min(1, 4 * high)
 
 
 def document(value, bound, p, weights=()):
