@@ -41,6 +41,9 @@ CERTIFICATES = [
         "completion_certificate",
     )
 ]  # fmt: skip
+ADAPTERS = [
+    f"tests/property/test_{name}.py" for name in ("adapters", "adapter_machine", "damaged_folders")
+]
 TURNS = "tests/property/test_orthogonal_set.py"
 # What is mutated, and the tests of it: its own folder, its laws, its examples.
 GROUPS: dict[str, tuple[list[str], list[str]]] = {
@@ -55,7 +58,7 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
         [*PROOFS, f"{UNIT}/parameterizations/test_certificate.py"],
     ),
     "completion/certificates": (["completion/certificates"], [*CERTIFICATES, *PROOFS]),
-    "nn": (["nn"], [f"{UNIT}/nn", "tests/property/test_adapters.py"]),
+    "nn": (["nn"], [f"{UNIT}/nn", *ADAPTERS]),
     "parameterizations": (["parameterizations"], [f"{UNIT}/parameterizations"]),
     # Of everything: what the tests of a package do not notice, its laws may.
     "laws": (

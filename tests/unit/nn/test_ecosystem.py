@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import lowrank_opt as lo
-from lowrank_opt.errors import MissingExtraError, OptionError
+from lowrank_opt.errors import DataError, MissingExtraError, OptionError
 from lowrank_opt.nn import (
     AdapterStateError,
     AdapterSteps,
@@ -21,6 +21,7 @@ from lowrank_opt.nn import (
     adapter_figures,
     follow_trainer,
     lightning_callback,
+    load_adapters,
     load_from_hub,
     model_card,
     push_to_hub,
@@ -129,6 +130,103 @@ def test_recentring_keeps_the_weight_and_forgets_the_moments():
 def test_steps_are_counted(given):
     with pytest.raises(OptionError, match="numbers of steps must be 0 or more"):
         AdapterSteps(**given)
+
+
+def test_a_schedule_has_nothing_to_bound_where_no_adapter_is_active():
+    model = make_model()
+    switch(model)
+    assert {} == AdapterSteps(radius=lambda step: 1.0 / step, recenter=1)(model, 1)
+
+
+class Followed:
+    """What is used of a trainer: the callbacks it calls after each step, and what they log."""
+
+    def __init__(self, model, folder):
+        self.model, self.logged, self.callbacks = model, [], []
+        self.args = SimpleNamespace(output_dir=str(folder), should_save=True)
+        self.processing_class, self.state = None, SimpleNamespace(global_step=0)
+        self.add_callback, self.log = self.callbacks.append, self.logged.append
+
+    def step(self, optimizer):
+        self.state.global_step += 1
+        (callback,) = self.callbacks
+        callback.on_step_end(None, self.state, None, model=self.model, optimizer=optimizer)
+
+
+@pytest.fixture
+def transformers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(TrainerCallback=object))
+
+
+def test_a_trainer_logs_and_bounds_and_writes_adapters_alone(transformers, tmp_path):
+    trainer = Followed(make_model(), tmp_path)
+    steps = AdapterSteps(every=2, radius=lambda step: 1.0 / step)
+    assert trainer is follow_trainer(trainer, steps)
+    for step in (1, 2):
+        optimizer = stepped(trainer.model)
+        trainer.step(optimizer)
+        assert 0 == len(optimizer.state)
+        assert step // 2 == len(trainer.logged)
+    assert trainer.logged[0]["adapters/a/spectral"] <= 0.5 * (1 + 1e-4)
+    expected = trainer.model(X)
+    trainer._save()
+    trainer.args.should_save = False
+    trainer._save(str(tmp_path / "another process"))
+    files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
+    assert {f"adapters/a/adapter.{kind}" for kind in ("json", "safetensors")} == files
+    stepped(trainer.model)
+    trainer.step(None)
+    assert not torch.equal(expected, trainer.model(X))
+    trainer._load_from_checkpoint(tmp_path)
+    assert torch.equal(expected, trainer.model(X))
+    with pytest.raises(DataError, match="has a folder 'adapters'"):
+        load_adapters(trainer.model, tmp_path / "adapters")
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_a_trainer_may_write_whole_models_as_ever(transformers, sharded, tmp_path):
+    trainer = Followed(make_model(), tmp_path)
+    trainer.is_fsdp_enabled = sharded
+    follow_trainer(trainer, AdapterSteps(), adapters_only=False)
+    assert not {"_save", "_load_from_checkpoint", "_load_best_model"} & set(vars(trainer))
+    if sharded:
+        with pytest.raises(OptionError, match="a trainer that shards the model"):
+            follow_trainer(trainer, AdapterSteps())
+
+
+@pytest.mark.parametrize("adapters_only", [True, False])
+def test_lightning_logs_each_step_once_and_shortens_checkpoints(adapters_only, monkeypatch):
+    pytorch = SimpleNamespace(Callback=object)
+    monkeypatch.setitem(sys.modules, "lightning.pytorch", pytorch)
+    model, logged, called = make_model(), [], []
+    model.log_dict = logged.append
+    steps = AdapterSteps(every=2, radius=lambda step: called.append(step) or 1.0)
+    callback = lightning_callback(steps, adapters_only=adapters_only)
+    for step in (0, 1, 1, 2, 2):
+        optimizer = stepped(model)
+        trainer = SimpleNamespace(global_step=step, optimizers=[optimizer])
+        callback.on_train_batch_end(trainer, model, None, None, 0)
+    # Gradients of two batches are summed for a step; zero steps are none.
+    assert [1, 2] == called
+    assert ["adapters/a/norm"] == [next(iter(figures)) for figures in logged]
+    whole = {key: x.clone() for key, x in model.state_dict().items()}
+    if adapters_only:
+        checkpoint = {"state_dict": dict(whole)}
+        callback.on_save_checkpoint(None, model, checkpoint)
+        held = checkpoint["state_dict"]
+        assert {key for key in whole if "lowrank_adapters" in key} == set(held)
+        stepped(model)
+        for _ in range(2):
+            callback.setup(None, model, "fit")
+        assert 1 == len(model._load_state_dict_pre_hooks)
+        model.load_state_dict(held)
+        assert all(torch.equal(x, model.state_dict()[key]) for key, x in whole.items())
+        with pytest.raises(RuntimeError, match="Missing key"):
+            model.load_state_dict(dict(list(held.items())[1:]))
+        with pytest.raises(RuntimeError, match="Missing key"):
+            model.load_state_dict({})
+    else:
+        assert not hasattr(callback, "on_save_checkpoint")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import lowrank_opt as lo
-from lowrank_opt.nn import adapt, adapted_weights
+from lowrank_opt.nn import adapt, adapted_weights, disabled, merge, unload, unmerge
 from lowrank_opt.nn.adapters import evaluation
 from lowrank_opt.nn.adapters.adapted import present_updates
 from lowrank_opt.nn.basis import memory
@@ -157,6 +157,21 @@ def test_a_change_of_what_is_no_tensor_is_seen():
         assert not torch.equal(before, model(X))
 
 
+@pytest.mark.parametrize("held", [[1.0], {"at": 1.0}], ids=["list", "dict"])
+def test_a_change_inside_of_what_is_no_tensor_is_seen(held):
+    class Scaled(lo.NBLoRA):
+        def factors(self):
+            (factor,) = held if isinstance(held, list) else held.values()
+            return super().factors() * factor
+
+    model = adapted(lambda shape: Scaled(shape, 2, radius=0.5, dtype=torch.float64))
+    update(model).held = held
+    with torch.no_grad():
+        before = model(X)
+        held[0 if isinstance(held, list) else "at"] = 3.0
+        assert not torch.equal(before, model(X))
+
+
 class Sum(lo.Parameterization):
     """A sum of parts, of which some may be missing."""
 
@@ -198,6 +213,9 @@ def test_changes_of_parts_are_seen(write):
         (normal(3, 4), normal(3, 4, seed=1), False),
         (normal(3, 4)[1:], normal(3, 4)[1:].clone(), True),
         (normal(3, 4)[:, 1:], normal(3, 4)[:, 1:].clone(), True),
+        # What lies between the columns of a view is none of its numbers.
+        (torch.arange(8.0).view(2, 4)[:, ::3], torch.arange(8.0).view(2, 4)[:, ::3].clone(), True),
+        (torch.tensor([0.0, 0, 0, 1])[::3], torch.zeros(2), False),
         (torch.zeros(2), -torch.zeros(2), False),
         (torch.empty(0, 3), torch.empty(0, 3), True),
     ],
@@ -268,6 +286,18 @@ def test_writes_into_factors_that_were_handed_out_change_nothing():
         for x in present_updates(model, "weight")[0]:
             x.mul_(3)
         torch.testing.assert_close(model(X), before, rtol=0, atol=0)
+
+
+def test_present_updates_are_those_that_are_added_now():
+    model = adapted()
+    (op,) = present_updates(model, "weight")
+    assert torch.equal(op.to_dense(), update(model)().to_dense())
+    merge(model)
+    assert [] == present_updates(model, "weight")
+    unmerge(model)
+    with disabled(model):
+        assert [] == present_updates(model, "weight")
+    assert [] == present_updates(unload(model), "weight")
 
 
 def test_nothing_is_kept_of_numbers_that_a_transform_sees():

@@ -123,6 +123,28 @@ def test_a_merged_model_is_the_adapted_one(storage):
     assert near(y, plain(X))
 
 
+@pytest.mark.parametrize("storage", [name for name in NARROW if "class" not in name])
+def test_nothing_is_kept_of_a_code_that_became_plain(storage):
+    model = trained(make_model(storage))
+    # As what other packages note beside their codes.
+    model[2].quant_state = object()
+    layer = merge_and_unload(model, dequantize=True)[2]
+    assert set(vars(nn.Linear(8, 6))) == set(vars(layer))
+
+
+@pytest.mark.parametrize("storage", ["tensor of its own class", "parameter of int8"])
+def test_weights_of_few_bits_that_are_tied_have_one_sum(storage):
+    one = make_model(storage)[2]
+    two = copy.deepcopy(one)
+    two.weight = one.weight
+    if hasattr(one, "scale"):
+        two.scale = one.scale
+    model = adapt(nn.ModuleList([one, two]), ball, targets="0")
+    assert adapted_weights(model)[0].updates[0] is adapted_weights(model)[1].updates[0]
+    merge(model, dequantize=True)
+    assert model[0].weight is model[1].weight
+
+
 @pytest.mark.parametrize("storage", NARROW)
 def test_few_bits_are_made_many_only_if_asked(storage):
     model = trained(make_model(storage))

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -66,6 +68,25 @@ def test_convolution_is_the_dense_one(kind: type, options: dict, x: tuple[int, .
         dense.bias.copy_(layer.bias)
     inputs = randn(*x)
     torch.testing.assert_close(layer(inputs), dense(inputs))
+
+
+@pytest.mark.parametrize(
+    ("build", "variance"),
+    [
+        (LowRankLinear, 1 / 36),
+        (LowRankEmbedding, 1.0),
+        (lambda weight, **given: LowRankConv1d(weight, 3, **given), 1 / 36),
+    ],
+)
+@pytest.mark.parametrize("radius", [0.5, 100.0])
+def test_start_is_the_member_nearest_to_a_random_matrix(build, variance, radius) -> None:
+    ball = lo.NBLoRA((9, 12), 2, radius=radius, dtype=torch.float64)
+    layer = build(ball, generator=torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    A, B = (torch.randn(n, 2, dtype=torch.float64, generator=generator) for n in (9, 12))
+    U, sigma, Vh = torch.linalg.svd(A @ B.mT * math.sqrt(variance / 2))
+    nearest = U[:, :2] * sigma[:2].clamp_max(radius) @ Vh[:2]
+    torch.testing.assert_close(nearest, layer.weight().to_dense())
 
 
 @pytest.mark.parametrize(

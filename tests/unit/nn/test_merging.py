@@ -179,7 +179,7 @@ def unmerge_is_refused(model: nn.Module) -> None:
 def test_linear_combination_is_exact(model: nn.Module) -> None:
     expected = dense(model, {"a": 0.3, "b": -2.0})
     combine(model, {"a": 0.3, "b": -2.0}, name="c")
-    torch.testing.assert_close(expected, model(X))
+    torch.testing.assert_close(expected, model(X), rtol=1e-12, atol=1e-12)
 
 
 def test_svd_combination_is_the_best_of_its_rank(model: nn.Module) -> None:

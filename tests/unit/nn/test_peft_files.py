@@ -43,8 +43,9 @@ from tests.peft_cases import (
         ({"r": 2, "lora_alpha": 6, "use_rslora": True}, [6 / math.sqrt(2)] * 4),
         ({"lora_alpha": 6, "alpha_pattern": {"block.fc": 1, "fc": 4}}, [3.0, 3.0, 2.0, 0.5]),
         ({"lora_alpha": -2}, [-1.0] * 4),
+        ({}, [4.0] * 4),
     ],
-    ids=["alpha", "rslora", "patterns", "negative"],
+    ids=["alpha", "rslora", "patterns", "negative", "default"],
 )
 def test_import_of_lora_is_dense_addition(config, scalings, tmp_path):
     tensors, products = lora(LAYERS)

@@ -70,6 +70,18 @@ def test_path_that_was_added_to_an_adapted_model_is_in_its_folder(how, tmp_path)
     assert "1.2.weight" in plain.state_dict()
 
 
+@pytest.mark.parametrize("how", ["copied", "pickled"])
+def test_path_around_a_block_that_copies_itself_is_copied(how):
+    model = base(True)
+    if how == "copied":
+        # Parametrized layers say themselves how they are copied, and are not pickled.
+        model[1].base = nn.utils.parametrizations.orthogonal(nn.Linear(3, 3).double())
+    shake(model)
+    again = COPIES[how](model)
+    assert type(model[1]) is type(again[1])
+    assert torch.equal(model(X), again(X))
+
+
 def test_path_of_the_base_is_frozen_and_adds_nothing_to_names(tmp_path):
     model = adapt(base(True), make, targets=r"0|1\.2")
     assert not [k for k, p in model.named_parameters() if p.requires_grad and "adapters" not in k]

@@ -228,6 +228,41 @@ def test_edited_description_is_refused(
     assert nn.Linear is type(base[0])
 
 
+NEVER_WRITTEN = [
+    {"dropout": 1.5},
+    {"dropout": "half"},
+    {"adapter": 3},
+    {"frobenius_norms": []},
+    {"members": [], "frobenius_norms": []},
+    {"shape": [5]},
+    {"shape": [5, True]},
+    {"settled": [-1]},
+    {"settled": [1, 1]},
+    {"base": []},
+    {"base": [{"weight": {"dtype": "torch.load", "print": [1, 2]}}]},
+    {"magnitude": "diagonals"},
+    {"tied_to": None},
+]
+
+
+@pytest.mark.parametrize("change", NEVER_WRITTEN, ids=str)
+def test_what_no_save_has_written_is_refused_without_a_seal(change: dict, tmp_path: Path) -> None:
+    save_adapter(trained(), tmp_path)
+    file = tmp_path / "adapter.json"
+    told = json.loads(file.read_text())
+    # Folders of before have none of these.
+    del told["seal"], told["dtypes"]
+    file.write_text(json.dumps(told))
+    load_adapter(plain(), tmp_path)
+    for key, value in change.items():
+        (told if key in told else told["sites"][0])[key] = value
+    file.write_text(json.dumps(told))
+    base = plain()
+    with pytest.raises(DataError, match="is damaged"):
+        load_adapter(base, tmp_path)
+    assert nn.Linear is type(base[0])
+
+
 def test_truncated_tensors_are_refused(tmp_path: Path) -> None:
     save_adapter(trained(), tmp_path)
     file = tmp_path / "adapter.safetensors"
