@@ -27,6 +27,7 @@ EXPERIMENTS = (
     "image_inpainting",
     "vision_transfer",
     "language_transfer",
+    "peft_comparison",
     "training_methods",
 )
 # Some minutes on a busy machine even in small, or in need of ratings: only where named.

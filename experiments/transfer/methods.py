@@ -96,6 +96,9 @@ def _of_peft(config: str, **options: object) -> Prepare:
         import peft  # pyright: ignore[reportMissingImports]
 
         given: dict[str, Any] = {"r": rank, "target_modules": targets, **options}
+        if config == "LoraConfig":
+            # A factor of one before the product, as ours has.
+            given["lora_alpha"] = rank
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             peft.inject_adapter_in_model(getattr(peft, config)(**given), network)
@@ -104,18 +107,30 @@ def _of_peft(config: str, **options: object) -> Prepare:
 
 
 RADII = (0.5, 2.0, 8.0)
+# Columns of one rotation, as many as PEFT's has.
+_BLOCK = 8
+
+
+def _ball(kind: Callable[..., lo.Parameterization], radius: float) -> Method:
+    name = f"{kind.__name__}, radius {radius:g}"
+    return Method(name, _of_shape(kind, radius=radius), bounded=True)
 
 
 def _balls() -> tuple[Method, ...]:
-    def of(kind: type[lo.Parameterization], radius: float) -> Method:
-        name = f"{kind.__name__}, radius {radius:g}"
-        return Method(name, _of_shape(kind, radius=radius), bounded=True)
-
     return (
-        *(of(lo.NBLoRA, radius) for radius in RADII),
-        of(lo.HomogeneousBall, 4 * RADII[1]),
-        of(lo.DeLoRA, 4 * RADII[1]),
+        *(_ball(lo.NBLoRA, radius) for radius in RADII),
+        _ball(lo.HomogeneousBall, 4 * RADII[1]),
+        _ball(lo.DeLoRA, 4 * RADII[1]),
     )
+
+
+def _turned(radius: float) -> Method:
+    def make(
+        shape: Shape, rank: int, *, weight: Tensor, generator: torch.Generator
+    ) -> lo.Parameterization:
+        return lo.oft(weight, blocks=shape[1] // _BLOCK, radius=radius)
+
+    return Method(f"oft, radius {radius:g}", _update(make), bounded=True)
 
 
 _OURS = (
@@ -128,14 +143,34 @@ _OURS = (
     Method("LoRA-XS", _update(_lora_xs)),
 )
 _PEFT = (
-    Method("LoRA of PEFT", _of_peft("LoraConfig", lora_alpha=4), peer=True),
-    Method("DoRA of PEFT", _of_peft("LoraConfig", lora_alpha=4, use_dora=True), peer=True),
+    Method("LoRA of PEFT", _of_peft("LoraConfig"), peer=True),
+    Method("DoRA of PEFT", _of_peft("LoraConfig", use_dora=True), peer=True),
     Method("DeLoRA of PEFT", _of_peft("DeloraConfig", delora_lambda=8), peer=True),
-    Method("OFT of PEFT", _of_peft("OFTConfig", r=0, oft_block_size=8), peer=True),
+    Method("OFT of PEFT", _of_peft("OFTConfig", r=0, oft_block_size=_BLOCK), peer=True),
 )
 
 
 def methods() -> dict[str, Method]:
     """Return all methods by name; those of PEFT if it is installed."""
     found = (*_OURS, *(_PEFT if find_spec("peft") is not None else ()))
+    return {method.name: method for method in found}
+
+
+def bounded_families(rank: int, radius: float) -> dict[str, Method]:
+    """Return LoRA, every kind of ball that this library has, and PEFT's methods, by name.
+
+    `radius` is one of the spectral norm. Balls of other norms get the smallest radius with which
+    they hold that one at a rank of `rank`: ``sqrt(rank) * radius`` for the Frobenius norm, ``rank *
+    radius`` for the nuclear norm. A rotation R has ``|R - I| <= 0.5``; the largest has 2.
+    """
+    spectral = (lo.NBLoRA, lo.SpectralLoRA, lo.Contractions, lo.polar)
+    nuclear = (lo.HomogeneousBall, lo.DeLoRA, lo.SimplexRankOnes)
+    found = (
+        Method(LORA, _of_shape(lo.Factored)),
+        *(_ball(kind, radius) for kind in spectral),
+        _ball(lo.RadialBall, math.sqrt(rank) * radius),
+        *(_ball(kind, rank * radius) for kind in nuclear),
+        _turned(0.5),
+        *(_PEFT if find_spec("peft") is not None else ()),
+    )
     return {method.name: method for method in found}

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from experiments.transfer.methods import methods
+from experiments.transfer.methods import Method, methods
 from lowrank_opt.nn import adapter_report
 
 BATCH = 64
@@ -102,8 +102,13 @@ def fine_tune(
         accuracy(network, head, target.test) if test else None,
         task.skill(network, True) if test else None,
         sum(p.numel() for p in trained),
-        all(site.holds for site in adapter_report(network)) if method.bounded else None,
+        holds(network, method),
     )
+
+
+def holds(network: nn.Module, method: Method) -> bool | None:
+    """Return whether the declared bounds of all updates hold; None if they declare none."""
+    return all(site.holds for site in adapter_report(network)) if method.bounded else None
 
 
 def _head(network: nn.Module, target: Target, seed: int) -> nn.Linear:
@@ -122,25 +127,47 @@ def _train(
     seed: int,
     setting: Setting,
 ) -> None:
-    rates = [{"params": list(head.parameters()), "lr": setting.head_rate}]
+    rates: list[dict[str, Any]] = [{"params": list(head.parameters()), "lr": setting.head_rate}]
     if trained:
         rates.append({"params": list(trained), "lr": lr})
-    optimizer = AdamW(rates, weight_decay=0.0)
-    order = list(batches(len(split.labels), setting.epochs, seed))
+
+    def loss(batch: Tensor) -> Tensor:
+        logits = head(network(split.inputs[batch]))
+        return nn.functional.cross_entropy(logits, split.labels[batch])
+
+    train(loss, rates, list(batches(len(split.labels), setting.epochs, seed)))
+
+
+def train(
+    loss: Callable[[Tensor], Tensor],
+    groups: list[dict[str, Any]],
+    order: Sequence[Tensor],
+) -> None:
+    """Minimise a loss of batches: AdamW without decay of weights, a cosine from the rates to zero.
+
+    Parameters
+    ----------
+    loss : callable
+        From the numbers of some rows to a scalar.
+    groups : list of dict
+        Parameters and their rates, as optimizers take them.
+    order : sequence of Tensor
+        All batches.
+    """
+    optimizer = AdamW(groups, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(order))
     for batch in order:
         optimizer.zero_grad()
-        logits = head(network(split.inputs[batch]))
-        nn.functional.cross_entropy(logits, split.labels[batch]).backward()
+        loss(batch).backward()
         optimizer.step()
         schedule.step()
 
 
-def batches(count: int, epochs: int, seed: int) -> Iterator[Tensor]:
+def batches(count: int, epochs: int, seed: int, size: int = BATCH) -> Iterator[Tensor]:
     """Yield the batches of some epochs, each of which sees every row once."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
-        yield from torch.randperm(count, generator=generator).split(BATCH)
+        yield from torch.randperm(count, generator=generator).split(size)
 
 
 @torch.no_grad()

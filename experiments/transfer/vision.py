@@ -31,8 +31,9 @@ TRAINING, VALIDATION, HELD_OUT = 2048, 3000, 2000
 class Block(nn.Module):
     """Attention and two layers, each after a normalisation; every matrix is a layer of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, causal: bool = False) -> None:
         super().__init__()
+        self.causal = causal
         self.before_attention, self.before_layers = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
         self.query, self.key, self.value, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
         self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
@@ -44,7 +45,7 @@ class Block(nn.Module):
             layer(y).unflatten(-1, (HEADS, -1)).transpose(1, 2)
             for layer in (self.query, self.key, self.value)
         )
-        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         x = x + self.out(y.transpose(1, 2).flatten(2))
         return x + self.down(nn.functional.gelu(self.up(self.before_layers(x))))
 
