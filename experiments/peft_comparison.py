@@ -20,7 +20,7 @@ import torch
 
 from experiments.skeleton import Session, experiment
 from experiments.tables import markdown_table, text_table
-from experiments.transfer.comparison import Work, before, front_table, run, test_table
+from experiments.transfer.comparison import Work, before, front_table, results_table, run
 from experiments.transfer.figures import draw_fronts
 from experiments.transfer.methods import bounded_families
 from experiments.transfer.report import best, curve, measured
@@ -64,7 +64,7 @@ class Found:
     def tables(self) -> dict[str, tuple[list[str], list[list[str]]]]:
         """Return those that have rows."""
         made = {"rates": front_table(self.runs)} if self.runs else {}
-        return made | ({"test": test_table(self.final)} if self.final else {})
+        return made | ({"test": results_table(self.final)} if self.final else {})
 
 
 def compare(session: Session) -> None:

@@ -28,7 +28,8 @@ class Work:
     Parameters
     ----------
     training, validation, test : int
-        Questions; all of the test for a larger number than there are.
+        Questions; for larger numbers than there are, all of the test, and all but those of the
+        validation.
     windows, tokens : int
         Text in which forgetting is watched, as much of it twice in the test.
     depth : int, optional
@@ -111,8 +112,9 @@ def run(method: str, lr: float, seed: int, work: Work, *, test: bool = False) ->
     """
     model, (questions, tested) = of(work), asked(work)
     order = torch.randperm(len(questions), generator=torch.Generator().manual_seed(seed)).tolist()
-    training = [questions[k] for k in order[: work.training]]
-    validation = [questions[k] for k in order[work.training :][: work.validation]]
+    count = min(work.training, len(order) - work.validation)
+    training = [questions[k] for k in order[:count]]
+    validation = [questions[k] for k in order[count:][: work.validation]]
     way = bounded_families(work.rank, work.radius)[method]
     network = copy.deepcopy(model.above).cpu()
     way.prepare(network, LAYERS, work.rank, seed)
@@ -145,7 +147,7 @@ def _kept(work: Work, network: nn.Module, *, test: bool) -> float:
     return loss_before(work, test) - of(work).loss(network, watched(work, test))
 
 
-def test_table(final: Sequence[Outcome]) -> Table:
+def results_table(final: Sequence[Outcome]) -> Table:
     """Return what the test says at the chosen rates, with intervals over seeds."""
     header = ["update", "trained numbers", "rate", "seeds", "accuracy", "minus LoRA"]
     header += ["forgetting", "minus LoRA"]
