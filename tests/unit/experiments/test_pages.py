@@ -17,6 +17,7 @@ PARTLY = {
     "adapter-token.json",
 }
 PAGES = {
+    "coverage.json": ["docs/results/coverage-by-group.md"],
     "federated.json": ["docs/results/federated.md"],
     "images.json": ["docs/results/images.md"],
     "movielens.json": ["docs/results/movielens-100k.md", "README.md"],
