@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import cast
 
 import torch
@@ -74,9 +74,8 @@ class FromCatalog:
     def __call__(
         self, shape: Shape, rank: int, *, dtype: torch.dtype = torch.float64
     ) -> Parameterization:
-        method = next(m for m in examples() if m.name == self.name)
         try:
-            made = method.make(shape, rank, dtype=dtype)
+            made = _example(self.name).make(shape, rank, dtype=dtype)
         except (OptionError, TargetError) as error:
             raise ShapeError(f"the example of {self.name} does not fit {shape}: {error}") from None
         assert isinstance(made, Parameterization), "sums with a weight are left out"
@@ -86,6 +85,11 @@ class FromCatalog:
         """Return an expression for the factory."""
         line = "from lowrank_opt.testing.subjects.library import FromCatalog"
         return Expression(f"FromCatalog({self.name!r})", (line,))
+
+
+@lru_cache(maxsize=256)  # Asked at each construction, and slower than most of them.
+def _example(name: str) -> Example:
+    return next(method for method in examples() if method.name == name)
 
 
 def library(*, unlisted: bool = False) -> list[Target]:

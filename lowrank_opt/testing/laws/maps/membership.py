@@ -139,8 +139,8 @@ def _rank(subject: Subject) -> None:
     allowed += _cancellation(subject, chart, absolute(op), W.exponent) + underflow(op, W.exponent)
     expect(
         bool((values[rank:] <= allowed).all()),
-        f"the rank exceeds {rank}: the next singular value is {values[rank:][:1]} times the unit "
-        f"of a largest one of {values[0]:.3g}",
+        f"the rank exceeds {rank}: the next singular value is {max(values[rank:], default=0):.3g} "
+        f"times the unit of a largest one of {values[0]:.3g}",
     )
 
 
