@@ -210,10 +210,15 @@ def _forward(original: type[nn.Module], kind: LayerKind) -> Callable[..., Tensor
                 return _with_sum(self, found, state, *args, **kwargs)
             return original.forward(_view(self, found), *args, **kwargs)
         layer = _without_updates(self, found)
-        op = found.lone_update(state, self.training)
-        if op is not None:
+        lone = found.lone_change(self, state)
+        if isinstance(lone, LowRankOperator):
             y = original.forward(layer, *args, **kwargs)
-            return y + updated(kind, layer, op, args[0] if args else next(iter(kwargs.values())), y)
+            x = args[0] if args else next(iter(kwargs.values()))
+            return y + updated(kind, layer, lone, x, y)
+        if lone is not None and all(fits(kind, side) for side in lone.sides):
+            y = original.forward(layer, *args, **kwargs)
+            x = args[0] if args else next(iter(kwargs.values()))
+            return y + added(kind, layer, lone, x, y)
         groups = () if state.routing is not None else found.groups(state.chosen, self.training)
         changes = [
             (change, p) for chosen, p in groups for change in _change(found, self, chosen, state)

@@ -2,17 +2,19 @@
 
 A model that generates text calls every layer for every token, and most parameterizations need more
 arithmetic for their factors than a layer for one token. So without gradients the factors are kept,
-beside copies of all numbers they were made of. At each call these are compared: no version counter
-knows of writes through ``.data``, and an update holds few numbers next to its weight. Nothing is
+as they are applied, beside copies of all numbers they were made of. At each call these are
+compared: no version counter knows of writes through ``.data``, and an update holds few numbers next
+to its weight. Where it is made of the weight too, that is looked at instead (`Glance`). Nothing is
 kept of a map that draws from torch's generator; kept factors that somebody wrote into are not used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
-from typing import Any, TypeAlias
+from math import prod
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +23,14 @@ from torch.nn.modules import module as torch_module
 from lowrank_opt.nn.adapters.checkpointing import in_transform
 from lowrank_opt.nn.adapters.record import Record
 from lowrank_opt.nn.basis.frozen import Frozen
-from lowrank_opt.nn.basis.memory import same_numbers
+from lowrank_opt.nn.basis.memory import Copy, Glance, is_legible
+from lowrank_opt.nn.basis.products import Prepared, tensors_of
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import Factored, Parameterization
+from lowrank_opt.parameterizations.turned.leading import LeadingValues
 from lowrank_opt.sets import FeasibleSet
 
+_T = TypeVar("_T")
 Key: TypeAlias = tuple[str, int]
 # Of a module: its class, how many attributes it has, those that are not every module's, and the
 # names of what it has registered.
@@ -34,38 +39,55 @@ Facts: TypeAlias = tuple[type, int, dict[str, object], list[str]]
 # What a module has because it is one; `training` is a fact that may matter.
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
 _IMMUTABLE = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum, type)
+# What a map remembers for others, and does not compute with.
+_IMMUTABLE += (LeadingValues,)
 # Their factors are their parameters.
 IMMEDIATE = (Factored, Frozen)
-_PLAIN = (Tensor, nn.Parameter)
 _NOTHING: Facts = (type(None), -1, {}, [])
 # Copies of all numbers are made if there are not many more than in so many pairs of factors.
 _MOST = 4
+# Weights of fewer numbers are copied, as parameters are.
+_SMALL = 1 << 14
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Factors, and all that they were made of."""
+class Kept(Generic[_T]):
+    """What was computed, and all that it was made of.
+
+    Attributes
+    ----------
+    facts : list of Facts
+        Of the modules, and of their parts.
+    numbers : list of Copy or Glance
+        Of the tensors that were given, and of those of the modules.
+    value : what was computed
+    tensors : tuple of Tensor
+        That it consists of.
+    versions : list of int
+        Counters of writes to these.
+    inference : bool
+    """
 
     facts: list[Facts]
-    numbers: list[Tensor]
-    op: LowRankOperator
+    numbers: list[Copy | Glance]
+    value: _T
+    tensors: tuple[Tensor, ...]
     versions: list[int]
     inference: bool
 
-    def is_of(self, member: Parameterization) -> bool:
-        """Whether the factors are what a parameterization would be evaluated to."""
-        numbers: list[Tensor] = []
+    def is_of(self, modules: Sequence[nn.Module], given: Sequence[Tensor]) -> bool:
+        """Whether that is what would be computed of modules and tensors now."""
+        facts, numbers = iter(self.facts), [*given]
         return (
             self.inference is torch.is_inference_mode_enabled()
-            and are_those(iter(self.facts), member, numbers)
-            and _can_be_kept(numbers)
-            and _same(self.numbers, numbers)
-            and self.versions == _versions(self.op)
+            and all([are_those(facts, module, numbers) for module in modules])
+            and _are_those_numbers(self.numbers, numbers)
+            and self.versions == _versions(self.tensors)
         )
 
 
 def evaluated(
-    member: Parameterization, kept: dict[Key, Kept], key: Key, record: Record
+    member: Parameterization, kept: dict[Key, Kept[Any]], key: Key, record: Record
 ) -> LowRankOperator:
     """Return the factors of an update: evaluated, alone or with others, or as they were kept.
 
@@ -84,23 +106,71 @@ def evaluated(
     together = None if record.passing is None else record.passing.factors(member)
     if together is not None:
         return together
+    return kept_or_made(kept, key, (member,), (), member, _ready)
+
+
+def _ready(op: LowRankOperator) -> tuple[LowRankOperator, tuple[Tensor, ...]]:
+    return Prepared.of(op), tensors_of(op)
+
+
+def kept_or_made(
+    kept: dict[Key, Kept[Any]],
+    key: Key,
+    updates: Sequence[Parameterization],
+    given: Sequence[Tensor],
+    make: Callable[[], _T],
+    ready: Callable[[_T], tuple[_T, tuple[Tensor, ...]]],
+) -> _T:
+    """Return what is made of updates and tensors; as it was kept, while these are what they were.
+
+    Parameters
+    ----------
+    kept : dict
+        Of what was kept; written to.
+    key : (str, int)
+    updates : sequence of Parameterization
+    given : sequence of Tensor
+        What it is made of.
+    make : function
+        Makes it, of nothing else.
+    ready : function
+        Returns what was made as it is used most cheaply, and the tensors that it consists of.
+    """
     if not _is_plain_call():
-        return member()
+        return make()
     known = kept.get(key)
-    if known is not None and known.is_of(member):
-        return known.op
-    facts: list[Facts] = []
-    numbers: list[Tensor] = []
-    if not collect(member, facts, numbers) or not _can_be_kept(numbers):
-        return member()
+    if known is not None and known.is_of(updates, given):
+        return known.value
+    facts, numbers = list[Facts](), [*given]
+    if not all([collect(x, facts, numbers) for x in updates]) or not _can_be_kept(numbers):
+        return make()
     drawn = torch.get_rng_state()
-    op = member()
-    few = is_few(op, numbers)
+    made = make()
+    seen = _seen(updates, numbers, len(given))
     repeats = torch.equal(drawn, torch.get_rng_state())
-    if few and repeats and all(is_immutable(x) for _, _, own, _ in facts for x in own.values()):
-        copies = [x.detach().clone() for x in numbers]
-        kept[key] = Kept(facts, copies, op, _versions(op), torch.is_inference_mode_enabled())
-    return op
+    if not seen or not repeats:
+        return made
+    if not all(is_immutable(x) for _, _, own, _ in facts for x in own.values()):
+        return made
+    value, tensors = ready(made)
+    inference = torch.is_inference_mode_enabled()
+    kept[key] = Kept(facts, seen, value, tensors, _versions(tensors), inference)
+    return value
+
+
+def _seen(
+    updates: Sequence[Parameterization], numbers: Sequence[Tensor], given: int
+) -> list[Copy | Glance]:
+    """Return copies of tensors, a glance at weights among them; none if that is too much."""
+    weight = max(_SMALL, min(prod(x.shape) for x in updates) // 2)
+    large = [
+        x.numel() >= weight and (i < given or type(x) is Tensor) and Glance.can_be_told(x)
+        for i, x in enumerate(numbers)
+    ]
+    rest = sum(x.numel() for x, told in zip(numbers, large, strict=True) if not told)
+    if rest > _MOST * sum(_size(x) for x in updates):
+        return []
+    return [Glance(x) if told else Copy(x) for x, told in zip(numbers, large, strict=True)]
 
 
 def _is_plain_call() -> bool:
@@ -116,16 +186,21 @@ def _is_plain_call() -> bool:
     )
 
 
-def is_few(op: LowRankOperator | Parameterization, numbers: list[Tensor]) -> bool:
+def is_few(update: Parameterization, numbers: Sequence[Tensor]) -> bool:
     """Whether copies of the numbers that a matrix is made of are not much larger than its factors.
 
     Parameters
     ----------
-    op : LowRankOperator or Parameterization
-    numbers : list of Tensor
+    update : Parameterization
+    numbers : sequence of Tensor
     """
-    m, n = op.shape
-    return sum(x.numel() for x in numbers) <= _MOST * (m + n + 1) * op.rank
+    return sum(x.numel() for x in numbers) <= _MOST * _size(update)
+
+
+def _size(update: Parameterization) -> int:
+    """Return how many numbers the factors of an update have."""
+    m, n = update.shape
+    return (m + n + 1) * update.rank
 
 
 def collect(module: nn.Module, facts: list[Facts], numbers: list[Tensor]) -> bool:
@@ -170,12 +245,17 @@ def are_those(known: Iterator[Facts], module: nn.Module, numbers: list[Tensor]) 
     return all(are_those(known, part, numbers) for part in parts)
 
 
-def _can_be_kept(numbers: list[Tensor]) -> bool:
+def _can_be_kept(numbers: Iterable[Tensor]) -> bool:
     recorded = torch.is_grad_enabled()
-    for x in numbers:
-        plain = type(x) in _PLAIN and x.is_cpu and x.layout is torch.strided
-        # Signs that are still to be turned are not in the memory.
-        if not plain or x.is_neg() or x.is_conj() or (recorded and x.requires_grad):
+    return all(is_legible(x) and not (recorded and x.requires_grad) for x in numbers)
+
+
+def _are_those_numbers(known: list[Copy | Glance], numbers: list[Tensor]) -> bool:
+    if len(known) != len(numbers):
+        return False
+    recorded = torch.is_grad_enabled()
+    for copy, x in zip(known, numbers, strict=True):
+        if (recorded and x.requires_grad) or not copy.is_of(x):
             return False
     return True
 
@@ -188,18 +268,9 @@ def _are_equal(known: object, fact: object) -> bool:
         return False
 
 
-def _versions(op: LowRankOperator) -> list[int]:
+def _versions(tensors: Iterable[Tensor]) -> list[int]:
     """Return counters of writes; tensors of inference mode have none."""
-    return [0 if x.is_inference() else x._version for x in op]
-
-
-def _same(known: list[Tensor], numbers: list[Tensor]) -> bool:
-    if len(known) != len(numbers):
-        return False
-    for x, y in zip(known, numbers, strict=True):
-        if x.dtype is not y.dtype or not same_numbers(x, y):
-            return False
-    return True
+    return [0 if x.is_inference() else x._version for x in tensors]
 
 
 def is_immutable(fact: object) -> bool:

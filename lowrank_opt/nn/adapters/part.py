@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from lowrank_opt.nn.adapters.change import Change, Magnitude, rescaled
-from lowrank_opt.nn.adapters.evaluation import Kept, evaluated
+from lowrank_opt.nn.adapters.evaluation import Kept, evaluated, kept_or_made
 from lowrank_opt.nn.adapters.gradients import awake, delivering
 from lowrank_opt.nn.adapters.record import Record
 from lowrank_opt.nn.basis.frozen import Frozen
 from lowrank_opt.nn.basis.kinds import Side
+from lowrank_opt.nn.basis.products import Prepared, tensors_of
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import Parameterization
 
@@ -89,7 +92,7 @@ class Part(nn.Module):
         # Names of parameters that were frozen on purpose while the rest was trained.
         self.fixed: frozenset[str] = frozenset()
         self._handles: dict[int, RemovableHandle] = {}
-        self._kept: dict[tuple[str, int], Kept] = {}
+        self._kept: dict[tuple[str, int], Kept[Any]] = {}
         for name, members in (updates or {}).items():
             self.add(name, members, linked=name in elsewhere)
 
@@ -138,28 +141,38 @@ class Part(nn.Module):
         asleep : bool
             Whether to compute as when the adapter was active: with its gradients.
         """
-        members = self.updates[name]
-        ops = [
-            _repeated(self, x) if asleep else evaluated(x, self._kept, (name, i), record)
-            for i, x in enumerate(members)
-        ]
-        fixed = [x().to(dtype=op.dtype) for x, op in zip(self.settled.get(name, ()), ops)]  # noqa: B905
-        ops = [op + more for op, more in zip(ops, fixed, strict=True)] if fixed else ops
+        members, settled = self.updates[name], self.settled.get(name, ())
         magnitude = self.magnitude(name)
-        if magnitude is None:
-            return Change(ops)
-        assert base is not None, "magnitudes are of a weight"
-        side, lengths = magnitude
-        lengths = _awake_of(self, lengths) if asleep else lengths
-        return rescaled(ops, base, Magnitude(side, lengths))
+        if asleep:
+            ops = [_repeated(self, x) for x in members]
+            if magnitude is not None:
+                magnitude = Magnitude(magnitude.side, _awake_of(self, magnitude.lengths))
+            return _changed(ops, settled, base, magnitude)
+        if not settled and magnitude is None:
+            return Change(
+                [evaluated(x, self._kept, (name, i), record) for i, x in enumerate(members)]
+            )
 
-    def lone_update(self, record: Record) -> LowRankOperator | None:
-        """Return the update of the one matrix that is changed, if nothing else happens to it."""
-        if len(self.updates) != 1 or self.sides:
+        def make() -> Change:
+            ops = [evaluated(x, {}, (name, i), record) for i, x in enumerate(members)]
+            return _changed(ops, settled, base, magnitude)
+
+        if torch.compiler.is_compiling():
+            return make()
+        given = () if magnitude is None else (*(() if base is None else (base,)), magnitude.lengths)
+        return kept_or_made(self._kept, (name, -1), (*members, *settled), given, make, _ready)
+
+    def lone_change(
+        self, record: Record, base: Callable[[str], Tensor]
+    ) -> LowRankOperator | Change | None:
+        """Return what is added to the one matrix that is changed; None if there are more."""
+        if len(self.updates) != 1:
             return None
         (name, members), *_ = self.updates.items()
-        if len(members) != 1 or self.settled.get(name):
+        if len(members) != 1:
             return None
+        if name in self.sides or self.settled.get(name):
+            return self.change(name, base(name), record)
         return evaluated(members[0], self._kept, (name, 0), record)
 
     @property
@@ -186,6 +199,27 @@ class Part(nn.Module):
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_handles": {}, "_kept": {}}
+
+
+def _changed(
+    ops: Sequence[LowRankOperator],
+    settled: Sequence[Frozen],
+    base: Tensor | None,
+    magnitude: Magnitude | None,
+) -> Change:
+    if settled:
+        pairs = zip(ops, settled, strict=True)
+        ops = [op + fixed().to(dtype=op.dtype) for op, fixed in pairs]
+    if magnitude is None:
+        return Change(ops)
+    assert base is not None, "magnitudes are of a weight"
+    return rescaled(ops, base, magnitude)
+
+
+def _ready(change: Change) -> tuple[Change, tuple[Tensor, ...]]:
+    lengths = [x for x in (change.rows, change.columns) if x is not None]
+    tensors = (*(x for op in change.ops for x in tensors_of(op)), *lengths)
+    return Change([Prepared.of(op) for op in change.ops], change.rows, change.columns), tensors
 
 
 def _repeated(part: Part, member: Parameterization) -> LowRankOperator:

@@ -102,18 +102,19 @@ class Store(nn.Module):
             return total
         return total.marked(lambda x: marked(x, state))
 
-    def lone_update(self, state: State, training: bool) -> LowRankOperator | None:
-        """Return the update, if it is all that adapters do here: one adapter's, as it is.
+    def lone_change(self, module: nn.Module, state: State) -> LowRankOperator | Change | None:
+        """Return the change, if it is all that adapters do here: one adapter's, as it is.
 
-        What `change` would return, and nothing to mark or drop; None asks for that.
+        What `change` would return, and nothing to mark or drop; None asks for that. An update
+        without anything else is an operator.
         """
         if state.routings or state.disabled or len(state.active) != 1 or not is_plain():
             return None
         (name, factor), *_ = state.active
         part = self.part(name) if factor == 1.0 and state is self.record.state else None
-        if part is None or (training and part.dropout):
+        if part is None or (module.training and part.dropout):
             return None
-        return part.lone_update(self.record)
+        return part.lone_change(self.record, lambda name: self.base(module, name, state))
 
     def groups(self, chosen: Weights, training: bool) -> list[tuple[Weights, float]]:
         """Return the chosen adapters in groups that have one input, and its dropout."""

@@ -1,13 +1,14 @@
-"""Whether two tensors hold the same numbers: by the memory they stand in, where that tells."""
+"""Whether tensors hold the numbers that they held: by their memory, where that tells."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
 from typing import TypeAlias
+from weakref import ref
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _Compare: TypeAlias = Callable[[int, int, int], int]
 
@@ -25,6 +26,13 @@ def _found() -> _Compare | None:
 
 
 _COMPARE = _found()
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def is_legible(x: Tensor) -> bool:
+    """Whether the memory of a tensor, on the CPU, is its numbers, with nothing still to be done."""
+    plain = type(x) in _PLAIN and x.is_cpu and x.layout is torch.strided
+    return plain and not (x.is_neg() or x.is_conj())
 
 
 def same_numbers(x: Tensor, y: Tensor) -> bool:
@@ -47,3 +55,89 @@ def same_numbers(x: Tensor, y: Tensor) -> bool:
     if _COMPARE is None or not (x.is_contiguous() and y.is_contiguous()):
         return torch.equal(x, y)
     return not _COMPARE(x.data_ptr(), y.data_ptr(), x.nbytes)
+
+
+class Copy:
+    """The numbers that a tensor had, wherever they stood.
+
+    Parameters
+    ----------
+    x : Tensor
+        Which `is_legible`.
+
+    Examples
+    --------
+    >>> x = torch.ones(2, 3)
+    >>> copy = Copy(x)
+    >>> x.data[1, 2] = 5.0
+    >>> copy.is_of(x), copy.is_of(torch.ones(2, 3))
+    (False, True)
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self._numbers = x.detach().clone()
+        self._dtype, self._shape, self._strides = x.dtype, x.shape, self._numbers.stride()
+        self._place, self._size = self._numbers.data_ptr(), self._numbers.nbytes
+
+    def is_of(self, x: Tensor) -> bool:
+        """Whether a tensor has the dtype, the shape and the numbers; all of them are looked at."""
+        if x.dtype is not self._dtype or x.shape != self._shape or not is_legible(x):
+            return False
+        if _COMPARE is None or x.stride() != self._strides:
+            return torch.equal(x, self._numbers)
+        # Strides of a clone leave no gaps: what has them is one piece of memory.
+        return not _COMPARE(x.data_ptr(), self._place, self._size)
+
+
+class Glance:
+    """What tells at a glance that a large tensor is no longer what it was.
+
+    That it is another, or stands elsewhere; that torch's counter of writes went on; and, since no
+    counter knows of writes through ``.data``, one number of every row: whoever scales, loads, fills
+    or moves a weight, or a row of it, changes some of them. A write past the counter that leaves
+    these as they are is not seen.
+
+    Parameters
+    ----------
+    x : Tensor
+        Which `can_be_told`.
+
+    Examples
+    --------
+    >>> x = torch.ones(2, 3)
+    >>> glance = Glance(x)
+    >>> x.data.mul_(2)
+    tensor([[2., 2., 2.],
+            [2., 2., 2.]])
+    >>> glance.is_of(x)
+    False
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self._tensor = ref(x)
+        self._facts = self._facts_of(x)
+        self._sample = self._sampled(x).clone()
+
+    @staticmethod
+    def can_be_told(x: Tensor) -> bool:
+        """Whether a tensor is one: a matrix, row by row in memory, with a counter of writes."""
+        return is_legible(x) and x.is_contiguous() and x.ndim > 1 and not x.is_inference()
+
+    def is_of(self, x: Tensor) -> bool:
+        """Whether a tensor seems to be what it was."""
+        return (
+            self._tensor() is x
+            and self.can_be_told(x)
+            and self._facts == self._facts_of(x)
+            and torch.equal(self._sample, self._sampled(x))
+        )
+
+    @staticmethod
+    def _facts_of(x: Tensor) -> tuple[object, ...]:
+        return x._version, x.data_ptr(), x.dtype, x.shape
+
+    @staticmethod
+    def _sampled(x: Tensor) -> Tensor:
+        # One step less than a row: from row to row the next column.
+        step = max(1, x.shape[-1] - 1)
+        return x.detach().as_strided((-(-x.numel() // step),), (step,))

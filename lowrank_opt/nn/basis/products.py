@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_opt.operator import LowRankOperator
+from lowrank_opt.parameterizations.turned.rotated_weight import RotatedWeight, Rotation
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED: dict[int, Callable[..., Tensor]] = {
@@ -68,6 +70,62 @@ class ConvGeometry:
         else:
             sides = [(p, p) for p in self.padding]
         return [side for pair in reversed(sides) for side in pair]
+
+
+class Prepared(LowRankOperator):
+    """Factors to be multiplied by many inputs: with the scale in one of the two.
+
+    Rounded once more than those they are of, to the dtype of the factors; otherwise the same.
+    """
+
+    _first: Tensor
+    _second: Tensor
+
+    @classmethod
+    def of(cls, op: LowRankOperator) -> LowRankOperator:
+        """Return the same operator, prepared; as it is if the scale does not fit into a factor.
+
+        Examples
+        --------
+        >>> op = LowRankOperator(torch.ones(3, 1), torch.tensor([2.0]), torch.ones(4, 1))
+        >>> Prepared.of(op).linear(torch.ones(4))
+        tensor([8., 8., 8.])
+        """
+        if type(op) is RotatedWeight:
+            steps = tuple(D.to(op.left.dtype) for D in op.rotation.steps)
+            return RotatedWeight(op.left, Rotation(steps, op.rotation.orders))
+        if type(op) is not LowRankOperator:
+            return op
+        scaled = (op.left * op.scale.unsqueeze(-2)).to(op.dtype)
+        zero = (op.left == 0) | (op.scale == 0).unsqueeze(-2)
+        kept = zero | (scaled.abs() >= torch.finfo(op.dtype).tiny)
+        if not bool((kept & scaled.isfinite()).all()):
+            return op
+        return cls._made(op, op.right, scaled.mT)
+
+    @classmethod
+    def _made(cls, op: LowRankOperator, first: Tensor, second: Tensor) -> Prepared:
+        made = object.__new__(cls)
+        vars(made).update(
+            left=op.left, scale=op.scale, right=op.right, _first=first, _second=second
+        )
+        return made
+
+    @property
+    def mT(self) -> LowRankOperator:
+        """The transpose, prepared too."""
+        return self._made(super().mT, self._second.mT, self._first.mT)
+
+    def linear(self, x: Tensor) -> Tensor:
+        """Return ``x W^T``."""
+        return x @ self._first @ self._second
+
+
+def tensors_of(op: LowRankOperator) -> tuple[Tensor, ...]:
+    """Return what an operator holds; nothing is formed for it."""
+    if isinstance(op, RotatedWeight):
+        return op.left, op.scale, *op.rotation.steps
+    return op.left, op.scale, op.right
 
 
 def linear(op: LowRankOperator, x: Tensor) -> Tensor:

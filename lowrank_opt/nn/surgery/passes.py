@@ -30,7 +30,9 @@ def unwatch(model: nn.Module) -> None:
 
 def begin(model: nn.Module, _: object) -> None:
     """Begin a forward pass."""
-    record = None if torch.compiler.is_compiling() else _record(model)
+    # Without gradients factors are kept.
+    idle = torch.compiler.is_compiling() or not torch.is_grad_enabled()
+    record = None if idle else _record(model)
     if record is not None:
         record.passing = ForwardPass(lambda: active_updates(model), record.unbatched)
 
