@@ -71,6 +71,15 @@ def test_tied_weights_stay_tied_or_are_refused() -> None:
     assert not torch.equal(kept, model["b"].weight)
 
 
+@pytest.mark.parametrize("hold", [vars, lambda other: other.__dict__.setdefault("seen", {"of": 1})])
+def test_what_looks_at_a_weight_ties_nothing(hold) -> None:
+    layer, other = nn.Linear(4, 6), nn.Linear(4, 6)
+    hold(other)["looked at"] = layer.weight
+    expected = nearest(layer.weight)
+    register_dense(layer, "weight", ball())
+    torch.testing.assert_close(expected, layer.weight)
+
+
 def test_dense_weight_follows_conversions() -> None:
     layer = nn.Linear(4, 6)
     register_dense(layer, "weight", ball())

@@ -90,8 +90,13 @@ def through_a_lookalike(layer):
     return found[0]
 
 
+def taken(x, kind):
+    return x
+
+
 UNCERTAIN = {
     "kept": kept,
+    "another function": lambda layer: taken(layer.weight, Tensor),
     "lookalike": through_a_lookalike,
     "by name": lambda layer: getattr(layer, "weight"),  # noqa: B009
     "either": lambda layer: layer.weight if layer.weight.dtype == torch.float64 else None,

@@ -26,6 +26,7 @@ from lowrank_opt.nn import (
     unload,
     unmerge,
 )
+from lowrank_opt.nn.basis.originals import modules_of
 from tests.adapted import base_weight, member
 
 
@@ -238,6 +239,24 @@ def test_part_of_a_model_has_a_record_of_its_own_from_then_on():
         switch(model)
     unmerge(model["a"])
     switch(model, "default")
+
+
+def test_modules_are_walked_once_and_without_adapters():
+    part = nn.Linear(3, 3)
+    model = nn.Sequential(part, nn.Sequential(part, nn.Linear(3, 3)), part)
+    before = list(model.modules())
+    adapt(model, make, targets="all-linear")
+    assert before == list(modules_of(model))
+    assert len(before) < len(list(model.modules()))
+
+
+def test_buffers_of_an_adapter_are_numbers_alone():
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).eval()
+    model[1].running_mean.requires_grad_()
+    adapt(model, make, targets="0")
+    x = torch.ones(2, 3)
+    assert torch.equal(model(x), copy.deepcopy(model)(x))
+    assert not model[1].running_mean.requires_grad
 
 
 def test_copy_inside_a_block_is_outside_of_it():

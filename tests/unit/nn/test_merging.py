@@ -8,18 +8,23 @@ import lowrank_opt as lo
 from lowrank_opt.errors import OptionError, ShapeError, TargetError
 from lowrank_opt.nn import (
     AdapterStateError,
+    AdapterSteps,
     active_adapters,
     adapt,
     combine,
     disabled,
+    load_adapter,
     merge,
     merge_and_unload,
     per_sample,
     remove_adapter,
+    rewind,
+    save_adapter,
     switch,
     unload,
     unmerge,
 )
+from lowrank_opt.nn.basis import sharded
 from tests.adapted import base_weight, member
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1)).double()
@@ -146,6 +151,28 @@ def test_merged_model_refuses_surgery(model: nn.Module, action: object) -> None:
     merge(model)
     with pytest.raises(AdapterStateError, match="call unmerge"):
         action(model)
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda model, _: adapt(model, randomized, targets="0", name="c"),
+        load_adapter,
+        lambda model, _: merge_and_unload(model),
+        lambda model, _: unload(model),
+        lambda model, _: remove_adapter(model, "a"),
+        lambda model, _: rewind(model, 1.0),
+        lambda model, _: AdapterSteps(every=0, recenter=1)(model, 1),
+    ],
+)
+def test_model_in_shards_refuses_surgery(model, action, monkeypatch, tmp_path) -> None:
+    before = [type(module) for module in model.modules()]
+    save_adapter(model, tmp_path, name="a")
+    # As if the parameters were of several processes.
+    monkeypatch.setattr(sharded, "is_sharded", lambda x: True)
+    with pytest.raises(AdapterStateError, match="needs a model that is not sharded"):
+        action(model, tmp_path)
+    assert before == [type(module) for module in model.modules()]
 
 
 def test_unmerge_of_what_is_not_merged_is_refused(model: nn.Module) -> None:

@@ -21,6 +21,7 @@ from lowrank_opt.nn import (
     merge,
     peft_residuals,
 )
+from lowrank_opt.nn.interop.peft_residuals import PeftResidual
 from tests.adapted import member
 from tests.oracles import normal
 from tests.peft_cases import (
@@ -148,6 +149,13 @@ def test_import_beside_another_adapter(name, tmp_path):
     export_peft(model, tmp_path / "again", name=name)
     (site,) = peft_residuals(model, tmp_path / "again", name=name)
     assert site.relative < 1e-14
+
+
+@pytest.mark.parametrize(
+    ("norm", "residual", "relative"), [(0, 0, 0), (2, 0, 0), (2, 1, 0.5), (0, 1, math.inf)]
+)
+def test_residuals_are_parts_of_the_norm(norm, residual, relative):
+    assert relative == PeftResidual("fc", norm, residual).relative
 
 
 def test_import_into_a_ball_needs_leave_to_project(tmp_path):

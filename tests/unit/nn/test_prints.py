@@ -10,7 +10,7 @@ from torch import nn
 
 import lowrank_opt as lo
 from lowrank_opt.nn import adapt, load_adapter, save_adapter, unload
-from lowrank_opt.nn.adapters.prints import PRINTS, is_changed, note_base
+from lowrank_opt.nn.adapters.prints import PRINTS, is_changed, note_base, print_of
 
 
 def make(shape):
@@ -123,3 +123,19 @@ def test_every_entry_and_its_place_count(size, dtype):
         differs = not torch.equal(y, x.flatten())
         changed = nn.Parameter(y.view(size), requires_grad=False)
         assert differs == is_changed(module, "weight", changed)
+
+
+@pytest.mark.parametrize(
+    ("x", "expected"),
+    [
+        (torch.arange(0.0), (0, 0)),
+        (torch.arange(2.0), (3855081281029144576, 3855081281029144576)),
+        (torch.arange(3.0), (31837091985436742848, 3855081281029144576)),
+        (torch.arange(9001.0), (24879183981891822462, 2390410268153741312)),
+        (torch.arange(5).bfloat16(), (35428776216023569600, 7446765511615971328)),
+        (torch.arange(6).view(2, 3).mT, (-4233346410392763077, -6046671729228938911)),
+    ],
+)
+def test_prints_are_those_that_folders_of_before_hold(x, expected):
+    # Of version 2 of the folder, which holds prints of the base weights of rotations.
+    assert expected == print_of(x)

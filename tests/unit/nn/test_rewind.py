@@ -10,6 +10,7 @@ from torch import nn
 import lowrank_opt as lo
 from lowrank_opt.errors import NoRightInverseError, OptionError
 from lowrank_opt.nn import adapt, adapted_weights, rewind
+from lowrank_opt.nn.adapters.weights import settle
 from lowrank_opt.training import start
 from tests.builders import normal
 
@@ -113,6 +114,20 @@ def test_settled_parts_are_rewound_with_the_update(p):
         assert float(total.schatten_norm(p)) <= 0.5 + 1e-9
     rewind(model, validation=lambda: 0.0, fractions=(1.0, 0.0))
     torch.testing.assert_close(model(x), base(x), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64])
+def test_settled_parts_are_of_the_dtype_of_their_update(wide):
+    model, parts = trained(MAKES["NBLoRA"])
+    op = lo.LowRankOperator.from_dense(normal(5, 6), rank=1).to(dtype=wide)
+    expected = sum(op.to_dense().double() for _ in range(2)) + parts[0]().to_dense()
+    for dtype in (torch.float32, torch.float64):
+        found = adapted_weights(model.to(dtype))[0]
+        settle(model, found, [op])
+        (fixed,) = adapted_weights(model)[0].settled
+        assert fixed().dtype is parts[0]().dtype
+    total = adapted_weights(model)[0].totals()[0]().to_dense()
+    torch.testing.assert_close(total, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_failure_leaves_settled_parts_as_they_were():

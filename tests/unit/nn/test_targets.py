@@ -3,10 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 import lowrank_opt as lo
 from lowrank_opt.errors import OptionError
-from lowrank_opt.nn import adapt
+from lowrank_opt.nn import LowRankLinear, adapt
 from tests.adapted import adapted_layers
 
 
@@ -67,3 +68,21 @@ def test_a_target_that_is_not_adaptable_is_never_skipped(make, message, targets)
         adapt(model, ball, targets=targets)
     assert not any(hasattr(layer, "lowrank_adapters") for layer in model)
     assert ["0"] == adapted_layers(adapt(model, ball, targets=targets, exclude="1"))
+
+
+class Mixed(nn.Module):
+    """A parametrization that has a layer inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 4, bias=False)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return self.inner(weight)
+
+
+@pytest.mark.parametrize("targets", [".*", "all-linear", lambda name, _: bool(name)])
+def test_what_computes_a_weight_is_no_layer(targets):
+    model = nn.Sequential(nn.Linear(4, 4), LowRankLinear(ball((4, 4))), nn.Linear(4, 4))
+    parametrize.register_parametrization(model[2], "weight", Mixed())
+    assert ["0", "2"] == adapted_layers(adapt(model, ball, targets=targets))
