@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from lowrank_opt.linalg.forward_rule import forward_rule, is_differentiated, or_zeros
+from lowrank_opt.linalg.forward_rule import (
+    forward_rule,
+    is_differentiated,
+    or_zeros,
+    with_signature,
+)
 from lowrank_opt.linalg.scaling import working_dtype
 
 
@@ -56,10 +61,8 @@ def tall_cayley(skew: Tensor | None, *parts: Tensor) -> Tensor:
     X = parts[0].new_zeros((r, r)) if skew is None else skew
     # Compiled code has no rules of its own for second derivatives: it differentiates the formula.
     if torch.compiler.is_compiling():
-        return _polish(_unpolished(_inverse(X, *parts), X, *parts))
-    constants = [x.detach() for x in (X, *parts)]
-    inverse = _inverse(*constants)
-    frame = _unpolished(inverse, *constants)
+        return _polish(_unpolished(X, *parts)[0])
+    frame, inverse = _unpolished(*(x.detach() for x in (X, *parts)))
     return cast("Tensor", _TallCayley.apply(frame, inverse, X, *parts))
 
 
@@ -79,6 +82,7 @@ class _TallCayley(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @with_signature
     def forward(frame: Tensor, inverse: Tensor, skew: Tensor, *parts: Tensor) -> Tensor:
         return _polish(frame)
 
@@ -91,10 +95,10 @@ class _TallCayley(torch.autograd.Function):
     @staticmethod
     def backward(ctx: _Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         A, skew, *parts = ctx.saved_tensors
-        if is_differentiated():
-            A = _inverse(skew, *parts)
         (H,), r = gradients, A.shape[-1]
         c, Y = _scaled(skew, *parts)
+        if is_differentiated():
+            A = _inverse(c, Y, skew)
         H_1, H_2 = H[..., :r, :], H[..., r:, :]
         N = -(A.mT @ (2 * (H_1 / c - Y.mT @ H_2) / c) @ A.mT)
         moved = ((H_2 @ (-2 * A.mT / c) + Y @ (N + N.mT)) / c).to(parts[0].dtype)
@@ -105,17 +109,16 @@ class _TallCayley(torch.autograd.Function):
 
 
 def _tangent(saved: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...]) -> Tensor:
-    A = _inverse(*saved)
     c, Y = _scaled(*saved)
+    A = _inverse(c, Y, saved[0])
     moved = or_zeros(tangents, saved)
     dX, dY = moved[0].to(Y.dtype) / c / c, torch.cat(moved[1:], dim=-2).to(Y.dtype) / c
     dA = -A @ (dX - dX.mT + Y.mT @ dY + dY.mT @ Y) @ A
     return torch.cat((2 * dA / c / c, -2 * (dY @ (A / c) + Y @ (dA / c))), dim=-2)
 
 
-def _inverse(skew: Tensor, *parts: Tensor) -> Tensor:
-    """Return the inverse of ``(I + Z) / c^2``."""
-    c, Yc = _scaled(skew, *parts)
+def _inverse(c: Tensor, Yc: Tensor, skew: Tensor) -> Tensor:
+    """Return the inverse of ``(I + Z) / c^2``, given c and rows / c."""
     eye = torch.eye(Yc.shape[-1], dtype=Yc.dtype, device=Yc.device)
     Xc = skew.to(Yc.dtype) / c / c
     K, P = Xc - Xc.mT, Yc.mT @ Yc
@@ -124,10 +127,13 @@ def _inverse(skew: Tensor, *parts: Tensor) -> Tensor:
     return torch.linalg.inv_ex(N).inverse
 
 
-def _unpolished(inverse: Tensor, skew: Tensor, *parts: Tensor) -> Tensor:
+def _unpolished(skew: Tensor, *parts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return G before the last step, and the inverse that it is made of."""
     c, Yc = _scaled(skew, *parts)
+    inverse = _inverse(c, Yc, skew)
     eye = torch.eye(Yc.shape[-1], dtype=Yc.dtype, device=Yc.device)
-    return torch.cat((2 * (inverse / c / c) - eye, Yc @ (-2 * inverse / c)), dim=-2)
+    G = torch.cat((2 * (inverse / c / c) - eye, Yc @ (-2 * inverse / c)), dim=-2)
+    return G, inverse
 
 
 def _scaled(skew: Tensor, *parts: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,22 @@ class _Context(Protocol):
 
 Tensors = tuple[Tensor | None, ...]
 Rule = Callable[[Any, Tensors], Tensor]
+F = TypeVar("F", bound=Callable[..., Tensor])
+
+
+def with_signature(forward: F) -> F:
+    """Keep the signature of the ``forward`` of a `torch.autograd.Function`.
+
+    PyTorch reads it off the function at each call, which takes as long as several operations on a
+    small matrix; what is kept it takes as it is.
+
+    Examples
+    --------
+    >>> with_signature(lambda x: 2 * x).__signature__
+    <Signature (x)>
+    """
+    forward.__signature__ = inspect.signature(forward)  # pyright: ignore[reportFunctionMemberAccess]
+    return forward
 
 
 def forward_rule(rule: Rule) -> Callable[..., Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from lowrank_opt.linalg.forward_rule import forward_rule, or_zeros
+from lowrank_opt.linalg.forward_rule import forward_rule, or_zeros, with_signature
 from lowrank_opt.linalg.scaling import inverse_power_of_two, negligible, working_dtype
 
 # Relative size below which a singular value, or a pivot, counts as this large in derivatives.
@@ -134,6 +134,7 @@ class _Polar(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @with_signature
     def forward(Q: Tensor, F: Tensor) -> Tensor:
         return Q.clone()
 
@@ -190,6 +191,7 @@ class _Lyapunov(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @with_signature
     def forward(H: Tensor, K: Tensor) -> Tensor:
         return _solved(H, K)
 

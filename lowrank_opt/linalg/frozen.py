@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from lowrank_opt.linalg.forward_rule import forward_rule
+from lowrank_opt.linalg.forward_rule import forward_rule, with_signature
 from lowrank_opt.linalg.scaling import working_dtype
 
 # Numbers converted at once: half a mebibyte in float64, which stays in a processor's cache.
@@ -85,6 +85,7 @@ class _FrozenProduct(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @with_signature
     def forward(weight: Tensor, right: Tensor, factor: Tensor | None) -> Tensor:
         if weight.stride(0) < weight.stride(1):
             return _sum_of_blocks(weight.mT, right.mT, factor).mT

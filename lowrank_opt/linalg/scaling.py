@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from lowrank_opt.linalg.forward_rule import forward_rule, is_differentiated, or_zeros
+from lowrank_opt.linalg.forward_rule import (
+    forward_rule,
+    is_differentiated,
+    or_zeros,
+    with_signature,
+)
 
 
 def working_dtype(tensor: Tensor) -> torch.dtype:
@@ -121,6 +126,7 @@ class _SquareSum(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @with_signature
     def forward(x: Tensor, factor: Tensor) -> Tensor:
         return _widened(x * factor).square().sum()
 
@@ -222,6 +228,7 @@ class _Units(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @with_signature
     def forward(x: Tensor, inverse: Tensor) -> Tensor:
         return x * inverse
 

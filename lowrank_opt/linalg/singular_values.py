@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from lowrank_opt.errors import DerivativeError
-from lowrank_opt.linalg.forward_rule import forward_rule, or_zeros
+from lowrank_opt.linalg.forward_rule import forward_rule, or_zeros, with_signature
 
 
 def differentiable_values(
@@ -61,6 +61,7 @@ class _Values(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @with_signature
     def forward(
         U: Tensor, sigma: Tensor, V: Tensor, left: Tensor, scale: Tensor, right: Tensor
     ) -> Tensor:
@@ -101,6 +102,7 @@ class _Vectors(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @with_signature
     def forward(vectors: Tensor, left: Tensor, scale: Tensor, right: Tensor) -> Tensor:
         return vectors.clone()
 

@@ -146,9 +146,10 @@ def certify(op: LowRankOperator, feasible_set: FeasibleSet, *, exact: bool = Fal
         values = tuple(proved_values(op).tolist())
         excess = feasible_set.excess(op) + margin
         return Certificate(feasible_set, op.rank, values, excess, tolerance + margin)
-    bounds = proved_values(view[0])
+    (inside, bounds), spectral = values_and_bounds(view[0]), _of_values(view[1])
+    known = view[1].excess(view[0]) if spectral is None else _value_excess(inside, spectral)
     excess = _value_excess(bounds, view[1])
-    tolerance += max(0.0, excess) - view[1].excess(view[0])
+    tolerance += max(0.0, excess) - max(0.0, known)
     return Certificate(feasible_set, op.rank, tuple(bounds.tolist()), excess, tolerance)
 
 
