@@ -9,12 +9,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lowrank_opt.errors import ObservationError, ShapeError
+from lowrank_opt.tables.series import column_of, is_column
 
 Array: TypeAlias = NDArray[Any]
 
 _EXACT = {4: 2**24, 8: 2**53}
 # Beyond, float32 does not tell integers apart.
 _TOLD_APART = float(2**24)
+# And float64, from here on.
+_WHOLE = float(2**53)
 
 
 def as_array(data: object) -> Array:
@@ -27,7 +30,9 @@ def as_array(data: object) -> Array:
     """
     if isinstance(data, Tensor):
         data = _from_tensor(data)
-    elif hasattr(data, "to_numpy"):  # a column of a frame
+    elif is_column(data):
+        data = column_of(data)
+    elif hasattr(data, "to_numpy"):  # a column of pandas
         data = cast("Any", data).to_numpy()
     elif not hasattr(data, "__array__") and hasattr(data, "__dlpack__"):
         data = np.from_dlpack(cast("Any", data))
@@ -42,12 +47,15 @@ def as_array(data: object) -> Array:
     if x.dtype.kind in "iufc" and x.dtype.byteorder not in "=|":
         x = x.astype(x.dtype.newbyteorder("="))
     if x.dtype.kind == "f" and x.dtype.itemsize > 8:
-        x = x.astype(np.float64)
+        with np.errstate(over="ignore"):
+            x = x.astype(np.float64)
     # Reversed and strided views have strides that torch refuses.
     return x if any(s < 0 for s in x.strides) is False else x.copy()
 
 
 def _from_tensor(x: Tensor) -> Array:
+    if x.is_meta:
+        raise ObservationError(f"a tensor must hold numbers; got one of {x.device} without any")
     x = x.detach().cpu()
     dense = x.resolve_conj().resolve_neg()
     small = dense.is_floating_point() and dense.element_size() < 4
@@ -71,7 +79,7 @@ def as_reals(values: object, name: str) -> NDArray[np.floating]:
     ObservationError
         If they are no real numbers: complex, dates, text that is none.
     """
-    x = as_array(values)
+    x = _as_exact(values)
     mask = mask_of(x)
     if mask is not None:
         raise ObservationError(
@@ -140,14 +148,23 @@ def whole_numbers(x: Array, name: str) -> NDArray[np.int64]:
             f"{name} must be integers, strings or other labels; got {int(bad.sum())} of {len(x)} "
             f"numbers that are missing or not whole, the first {float(x[k])!r} at position {k}"
         )
-    large = np.abs(x) > limit
+    large = np.abs(x) >= limit
     if large.any():
         k = int(large.argmax())
         raise ObservationError(
-            f"{name} in {x.dtype} must be at most {limit}, beyond which two integers are one "
+            f"{name} in {x.dtype} must be below {limit}, from which on two integers are one "
             f"number; got {float(x[k])!r} at position {k}: pass them as integers or strings"
         )
     return x.astype(np.int64)
+
+
+def _as_exact(values: object) -> Array:
+    """Return an array; of objects, if numbers in a list would be rounded to make one."""
+    x = as_array(values)
+    rounds = isinstance(values, list | tuple) or getattr(values, "dtype", None) == np.longdouble
+    if rounds and x.dtype == np.float64 and bool((np.abs(x) >= _WHOLE).any()):
+        return np.asarray(values, dtype=object)
+    return x
 
 
 def _exact(x: Array, name: str) -> NDArray[np.floating]:
@@ -166,18 +183,33 @@ def _exact(x: Array, name: str) -> NDArray[np.floating]:
 def _from_objects(x: Array, name: str) -> NDArray[np.floating]:
     items = x.ravel().tolist()
     kinds = {type(item) for item in items}
-    fault = ""
+    missing = [k for k, x in enumerate(items) if x is None or type(x).__name__ == "NAType"]
+    if missing:
+        raise ObservationError(
+            f"{name} must not be missing; got {len(missing)} of {len(items)} missing, the first at "
+            f"position {missing[0]}: leave them out"
+        )
     try:
         if any(issubclass(kind, complex | np.complexfloating) for kind in kinds):
             raise ValueError("complex numbers")
         if kinds <= {str} and any("_" in item for item in items):
             raise ValueError("text with an underscore")
         found = np.array([float(item) for item in items])
+        large = np.nonzero(np.abs(found) >= _WHOLE)[0].tolist()
+        lossy = next((k for k in large if not _holds(found[k], items[k])), None)
+        if lossy is not None:
+            raise ValueError(f"{items[lossy]!r} is no float64")
     except (TypeError, ValueError, OverflowError) as error:
-        fault = str(error)
-    else:
-        lossy = [k for k, item in enumerate(items) if isinstance(item, int) and item != found[k]]
-        if not lossy:
-            return found.reshape(x.shape)
-        fault = f"{items[lossy[0]]!r} is no float64"
-    raise ObservationError(f"{name} must be real numbers; got {x.dtype}: {fault}")
+        raise ObservationError(f"{name} must be real numbers; got {x.dtype}: {error}") from error
+    return found.reshape(x.shape)
+
+
+def _holds(found: np.float64, item: object) -> bool:
+    """Whether a whole number is one of float64; others are rounded in any case."""
+    if isinstance(item, str | bytes):
+        text = item.decode() if isinstance(item, bytes) else item
+        return not text.strip().lstrip("+-").isdecimal() or int(text) == int(found)
+    if isinstance(item, float):
+        return True
+    number: Any = item
+    return not np.isfinite(found) or number != int(number) or int(number) == int(found)

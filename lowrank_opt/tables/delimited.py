@@ -25,6 +25,8 @@ _SEPARATORS = ("::", "\t", ",", ";", "|", " ")
 _LISTED = 5
 _SHOWN = 60
 _LARGEST = float(np.finfo(np.float32).max)
+# Whole numbers below, and all of so many digits, are float64.
+_WHOLE, _SAFE = 2.0**53, 15
 
 
 @dataclass
@@ -280,7 +282,7 @@ class DelimitedFile:
             if not _is_unicode(fields[c]):
                 raise ValueError(f"column {c + 1} is not UTF-8")
         for c in self._numbers:
-            if not is_number(fields[c]):
+            if not is_number(fields[c]) or _is_rounded(fields[c]):
                 raise ValueError(_no_number(fields[c]))
         return fields
 
@@ -301,10 +303,12 @@ def _parsed(written: list[str]) -> Floats | None:
     # Python reads 1_000 as a number; NaN is not <=.
     if "_" in "".join(written) or not (np.abs(values) <= _LARGEST).all():
         return None
-    return values
+    return None if (np.abs(values) >= _WHOLE).any() else values
 
 
 def _no_number(text: str) -> str:
+    if is_number(text):
+        return f"{text!r} is a whole number that float64 would round"
     comma = ", but a comma, which could be of decimals or of thousands"
     return f"{text!r} is not a finite number{comma if is_number(text.replace(',', '')) else ''}"
 
@@ -343,6 +347,12 @@ def is_number(text: str) -> bool:
         return abs(float(text)) <= _LARGEST and "_" not in text
     except ValueError:
         return False
+
+
+def _is_rounded(text: str) -> bool:
+    """Whether a whole number is none of float64; what has a point or an exponent may be."""
+    digits = text.strip().lstrip("+-")
+    return len(digits) > _SAFE and digits.isdecimal() and int(float(digits)) != int(digits)
 
 
 def _is_unicode(text: str) -> bool:

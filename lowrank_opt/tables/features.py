@@ -13,6 +13,7 @@ from torch import Tensor
 from lowrank_opt.errors import ObservationError, ShapeError
 from lowrank_opt.tables.arrays import as_array, as_reals, mask_of
 from lowrank_opt.tables.frames import is_frame
+from lowrank_opt.tables.series import vector
 
 if TYPE_CHECKING:
     from lowrank_opt.sparse import SparseMatrix
@@ -147,8 +148,11 @@ def _from_frame(
             raise ShapeError(
                 f"{name} must have columns of distinct names; got {list(native.columns)[:20]}"
             )
-    frame: Any = nw.from_native(native)
-    frame = frame.collect() if isinstance(frame, nw.LazyFrame) else frame
+    try:
+        frame: Any = nw.from_native(native)
+        frame = frame.collect() if isinstance(frame, nw.LazyFrame) else frame
+    except nw.exceptions.DuplicateError as error:
+        raise ShapeError(f"{name} must have columns of distinct names; {error}") from error
     fitted = None if like is None else like.columns
     if fitted is not None:
         _check_names(frame.columns, [title for title, _ in fitted], name)
@@ -157,7 +161,7 @@ def _from_frame(
     columns: list[tuple[str, tuple[Hashable, ...] | None]] = []
     for title in asked or frame.columns:
         column = frame[title]
-        x = column.to_numpy()
+        x = vector(column)
         missing = [v is None or v != v or type(v).__name__ == "NAType" for v in x.tolist()]
         numeric = column.dtype.is_numeric() or column.dtype == nw.Boolean
         count = max(int(column.null_count()), sum(missing))

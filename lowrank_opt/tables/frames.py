@@ -9,12 +9,12 @@ import numpy as np
 from lowrank_opt.errors import ObservationError, ShapeError
 from lowrank_opt.extras import extra
 from lowrank_opt.tables.arrays import as_finite, as_reals
-from lowrank_opt.tables.columns import choose
+from lowrank_opt.tables.columns import by_name, choose
 from lowrank_opt.tables.ids import as_ids
+from lowrank_opt.tables.series import vector
 from lowrank_opt.tables.triplets import Triplets
 
 if TYPE_CHECKING:
-    import narwhals as nw
     import pandas as pd
 
 
@@ -139,13 +139,16 @@ def _columns(data: object) -> tuple[list[str], Any]:
 
     try:
         frame = nw.from_native(cast("Any", _as_table(data)))
+        eager: Any = frame.collect() if isinstance(frame, nw.LazyFrame) else frame
+        names = list(eager.columns)
+    except nw.exceptions.DuplicateError as error:
+        raise ShapeError(f"columns of a frame must have distinct names; {error}") from error
     except TypeError as error:
         raise ObservationError(
             f"a frame must be one that narwhals knows; got {type(data).__name__}: convert it to "
             "pandas, polars or pyarrow"
         ) from error
-    eager: Any = frame.collect() if isinstance(frame, nw.LazyFrame) else frame
-    return list(eager.columns), lambda k: _vector(eager[eager.columns[k]])
+    return names, lambda k: vector(eager[names[k]])
 
 
 def _as_table(data: object) -> object:
@@ -160,31 +163,25 @@ def _as_table(data: object) -> object:
     return data
 
 
-def _vector(column: nw.Series[Any]) -> np.ndarray:
-    """Return a column; one of integers with gaps stays one of integers and None."""
-    if column.null_count() > 0:
-        items = np.empty(len(column), dtype=object)
-        items[:] = column.to_list()
-        return items
-    zone = getattr(column.dtype, "time_zone", None)
-    if zone is not None or str(column.dtype) in ("Int128", "UInt128"):
-        # NumPy has no time zones, and no such integers: the id would become another one.
-        items = np.empty(len(column), dtype=object)
-        items[:] = column.to_list()
-        return items
-    x = column.to_numpy()
-    return x if x.dtype != object or x.ndim == 1 else np.asarray(column.to_list(), dtype=object)
-
-
 def _is_pivot(data: object) -> bool:
     columns = getattr(data, "columns", None) if hasattr(data, "iloc") else None
     return getattr(columns, "name", None) is not None
 
 
 def _from_pivot(data: pd.DataFrame) -> Triplets:
-    dense = as_reals(data.to_numpy(dtype=np.float64, na_value=np.nan), "values")
-    i, j = np.nonzero(~np.isnan(dense))
-    names = (data.index.name, data.columns.name)
-    pair = (str(names[0]), str(names[1])) if None not in names else None
+    names = [str(name) for name in data.columns]
+    if by_name(names, values=False) is not None:
+        raise ObservationError(
+            "a frame must be a matrix or a list of triplets; got columns with the names "
+            f"{names[:8]} and {data.columns.name!r} for all of them, which could be both: pass "
+            "frame.stack() for the matrix, frame.rename_axis(columns=None) for the triplets"
+        )
+    there = data.notna().to_numpy()
+    dense = np.full(there.shape, np.nan)
+    for k in range(there.shape[1]):
+        dense[there[:, k], k] = as_reals(data.iloc[:, k].to_numpy()[there[:, k]], names[k])
+    i, j = np.nonzero(there)
+    pair = (data.index.name, data.columns.name)
+    texts = (str(pair[0]), str(pair[1])) if None not in pair else None
     rows, cols = as_ids(data.index.to_numpy(), "rows"), as_ids(data.columns.to_numpy(), "columns")
-    return Triplets(rows[i], cols[j], as_finite(dense[i, j], "values"), names=pair)
+    return Triplets(rows[i], cols[j], as_finite(dense[i, j], "values"), names=texts)

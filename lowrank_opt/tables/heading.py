@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,13 @@ from lowrank_opt.tables.columns import Chosen, choose, header_like
 _SHOWN = 60
 # Seconds since 1970 of March 1973: no rating scale reaches so far.
 _FIRST_TIME = 10**8
+# What stands for a value that is missing, or is none.
+_NO_VALUES = frozenset(
+    {"na", "n/a", "#n/a", "<na>", "nan", "nat", "null", "none", "nil", "\\n"}
+    | {"inf", "-inf", "infinity", "-infinity", "true", "false"}
+)
+# A sign or a currency and a digit.
+_VALUE_LIKE = re.compile(r"[^\w\s]{0,2}\s?\d|[^\w]+$")
 
 
 @dataclass(frozen=True)
@@ -98,18 +106,34 @@ class Heading:
         numbers = [self.is_number(field) for field in self.fields]
         position = next((int(x) for x in asked[-2:] if x is not None), None)
         if position is not None and 1 <= position <= len(numbers):
+            if not numbers[position - 1]:
+                self._check_name(self.fields[position - 1])
             return not numbers[position - 1]
         # A name is no number.
         if any(numbers):
             return False
         if values and len(self.fields) > 2:
+            for field in self.fields[2:]:
+                self._check_name(field)
             return True
         ids = self._ids(asked)
         if self.known is not None and self.known(*ids):
             return False
-        raise DataError(
+        raise self._unknown("which could be both")
+
+    def _check_name(self, field: str) -> None:
+        """Raise if a field where a value would be is none, but hardly a name: NA, or $5."""
+        text = field.strip().strip('"')
+        if text and (text.lower() in _NO_VALUES or _VALUE_LIKE.match(text)):
+            raise self._unknown(
+                f"which could be names, or ids and {text!r} for a value that is missing or "
+                "written in another way"
+            )
+
+    def _unknown(self, fault: str) -> DataError:
+        return DataError(
             f"the first line must be known to hold names or ids; {self.path!r} begins with "
-            f"{'  '.join(self.fields)[:_SHOWN]!r}, which could be both: pass header=True or False, "
+            f"{'  '.join(self.fields)[:_SHOWN]!r}, {fault}: pass header=True or False, "
             "or --header or --no-header"
         )
 

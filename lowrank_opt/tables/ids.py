@@ -16,6 +16,7 @@ from torch import Tensor
 from lowrank_opt.errors import ObservationError, ShapeError
 from lowrank_opt.tables.arrays import as_array, mask_of, whole_numbers
 from lowrank_opt.tables.id_text import check_lasting
+from lowrank_opt.tables.same import DATES, keys_of, one_or_two, refuse_equal
 
 Ids: TypeAlias = NDArray[np.generic]
 Positions: TypeAlias = NDArray[np.int64]
@@ -166,7 +167,7 @@ class Labels:
 
     @cached_property
     def _table(self) -> dict[object, int]:
-        return {x: k for k, x in enumerate(_keys(_items(self.ids)))}
+        return {x: k for k, x in enumerate(keys_of(_items(self.ids)))}
 
     @cached_property
     def _kinds(self) -> frozenset[str]:
@@ -201,6 +202,11 @@ def as_ids(ids: Sequence[object] | Ids | Tensor, name: str) -> Ids:
             return whole_numbers(x, name)
         case "m" | "M":
             _refuse_missing(np.isnat(x), name)
+            if np.datetime_data(x.dtype)[0] == "generic":
+                raise ObservationError(
+                    f"{name} must say what they count; got {x.dtype} without a unit: give it one, "
+                    "as with x.astype('m8[s]'), or pass integers"
+                )
             return x
         case "c" | "V":
             raise ObservationError(
@@ -234,21 +240,8 @@ def _from_objects(items: list[Any], name: str) -> Ids:
         kinds = set(map(type, items))
     if not kinds <= _KINDS.keys():
         check_lasting(_distinct(items, name), name)
-    if len(kinds) > 1:
-        _refuse_equal(items, name)
+    refuse_equal(items, kinds, name)
     return _integers(items) if kinds == {int} else _object_array(items)
-
-
-def _refuse_equal(items: list[Any], name: str) -> None:
-    """Raise if two ids are equal without being of one type, as True and 1; dates may be."""
-    types = {x: type(x) for x in items}
-    for x in items:
-        if types[x] is not type(x) and not isinstance(x, dt.date):
-            again = next(y for y in items if y == x and type(y) is not type(x))
-            raise ObservationError(
-                f"{name} must be told apart by their values; got {x!r} and {again!r}, which are "
-                "equal, so that they could be one id or two: convert them to one type"
-            )
 
 
 def _whole(value: float, position: int, name: str) -> int:
@@ -277,7 +270,7 @@ def _refuse_missing(mask: NDArray[np.bool_], name: str) -> None:
 def _distinct(items: list[Any], name: str = "ids") -> dict[Any, None]:
     try:
         return dict.fromkeys(items)
-    except TypeError as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ObservationError(f"{name} must be hashable; got one that is not: {error}") from error
 
 
@@ -328,37 +321,14 @@ def _items(ids: Ids) -> list[Any]:
     return list(ids) if ids.dtype.kind in "mM" else ids.tolist()
 
 
-def _keys(items: list[Any]) -> list[Any]:
-    """Return what equal ids have in common: dates are equal whatever their unit and library."""
-    dates = any(issubclass(kind, dt.date | np.datetime64) for kind in set(map(type, items)))
-    return [_key(x) for x in items] if dates else items
-
-
-def _key(value: object) -> object:
-    if isinstance(value, np.datetime64):
-        return _instant(value)
-    if isinstance(value, dt.datetime) and value.tzinfo is None:
-        return _instant(np.datetime64(value))
-    if type(value) is dt.date:
-        return _instant(np.datetime64(value))
-    return value
-
-
-def _instant(value: np.datetime64) -> object:
-    finest = value.astype("M8[ns]")
-    same = finest.astype(value.dtype) == value and finest.astype("M8[Y]") == value.astype("M8[Y]")
-    return ("instant", int(finest.astype(np.int64))) if same else ("instant", str(value))
-
-
 def _kinds(ids: Ids) -> frozenset[str]:
     if ids.dtype.kind == "i":
         return frozenset({"integers"})
     if ids.dtype.kind in "mM":
         return frozenset({"dates"})
     types = {type(x) for x in ids.tolist()}
-    dates = (dt.date, np.datetime64)
     return frozenset(
-        "dates" if issubclass(t, dates) else _KINDS.get(t, f"objects of {t.__name__}")
+        "dates" if issubclass(t, DATES) else _KINDS.get(t, f"objects of {t.__name__}")
         for t in types
     )
 
@@ -374,9 +344,18 @@ def _factorize(ids: Ids) -> tuple[Ids, Positions]:
         unique, positions = np.unique(ids, return_inverse=True)
         return unique, positions.reshape(-1).astype(np.int64)
     items = ids.tolist()
-    table = {x: k for k, x in enumerate(_distinct(items))}
-    positions = np.fromiter(map(table.__getitem__, items), np.int64, len(items))
-    return _object_array(list(table)), positions
+    keys = keys_of(items)
+    table = {key: k for k, key in enumerate(_distinct(keys))}
+    positions = np.fromiter(map(table.__getitem__, keys), np.int64, len(items))
+    if keys is items:
+        return _object_array(list(table)), positions
+    first = dict(zip(reversed(keys), reversed(items), strict=True))
+    for key, x in zip(keys, items, strict=True):
+        # A day is found by the midnight that it begins with, but they are not equal.
+        kinds = [isinstance(y, dt.datetime) for y in (first[key], x) if isinstance(y, dt.date)]
+        if len(set(kinds)) > 1:
+            raise one_or_two(first[key], x, "ids", "begin at the same time")
+    return _object_array([first[key] for key in table]), positions
 
 
 def _factorize_integers(ids: Positions) -> tuple[Ids, Positions]:
@@ -393,4 +372,4 @@ def _factorize_integers(ids: Positions) -> tuple[Ids, Positions]:
 def _look_up(table: dict[object, int], ids: Ids) -> Positions:
     items = _items(ids)
     _distinct(items)
-    return np.fromiter(map(table.get, _keys(items), repeat(UNKNOWN)), np.int64, len(items))
+    return np.fromiter(map(table.get, keys_of(items), repeat(UNKNOWN)), np.int64, len(items))

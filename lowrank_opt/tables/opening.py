@@ -46,7 +46,7 @@ def opened(path: str | PathLike[str] | BinaryIO) -> io.BufferedReader:
     raw = _buffered(given)
     begin = raw.peek(6)
     if begin.startswith(b"\x1f\x8b"):
-        return _buffered(gzip.GzipFile(fileobj=raw))
+        return _buffered(gzip.GzipFile(fileobj=raw, mode="rb"))
     if begin.startswith(b"BZh"):
         return _buffered(bz2.BZ2File(raw))
     if begin.startswith(b"\x28\xb5\x2f\xfd"):

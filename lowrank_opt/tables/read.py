@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from lowrank_opt.tables.triplets import Interactions, Reals
 
 
+# What has an order, but no positions.
+_ORDERED = (Iterator, deque, MappingView)
+
+
 def read_pairs(pairs: Interactions, *, known: Callable[[str, str], bool] | None = None) -> Triplets:
     """Return the index pairs of anything that `read_triplets` takes; values are not needed.
 
@@ -153,10 +157,12 @@ def _read(
         )
     if isinstance(data, Mapping):
         return _from_mapping(data, values=values)
-    if isinstance(data, Iterator | Set | MappingView | deque):
+    if isinstance(data, (*_ORDERED, Set)):
         data = cast("Sequence[Sequence[object]]", list(data))
     if isinstance(data, list | tuple) and data and all(map(_is_record, data)):
         return _from_mapping(_columns_of([*map(_as_mapping, data)]), values=values)
+    if isinstance(data, tuple):
+        data = tuple(map(_listed, data))
     if isinstance(data, tuple) and _are_vectors(data):
         return _from_columns(data)
     if isinstance(data, list | tuple):
@@ -177,12 +183,18 @@ def _from_mapping(data: Mapping[Any, Any], *, values: bool | None) -> Triplets:
             f"a dictionary must have names of columns; got keys such as {names[:2]!r}: pass "
             "[(row, column, value), ...]"
         )
+    data = {name: _listed(column) for name, column in data.items()}
     chosen = choose(names, values=values, what="a dictionary")
     i, j = names[chosen.row], names[chosen.col]
     value = None
     if chosen.value is not None:
         value = as_finite(data[names[chosen.value]], names[chosen.value])
     return Triplets(as_ids(data[i], i), as_ids(data[j], j), value, names=(i, j))
+
+
+def _listed(column: object) -> Any:  # noqa: ANN401
+    """Return what has an order, but no positions, as a list: an iterator, a queue, a view."""
+    return [*cast("Any", column)] if isinstance(column, _ORDERED) else column
 
 
 def _is_record(line: object) -> bool:
@@ -221,6 +233,8 @@ def _from_lines(data: Sequence[Any], *, alone: bool) -> Triplets:
             f"each pair must be a sequence of a row id and a column id; got the text "
             f"{texts[0]!r}: pass [(row, column), ...], or a tuple of vectors"
         )
+    if lines and all(isinstance(line, np.void) for line in lines):
+        return _from_array(np.array(lines), alone=alone)
     if not all(isinstance(line, Sequence | np.ndarray | Tensor) for line in lines):
         return _from_array(as_array(lines), alone=False)
     widths = {len(line) for line in lines} or {2}
