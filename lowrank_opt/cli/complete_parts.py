@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +54,8 @@ def run(
         save(result, ratings, folder)
         facts = _facts(result, ratings)
         if first:
-            rows, norm = ratings.users.size, facts["nuclear_norm"]
-            lines = result.summary(rows=rows, nuclear_norm=norm)
+            norm = facts["nuclear_norm"]
+            lines = result.summary(rows=facts["users"], cols=facts["items"], nuclear_norm=norm)
             print(json.dumps(facts) if options.json else lines)
         if checkpoint is not None and result.status.succeeded:
             checkpoint.remove()
@@ -82,10 +83,17 @@ def _group() -> Generator[bool]:
 
 
 def _read(options: Namespace, solver: str) -> PartialRatings:
+    from lowrank_opt.distributed import cut_columns
     from lowrank_opt.distributed.folder import read_folder
     from lowrank_opt.observations.parts import whole_shape
     from lowrank_opt.solvers import solver_of
 
+    traits = solver_of(solver).traits
+    if options.cut_items and not traits.cut_columns:
+        raise OptionError(
+            f"--cut-items needs a solver that keeps some columns alone; got {solver!r}: use "
+            "--solver als"
+        )
     ratings = read_folder(
         options.ratings,
         row=options.user,
@@ -93,8 +101,10 @@ def _read(options: Namespace, solver: str) -> PartialRatings:
         value=options.value,
         duplicates=options.duplicates,
         # Then no process has the factors of all rows.
-        cut=solver_of(solver).traits.cut,
+        cut=traits.cut,
     )
+    if options.cut_items:
+        ratings = replace(ratings, observations=cut_columns(ratings.observations))
     if not options.quiet:
         part, (m, n) = ratings.observations.part, whole_shape(ratings.observations)
         assert part is not None, "as it was read"

@@ -206,6 +206,14 @@ def _line(name: str, kind: type[Solver]) -> str:
         ", ".join(what for what, does in able.items() if does) or "-",
         "where convex" if traits.certificate else "-",
         ", ".join(traits.devices),
-        "one" if not traits.distributed else "many, rows cut" if traits.cut else "many",
+        _processes(traits),
     )
     return f"| {' | '.join(cells)} |\n"
+
+
+def _processes(traits: Traits) -> str:
+    if not traits.distributed:
+        return "one"
+    cut = ("rows", traits.cut), ("columns", traits.cut_columns)
+    sides = " and ".join(name for name, has in cut if has)
+    return f"many, {sides} cut" if sides else "many"

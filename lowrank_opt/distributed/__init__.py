@@ -4,8 +4,10 @@ No solver lives here: those with the trait `distributed` compute with a part of 
 with all of them. Nothing of this is imported before it is used.
 """
 
+from lowrank_opt.completion.results.cut import predict_entries as predict_entries
 from lowrank_opt.distributed.complete import complete as complete
 from lowrank_opt.distributed.cut import CutPart as CutPart
+from lowrank_opt.distributed.cut import cut_columns as cut_columns
 from lowrank_opt.distributed.cut import cut_rows as cut_rows
 from lowrank_opt.distributed.exchange import Processes as Processes
 from lowrank_opt.distributed.folder import read_folder as read_folder

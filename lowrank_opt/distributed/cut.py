@@ -1,7 +1,8 @@
 """Rows that are cut: each process numbers its own from zero, and has nothing of the others'.
 
 What a column is solved from comes a block of columns at a time: each process asks the others for
-the lines of the rows that its block has entries in, as in ALX.
+the lines of the rows that its block has entries in, as in ALX. Where columns are cut too, rows are
+solved like this as well, and no process has all lines of either factor.
 
 References
 ----------
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NoReturn
+from itertools import accumulate
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -29,8 +31,10 @@ from lowrank_opt.distributed.processes import (
 from lowrank_opt.observations import Observations
 from lowrank_opt.observations.part import Side
 
-# Entries of a block of columns; a longer column is a block of its own.
+# Entries of a block of columns (or rows); a longer one is a block of its own.
 BLOCK = 1 << 22
+# Lines that a process sends at a time.
+LINES = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +45,13 @@ class CutPart:
     ----------
     inner : ProcessPart
         What rows and columns each process has, by the positions of the whole matrix.
+    cut_columns : bool
+        Whether each process has numbers of its own columns alone; entries name columns by their
+        positions all the same.
     """
 
     inner: ProcessPart
+    cut_columns: bool = False
 
     @property
     def cut(self) -> bool:
@@ -57,14 +65,16 @@ class CutPart:
 
     @property
     def held(self) -> tuple[slice, slice]:
-        """The rows of this process, and all columns."""
-        return self.inner.spans[0], slice(0, self.inner.shape[1])
+        """The rows of this process, and all columns, or those of this process."""
+        rows, cols = self.inner.spans
+        return rows, cols if self.cut_columns else slice(0, self.inner.shape[1])
 
     @property
     def spans(self) -> tuple[slice, slice]:
         """All rows that there are here, and the columns that this process solves for."""
         rows, cols = self.inner.spans
-        return slice(0, rows.stop - rows.start), cols
+        first = cols.start if self.cut_columns else 0
+        return slice(0, rows.stop - rows.start), slice(cols.start - first, cols.stop - first)
 
     @property
     def count(self) -> int:
@@ -89,8 +99,8 @@ class CutPart:
         return self.inner.largest(x)
 
     def gather(self, x: Tensor, side: Side) -> Tensor:
-        """Return lines of the rows, as they are; or of all columns."""
-        return x if side == 0 else self.inner.gather(x, side)
+        """Return lines of what is cut, as they are; or of all columns."""
+        return x if side == 0 or self.cut_columns else self.inner.gather(x, side)
 
     def stacked(self, x: Tensor) -> tuple[Tensor, slice]:
         """Return the lines of all processes, however many each has, and which are one's own."""
@@ -100,18 +110,31 @@ class CutPart:
         """Raise: columns come in `blocks`."""
         raise NotImplementedError("rows are cut: entries of columns come in blocks")
 
-    def blocks(self, observations: Observations) -> list[ColumnBlock]:
-        """Return the entries of this process's columns, a few columns at a time."""
-        order, sizes = by_owner(observations.cols, self.inner.ends[1])
-        rows = observations.rows + self.inner.spans[0].start
-        send = (rows, observations.cols, observations.values, observations.weights)
+    def blocks(self, observations: Observations, side: Side) -> list[LineBlock]:
+        """Return the entries of this process's columns, a few at a time; or of its rows."""
+        o = observations
+        if side == 0:
+            return list(_blocks(self.inner, 0, o.rows, o.cols, o.values, o.weights))
+        order, sizes = by_owner(o.cols, self.inner.ends[1])
+        send = (o.rows + self.inner.spans[0].start, o.cols, o.values, o.weights)
         i, j, v, w = (
             None if x is None else self.processes.exchange(x[order], sizes)[0] for x in send
         )
         assert i is not None, "sent"
         assert j is not None, "sent"
         assert v is not None, "sent"
-        return list(_blocks(self.inner, i, j - self.spans[1].start, v, w))
+        return list(_blocks(self.inner, 1, j - self.inner.spans[1].start, i, v, w))
+
+    def column_counts(self, cols: Tensor) -> Tensor:
+        """Return the number of entries of each column that is held, of all processes."""
+        if not self.cut_columns:
+            return self.inner.column_counts(cols)
+        seen, counts = cols.unique(return_counts=True)
+        _, sizes = by_owner(seen, self.inner.ends[1])
+        pairs, _ = self.processes.exchange(torch.stack((seen, counts), dim=1), sizes)
+        span = self.inner.spans[1]
+        found = counts.new_zeros(span.stop - span.start)
+        return found.index_add_(0, pairs[:, 0] - span.start, pairs[:, 1])
 
     def share(
         self, observations: Observations, fraction: float, generator: torch.Generator | None
@@ -139,12 +162,13 @@ class CutPart:
             bare(i, j, observations.values[mask], weights, observations.shape),
             self.processes,
             self.whole_shape,
+            columns=self.cut_columns,
         )
 
 
 @dataclass(frozen=True, eq=False)
-class ColumnBlock:
-    """Some columns of a process, and who has the rows that they have entries in.
+class LineBlock:
+    """Some columns of a process, and who has the rows that they have entries in; or rows likewise.
 
     Parameters
     ----------
@@ -152,52 +176,112 @@ class ColumnBlock:
         In the d rows that have some.
     at : slice
         Which they are, among the columns of this process.
+    places : Tensor, shape (entries,), int64
+        Where the entries are among those that blocks were made of.
     processes : Processes
-    asked : Tensor, shape (k,), int64
-        Rows here that other processes, and this one, have asked for, by who has.
-    sizes : list of int
-        How many each process has asked for.
+    rounds : list of Round
+        Equally many in each process.
     """
 
     entries: Observations | None
     at: slice
+    places: Tensor
     processes: Processes
-    asked: Tensor
-    sizes: list[int]
+    rounds: list[Round]
 
     def fetch(self, x: Tensor) -> Tensor:
         """Return the lines of the d rows, of which every process has those of its own rows."""
-        return self.processes.exchange(x[self.asked], self.sizes)[0]
+        if len(self.rounds) == 1:
+            (only,) = self.rounds
+            return self.processes.exchange(x[only.asked], only.sizes)[0]
+        found = x.new_empty(sum(len(r.into) for r in self.rounds), *x.shape[1:])
+        for r in self.rounds:
+            found[r.into] = self.processes.exchange(x[r.asked], r.sizes)[0]
+        return found
+
+
+class Round(NamedTuple):
+    """Some of the lines of a block: as many as all processes together may ask one for at a time.
+
+    Parameters
+    ----------
+    asked : Tensor, shape (k,), int64
+        Rows here that other processes, and this one, have asked for, by who has.
+    sizes : list of int
+        How many each process has asked for.
+    into : Tensor, int64
+        Which of the d lines of the block come.
+    """
+
+    asked: Tensor
+    sizes: list[int]
+    into: Tensor
 
 
 def _blocks(
-    part: ProcessPart, rows: Tensor, cols: Tensor, values: Tensor, weights: Tensor | None
-) -> Iterator[ColumnBlock]:
-    """Yield blocks, equally many in each process; columns are those of this one."""
-    span = part.spans[1]
-    ends = _ends(torch.bincount(cols, minlength=span.stop - span.start))
+    part: ProcessPart,
+    side: Side,
+    lines: Tensor,
+    others: Tensor,
+    values: Tensor,
+    weights: Tensor | None,
+) -> Iterator[LineBlock]:
+    """Yield blocks of columns (1) or rows (0), equally many in each process.
+
+    Their numbers are those among the lines of this process, the others' of the whole matrix.
+    """
+    across = part.spans[1 - side]
+    ends = _ends(torch.bincount(lines, minlength=part.spans[side].stop - part.spans[side].start))
     most = int(part.largest(torch.tensor(len(ends) - 1)))
     ends += [ends[-1]] * (most + 1 - len(ends))
-    column_of = cols.argsort(stable=True)
-    places = torch.searchsorted(cols[column_of], torch.tensor(ends, device=cols.device)).tolist()
+    line_of = lines.argsort(stable=True)
+    places = torch.searchsorted(lines[line_of], torch.tensor(ends, device=lines.device)).tolist()
     for k in range(most):
-        here = column_of[places[k] : places[k + 1]].sort().values
-        found, i = rows[here].unique(return_inverse=True)
-        starts = torch.tensor(part.ends[0][1:-1], device=rows.device)
-        wanted = torch.bincount(
-            torch.bucketize(found, starts, right=True), minlength=part.processes.size
-        )
-        asked, sizes = part.processes.exchange(found, wanted.tolist())
+        here = line_of[places[k] : places[k + 1]].sort().values
+        found, index = others[here].unique(return_inverse=True)
+        # In ascending order, which is that of their owners.
+        _, wanted = by_owner(found, part.ends[1 - side])
+        asked, sizes = part.processes.exchange(found, wanted)
+        rounds = list(_rounds(part, asked - across.start, sizes, wanted))
         entries, at = None, slice(ends[k], ends[k + 1])
         if at.stop > at.start:
             w = None if weights is None else weights[here]
-            shape = (len(found), at.stop - at.start)
-            entries = bare(i, cols[here] - at.start, values[here], w, shape)
-        yield ColumnBlock(entries, at, part.processes, asked - part.spans[0].start, sizes)
+            line, (c, d) = lines[here] - at.start, (at.stop - at.start, len(found))
+            i, j, shape = (line, index, (c, d)) if side == 0 else (index, line, (d, c))
+            entries = bare(i, j, values[here], w, shape)
+        yield LineBlock(entries, at, here, part.processes, rounds)
+
+
+def _rounds(
+    part: ProcessPart, asked: Tensor, sizes: list[int], wanted: list[int]
+) -> Iterator[Round]:
+    # A process that all others ask for all of its lines would hold a copy of each for each of them.
+    step = max(1, LINES // part.processes.size)
+    most = int(part.largest(torch.tensor(max(sizes))))
+    for first in range(0, max(most, 1), step):
+        some = _some_of_each(sizes, first, step)
+        counts = [max(min(size - first, step), 0) for size in sizes]
+        yield Round(asked[some.to(asked.device)], counts, _some_of_each(wanted, first, step))
+
+
+def _some_of_each(sizes: list[int], first: int, step: int) -> Tensor:
+    """Return positions of a few of each group, of groups one after another.
+
+    Examples
+    --------
+    >>> _some_of_each([3, 1], 0, 2).tolist(), _some_of_each([3, 1], 2, 2).tolist()
+    ([0, 1, 3], [2])
+    """
+    starts = [0, *accumulate(sizes)]
+    spans = (
+        torch.arange(a + min(first, k), a + min(first + step, k))
+        for a, k in zip(starts, sizes, strict=False)
+    )
+    return torch.cat(list(spans))
 
 
 def _ends(counts: Tensor) -> list[int]:
-    """Return where blocks of columns begin and end, none with no column unless there is none."""
+    """Return where blocks of lines begin and end, none with no line unless there is none."""
     ends, total = [0], 0
     for k, count in enumerate(counts.tolist()):
         if total > 0 and total + count > BLOCK:
@@ -207,8 +291,15 @@ def _ends(counts: Tensor) -> list[int]:
     return [*ends, len(counts)] if len(counts) > ends[-1] else ends
 
 
-def as_cut(own: Observations, processes: Processes, whole_shape: tuple[int, int]) -> Observations:
+def as_cut(
+    own: Observations, processes: Processes, whole_shape: tuple[int, int], *, columns: bool = False
+) -> Observations:
     """Return entries of this process's rows, numbered from zero, with what they are a part of.
+
+    Parameters
+    ----------
+    columns : bool
+        Whether columns are cut as well.
 
     Raises
     ------
@@ -216,7 +307,7 @@ def as_cut(own: Observations, processes: Processes, whole_shape: tuple[int, int]
         In all processes, if one has no entries.
     """
     count = check_any(processes, len(own), own.values)
-    return with_part(own, CutPart(ProcessPart(processes, whole_shape, count)))
+    return with_part(own, CutPart(ProcessPart(processes, whole_shape, count), columns))
 
 
 def cut_rows(observations: Observations) -> Observations:
@@ -256,3 +347,33 @@ def cut_rows(observations: Observations) -> Observations:
         (span.stop - span.start, part.shape[1]),
     )
     return with_part(own, CutPart(part))
+
+
+def cut_columns(observations: Observations) -> Observations:
+    """Return a part whose columns are cut as well as its rows: no process has a whole factor.
+
+    For solvers with the trait `cut_columns`. Entries go on naming columns by their positions in the
+    whole matrix; results are those of this process's rows and of its columns.
+
+    Parameters
+    ----------
+    observations : Observations
+        From `split_rows`, `own_rows` or `cut_rows`.
+
+    Returns
+    -------
+    Observations, shape (k, n)
+
+    Examples
+    --------
+    >>> import torch.distributed as dist
+    >>> from lowrank_opt.distributed import split_rows
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> part = cut_columns(split_rows(Observations([0, 1], [0, 1], [3.0, 1.0], (2, 2))))
+    >>> part.part.cut, part.part.cut_columns
+    (True, True)
+    >>> dist.destroy_process_group()
+    """
+    rows = cut_rows(observations)
+    part = rows.part
+    return with_part(rows, CutPart(part.inner, True)) if isinstance(part, CutPart) else rows

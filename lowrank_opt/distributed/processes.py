@@ -41,6 +41,11 @@ class ProcessPart:
         return False
 
     @property
+    def cut_columns(self) -> bool:
+        """Whether each process has numbers of its own columns alone."""
+        return False
+
+    @property
     def whole_shape(self) -> tuple[int, int]:
         """The shape of the whole matrix."""
         return self.shape
@@ -98,9 +103,13 @@ class ProcessPart:
         assert values is not None, "sent"
         return bare(rows, cols, values, weights, observations.shape)
 
-    def blocks(self, observations: Observations) -> NoReturn:
+    def blocks(self, observations: Observations, side: Side) -> NoReturn:
         """Raise: rows are whole, and so are the columns of `columns`."""
         raise NotImplementedError("blocks are those of a CutPart")
+
+    def column_counts(self, cols: Tensor) -> Tensor:
+        """Return the number of entries of each column, of all processes."""
+        return self.total(torch.bincount(cols, minlength=self.shape[1]))
 
     def share(
         self, observations: Observations, fraction: float, generator: torch.Generator | None

@@ -15,16 +15,16 @@ from torch import Tensor
 from lowrank_opt.completion import CompletionResult
 from lowrank_opt.completion.model.ids import Kind, kind_of, to_tensors
 from lowrank_opt.completion.results.storage import LAYOUT, history_columns
-from lowrank_opt.distributed.cut import CutPart
 from lowrank_opt.distributed.exchange import Processes
 from lowrank_opt.distributed.folder import PartialRatings
 from lowrank_opt.distributed.ids import Dictionary
 from lowrank_opt.files import write_with
+from lowrank_opt.observations.parts import is_cut
 
 # Numbers that a block has at most.
 BLOCK = 1 << 20
 _KINDS: tuple[Kind, ...] = ("int", "text", "json")
-_OF_ROWS = ("left", "row_bias")
+_OF_LINES = ("left", "row_bias"), ("right", "col_bias")
 _NAMES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.uint8: "U8"}
 
 
@@ -61,7 +61,7 @@ def save(result: CompletionResult, ratings: PartialRatings, path: str | PathLike
     Parameters
     ----------
     result : CompletionResult
-        Of these ratings; its rows are those of this process where they are cut.
+        Of these ratings; its rows are those of this process where they are cut, and its columns.
     ratings : PartialRatings
     path : str or path
 
@@ -70,14 +70,14 @@ def save(result: CompletionResult, ratings: PartialRatings, path: str | PathLike
     DataError
         In the first process, if the folder cannot be written.
     """
-    part, processes = ratings.observations.part, ratings.users.processes
+    entries, processes = ratings.observations, ratings.users.processes
     header, tensors = result.contents()
     tensors |= history_columns(result.history)
-    first, cut = processes.rank == 0, isinstance(part, CutPart)
+    first = processes.rank == 0
+    cut = {name for side in (0, 1) if is_cut(entries, side) for name in _OF_LINES[side]}
     # What all processes have comes from the first one.
     own = {
-        name: x if first or (cut and name in _OF_ROWS) else x[:0] if x.ndim else x
-        for name, x in tensors.items()
+        name: x if first or name in cut else x[:0] if x.ndim else x for name, x in tensors.items()
     }
     own |= _ids(ratings.users, "row_ids") | _ids(ratings.items, "col_ids")
     streams = {name: _stream(x, processes) for name, x in own.items()}

@@ -1,8 +1,8 @@
 """The operations over entries of which every process has some: each computes on its own.
 
-Factors are whole in every process, or those of rows are cut. The loss and its gradient are summed,
-the rows of a half sweep gathered unless they are cut; a row (or column) is computed by one process
-with all of its entries, in the same order as by a single process.
+Factors are whole in every process, or those of rows are cut, or of both. The loss and its gradient
+are summed, the rows of a half sweep gathered unless they are cut; a row (or column) is computed by
+one process with all of its entries, in the same order as by a single process.
 """
 
 from __future__ import annotations
@@ -143,15 +143,25 @@ class Piece(Generic[R]):
 def _sides(
     observations: Observations, part: Part[Observations]
 ) -> tuple[tuple[Side, list[Piece[Entries | None]]], tuple[Side, list[Piece[Entries | None]]]]:
-    rows = [_piece(observations, observations.csr, part.spans[0])]
-    if not part.cut:
-        by_columns = part.columns(observations)
-        return (0, rows), (1, [_piece(by_columns, by_columns.csc, part.spans[1])])
-    cols = list[Piece[Entries | None]]()
-    for block in part.blocks(observations):
-        entries = None if block.entries is None else (block.entries, block.entries.csc)
-        cols.append(Piece(entries, block.at, block.fetch))
-    return (0, rows), (1, cols)
+    if part.cut_columns:
+        rows = _pieces(observations, part, 0)
+    else:
+        rows = [_piece(observations, observations.csr, part.spans[0])]
+    if part.cut:
+        return (0, rows), (1, _pieces(observations, part, 1))
+    by_columns = part.columns(observations)
+    return (0, rows), (1, [_piece(by_columns, by_columns.csc, part.spans[1])])
+
+
+def _pieces(
+    observations: Observations, part: Part[Observations], side: Side
+) -> list[Piece[Entries | None]]:
+    found = list[Piece[Entries | None]]()
+    for block in part.blocks(observations, side):
+        o = block.entries
+        entries = None if o is None else (o, o.csc if side else o.csr)
+        found.append(Piece(entries, block.at, block.fetch))
+    return found
 
 
 def _piece(observations: Observations, axis: CompressedAxis, span: slice) -> Piece[Entries | None]:
@@ -249,12 +259,16 @@ class PartialRows:
     ) -> float:
         """Take a step for each piece, of given rows of all; return the sum of the losses."""
         span, loss = self.part.spans[self.side], 0.0
-        y = x[span].clone()
+        y = x[span]
         for piece in self.pieces:
             F, o = piece.fetch(features), piece.fetch(offsets)
             if piece.rows is not None:
                 loss += step(piece.rows, y[piece.at], F, o, _within(span, piece.at))
-        x.copy_(self.part.gather(y, self.side))
+            # Before those of the next one come.
+            del F, o
+        gathered = self.part.gather(y, self.side)
+        if gathered is not y:
+            x.copy_(gathered)
         return float(self.part.total(x.new_tensor(loss, dtype=torch.float64)))
 
 

@@ -2,8 +2,9 @@
 
 A part has the entries of consecutive rows. Rows have the positions of the whole matrix, and what
 belongs to rows is whole in every process; or they are cut: numbered from zero in each process,
-which has what belongs to its own rows alone. Nothing here knows how processes talk;
-`lowrank_opt.distributed` does.
+which has what belongs to its own rows alone. Columns may be cut besides: entries name them by the
+positions of the whole matrix, and each process has what belongs to some of them. Nothing here
+knows how processes talk; `lowrank_opt.distributed` does.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ E = TypeVar("E")
 E_co = TypeVar("E_co", covariant=True)
 
 Side: TypeAlias = Literal[0, 1]
+SIDES: tuple[Side, Side] = (0, 1)
 
 
 class Block(Protocol[E_co]):
-    """Some of the columns that a process solves for, where rows are cut."""
+    """Some of the columns that a process solves for, where rows are cut; or rows, for columns."""
 
     @property
     def entries(self) -> E_co | None:
@@ -31,6 +33,11 @@ class Block(Protocol[E_co]):
     @property
     def at(self) -> slice:
         """Which columns they are, among those of this process."""
+        ...
+
+    @property
+    def places(self) -> Tensor:
+        """Where its entries are among those that blocks were made of."""
         ...
 
     def fetch(self, x: Tensor) -> Tensor:
@@ -44,6 +51,11 @@ class Part(Protocol[E]):
     @property
     def cut(self) -> bool:
         """Whether rows are numbered from zero in each process."""
+        ...
+
+    @property
+    def cut_columns(self) -> bool:
+        """Whether each process has numbers of its own columns alone."""
         ...
 
     @property
@@ -90,8 +102,15 @@ class Part(Protocol[E]):
         """Return the entries of this process's columns, values and weights of these entries."""
         ...
 
-    def blocks(self, observations: E) -> Sequence[Block[E]]:
-        """Return the entries of this process's columns, a few at a time; where rows are cut."""
+    def blocks(self, observations: E, side: Side) -> Sequence[Block[E]]:
+        """Return the entries of this process's columns, a few at a time; where rows are cut.
+
+        On the side 0, those of its rows; where columns are.
+        """
+        ...
+
+    def column_counts(self, cols: Tensor) -> Tensor:
+        """Return the number of entries of each column that is held; `cols` of one's own entries."""
         ...
 
     def share(

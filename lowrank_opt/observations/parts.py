@@ -119,15 +119,22 @@ def whole_shape(observations: Observations) -> tuple[int, int]:
     return observations.shape if observations.part is None else observations.part.whole_shape
 
 
-def is_cut(observations: Observations) -> bool:
-    """Return whether there are rows that other processes alone have numbers of."""
-    return observations.part is not None and observations.part.cut
+def held_shape(observations: Observations) -> tuple[int, int]:
+    """Return of how many rows and columns this process has numbers."""
+    rows, cols = whole_lines(observations)[1]
+    return rows.stop - rows.start, cols.stop - cols.start
+
+
+def is_cut(observations: Observations, side: Side = 0) -> bool:
+    """Return whether there are rows (or columns) that other processes alone have numbers of."""
+    part = observations.part
+    return part is not None and (part.cut_columns if side else part.cut)
 
 
 def over_lines(observations: Observations, x: Tensor, side: Side) -> Tensor:
     """Return a sum over all rows (or columns) from the sum over those that this process has."""
     part = observations.part
-    return part.total(x) if part is not None and part.cut and side == 0 else x
+    return part.total(x) if part is not None and is_cut(observations, side) else x
 
 
 def whole_lines(

@@ -80,10 +80,10 @@ class SparsityPattern:
     @cached_property
     def counts(self) -> tuple[Tensor, Tensor]:
         """Number of entries of each row and of each column, those of other processes too."""
-        rows, cols = self.csr.counts, self.csc.counts
+        rows = self.csr.counts
         if self.part is None:
-            return rows, cols
-        return self.part.gather(rows[self.part.spans[0]], 0), self.part.total(cols)
+            return rows, self.csc.counts
+        return self.part.gather(rows[self.part.spans[0]], 0), self.part.column_counts(self.cols)
 
     @cached_property
     def csr_of_csc(self) -> Tensor:

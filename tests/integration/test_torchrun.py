@@ -14,7 +14,12 @@ from tests.preloaded import run_script
 
 pytest.importorskip("pyarrow")
 USERS, ITEMS = 40, 30
-NAMES = ("undisturbed", "disturbed", "gradient 1", "gradient 2", "gibbs 1", "gibbs 2")
+SOLVERS = {
+    "gradient": ("8", "0", "--radius", "60"),
+    "gibbs": (None, "0", "--solver", "gibbs"),
+    "als": ("8", "0", "--solver", "als", "--penalty", "1", "--cut-items"),
+}
+NAMES = ("undisturbed", "disturbed", *(f"{name} {k}" for name in SOLVERS for k in (1, 2)))
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +61,16 @@ def folders(tables: Path, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
     found = {name: folder / name for name in NAMES}
     undisturbed, disturbed, *others = found.values()
-    cut = [("8", "0", "--radius", "60"), (None, "0", "--solver", "gibbs")]
     plan = [
         (1, words(tables, undisturbed, "16", "0"), []),
         # The second of two before it writes its third state; then the first, once it has.
         (2, words(tables, disturbed, "8", "2"), [(1, 3, "before"), (0, 2, "after")]),
         (3, words(tables, disturbed, "16", "2", "--resume"), []),
     ]
-    # Solvers whose rows are cut too, each on one process and on two.
-    for k, out in enumerate(others):
-        plan.append((1 + k % 2, words(tables, out, *cut[k // 2]), []))
+    # Solvers whose rows are cut too, each on one process and on two; of one of them, columns.
+    for out in others:
+        name, processes = out.name.split()
+        plan.append((int(processes), words(tables, out, *SOLVERS[name]), []))
     script = Path(__file__).with_name("torchrun_worker.py")
     done = run_script(script, json.dumps(plan), folder=folder)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -78,7 +83,7 @@ def folders(tables: Path, tmp_path_factory) -> dict[str, Path]:
     return found
 
 
-@pytest.mark.parametrize("name", ["gradient", "gibbs"])
+@pytest.mark.parametrize("name", SOLVERS)
 def test_two_processes_find_what_one_finds(folders, name):
     one, two = (matrix(folders[f"{name} {k}"]) for k in (1, 2))
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)

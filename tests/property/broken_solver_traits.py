@@ -100,6 +100,12 @@ def lost_in_a_group(problem: CompletionProblem, run: Run) -> CompletionResult:
     return replace(result, operator=share * result.operator)
 
 
+def lost_where_columns_are_cut(problem: CompletionProblem, run: Run) -> CompletionResult:
+    result = exact(problem, run)
+    share = 0.5 if is_cut(problem.observations, 1) else 1.0
+    return replace(result, operator=share * result.operator)
+
+
 def lost_where_cut(problem: CompletionProblem, run: Run) -> CompletionResult:
     result = exact(problem, run)
     share = 0.5 if is_cut(problem.observations) else 1.0
@@ -123,6 +129,10 @@ BROKEN_TRAITS: dict[str, Solver] = {
     "certificate": _declaring(uncertified, LBFGS.traits),
     "distributed": _declaring(lost_in_a_group, replace(EXACT, distributed=True)),
     "cut": _declaring(lost_where_cut, replace(EXACT, distributed=True, cut=True)),
+    "cut_columns": _declaring(
+        lost_where_columns_are_cut,
+        replace(EXACT, distributed=True, cut=True, cut_columns=True),
+    ),
 }
 
 # Sound, and able to do little: (solver, laws that must be skipped).

@@ -1,7 +1,6 @@
 """What each process of the tests of `lowrank_opt.distributed` computes, and leaves in a file."""
 
 import sys
-from itertools import pairwise
 from pathlib import Path
 from unittest import mock
 
@@ -22,13 +21,13 @@ from lowrank_opt.completion.loop.checkpoint import Checkpoint
 from lowrank_opt.completion.model.cut_map import CutMap
 from lowrank_opt.distributed.digest import checksum
 from lowrank_opt.distributed.exchange import Processes
-from lowrank_opt.distributed.processes import cuts
 from lowrank_opt.errors import RankError
 from lowrank_opt.kernels.gaussian_rows import Moments
 from lowrank_opt.kernels.parts import gaussian_rows, row_problems
 from lowrank_opt.observations import Observations
 from lowrank_opt.solvers import ALS, LBFGS, FirstOrder, Gibbs, Variational
 from tests.forks import forked
+from tests.unit import distributed_columns
 
 SHAPE = (23, 17)
 
@@ -126,18 +125,6 @@ def held(part: Observations) -> dict[str, Tensor]:
     }
 
 
-def joined(result: object, part: Observations) -> Tensor:
-    """Return the predictions of all rows, of which each process has some."""
-    here = range(result.shape[0]), range(result.shape[1])
-    found = result.predict(*np.ix_(*here)).double()
-    if part.part is None or not part.part.cut:
-        return found
-    rows, _ = part.part.held
-    assert (rows.stop - rows.start, SHAPE[1]) == found.shape
-    ends = cuts(SHAPE[0], part.part.processes.size)
-    return part.part.processes.gather(found, [b - a for a, b in pairwise(ends)])
-
-
 def cut(part: Observations) -> dict[str, Tensor]:
     """Fit with rows that are cut, columns a few at a time; on whole rows with entries of one."""
     plan = {
@@ -156,7 +143,7 @@ def cut(part: Observations) -> dict[str, Tensor]:
     plan["first_order"] = FirstOrder(plain_steps, max_iterations=4)
     if part.part is not None:
         plan["held"] = ALS(max_iterations=4)
-    blocks = [] if part.part is None else part.part.blocks(part)
+    blocks = [] if part.part is None else part.part.blocks(part, 1)
     rows = [len(x.entries.row_counts) for x in blocks if x.entries is not None]
     found = {"cut.rows_of_blocks": torch.tensor(rows)} if blocks else {}
     for name, solver in plan.items():
@@ -170,7 +157,10 @@ def cut(part: Observations) -> dict[str, Tensor]:
             generator=seeded(),
         )
         objective = torch.tensor(result.history.objective, dtype=torch.float64)
-        found |= {f"cut.{name}": joined(result, part), f"cut.{name}.objective": objective}
+        found |= {
+            f"cut.{name}": distributed_columns.joined(result, part),
+            f"cut.{name}.objective": objective,
+        }
         if name == "als":
             found |= bounds_of(result, part)
     return found
@@ -345,6 +335,7 @@ def checkpoints(folder: Path, step: str) -> dict[str, Tensor]:
         ("variational", Variational(max_iterations=most), 2),
         ("lbfgs", LBFGS(max_iterations=most), maps()["homogeneous"]),
         ("als", ALS(max_iterations=most), 2),
+        ("columns.als", ALS(max_iterations=most), 2),
         ("cut.gibbs", Gibbs(burn_in=1, samples=most - 1), 2),
         ("cut.lbfgs", LBFGS(max_iterations=most), maps()["homogeneous"]),
         ("cut.momentum", FirstOrder(momentum, max_iterations=most), maps()["radial"]),
@@ -352,17 +343,18 @@ def checkpoints(folder: Path, step: str) -> dict[str, Tensor]:
         kept = None
         if step != "whole":
             kept = Checkpoint(folder / name, every=2, resume=resume, store=store)
-        entries = distributed.cut_rows(part) if name.startswith("cut.") else part
+        cuts_of = {"cut": distributed.cut_rows, "columns": distributed.cut_columns}
+        entries = cuts_of.get(name.partition(".")[0], lambda part: part)(part)
         cut_map = entries is not part and isinstance(model, lo.Parameterization)
         result = distributed.complete(
             entries,
             _own(model, entries) if cut_map else model,
             solver=solver,
-            penalty=0.5 if name == "als" else 0.0,
+            penalty=0.5 if name.endswith("als") else 0.0,
             generator=seeded(),
             checkpoint=kept,
         )
-        found[f"{step}.{name}"] = joined(result, entries)
+        found[f"{step}.{name}"] = distributed_columns.joined(result, entries)
     return found
 
 
@@ -381,7 +373,10 @@ def compute(folder: Path, rank: int, size: int, steps: list[str]) -> None:
                 found |= too_few_rows()
                 found |= held(distributed.split_rows(observed()))
                 with mock.patch.object(distributed.cut, "BLOCK", 20):
-                    found |= cut(distributed.cut_rows(distributed.split_rows(observed())))
+                    part = distributed.split_rows(observed())
+                    found |= cut(distributed.cut_rows(part))
+                    found |= distributed_columns.fits(distributed.cut_columns(part))
+                found |= distributed_columns.counts()
                 found |= certificates(distributed.split_rows(turned(observed())))
             else:
                 found |= checkpoints(folder, step)

@@ -29,6 +29,7 @@ from lowrank_opt.solvers import SOLVERS
 from lowrank_opt.tables.parquet import write_columns
 from tests.emulated import DEVICE, Elsewhere, emulated_device
 from tests.preloaded import run_script
+from tests.unit import distributed_columns as columns
 from tests.unit import distributed_worker as worker
 
 
@@ -135,6 +136,44 @@ def test_bytes_of_rows_that_are_cut_are_those_that_columns_ask_for(many):
         assert line * (pairs + math.ceil(17 / P) * (P - 1)) == float(found["bytes.draw.1"])
 
 
+def test_no_process_has_all_lines_of_a_factor(one, many):
+    fits = ("als", "als_cg", "als_nonnegative", "als_rows")
+    for name in (*fits, *(f"{fit}.objective" for fit in fits)):
+        for found in many:
+            assert torch.equal(many[0][f"columns.{name}"], found[f"columns.{name}"]), name
+            expected = one[f"cut.{name}"]
+            torch.testing.assert_close(expected, found[f"columns.{name}"], rtol=1e-9, atol=1e-9)
+    assert torch.equal(one["cut.als_rows"], many[0]["columns.als_rows"])
+    torch.testing.assert_close(many[0]["columns.held"], many[0]["cut.held"])
+    torch.testing.assert_close(one["cut.bound"], many[0]["columns.bound"])
+
+
+def check_columns(found: dict[str, Tensor], rank: int, P: int) -> None:
+    """Hold to the cost model, with blocks of 16 entries: 4 rows, or 2 columns."""
+    K, r, shares = columns.RANK + 1, columns.RANK, (320 // P, 160 // P)
+    pairs = (columns.regular().rows, columns.regular().cols)
+    for side, lines in ((0, 4), (1, 2)):
+        own, other, across = pairs[side], pairs[1 - side], shares[1 - side]
+        # Lines that this process has and a block of another one names, once for each block.
+        theirs = (other // across == rank) & (own // shares[side] != rank)
+        asked = torch.stack((other, own // lines))[:, theirs].unique(dim=1).shape[1]
+        sent = asked * (K + 1) * 8 + 2 * 8 * (P - 1) / P
+        assert sent == pytest.approx(float(found[f"bytes.columns.{side}"]), abs=1)
+    peak, longest = found["lines.held"].tolist()
+    k = shares[0]
+    # Random numbers come sixteen lines at a time.
+    begun = sum(shares) * (K + r) + k * r + 3 * 16 * r
+    swept = (sum(shares) + k) * K + columns.BLOCK * K + 4 * columns.LINES * K + K * K
+    assert max(k, columns.BLOCK) == longest
+    assert (sum(shares) + k) * K <= peak <= max(begun, swept)
+
+
+def test_what_columns_that_are_cut_cost_is_that_of_the_cost_model(many, alone):
+    for rank, found in enumerate(many):
+        check_columns(found, rank, len(many))
+    check_columns(columns.counts(), 0, 1)
+
+
 def test_operations_are_divided_among_the_processes(many, alone):
     whole = worker.operations()
     for side in (0, 1):
@@ -179,7 +218,15 @@ def test_the_same_entries_are_held_out_on_any_number_of_processes(many, alone):
 @pytest.mark.parametrize("many", [2], indirect=True)
 def test_a_checkpoint_goes_on_with_another_number_of_processes(many, folder, alone):
     there = worker.checkpoints(folder, "on")
-    for name in ("variational", "lbfgs", "als", "cut.gibbs", "cut.lbfgs", "cut.momentum"):
+    for name in (
+        "variational",
+        "lbfgs",
+        "als",
+        "columns.als",
+        "cut.gibbs",
+        "cut.lbfgs",
+        "cut.momentum",
+    ):
         expected, found = many[0][f"whole.{name}"], there[f"on.{name}"]
         torch.testing.assert_close(expected, found, rtol=1e-6, atol=1e-6)
         assert not torch.equal(many[0][f"first.{name}"], found)

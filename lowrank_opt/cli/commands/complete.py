@@ -78,6 +78,11 @@ def add_to(commands: Commands) -> None:
         help="iterations, 0 for never (1 for variational, 10 for gradient, and after the first "
         "one at most once a second)",
     )
+    parser.add_argument(
+        "--cut-items",
+        action="store_true",
+        help="under torchrun, with als: each process keeps the factors of its own users and items",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--quiet", action="store_true", help="no progress, no word on the data")
     parser.add_argument("--json", action="store_true", help="print the summary as a JSON object")

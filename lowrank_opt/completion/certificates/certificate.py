@@ -27,7 +27,7 @@ from lowrank_opt.completion.certificates.exact import prove_optimality
 from lowrank_opt.completion.certificates.support import largest_singular_value, support_function
 from lowrank_opt.completion.model.bias import AdditiveBias, no_bias
 from lowrank_opt.errors import CertificateError, ShapeError
-from lowrank_opt.observations.parts import all_finite, is_cut, whole
+from lowrank_opt.observations.parts import all_finite, held_shape, is_cut, whole
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.proofs import save_document
 from lowrank_opt.sets import FeasibleSet, SpectralSet
@@ -135,7 +135,8 @@ def certify_completion(
     min(m, n)^2, up to min(m, n) = 8192. Of entries over several processes each keeps its own, and
     those of its columns once more; only proofs in exact arithmetic collect them. Where rows are
     cut, all processes certify together, each with its own rows, by the Gram matrix of the columns:
-    penalties, and sets of singular values.
+    penalties, and sets of singular values. Where columns are cut too, lines of their factor are
+    fetched for a block of rows at a time; each process has vectors as long as all columns.
 
     References
     ----------
@@ -157,10 +158,10 @@ def certify_completion(
     observations = entries.to(dtype=torch.float64, device="cpu")
     bias = no_bias(observations) if bias is None else bias
     shapes = (operator.shape, (len(bias.rows), len(bias.cols)))
-    if shapes != (observations.shape, observations.shape):
+    held = held_shape(observations)
+    if shapes != (held, held):
         raise ShapeError(
-            f"operator and biases must be of shape {observations.shape}; got "
-            f"{shapes[0]} and {shapes[1]}"
+            f"operator and biases must be of shape {held}; got {shapes[0]} and {shapes[1]}"
         )
     operator = operator.detach().to(dtype=torch.float64, device="cpu")
     operator = LowRankOperator(operator.left, operator.scale.double(), operator.right)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lowrank_opt.completion.certificates.eigenvalue_bounds import TINY, U, gamma
 from lowrank_opt.completion.model.bias import AdditiveBias
-from lowrank_opt.kernels import observed_entries
+from lowrank_opt.completion.results.cut import along_columns, at_entries
 from lowrank_opt.observations import Observations
-from lowrank_opt.observations.part import Part
+from lowrank_opt.observations.part import SIDES, Part
 from lowrank_opt.observations.parts import is_cut, over_lines, whole_shape
 from lowrank_opt.operator import LowRankOperator
 
@@ -57,10 +57,11 @@ class DualBound:
         worst = self.residuals.abs() + self.residual_errors
         total = 0.5 * self._above(sum_above(self.weights * worst.square()))
         if self.bias_penalty is not None:
-            rows, cols = (sum_above(x.square()) for x in (self.bias.rows, self.bias.cols))
-            if is_cut(self.observations):
-                rows = self._above(rows)
-            total += 0.5 * self.bias_penalty * (rows + cols)
+            lines = [sum_above(x.square()) for x in (self.bias.rows, self.bias.cols)]
+            for side in SIDES:
+                if is_cut(self.observations, side):
+                    lines[side] = self._above(lines[side])
+            total += 0.5 * self.bias_penalty * sum(lines)
         return total * (1 + 8 * U)
 
     def linear(self, y: Tensor) -> float:
@@ -92,11 +93,14 @@ class DualBound:
         """Return upper bounds on the moduli of the row sums and of the column sums of Y."""
         parts, o = [], self.observations
         # A row has all its entries in one process; it counts as empty in the others.
-        groups = ((o.rows, o.csr.counts, None), (o.cols, o.col_counts, self.part))
-        for index, count, part in groups:
-            pair = y.new_zeros(2, len(count)).index_add_(1, index, torch.stack((y, y.abs())))
+        longest = o.col_counts.max()
+        if self.part is not None and is_cut(o, 1):
+            longest = self.part.largest(longest)
+        groups = ((o.rows, o.csr.counts.max(), None), (o.cols, longest, self.part))
+        for (index, most, part), size in zip(groups, o.shape, strict=True):
+            pair = y.new_zeros(2, size).index_add_(1, index, torch.stack((y, y.abs())))
             sums, sizes = pair if part is None else part.total(pair)
-            parts.append(sums.abs() + gamma(2 * int(count.max()) + 2) * sizes)
+            parts.append(sums.abs() + gamma(2 * int(most) + 2) * sizes)
         return torch.cat(parts)
 
     def _above(self, x: float) -> float:
@@ -112,12 +116,13 @@ class DualBound:
         return self.observations.part
 
     def _biases(self) -> tuple[Tensor, Tensor]:
-        return self.bias.rows[self.observations.rows], self.bias.cols[self.observations.cols]
+        cols = along_columns(self.bias.cols, self.observations)
+        return self.bias.rows[self.observations.rows], cols
 
     def _residuals(self) -> tuple[Tensor, Tensor]:
         observations, op, mean = self.observations, self.operator, self.bias.mean
-        W = observed_entries(op, observations)
-        sizes = observed_entries(LowRankOperator(*(x.abs() for x in op)), observations)
+        W = at_entries(op, observations)
+        sizes = at_entries(LowRankOperator(*(x.abs() for x in op)), observations)
         (a, b), v = self._biases(), observations.values
         scale = W.abs() + abs(mean) + a.abs() + b.abs() + v.abs()
         return W + mean + a + b - v, 2 * gamma(op.rank + 4) * sizes + gamma(8) * scale
@@ -138,11 +143,14 @@ def nuclear_norm_above(op: LowRankOperator, observations: Observations | None = 
     True
     """
     left, scale, right = op
-    lengths, longest = torch.linalg.vector_norm(left, dim=0), max(op.shape)
+    lengths, longest = [torch.linalg.vector_norm(x, dim=0) for x in (left, right)], max(op.shape)
     cut = None if observations is None or not is_cut(observations) else observations
     if cut is not None:
-        lengths, longest = over_lines(cut, lengths.square(), 0).sqrt(), max(whole_shape(cut))
-    norms = lengths * torch.linalg.vector_norm(right, dim=0)
+        longest = max(whole_shape(cut))
+        for side in SIDES:
+            if is_cut(cut, side):
+                lengths[side] = over_lines(cut, lengths[side].square(), side).sqrt()
+    norms = lengths[0] * lengths[1]
     plain = float((scale.abs() * norms).sum()) * (1 + 2 * gamma(longest + op.rank + 8))
     if cut is not None:
         return plain * (1 + 8 * U)

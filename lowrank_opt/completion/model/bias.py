@@ -11,7 +11,7 @@ from torch import Tensor
 from lowrank_opt.errors import OptionError
 from lowrank_opt.kernels import observed_squared_loss
 from lowrank_opt.observations import Observations
-from lowrank_opt.observations.parts import is_cut, over_lines, total
+from lowrank_opt.observations.parts import held_shape, is_cut, over_lines, total
 from lowrank_opt.operator import LowRankOperator
 
 _TOLERANCE = 1e-10
@@ -54,7 +54,7 @@ class AdditiveBias:
 
 def no_bias(observations: Observations) -> AdditiveBias:
     """Return the bias that predicts zero."""
-    m, n = observations.shape
+    m, n = held_shape(observations)
     values = observations.values
     return AdditiveBias(0.0, values.new_zeros(m), values.new_zeros(n))
 

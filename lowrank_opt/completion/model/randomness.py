@@ -77,13 +77,16 @@ def normal_lines(
     """
     where = torch.device("cpu") if generator is None else generator.device
     starts = [0, *accumulate(sizes)]
-    found: list[list[Tensor]] = [[] for _ in sizes]
+    found: list[list[Tensor]] = [[like.new_empty(0, width)] for _ in sizes]
     for first, last in _line_blocks(starts[-1], width, at_once=where.type != "cpu"):
         block = normal((last - first, width), generator, like=like)
         for parts, start, span in zip(found, starts, held, strict=False):
             a, b = max(start + span.start, first), min(start + span.stop, last)
-            parts.append(block[max(a - first, 0) : max(b - first, 0)])
-    return [torch.cat(parts) for parts in found]
+            if b > a:
+                # Even an empty view would keep its block.
+                parts.append(block[a - first : b - first])
+    # One matrix is put together at a time, its blocks gone before the next one.
+    return [torch.cat(found.pop(0)) for _ in sizes]
 
 
 def stream(generator: torch.Generator | None) -> Tensor | None:

@@ -1,18 +1,22 @@
-"""What a matrix is of whose rows each process has some: its singular values, in every process."""
+"""What a matrix is of whose lines each process has some: its singular values, its entries."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from lowrank_opt.completion.results.result import CompletionResult
+from lowrank_opt.kernels import observed_entries
 from lowrank_opt.observations import Observations
+from lowrank_opt.observations.part import Side
 from lowrank_opt.observations.parts import is_cut, over_lines
 from lowrank_opt.operator import LowRankOperator
 
 
 def condensed(operator: LowRankOperator, observations: Observations) -> LowRankOperator:
-    """Return r rows, instead of all of them, that have the same singular values.
+    """Return r rows, instead of all of them, that have the same singular values; so of columns.
 
-    By the Gram matrix of the left factor, in float64: values below about 1e-8 of the largest are
+    By the Gram matrix of the factor, in float64: values below about 1e-8 of the largest are
     rounding. The operator itself, where rows are not cut.
 
     Parameters
@@ -29,10 +33,75 @@ def condensed(operator: LowRankOperator, observations: Observations) -> LowRankO
     """
     if not is_cut(observations):
         return operator
-    left = operator.left.double()
-    squares, Q = torch.linalg.eigh(over_lines(observations, left.mT @ left, 0))
-    return LowRankOperator(
-        squares.clamp_min(0).sqrt().unsqueeze(1) * Q.mT,
-        operator.scale.double(),
-        operator.right.double(),
-    )
+    left, scale, right = (x.double() for x in operator)
+    right = _few(right, observations, 1) if is_cut(observations, 1) else right
+    return LowRankOperator(_few(left, observations, 0), scale, right)
+
+
+def _few(x: Tensor, observations: Observations, side: Side) -> Tensor:
+    """Return a square matrix with the Gram matrix of the lines of all processes."""
+    squares, Q = torch.linalg.eigh(over_lines(observations, x.mT @ x, side))
+    return squares.clamp_min(0).sqrt().unsqueeze(1) * Q.mT
+
+
+def at_entries(operator: LowRankOperator, observations: Observations) -> Tensor:
+    """Return what an operator is at the entries of this process, in their order.
+
+    Where columns are cut, their lines are fetched for a block of rows at a time.
+
+    Parameters
+    ----------
+    operator : LowRankOperator, shape (k, l)
+        The rows of this process, and the columns that it has.
+    observations : Observations, shape (k, n)
+
+    Examples
+    --------
+    >>> op = LowRankOperator(torch.ones(4, 1), torch.ones(1), torch.ones(2, 1))
+    >>> at_entries(op, Observations([0, 3], [0, 1], [1.0, 1.0], (4, 2)))
+    tensor([1., 1.])
+    """
+    part = observations.part
+    if part is None or not is_cut(observations, 1):
+        return observed_entries(operator, observations)
+    found = operator.left.new_empty(len(observations))
+    for block in part.blocks(observations, 0):
+        right = block.fetch(operator.right)
+        if block.entries is not None:
+            here = LowRankOperator(operator.left[block.at], operator.scale, right)
+            found[block.places] = observed_entries(here, block.entries)
+    return found
+
+
+def along_columns(x: Tensor, observations: Observations) -> Tensor:
+    """Return, at the entries of this process, one number for each column that it has."""
+    if not is_cut(observations, 1):
+        return x[observations.cols]
+    ones = x.new_ones(observations.shape[0], 1)
+    return at_entries(LowRankOperator(ones, ones[0], x.unsqueeze(1)), observations)
+
+
+def predict_entries(result: CompletionResult, entries: Observations) -> Tensor:
+    """Return predictions of the entries of this process, also where columns are cut.
+
+    To be called in all processes.
+
+    Parameters
+    ----------
+    result : CompletionResult
+        Of entries that were cut as these are.
+    entries : Observations
+
+    Returns
+    -------
+    Tensor, shape (nnz,)
+    """
+    if not is_cut(entries, 1):
+        return result.predict(entries.rows, entries.cols)
+    (left, scale, right), bias = result.operator, result.bias
+    # The biases as two more columns: one fetch.
+    left = torch.cat((left * scale, bias.rows.unsqueeze(1), left.new_ones(len(left), 1)), dim=1)
+    cols = bias.cols.unsqueeze(1)
+    right = torch.cat((right, torch.ones_like(cols), cols), dim=1)
+    scores = at_entries(LowRankOperator(left, left.new_ones(left.shape[1]), right), entries)
+    return result.link.mean(scores + bias.mean)

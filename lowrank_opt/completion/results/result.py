@@ -213,20 +213,26 @@ class CompletionResult:
             link = link_of(str(header.get("link", "identity")), tuple(numbers))
             return cls(operator, bias, status, history, row_ids=row_ids, col_ids=col_ids, link=link)
 
-    def summary(self, *, rows: int | None = None, nuclear_norm: float | None = None) -> str:
+    def summary(
+        self,
+        *,
+        rows: int | None = None,
+        cols: int | None = None,
+        nuclear_norm: float | None = None,
+    ) -> str:
         """Return a few lines on the matrix and on how the iteration went.
 
         Parameters
         ----------
-        rows : int, optional
-            Of the whole matrix, where these are some of its rows.
+        rows, cols : int, optional
+            Of the whole matrix, where these are some of its rows or columns.
         nuclear_norm : float, optional
             Of the whole matrix.
         """
         (m, n), history = self.shape, self.history
         norm = float(self.operator.schatten_norm(1)) if nuclear_norm is None else nuclear_norm
         lines = [
-            f"{rows or m} x {n}, rank <= {self.operator.rank}, {self.operator.dtype}",
+            f"{rows or m} x {cols or n}, rank <= {self.operator.rank}, {self.operator.dtype}",
             f"nuclear norm {norm:.6g}, mean {self.bias.mean:.6g}",
             self.status.value,
         ]

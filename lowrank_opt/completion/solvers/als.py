@@ -102,6 +102,7 @@ class ALS:
         certificate=True,
         distributed=True,
         cut=True,
+        cut_columns=True,
     )
     exponent: float = 0.0
     method: Literal["exact", "cg"] = "exact"
@@ -149,7 +150,7 @@ class _Model:
         solver: ALS,
         generator: torch.Generator | None,
     ) -> None:
-        (m, n), rank, rate = observations.shape, problem.fixed_rank, problem.bias_rate
+        rank, rate = problem.fixed_rank, problem.bias_rate
         if rate == 0:
             raise OptionError(
                 "bias_penalty must be positive, or rows with few entries have no unique solution; "
@@ -170,11 +171,11 @@ class _Model:
         self.diagonal = centred.values.new_ones(K)
         self.diagonal[rank:] = (rate or 0.0) / penalty
         self.observations = observations
-        self.sides = [centred.values.new_zeros(size, K) for size in (m, n)]
+        self.sides = [centred.values.new_zeros(size, K) for size in map(len, counts)]
         start = normal_lines(*whole_lines(observations), generator, width=rank, like=centred.values)
         for x, part in zip(self.sides, start, strict=True):
-            numbers = part * 0.1 / rank**0.5
-            x[:, :rank] = numbers.abs() if self.nonnegative else numbers
+            numbers = part.mul_(0.1).div_(rank**0.5)
+            x[:, :rank] = numbers.abs_() if self.nonnegative else numbers
 
     def start_from(self, result: CompletionResult) -> None:
         """Take over as many leading factors as fit, balanced, and the biases."""
@@ -238,7 +239,8 @@ class _Model:
         rows, cols = (
             s @ (x**2 @ self.diagonal) for x, s in zip(self.sides, self.strengths, strict=True)
         )
-        return float(over_lines(self.observations, rows, 0)) + float(cols)
+        rows, cols = (over_lines(self.observations, x, side) for x, side in ((rows, 0), (cols, 1)))
+        return float(rows) + float(cols)
 
     def result(self, status: CompletionStatus, history: History) -> CompletionResult:
         """Return the factors and biases in the dtype of the observations."""
@@ -349,9 +351,12 @@ class _Sweeps:
         return ended
 
     def _state(self) -> State:
-        sides: list[list[State]] = [list(x) for x in (self.model.sides, self.best or [])]
-        if is_cut(self.model.observations):
-            sides = [[own_lines(x[0]), x[1]] if x else [] for x in sides]
+        observations = self.model.observations
+        cut = is_cut(observations, 0), is_cut(observations, 1)
+        sides: list[list[State]] = [
+            [own_lines(x) if here else x for x, here in zip(pair, cut, strict=True)] if pair else []
+            for pair in (self.model.sides, self.best)
+        ]
         return {
             "sides": sides,
             "settling": unpacked(self.settling),

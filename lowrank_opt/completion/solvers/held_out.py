@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from lowrank_opt.completion.results.cut import predict_entries
 from lowrank_opt.completion.results.posterior import BayesianResult
 from lowrank_opt.completion.results.result import CompletionResult
 from lowrank_opt.errors import ShapeError
@@ -51,7 +52,12 @@ def root_mean_square_error(
     result: CompletionResult | BayesianResult, entries: Observations
 ) -> float:
     """Return the root of the (weighted) mean squared error of predictions, in float64."""
-    errors = result.predict(entries.rows, entries.cols).double() - entries.values.double()
+    predictions = (
+        predict_entries(result, entries)
+        if isinstance(result, CompletionResult)
+        else result.predict(entries.rows, entries.cols)
+    )
+    errors = predictions.double() - entries.values.double()
     squares, w = errors.square(), entries.weights
     if entries.part is not None:
         mass = torch.ones_like(squares) if w is None else w.double()

@@ -67,6 +67,8 @@ class Traits:
         Over processes.
     cut : bool
         Over processes of which each has the numbers of its own rows alone.
+    cut_columns : bool
+        Over processes of which each has the numbers of its own rows and columns alone.
 
     Examples
     --------
@@ -93,6 +95,7 @@ class Traits:
     certificate: bool = False
     distributed: bool = False
     cut: bool = False
+    cut_columns: bool = False
 
     def misfits(self, problem: CompletionProblem, run: Run | None = None) -> Iterator[str]:
         """Yield what of a problem, and of a run, the solver does not take, one phrase each."""
@@ -133,6 +136,11 @@ class Traits:
             yield "takes all entries in one process; got a part of them"
         elif is_cut(observations) and not self.cut:
             yield "keeps the numbers of all rows in each process; got rows that are cut"
+        elif is_cut(observations, 1) and not self.cut_columns:
+            yield (
+                "keeps the numbers of all columns in each process; got columns that are cut: pass "
+                "entries through cut_rows alone"
+            )
         if observations.dtype not in self.dtypes:
             yield f"computes in {' or '.join(map(str, self.dtypes))}; got {observations.dtype}"
 
@@ -140,6 +148,8 @@ class Traits:
         model = problem.model
         if begun:
             yield "takes no start where rows are cut; got one"
+        if problem.col_features and is_cut(problem.observations, 1):
+            yield "takes no features of columns where columns are cut; got some"
         if problem.row_features or problem.implicit:
             yield "takes neither features of rows nor implicit ones where rows are cut; got some"
         if isinstance(model, Parameterization) and "parameterization" in self.sets:

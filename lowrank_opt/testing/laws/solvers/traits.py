@@ -274,21 +274,26 @@ def _distributed(trial: SolverCase, solver: Solver) -> None:
     expect(error <= 1e-4, f"in a group of one process the result is {error:.2e} from that alone")
 
 
-def _cut(trial: SolverCase, solver: Solver) -> None:
+def _cut(trial: SolverCase, solver: Solver, side: str = "rows") -> None:
     problem = planted(trial)
     with _group_of_one():
-        from lowrank_opt.distributed import cut_rows, split_rows
+        from lowrank_opt.distributed import cut_columns, cut_rows, split_rows
 
         part = split_rows(problem.observations)
         if is_dataclass(solver) and "gap" in {f.name for f in fields(solver)}:
             # Where rows are cut no proof is gone on from.
             solver = replace(solver, gap=None)
         whole = predictions(_solve(trial, solver, replace(problem, observations=part)))
-        apart = replace(problem, observations=cut_rows(part))
+        cut = cut_rows if side == "rows" else cut_columns
+        apart = replace(problem, observations=cut(part))
         error = difference(predictions(_solve(trial, solver, apart)), whole, problem.size)
     expect(
-        error <= 1e-4, f"with rows that are cut the result is {error:.2e} from that of whole ones"
+        error <= 1e-4, f"with {side} that are cut the result is {error:.2e} from that of whole ones"
     )
+
+
+def _cut_columns(trial: SolverCase, solver: Solver) -> None:
+    _cut(trial, solver, "columns")
 
 
 @contextmanager
@@ -331,6 +336,7 @@ _BODIES: dict[str, tuple[str, Callable[[SolverCase, Solver], None]] | None] = {
     "certificate": None,
     "distributed": ("A group of one process finds what a process finds alone.", _distributed),
     "cut": ("Rows that are cut are found as whole ones are.", _cut),
+    "cut_columns": ("Columns that are cut are found as whole ones are.", _cut_columns),
 }
 
 
