@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lowrank_opt.completion.certificates.eigenvalue_bounds import TINY, U, gamma
 from lowrank_opt.completion.model.bias import AdditiveBias
-from lowrank_opt.completion.results.cut import along_columns, at_entries
+from lowrank_opt.kernels.cut_entries import along_columns, at_entries
 from lowrank_opt.observations import Observations
 from lowrank_opt.observations.part import SIDES, Part
 from lowrank_opt.observations.parts import is_cut, over_lines, whole_shape

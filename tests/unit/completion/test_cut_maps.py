@@ -22,7 +22,7 @@ ALIKE = {
 class Alone:
     """A part of one process that has all rows: what it sums and stacks is whole."""
 
-    cut = True
+    cut, cut_columns = True, False
 
     def stacked(self, x):
         return x, slice(0, len(x))
