@@ -115,7 +115,7 @@ def _chosen(runs: Sequence[Outcome], method: str) -> float:
 
 
 def _write(session: Session, plan: Plan, found: Found) -> None:
-    labels = ("accuracy of answers in %", "WikiText-2: nats gained a token")
+    labels = ("accuracy of answers in %", "minus the rise of WikiText-2's loss, nats")
     draw_fronts(found.runs, found.final, session.folder / f"{NAME}.png", labels)
     packages = ("peft", "transformers")
     session.write(

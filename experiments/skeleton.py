@@ -77,21 +77,23 @@ class Session:
         """Return the results of `calls`, in order, those that were kept without running again.
 
         Calls are partial applications of functions of modules, to arguments that their text tells
-        apart. A smoke run stays in this process: starting others costs more than the runs.
+        apart. A smoke run stays in this process: starting others costs more than the runs. So does
+        one for a GPU: each other process would hold a model there.
         """
         # What only shares the parts of an experiment needs no joblib.
         from joblib import Parallel, delayed
 
+        alone = self.options.profile in ("smoke", "gpu")
         missing = [call for call in calls if _key(call) not in self._kept]
         processes = Parallel(
-            1 if self.smoke else -1,
+            1 if alone else -1,
             return_as="generator",
             initializer=_initialize,
             initargs=(self.ready,),
         )
         found = processes(delayed(_timed)(call) for call in missing)
         quiet = getattr(self.options, "quiet", False)
-        if self.smoke and missing:
+        if alone and missing:
             self.ready()
         progress = tqdm(found, description, len(missing), unit="run", disable=quiet)
         for call, result in zip(missing, progress, strict=True):

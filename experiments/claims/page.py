@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.claims.adapters import TRAINING
+from experiments.claims.comparison import COMPARISON
 from experiments.claims.figure import figure, in_words
 from experiments.claims.finding import Claim, Finding, Record, Verdict
 from experiments.claims.forgetting import FORGETTING
@@ -20,7 +21,7 @@ from experiments.claims.transfer import TRANSFER
 GROUPS: Mapping[str, Sequence[Claim]] = {
     "Training methods": TRAINING,
     "Forgetting": FORGETTING,
-    "Adapting to another task": TRANSFER,
+    "Adapting to another task": (*TRANSFER, *COMPARISON),
     "Federated averages": FEDERATED,
     "Completion": (*COMPLETION, *RATINGS),
     "Cost": COST,
@@ -31,11 +32,11 @@ INTRODUCTION = (
     "names, when this page is built.",
     "A part of a claim holds where its 95 % interval lies on the claimed side, or where the limit "
     "that is stated is kept. It does not where the interval has no gain in it that would tell: two "
-    "points of accuracy, a twentieth of a loss. Else it is undecided. A claim is *reproduced* if "
-    "all of its parts hold, *refined* if some do, *not reproduced* if none does and one is "
-    "decided, and *not testable here* if none is decided or nothing is recorded. Intervals are not "
-    "widened for the number of claims: of twenty methods without an effect, one looks as if it had "
-    "one.",
+    "points of accuracy, a twentieth of a loss, or what the row says. Else it is undecided. A "
+    "claim is *reproduced* if all of its parts hold, *refined* if some do, *not reproduced* if "
+    "none does and one is decided, and *not testable here* if none is decided or nothing is "
+    "recorded. Intervals are not widened for the number of claims: of twenty methods without an "
+    "effect, one looks as if it had one.",
     "The tasks are small and say how a method does at that size. In the figures a disc is a part "
     "that holds, a square one that does not; a ring is undecided, or there for comparison.",
 )

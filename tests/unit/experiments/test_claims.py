@@ -127,6 +127,7 @@ PAGES = {
     "spectral-rates": "spectral-rates",
     "step-cost": "step-cost",
     "tasks-in-sequence": "tasks-in-sequence",
+    "peft-comparison": "peft-comparison",
     "vision-transfer": "vision-transfer",
 }
 

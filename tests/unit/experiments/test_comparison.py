@@ -2,16 +2,21 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from experiments import peft_comparison
+from experiments.claims.comparison import at_equal_accuracy, bounded
+from experiments.claims.finding import Verdict
+from experiments.tables import markdown_table
 from experiments.transfer import comparison, questions
 from experiments.transfer.causal import Text, small
 from experiments.transfer.comparison import Work, front_table, results_table, run
 from experiments.transfer.methods import LORA, bounded_families
 from experiments.transfer.questions import Question
+from experiments.transfer.report import measured
 from experiments.transfer.runs import Outcome
 from lowrank_opt.errors import DataError
 
@@ -161,3 +166,27 @@ def test_plans_name_the_folders_of_the_user(tmp_path):
     options = peft_comparison.argparse.Namespace(profile="cpu", model=tmp_path, questions=None)
     work = peft_comparison._plan(options).work
     assert (str(tmp_path), None, "cpu") == (work.model, work.questions, work.device)
+
+
+def test_record_says_what_its_runs_say():
+    path = Path(__file__).parents[3] / "docs" / "_static" / "peft-comparison.json"
+    record = json.loads(path.read_text("utf-8"))
+    runs, final = ([Outcome(**run) for run in record[part]] for part in ("runs", "final"))
+    assert record["measured"] == measured(runs)
+    found = peft_comparison.Found({}, runs, final).tables()
+    assert record["tables"] == {key: markdown_table(*table) for key, table in found.items()}
+    first = [o for o in runs if o.seed in record["seeds"]["rates"]]
+    assert all(o.lr == peft_comparison._chosen(first, o.method) for o in final)
+    assert all(o.holds is not False for o in (*runs, *final))
+
+
+def test_one_seed_decides_nothing_and_several_do():
+    first = [outcome(name, 1e-2, 0, 70.0, kept) for name, kept in ((LORA, -0.2), ("ball", -0.1))]
+    runs = [replace(o, seed=s, kept=o.kept + s / 100) for s in (0, 1, 2) for o in first]
+    verdicts = []
+    for some in (runs[:2], runs):
+        rows = [vars(o) | {"holds": True if o.method == "ball" else None} for o in some]
+        finding = at_equal_accuracy(bounded)({"runs": rows, "measured": measured(some)})
+        assert [("ball", 0.1)] == [(e.label, pytest.approx(e.value)) for e in finding.effects]
+        verdicts.append(finding.verdict)
+    assert [Verdict.NOT_TESTABLE, Verdict.REPRODUCED] == verdicts
