@@ -30,7 +30,7 @@ def product_svd(left: Tensor, scale: Tensor, right: Tensor) -> tuple[Tensor, Ten
     U : Tensor, shape (..., m, min(m, r))
     sigma : Tensor, shape (..., min(m, n, r))
         Decreasing; computed in the working dtype (float64 where the device has it). All infinite
-        if the product overflows it, all NaN if the factors are not finite.
+        if the product overflows it or a factor is infinite, all NaN if one is NaN.
     V : Tensor, shape (..., n, min(n, r))
         `U` and `V` have orthonormal columns even where `sigma` is zero. Both are cut to the
         length of `sigma`.

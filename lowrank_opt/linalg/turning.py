@@ -133,7 +133,7 @@ def _extended(P: Tensor, Q: Tensor, radius: float | None) -> Tensor:
     Y = ((P - Q) @ Zh.mT) / s
     A, C = F.mT @ Y, N.mT @ Y
     A = (A - A.mT) / 2
-    least = float(torch.linalg.matrix_norm(Y, 2)) if k else 0.0
+    least = float(torch.linalg.matrix_norm(Y, 2))
     t = least if radius is None else max(least, math.tan(math.asin(radius / 2)))
     h, V = torch.linalg.eigh(t * t * _eye(A) - A.mT @ A)
     # C is the smaller of both where the root vanishes.

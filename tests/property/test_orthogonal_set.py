@@ -240,3 +240,19 @@ def test_samples_are_members_of_every_radius(radius):
     generator = torch.Generator().manual_seed(0)
     found = [turned.sample((5, 4), generator=generator, dtype=torch.float64) for _ in range(12)]
     assert all(turned.contains(op) for op in found)
+
+
+def test_a_block_of_zeros_stays_in_place():
+    weight = torch.cat((normal(6, 2), torch.zeros(6, 2, dtype=torch.float64)), dim=1)
+    turns = lo.OrthogonalSet(weight, blocks=2)
+    member = turns.project(lo.LowRankOperator.from_dense(normal(6, 4, seed=1)))
+    assert turns.contains(member)
+    torch.testing.assert_close(member.to_dense()[:, 2:], weight[:, 2:])
+
+
+def test_samples_of_rotations_turn_each_number_of_planes():
+    weight = normal(6, 5)
+    generator = torch.Generator().manual_seed(0)
+    feasible = lo.OrthogonalSet(weight)
+    drawn = [feasible.sample((6, 5), generator=generator, dtype=torch.float64) for _ in range(24)]
+    assert {2, 4} <= {int((x.singular_values() > 1e-9).sum()) for x in drawn} <= {0, 2, 4}

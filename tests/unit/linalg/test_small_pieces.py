@@ -187,6 +187,8 @@ def test_a_product_turns_its_sign_with_a_factor(size):
     dense, negative = (p.left_frame @ p.core @ p.right_frame.mT for p in (product, turned))
     torch.testing.assert_close(dense, left @ right.mT)
     torch.testing.assert_close(-dense, negative)
+    one, other = (a @ b.mT for a, b in (product.contracted(), turned.contracted()))
+    torch.testing.assert_close(-one, other)
 
 
 @pytest.mark.parametrize("frame", [qr_frame, polar_frame])
