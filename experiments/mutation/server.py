@@ -29,8 +29,8 @@ import pytest
 from experiments.mutation.operators import Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
-# Without rewritten assertions: pytest rewrites the package too, as that of a plug-in, and would load
-# its files itself instead of the mutated ones.
+# Without rewritten assertions: pytest rewrites the package too, as that of a plug-in, and would
+# load its files itself instead of the mutated ones.
 OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore", "--assert=plain")
 SLOWER, SPARE = 4, 5
 _CACHED = type(functools.cache(len))
