@@ -31,7 +31,7 @@ from lowrank_opt.nn.basis import storage
 from lowrank_opt.nn.basis.callers import asks_only_facts
 from lowrank_opt.nn.basis.kinds import LayerKind, kind_of
 from lowrank_opt.nn.basis.originals import ORIGINAL, original_type, seen_as
-from lowrank_opt.nn.basis.sharded import check_reads_shards, is_sharded
+from lowrank_opt.nn.basis.sharded import check_no_plan, check_reads_shards, is_sharded
 from lowrank_opt.operator import LowRankOperator
 
 
@@ -63,6 +63,9 @@ class _Adapted(nn.Module):
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Register a parameter, unless it would take the place of what adapters change."""
         found = store_of(self)
+        if found is not None:
+            # Before the first parameter of a module is cut: nothing is half-done.
+            check_no_plan(sys._getframe(1), name, param)  # pyright: ignore[reportPrivateUsage]
         if found is None or name not in found.changed or not found.assign(self, name, param):
             super().register_parameter(name, param)
 

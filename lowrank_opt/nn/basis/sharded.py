@@ -51,13 +51,28 @@ def check_reads_shards(reader: FrameType, name: str) -> None:
         )
 
 
+def check_no_plan(caller: FrameType, name: str, value: object) -> None:
+    """Raise AdapterStateError if a plan of tensor parallelism cuts a parameter of a layer.
+
+    It registers the parts of each parameter itself; `fully_shard` sets attributes.
+    """
+    planned = str(caller.f_globals.get("__name__", "")).startswith("torch.distributed.tensor")
+    if planned and is_sharded(value):
+        raise AdapterStateError(
+            "an adapted layer takes no plan of tensor parallelism (parallelize_module, "
+            f"distribute_module), which would cut its adapters as well; got {name!r} in parts: "
+            "leave adapted layers out of the plan, merge first, or use fully_shard"
+        )
+
+
 def check_whole(model: nn.Module, action: str) -> None:
     """Raise AdapterStateError if parameters of the model are cut among processes."""
     name = next((name for name, p in model.named_parameters() if is_sharded(p)), None)
     if name is not None:
         raise AdapterStateError(
             f"{action} needs a model that is not sharded, whose plan would not know of the change; "
-            f"got {name!r} in shards: do it before fully_shard"
+            f"got {name!r} in shards: do it before fully_shard, and not where a plan of tensor "
+            "parallelism (parallelize_module) has cut weights"
         )
 
 
