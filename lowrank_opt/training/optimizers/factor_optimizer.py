@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lowrank_opt.errors import ConvergenceError, ShapeError
-from lowrank_opt.nn.basis.sharded import is_sharded
 from lowrank_opt.parameterizations.base import Parameterization
 from lowrank_opt.training.algebra.pair_view import PairView, read_pair
 from lowrank_opt.training.algebra.small import (
@@ -25,6 +24,7 @@ from lowrank_opt.training.algebra.small import (
 )
 from lowrank_opt.training.algebra.tall import Both, TallPair, Terms, add_to, evaluate
 from lowrank_opt.training.optimizers.adam import State, adam_direction, restore_precision
+from lowrank_opt.training.optimizers.gathered import gathered, put_back
 from lowrank_opt.training.roles import FactorPair, factor_pairs, other_parameters
 
 Group = dict[str, Any]
@@ -39,6 +39,10 @@ class FactorOptimizer(Optimizer, ABC):
     of W, the pair's step is shortened until it does not. From a zero start the first steps would
     otherwise turn the other factor by an angle that does not depend on `lr`. All three norms
     belong to W, so damping keeps invariance under changes of gauge.
+
+    Factors in shards (`fully_shard`) are gathered for a step, which every process computes in the
+    whole; each keeps its shards of the result, and the state of all pairs. The step is that of one
+    process.
 
     Parameters
     ----------
@@ -128,19 +132,23 @@ class FactorOptimizer(Optimizer, ABC):
             with torch.enable_grad():
                 loss = closure()
         with torch.no_grad():
-            for pair in self.pairs:
+            whole = {id(pair.left): (gathered(pair), pair) for pair in self.pairs}
+            for pair, _ in whole.values():
                 _check_gradients(pair)
             for group in self.param_groups:
-                _ = self._step_pairs(group) if group["role"] == "pairs" else self._adamw(group)
+                if group["role"] == "pairs":
+                    self._step_pairs([whole[id(left)] for left in group["params"][::2]], group)
+                else:
+                    self._adamw(group)
         return loss
 
-    def _step_pairs(self, group: Group) -> None:
-        by_left = {id(pair.left): pair for pair in self.pairs}
-        pairs = [by_left[id(left)] for left in group["params"][::2]]
-        ready = [x for x in pairs if x.left.grad is not None and x.right.grad is not None]
-        self.before_pairs(ready, group)
-        for pair in ready:
-            self._step_pair(pair, self.state[pair.left], group)
+    def _step_pairs(self, pairs: list[tuple[FactorPair, FactorPair]], group: Group) -> None:
+        """Step on whole pairs, each with the one that it was gathered from."""
+        ready = [x for x in pairs if x[0].left.grad is not None and x[0].right.grad is not None]
+        self.before_pairs([whole for whole, _ in ready], group)
+        for whole, pair in ready:
+            self._step_pair(whole, self.state[pair.left], group)
+            put_back(whole, pair)
 
     def before_pairs(self, pairs: list[FactorPair], group: Group) -> None:
         """Look at all pairs that have gradients, before the first of them moves."""
@@ -284,11 +292,6 @@ def _check(pairs: list[FactorPair], others: list[Tensor], **numbers: float) -> N
     seen = [id(x) for pair in pairs for x in (pair.left, pair.right)]
     if len(seen) != len(set(seen)):
         raise ShapeError("a factor must be in one pair only; got one declared twice")
-    if any(is_sharded(x) for pair in pairs for x in (pair.left, pair.right)):
-        raise ShapeError(
-            "a step on a pair needs whole factors; got shards of a model that fully_shard cut: "
-            "train with torch's optimizers, or under DistributedDataParallel"
-        )
     for name, value in numbers.items():
         if not value >= 0:
             raise ValueError(f"{name} must be >= 0; got {name}={value!r}")

@@ -69,6 +69,33 @@ def alone(_):
         wanted = torch.load(FOLDER / f"wanted{rank}")
         assert torch.allclose(model(x), wanted, rtol=1e-12, atol=1e-13), model(x) - wanted
 
+def steps_on_pairs(x, rank, equal):
+    from torch.distributed.fsdp import fully_shard
+    from lowrank_opt import training
+    for kind, options in (
+        (training.LoRARite, {"clip": 0.1}), (training.LoRAProAdamW, {}), (training.LoRAProFull, {}),
+        (training.ScaledAdamW, {}), (training.SpectralDescent, {"weight_decay": 0.1}),
+    ):
+        nets = []
+        for shards in (False, True):
+            torch.manual_seed(0)
+            net = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+            made = {(4, 5): lo.Factored, (3, 4): lo.AdaLoRA}
+            adapt(net, lambda s: made[s](s, 2), targets="0|2", magnitude=True)
+            for part in (net[0], net[2], net) if shards else ():
+                fully_shard(part)
+            data, optimizer = x.chunk(2)[rank] if shards else x, kind(net, lr=0.05, **options)
+            for step in range(4):
+                optimizer.zero_grad()
+                net(data).square().mean().backward()
+                optimizer.step()
+                if step == 1:
+                    optimizer.load_state_dict(optimizer.state_dict())
+            nets.append(net)
+        one, cut = (dict(net.named_parameters()) for net in nets)
+        for name, p in one.items():
+            equal(p, cut[name].full_tensor())
+
 def sharded(rank):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -133,6 +160,7 @@ def sharded(rank):
         figures = [adapter_figures(net) for net in (model, one)]
         for key in figures[1]:
             assert abs(figures[0][key] - figures[1][key]) < 1e-12, key
+    steps_on_pairs(x, rank, equal)
     save_adapter(model, FOLDER / f"of{rank}", name="b")
     switch(model, "b")
     loaded = load_adapter(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).double(),
