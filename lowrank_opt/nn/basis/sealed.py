@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lowrank_opt.nn.basis import storage
 from lowrank_opt.nn.basis.errors import AdapterStateError
@@ -66,17 +66,30 @@ class SealedWeight(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> object:
-        if func._schema.is_mutable and isinstance(args[0], SealedWeight):  # pyright: ignore[reportFunctionMemberAccess]
+        given: tuple[tuple[Any, ...], dict[str, Any]] = (args, dict(kwargs or {}))
+        written = next((x for x in _written(func, *given) if isinstance(x, SealedWeight)), None)
+        if written is not None:
             raise AdapterStateError(
                 f"a frozen weight that is not plain cannot be written to; got {func} for a "
-                f"{type(args[0].layer).__name__}: write to what it is made of"
+                f"{type(written.layer).__name__}: write to what it is made of"
             )
-        given: tuple[tuple[Any, ...], dict[str, Any]] = (args, dict(kwargs or {}))
         dense, named = tree_map_only(SealedWeight, _dense, given)
         return func(*dense, **named)
 
     def __repr__(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         return f"SealedWeight(shape={tuple(self.shape)}, dtype={self.dtype})"
+
+
+def _written(
+    func: Callable[..., object], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> list[Any]:
+    """Return what an operation writes to: what it changes in place, and its ``out=``."""
+    schema: Any = func._schema  # pyright: ignore[reportFunctionMemberAccess]
+    if not schema.is_mutable:
+        return []
+    names = [argument.name for argument in schema.arguments if argument.is_write]
+    given = dict(zip((x.name for x in schema.arguments), args, strict=False)) | dict(kwargs)
+    return tree_leaves([given.get(name) for name in names])
 
 
 def _dense(weight: SealedWeight) -> Tensor:

@@ -120,8 +120,7 @@ def follow(model: nn.Module) -> None:
         for part, _ in parts if trained else ():
             part.note_fixed()
         for part, active in parts:
-            if trained or active:
-                part.train_only_if(active)
+            part.train_only_if(active)
 
 
 def check_new_name(model: nn.Module, name: str) -> None:

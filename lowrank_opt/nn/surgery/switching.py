@@ -82,7 +82,7 @@ def check_lead(model: nn.Module, names: Sequence[str], lead: str | None) -> None
     for slot in every_slot(model):
         parts = [] if slot.store is None else [slot.store.part(name) for name in names]
         several = [part for part in parts if part is not None]
-        for key in several[0].own.homes if len(several) > 1 else ():
+        for key in dict.fromkeys(key for part in several for key in part.own.homes):
             if not _agree(slot.module, key, several):
                 raise AdapterStateError(
                     f"one adapter's own modules and buffers can count; {join(slot.name, key)} "

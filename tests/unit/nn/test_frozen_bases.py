@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import lowrank_opt as lo
 from lowrank_opt.errors import OptionError, TargetError
 from lowrank_opt.nn import (
+    AdapterStateError,
     adapt,
     adapted_weights,
     adapter_report,
@@ -24,8 +25,10 @@ from lowrank_opt.nn import (
     unload,
     unmerge,
 )
+from lowrank_opt.nn.basis.sealed import SealedWeight
 from lowrank_opt.nn.basis.storage import dense_weight
 from tests.frozen_bases import COMPUTED, NARROW, STORAGES, CodedLinear
+from tests.oracles import normal
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils:FutureWarning")
 EPS = torch.finfo(torch.float64).eps
@@ -130,6 +133,27 @@ def test_nothing_is_kept_of_a_code_that_became_plain(storage):
     model[2].quant_state = object()
     layer = merge_and_unload(model, dequantize=True)[2]
     assert set(vars(nn.Linear(8, 6))) == set(vars(layer))
+
+
+WRITES = {
+    "in place": lambda w, x: w.zero_(),
+    "with a number": lambda w, x: w.add_(1.0),
+    "copy": lambda w, x: w.copy_(x),
+    "out": lambda w, x: torch.add(x, x, out=w),
+    "list": lambda w, x: torch._foreach_mul_([x, w], 2.0),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("storage", ["buffer of int8", "parametrized"])
+def test_what_stands_for_a_storage_is_read_and_not_written(write, storage):
+    layer = make_model(storage)[2]
+    weight, dense, x = SealedWeight(layer, "weight"), dense_weight(layer, "weight"), normal(6, 8)
+    with pytest.raises(AdapterStateError, match="cannot be written to; got"):
+        WRITES[write](weight, x)
+    assert torch.equal(dense, dense_weight(layer, "weight"))
+    torch.testing.assert_close(normal(6, 8).copy_(weight), dense)
+    torch.testing.assert_close(torch.add(x, weight, out=normal(6, 8)), x + dense)
 
 
 @pytest.mark.parametrize("storage", ["tensor of its own class", "parameter of int8"])

@@ -153,6 +153,20 @@ def test_merged_model_refuses_surgery(model: nn.Module, action: object) -> None:
         action(model)
 
 
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a"), ("c", "a", "b"), ("c", "b", "a")])
+@pytest.mark.parametrize("use", [switch, lambda model, *n, **o: merge(model, n, **o)])
+def test_heads_of_several_adapters_need_a_lead(use, names) -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)).double()
+    # The third has an update of what the others have as their own.
+    given = {"a": ("0", "1"), "b": ("0", "1"), "c": ("1", ())}
+    for name, (targets, head) in given.items():
+        adapt(model, randomized, targets=targets, modules_to_train=head, name=name)
+    with pytest.raises(AdapterStateError, match=r"1\.weight differs between .*pass lead="):
+        use(model, *names)
+    assert {"c": 1.0} == active_adapters(model)
+    use(model, *names, lead="b")
+
+
 @pytest.mark.parametrize(
     "action",
     [

@@ -16,6 +16,7 @@ from lowrank_opt.nn import (
     import_peft,
     peft_residuals,
 )
+from lowrank_opt.nn.interop.peft_residuals import PeftResidual
 from tests.adapted import member
 from tests.peft_cases import (
     INDICES,
@@ -236,3 +237,10 @@ def test_checkpoint_stays_if_a_new_one_cannot_take_its_place(tmp_path, monkeypat
     with pytest.raises(DataError, match="No space left on device"):
         export_peft(adapted(MAKES["NBLoRA"], dropout=0.5), tmp_path)
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("norm", "residual", "relative"), [(0, 0, 0), (2, 0, 0), (2, 1, 0.5), (0, 1, math.inf)]
+)
+def test_residuals_are_parts_of_the_norm(norm, residual, relative):
+    assert relative == PeftResidual("fc", norm, residual).relative

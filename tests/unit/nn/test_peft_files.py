@@ -21,7 +21,6 @@ from lowrank_opt.nn import (
     merge,
     peft_residuals,
 )
-from lowrank_opt.nn.interop.peft_residuals import PeftResidual
 from tests.adapted import member
 from tests.oracles import normal
 from tests.peft_cases import (
@@ -149,13 +148,6 @@ def test_import_beside_another_adapter(name, tmp_path):
     export_peft(model, tmp_path / "again", name=name)
     (site,) = peft_residuals(model, tmp_path / "again", name=name)
     assert site.relative < 1e-14
-
-
-@pytest.mark.parametrize(
-    ("norm", "residual", "relative"), [(0, 0, 0), (2, 0, 0), (2, 1, 0.5), (0, 1, math.inf)]
-)
-def test_residuals_are_parts_of_the_norm(norm, residual, relative):
-    assert relative == PeftResidual("fc", norm, residual).relative
 
 
 def test_import_into_a_ball_needs_leave_to_project(tmp_path):
@@ -371,9 +363,16 @@ def test_import_of_a_tied_module_is_apart_unless_both_say_otherwise(tying, told,
     tensors = {"fc.lora_A.weight": A, "fc.lora_B.weight": B, "lm_head.weight": W}
     config = {"peft_type": "LORA", "lora_alpha": 2, "modules_to_save": ["lm_head"]}
     config["ensure_weight_tying"] = tying
-    model = import_peft(tied(told=told), checkpoint(tmp_path, config, tensors))
+    model = import_peft(tied(told=told), checkpoint(tmp_path / "a", config, tensors))
     assert torch.equal(W, model["lm_head"].weight)
     assert (tying and told) == torch.equal(W, model["embed_tokens"].weight)
+    checkpoint(tmp_path / "both", config, {**tensors, "embed_tokens.weight": W.clone()})
+    if tying and told:
+        model = import_peft(tied(), tmp_path / "both")
+        assert torch.equal(W, model["embed_tokens"].weight)
+    else:
+        with pytest.raises(DataError, match=r"got \['embed_tokens.weight'\]"):
+            import_peft(tied(told=told), tmp_path / "both")
 
 
 @pytest.mark.parametrize("told", [True, False])

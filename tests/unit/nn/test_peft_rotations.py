@@ -9,7 +9,14 @@ from torch import nn
 
 import lowrank_opt as lo
 from lowrank_opt.errors import OptionError, TargetError
-from lowrank_opt.nn import adapt, export_peft, import_peft, inspect_adapter, save_adapter
+from lowrank_opt.nn import (
+    adapt,
+    export_peft,
+    import_peft,
+    inspect_adapter,
+    peft_residuals,
+    save_adapter,
+)
 from lowrank_opt.nn.adapters.weights import adapted_weights
 from lowrank_opt.parameterizations.published.peft_psoft import psoft_frames
 from lowrank_opt.parameterizations.published.peft_rotations import to_peft_rotation
@@ -209,6 +216,10 @@ def test_folders_go_out_and_come_back(name, tmp_path):
     assert ["0", "3"] == [site.name for site in sites]
     again = import_peft(base(), tmp_path / "a")
     torch.testing.assert_close(again(x), model(x), rtol=0, atol=2e-6)
+    for site in peft_residuals(again, tmp_path / "a"):
+        dense = again.get_submodule(site.name).weight - base().get_submodule(site.name).weight
+        assert float(dense.norm()) == pytest.approx(site.norm, rel=1e-5)
+        assert site.relative < 1e-5
     export_peft(again, tmp_path / "b", method=name.split()[0])
     for file in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()

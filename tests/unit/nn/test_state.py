@@ -229,20 +229,11 @@ def test_edited_description_is_refused(
 
 
 NEVER_WRITTEN = [
-    {"dropout": 1.5},
-    {"dropout": "half"},
-    {"adapter": 3},
-    {"frobenius_norms": []},
-    {"members": [], "frobenius_norms": []},
-    {"shape": [5]},
-    {"shape": [5, True]},
-    {"settled": [-1]},
-    {"settled": [1, 1]},
-    {"base": []},
+    {"dropout": 1.5}, {"dropout": "half"}, {"adapter": 3}, {"tied_to": None},
+    {"frobenius_norms": []}, {"members": [], "frobenius_norms": []}, {"magnitude": "diagonals"},
+    {"shape": [5]}, {"shape": [5, True]}, {"settled": [-1]}, {"settled": [1, 1]}, {"base": []},
     {"base": [{"weight": {"dtype": "torch.load", "print": [1, 2]}}]},
-    {"magnitude": "diagonals"},
-    {"tied_to": None},
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", NEVER_WRITTEN, ids=str)
@@ -259,6 +250,24 @@ def test_what_no_save_has_written_is_refused_without_a_seal(change: dict, tmp_pa
     file.write_text(json.dumps(told))
     base = plain()
     with pytest.raises(DataError, match="is damaged"):
+        load_adapter(base, tmp_path)
+    assert nn.Linear is type(base[0])
+
+
+@pytest.mark.parametrize("what", ["description", "dtypes"])
+def test_a_folder_is_as_it_was_written_in_each_part(what: str, tmp_path: Path) -> None:
+    save_adapter(trained(modules_to_train="1"), tmp_path)
+    load_adapter(plain(), tmp_path)
+    if what == "description":
+        # Nothing else tells of it.
+        file = tmp_path / "adapter.json"
+        told = json.loads(file.read_text())
+        told["sites"][0]["layer"] = "another.Layer"
+        file.write_text(json.dumps(told))
+    else:
+        rewritten(tmp_path, lambda t: t.update({(k := "trained/1.weight"): t[k].double()}))
+    base = plain()
+    with pytest.raises(DataError, match="description or the dtypes were changed after saving"):
         load_adapter(base, tmp_path)
     assert nn.Linear is type(base[0])
 

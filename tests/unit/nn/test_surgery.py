@@ -138,6 +138,11 @@ def test_half_precision_base_gets_a_float32_adapter() -> None:
     assert {torch.float32} == {p.dtype for p in member(adapted).parameters()}
 
 
+def test_adapters_are_where_their_base_is(model: nn.Module) -> None:
+    adapt(model.to("meta"), lambda s: lo.NBLoRA(s, 2, radius=1.0), targets="all-linear")
+    assert {"meta"} == {x.device.type for x in model.state_dict().values()}
+
+
 def test_unload_gives_the_base_modules_back(model: nn.Module) -> None:
     names = [name for name, _ in model.named_modules()]
     weights = copy.deepcopy(model.state_dict())
