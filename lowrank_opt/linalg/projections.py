@@ -49,6 +49,10 @@ def project_l1_ball(values: Tensor, radius: float) -> Tensor:
     return _shrink(x, x.sum(), radius)
 
 
+# From 0.01 to 99 for p - 1, and all sizes of the summands: eight leave a unit of rounding.
+_NEWTON_STEPS = 8
+
+
 def project_lp_ball(values: Tensor, radius: float, p: float) -> Tensor:
     r"""Project onto :math:`\{x \ge 0 : \|x\|_p \le \text{radius}\}`, p in [1, inf].
 
@@ -101,15 +105,23 @@ def _lp_multiplier_search(v: Tensor, p: float) -> Tensor:
 
 
 def _lp_roots(v: Tensor, weight: Tensor, p: float) -> Tensor:
-    """Solve ``x + weight x^(p-1) = v`` entry by entry by bisection."""
-    # Both summands are at most v and one is at least v / 2: the bracket is as narrow as x is small.
-    low = torch.minimum(v / 2, (v / (2 * weight)).pow(1 / (p - 1)))
-    high = torch.minimum(v, (v / weight).pow(1 / (p - 1)))
-    for _ in range(60):
-        middle = (low + high) / 2
-        above = middle + weight * middle.pow(p - 1) > v
-        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-    return (low + high) / 2
+    r"""Solve ``x + weight x^(p-1) = v`` entry by entry, by Newton's method on the logarithm of x.
+
+    With x = h t, h the smaller of the roots that each summand has alone, the equation reads
+    :math:`\log(a t + b t^{p-1}) = 0`, one of a and b being one: increasing and convex in log t, and
+    at most log 2 at t = 1, so that steps descend to the root and never pass it.
+    """
+    q, positive = p - 1, v > 0
+    log_v = torch.where(positive, v, 1.0).log()
+    ratio = log_v - weight.log()
+    log_h = torch.minimum(log_v, ratio / q)
+    a, b = log_h - log_v, q * log_h - ratio
+    log_t = torch.zeros_like(log_h)
+    for _ in range(_NEWTON_STEPS):
+        first, second = a + log_t, b + q * log_t
+        slope = 1 + (q - 1) * torch.sigmoid(second - first)
+        log_t = log_t - torch.logaddexp(first, second) / slope
+    return torch.where(positive, (log_h + log_t).exp(), 0.0)
 
 
 def project_top_k_sum(values: Tensor, radius: float, k: int) -> Tensor:
