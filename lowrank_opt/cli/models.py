@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +29,8 @@ class SavedModel:
     Attributes
     ----------
     user_ids, item_ids : list of str
+    rows, cols : list
+        The same ids, of the types that were fitted.
     """
 
     def __init__(self, path: str) -> None:
@@ -36,12 +39,10 @@ class SavedModel:
 
         self.result: CompletionResult = CompletionResult.load(path)
         result, (m, n) = self.result, self.result.shape
-        self.user_ids: list[str] = [
-            *map(str, range(m) if result.row_ids is None else result.row_ids)
-        ]
-        self.item_ids: list[str] = [
-            *map(str, range(n) if result.col_ids is None else result.col_ids)
-        ]
+        self.rows: list[Hashable] = [*(range(m) if result.row_ids is None else result.row_ids)]
+        self.cols: list[Hashable] = [*(range(n) if result.col_ids is None else result.col_ids)]
+        self.user_ids: list[str] = [*map(str, self.rows)]
+        self.item_ids: list[str] = [*map(str, self.cols)]
         for name, ids in (("users", self.user_ids), ("items", self.item_ids)):
             if len(set(ids)) < len(ids):
                 raise DataError(

@@ -29,7 +29,12 @@ def add_columns(parser: ArgumentParser, *, value: bool, weight: bool = False) ->
 def add_format(group: object) -> None:
     """Add the options on separators, headers and malformed lines."""
     add: Callable[..., object] = group.add_argument  # pyright: ignore[reportAttributeAccessIssue]
-    add("--separator", metavar="TEXT", help="between fields (by the first line)")
+    add(
+        "--separator",
+        type=lambda text: text.replace("\\t", "\t"),
+        metavar="TEXT",
+        help="between fields (by the first line)",
+    )
     add("--header", action="store_true", default=None, help="the first line has names")
     add(
         "--no-header",

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from lowrank_opt.errors import ObservationError
+from lowrank_opt.errors import ObservationError, OptionError
 from lowrank_opt.estimators.arrivals import arrived
 from lowrank_opt.estimators.choice.options import check_needed_count
 from lowrank_opt.estimators.ranking import Candidates, Recommendations, best_columns, most_similar
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from lowrank_opt.estimators.predictions import Floats
     from lowrank_opt.tables.ids import Ids
     from lowrank_opt.tables.triplets import Interactions
+
+# Entries of lists that are filled up beyond what there is.
+_ROOM = 10**7
 
 
 class AnsweringRecommender(SavedRecommender):
@@ -97,6 +100,7 @@ class AnsweringRecommender(SavedRecommender):
             asked_items = _asked(items, "items")
             among = known_positions(self.col_labels_, asked_items, "items", "leave it out")
             candidates = candidates.among(torch.from_numpy(among))
+        _check_room(k, len(asked), len(self.col_labels_))
         found, scores = best_columns(candidates, positions, k, exclude_seen=exclude_seen)
         if self.model_.clip_ is not None:
             low, high = self.model_.clip_
@@ -125,6 +129,7 @@ class AnsweringRecommender(SavedRecommender):
         check_needed_count("k", k)
         asked = _asked(users, "users")
         positions = known_positions(self.row_labels_, asked, "users", "fold them in first")
+        _check_room(k, len(asked), len(self.row_labels_))
         found, cosines = most_similar(self._candidates().flipped(), positions, k)
         return Recommendations.of(asked, self.row_labels_, found, cosines)
 
@@ -152,6 +157,7 @@ class AnsweringRecommender(SavedRecommender):
         positions = known_positions(
             self.col_labels_, asked, "items", "recommend from what is rated"
         )
+        _check_room(k, len(asked), len(self.col_labels_))
         found, cosines = most_similar(self._candidates(), positions, k)
         return Recommendations.of(asked, self.col_labels_, found, cosines)
 
@@ -164,6 +170,15 @@ class AnsweringRecommender(SavedRecommender):
 
     def _candidates(self) -> Candidates:
         return Candidates(self.result_, self._entries.observations, described=self.model_.described)
+
+
+def _check_room(k: int, lines: int, there: int) -> None:
+    """Raise OptionError if lists that are filled up to k would take memory for nothing."""
+    if k > there and lines * k > _ROOM:
+        raise OptionError(
+            f"k must be at most {there}, as many as there are, where {lines} lists would be filled "
+            f"up to it; got k={k}: pass k={there} for all"
+        )
 
 
 def _asked(ids: object, name: str) -> Ids:

@@ -206,8 +206,11 @@ class LowRankImputer(
 
     def _validated(self, X: ArrayLike, *, reset: bool) -> Matrix:
         """Return a checked copy, with NaN where a value is missing."""
-        nan, gaps = is_nan(self.missing_values), without_masks(X)
-        finite: Any = "allow-nan" if nan or gaps is not X else True
+        table: Any = X
+        if hasattr(table, "collect_schema") and not hasattr(table, "to_numpy"):
+            table = table.collect()  # a lazy frame
+        nan, gaps = is_nan(self.missing_values), without_masks(table)
+        finite: Any = "allow-nan" if nan or gaps is not table else True
         data: Matrix = validate_data(
             self,
             gaps,

@@ -17,7 +17,7 @@ _EXACT = {4: 2**24, 8: 2**53}
 # Beyond, float32 does not tell integers apart.
 _TOLD_APART = float(2**24)
 # And float64, from here on.
-_WHOLE = float(2**53)
+WHOLE = float(2**53)
 
 
 def as_array(data: object) -> Array:
@@ -162,7 +162,7 @@ def _as_exact(values: object) -> Array:
     """Return an array; of objects, if numbers in a list would be rounded to make one."""
     x = as_array(values)
     rounds = isinstance(values, list | tuple) or getattr(values, "dtype", None) == np.longdouble
-    if rounds and x.dtype == np.float64 and bool((np.abs(x) >= _WHOLE).any()):
+    if rounds and x.dtype == np.float64 and bool((np.abs(x) >= WHOLE).any()):
         return np.asarray(values, dtype=object)
     return x
 
@@ -195,7 +195,7 @@ def _from_objects(x: Array, name: str) -> NDArray[np.floating]:
         if kinds <= {str} and any("_" in item for item in items):
             raise ValueError("text with an underscore")
         found = np.array([float(item) for item in items])
-        large = np.nonzero(np.abs(found) >= _WHOLE)[0].tolist()
+        large = np.nonzero(np.abs(found) >= WHOLE)[0].tolist()
         lossy = next((k for k in large if not _holds(found[k], items[k])), None)
         if lossy is not None:
             raise ValueError(f"{items[lossy]!r} is no float64")

@@ -90,6 +90,14 @@ def choose(names: Sequence[str], *, values: bool | None, what: str) -> Chosen:
         # Two columns are a pair in the order in which they stand.
         if len(plain) > 2 and (chosen := by_name(names, values=with_values)) is not None:
             return chosen
+    named = by_name(names, values=False) if len(plain) == 2 else None
+    if named is not None and named.row > named.col:
+        row, col = names[named.row], names[named.col]
+        raise ShapeError(
+            f"two columns are rows and columns, in this order; got {what} of {col!r} and {row!r}, "
+            f"which could mean the order or the names: put {row!r} first, or name them in another "
+            "way"
+        )
     for candidates in (plain, used):
         if len(candidates) == 2 and values is not True:
             return Chosen(candidates[0], candidates[1], None, "the first")

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_opt.errors import DataError
+from lowrank_opt.tables.arrays import WHOLE
 from lowrank_opt.tables.heading import Heading
 from lowrank_opt.tables.opening import opened, reading, stream_name, text_of
 
@@ -25,8 +26,8 @@ _SEPARATORS = ("::", "\t", ",", ";", "|", " ")
 _LISTED = 5
 _SHOWN = 60
 _LARGEST = float(np.finfo(np.float32).max)
-# Whole numbers below, and all of so many digits, are float64.
-_WHOLE, _SAFE = 2.0**53, 15
+# All whole numbers of so many digits are float64.
+_SAFE = 15
 
 
 @dataclass
@@ -197,6 +198,11 @@ class DelimitedFile:
             )
         if not first.strip():
             raise DataError(f"a file must begin with a line of data; {self.path!r} has none")
+        if separator and separator not in first:
+            raise DataError(
+                f"a line must have fields with the separator {separator!r}; {self.path!r} begins "
+                f"with {first[:_SHOWN]!r}: leave it out, or name another one"
+            )
         self.separator: str = separator or _guess(first, self.path)
         try:
             fields = _split(first, self.separator)
@@ -282,7 +288,7 @@ class DelimitedFile:
             if not _is_unicode(fields[c]):
                 raise ValueError(f"column {c + 1} is not UTF-8")
         for c in self._numbers:
-            if not is_number(fields[c]) or _is_rounded(fields[c]):
+            if not is_number(fields[c]) or is_rounded(fields[c]):
                 raise ValueError(_no_number(fields[c]))
         return fields
 
@@ -303,7 +309,7 @@ def _parsed(written: list[str]) -> Floats | None:
     # Python reads 1_000 as a number; NaN is not <=.
     if "_" in "".join(written) or not (np.abs(values) <= _LARGEST).all():
         return None
-    return None if (np.abs(values) >= _WHOLE).any() else values
+    return None if (np.abs(values) >= WHOLE).any() else values
 
 
 def _no_number(text: str) -> str:
@@ -349,7 +355,7 @@ def is_number(text: str) -> bool:
         return False
 
 
-def _is_rounded(text: str) -> bool:
+def is_rounded(text: str) -> bool:
     """Whether a whole number is none of float64; what has a point or an exponent may be."""
     digits = text.strip().lstrip("+-")
     return len(digits) > _SAFE and digits.isdecimal() and int(float(digits)) != int(digits)

@@ -90,6 +90,8 @@ class Heading:
             reason = "as asked for"
         else:
             chosen, reason = self._chosen(asked, weight, values=values, header=header)
+        if len(set(chosen[:3])) < len(chosen[:3]):
+            raise self._unclear("the same column would be read twice")
         if weight in chosen:
             raise self._unclear("the column of weights would be read twice")
         at, rest = chosen[: len(texts)], chosen[len(texts) :]

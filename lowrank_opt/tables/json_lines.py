@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lowrank_opt.errors import DataError, LowRankError
-from lowrank_opt.tables.delimited import CHUNK, BadLines, Chunk, is_number
+from lowrank_opt.tables.delimited import CHUNK, BadLines, Chunk, is_number, is_rounded
 from lowrank_opt.tables.ids import as_ids
 from lowrank_opt.tables.named import Named
 from lowrank_opt.tables.opening import reading
@@ -186,7 +186,7 @@ def _id(value: object) -> str | int:
 
 
 def _number(value: object) -> float:
-    if isinstance(value, str) and is_number(value):
+    if isinstance(value, str) and is_number(value) and not is_rounded(value):
         return float(value)
     if isinstance(value, int | float) and math.isfinite(value) and float(value) == value:
         return float(value)

@@ -56,6 +56,18 @@ class Named:
         if chosen is None:
             usable = ["" if k == heavy else x for k, x in enumerate(names)]
             chosen = _chosen(path, names, usable, (*texts, number), values=values)
+        used = [x for x in (chosen.row, chosen.col, chosen.value, heavy) if x is not None]
+        again = [names[k] for k in used if names.count(names[k]) > 1]
+        if again:
+            raise DataError(
+                f"a column that is read must have a name of its own; {path!r} has several called "
+                f"{again[0]!r}: rename them"
+            )
+        if chosen.row == chosen.col or chosen.value in (chosen.row, chosen.col):
+            raise DataError(
+                f"rows, columns and values must be different columns; got {names[chosen.row]!r} "
+                f"twice for {path!r}: name each of them"
+            )
         if heavy is not None and heavy in (chosen.row, chosen.col, chosen.value):
             raise DataError(
                 f"a column of weights must be one that is not read otherwise; got {weight!r} for "

@@ -11,6 +11,7 @@ import numpy as np
 
 from lowrank_opt.errors import DataError, LowRankError
 from lowrank_opt.extras import extra
+from lowrank_opt.tables.arrays import WHOLE, as_reals
 from lowrank_opt.tables.delimited import BadLines, Chunk
 from lowrank_opt.tables.ids import as_ids
 from lowrank_opt.tables.named import Named
@@ -108,6 +109,11 @@ class ColumnFile:
                 f"values must be numbers; {self.path!r} has {column.type} in column {name!r}: "
                 f"convert it ({str(error)[:80]})"
             ) from error
+        if (np.abs(values) >= WHOLE).any() and not pa.types.is_floating(column.type):
+            try:
+                as_reals(column.to_pylist(), f"column {name!r}")
+            except LowRankError as error:
+                raise DataError(f"{self.path!r}, from row {first} on: {error}") from error
         if (bad := ~np.isfinite(values)).any():
             k = int(bad.argmax())
             raise DataError(
@@ -178,6 +184,23 @@ def write_columns(path: str | PathLike[str], columns: dict[str, list[object]]) -
     with extra("parquet"):
         import pyarrow as pa
         import pyarrow.parquet as pq
+    try:
+        table = pa.table({name: _as_column(ids) for name, ids in columns.items()})
+    except (pa.ArrowException, OverflowError, TypeError) as error:
+        raise DataError(
+            f"a column of Parquet must have values of one type; {path!s:.80} would have others: "
+            f"{str(error)[:80]}: write CSV, or lines of JSON"
+        ) from error
     # Given a path, pyarrow removes what is there when it fails: a pipe, a link.
     with open(path, "wb") as file:
-        pq.write_table(pa.table(columns), file)
+        pq.write_table(table, file)
+
+
+def _as_column(ids: list[object]) -> object:
+    import pyarrow as pa
+
+    try:
+        return pa.array(ids)
+    except OverflowError:
+        # Positive integers of 64 bits; larger ones have no type.
+        return pa.array(ids, pa.uint64())

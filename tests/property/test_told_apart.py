@@ -14,13 +14,16 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from lowrank_opt.cli import main
 from lowrank_opt.errors import DataError, LowRankError, ObservationError
+from lowrank_opt.estimators import LowRankImputer, MatrixCompletion
 from lowrank_opt.tables import Labels, as_ids, read_triplets
 from lowrank_opt.tables.files import open_table
 
@@ -227,6 +230,7 @@ REFUSED = {
     ),
     "text in a pivot": (pd.DataFrame({"x": ["a"]}).rename_axis(columns="item"), "real numbers"),
     "a name twice": (pa.table([[1], [2], [3.0]], names=["user", "user", "y"]), "distinct names"),
+    "names in the other order": (pd.DataFrame({"item": [1], "user": [2]}), "order or the names"),
     "no unit": ((np.array([1], "m8"), [1], [1.0]), "without a unit"),
     "no numbers": (torch.ones(2, 3, device="meta"), "without any"),
 }
@@ -282,3 +286,50 @@ def test_what_is_compressed_twice_is_read(tmp_path: Path):
     path = tmp_path / "r.csv.gz"
     path.write_bytes(gzip.compress(gzip.compress(b"ann,heat,5\n")))
     assert ["ann"] == read_triplets(path).rows.tolist()
+
+
+IDS = {
+    "integers": pa.array([1, 2]),
+    "64 bits": pa.array([1, 2**64 - 1], pa.uint64()),
+    "days": pa.array([dt.date(2020, 1, 1), dt.date(2020, 1, 2)]),
+    "text": pa.array(["1", "2"]),
+}
+
+
+@pytest.mark.parametrize("kind", IDS)
+def test_the_command_writes_ids_of_the_types_that_were_fitted(kind: str, tmp_path: Path):
+    path, out, lists = tmp_path / "r.parquet", str(tmp_path / "m"), tmp_path / "l.parquet"
+    table = pa.table({"user": IDS[kind], "item": IDS[kind], "y": [1.0, 2.0]})
+    pq.write_table(table, path)
+    assert main(["complete", str(path), "--out", out, "--rank", "1", "--quiet"]) < 2
+    options = ["--quiet", "--out", str(lists)]
+    for command in (["recommend", out, "--all", "-k", "1"], ["predict", out, str(path)]):
+        assert 0 == main([*command, *options])
+        assert IDS[kind].to_pylist() == pq.read_table(lists)["user"].to_pylist()
+
+
+def test_columns_of_one_name_and_columns_read_twice_are_refused(tmp_path: Path):
+    ids = pa.array(["a", "b"])
+    path = tmp_path / "r.parquet"
+    pq.write_table(pa.table([ids, ids, ids, [1.0, 2.0]], names=["user", "user", "item", "y"]), path)
+    with pytest.raises(DataError, match="a name of its own"):
+        open_table(path, ("2", "3"), "4")
+    text = tmp_path / "r.csv"
+    text.write_text("a,b,1\n")
+    with pytest.raises(DataError, match="read twice"):
+        open_table(text, ("1", "1"), "3")
+    with pytest.raises(DataError, match="with the separator"):
+        open_table(text, separator=";")
+
+
+def test_lazy_frames_are_imputed_as_others():
+    frame = pl.DataFrame({"a": [1.0, None, 2.0], "b": [2.0, 3.0, None], "c": [1.0, 2.0, 3.0]})
+    lazy, eager = (LowRankImputer(random_state=0).fit_transform(x) for x in (frame.lazy(), frame))
+    np.testing.assert_array_equal(eager, lazy)
+
+
+def test_values_whose_differences_overflow_are_refused():
+    pairs, model = [("a", "x"), ("a", "y"), ("b", "x")], MatrixCompletion(rank=1, max_iterations=2)
+    with pytest.raises(ObservationError, match="differences are finite"):
+        model.fit(pairs, [1e308, -1e308, 0.0])
+    assert np.isfinite(model.fit(pairs, [1e306, -1e306, 0.0]).predict([("b", "y")])).all()

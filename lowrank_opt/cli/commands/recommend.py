@@ -52,8 +52,9 @@ def _run(options: Namespace) -> int:
     seen = _seen(options, model)
     with table(options, ["user", "item", "prediction"]) as out:
         for user in options.user:
-            best = _best(model, model.users.position[user], seen[user], options.k)
-            out.rows((user, model.item_ids[j], score) for j, score in best)
+            i = model.users.position[user]
+            best = _best(model, i, seen[user], options.k)
+            out.rows((model.rows[i], model.cols[j], score) for j, score in best)
     return 0
 
 

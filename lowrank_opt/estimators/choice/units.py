@@ -11,21 +11,35 @@ from lowrank_opt.completion.after.path import PathPoint, RegularizationPath
 from lowrank_opt.completion.loop.history import History
 from lowrank_opt.completion.results.posterior import BayesianResult
 from lowrank_opt.completion.solvers.traits import AnyResult
+from lowrank_opt.errors import ObservationError
 from lowrank_opt.estimators.choice.intervals import Intervals
 from lowrank_opt.observations import Observations
 from lowrank_opt.operator import LowRankOperator
 
 # Fourth powers of anything within stay within the range of float64, and of float32 nearly so.
 _LARGEST, _SMALLEST = 2.0**120, 2.0**-120
+# Where differences of values, and the predictions between them, would leave the range.
+_END = 2.0**1020
 # What is in the unit of the values.
 _AMOUNTS = ("radius", "penalty")
 
 
 def unit_of(observations: Observations) -> float:
-    """Return a power of two near the largest value if that is extreme, else one."""
+    """Return a power of two near the largest value if that is extreme, else one.
+
+    Raises
+    ------
+    ObservationError
+        If differences of values would overflow.
+    """
     peak = float(observations.values.double().abs().max())
     if peak == 0 or _SMALLEST < peak < _LARGEST:
         return 1.0
+    if peak >= _END:
+        raise ObservationError(
+            f"values must be below {_END:g}, so that their differences are finite; got {peak:g}: "
+            "divide them"
+        )
     return 2.0 ** math.frexp(peak)[1]
 
 

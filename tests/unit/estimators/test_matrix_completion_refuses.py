@@ -66,8 +66,11 @@ def test_ids_beyond_the_shape_are_refused():
 def test_swapped_columns_are_refused():
     pairs, y = ratings()
     frame = pd.DataFrame(pairs, columns=["user", "item"])
-    with pytest.raises(ValueError, match="feature names should match"):
+    with pytest.raises(ValueError, match="could mean the order or the names"):
         quick().fit(frame, y).predict(frame[["item", "user"]])
+    other = frame.set_axis(["number", "volume"], axis=1)
+    with pytest.raises(ValueError, match="feature names should match"):
+        quick().fit(other, y).predict(other[["volume", "number"]])
 
 
 def test_unfitted_is_an_error():

@@ -241,6 +241,9 @@ def test_broken_calls_are_refused():
     model = recommender().fit(table())
     with pytest.raises(OptionError, match="k must be a positive integer"):
         model.recommend(k=0)
+    for ask in (model.recommend, model.similar_users, model.similar_items):
+        with pytest.raises(OptionError, match="k must be at most"):
+            ask(["film 1" if ask == model.similar_items else "u3"], k=10**9)
     with pytest.raises(ObservationError, match="values are needed"):
         recommender().fit([("a", "b")])
     with pytest.raises(ShapeError, match="got a list of 4"):
