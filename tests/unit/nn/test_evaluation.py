@@ -227,6 +227,26 @@ def test_numbers_are_compared(x, y, same, compared, monkeypatch):
     assert same is memory.same_numbers(x, y)
 
 
+class Labelled(torch.Tensor):
+    """Of a class of its own, whose memory may be anything."""
+
+
+@pytest.mark.parametrize(
+    ("x", "legible"),
+    [
+        (normal(2, 2), True),
+        (nn.Parameter(normal(2, 2)), True),
+        (normal(2, 2).to("meta"), False),
+        (normal(2, 2).to_sparse(), False),
+        (normal(2, 2).as_subclass(Labelled), False),
+        (torch._neg_view(normal(2, 2)), False),
+        (torch.view_as_complex(normal(2, 2)).conj(), False),
+    ],
+)
+def test_numbers_are_read_from_memory_where_they_stand_there(x, legible):
+    assert legible is memory.is_legible(x)
+
+
 def test_signs_that_are_still_to_be_turned_are_seen():
     model = adapted()
     parameter = next(update(model).parameters())

@@ -188,6 +188,19 @@ def test_per_sample_does_not_take_positions_for_samples():
             model(square[:, :2])
 
 
+@pytest.mark.parametrize(
+    "kind", [f"Conv{what}{d}d" for d in (1, 2, 3) for what in ("", "Transpose")]
+)
+def test_per_sample_does_not_take_channels_for_samples(kind):
+    model = randomised(adapt(nn.Sequential(getattr(nn, kind)(2, 3, 2)), make, targets="0"))
+    x = torch.linspace(-1, 1, 4 * 4 ** int(kind[-2])).view(2, 2, *[4] * int(kind[-2]))
+    with per_sample(model, ["default", None]):
+        y = model(x)
+    with disabled(model):
+        base = model(x)
+    torch.testing.assert_close(torch.stack((model(x)[0], base[1])), y)
+
+
 def test_per_sample_along_another_axis():
     model = randomised(adapt(nn.Sequential(nn.Linear(4, 2)), make, targets="0"))
     x = torch.randn(5, 3, 4)

@@ -6,9 +6,11 @@ from torch import distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from lowrank_opt.nn import AdapterStateError
+import lowrank_opt as lo
+from lowrank_opt.nn import AdapterStateError, adapt, unload
 from lowrank_opt.nn.basis.sharded import check_whole, is_same_sharded, is_sharded
 
 
@@ -39,3 +41,10 @@ def test_shards_are_told_from_whole_parameters(mesh):
     model.weight = shards
     with pytest.raises(AdapterStateError, match=r"this needs .* not sharded.*'weight'"):
         check_whole(model, "this")
+
+
+def test_adapted_layers_take_no_plan_of_tensor_parallelism(mesh):
+    model = adapt(nn.Sequential(nn.Linear(3, 4)), lambda s: lo.Factored(s, 1), targets="0")
+    with pytest.raises(AdapterStateError, match="takes no plan of tensor parallelism"):
+        parallelize_module(model, mesh, {"0": ColwiseParallel()})
+    assert is_sharded(parallelize_module(unload(model)[0], mesh, ColwiseParallel()).weight)
