@@ -1,6 +1,7 @@
 """What each process of the tests computes where no process has all lines of either factor."""
 
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from unittest import mock
@@ -16,7 +17,9 @@ from lowrank_opt import distributed
 from lowrank_opt.completion import AdditiveBias
 from lowrank_opt.completion.certificates import spectral_bounds
 from lowrank_opt.completion.model import randomness
-from lowrank_opt.kernels.parts import row_problems
+from lowrank_opt.completion.model.cut_map import CutMap
+from lowrank_opt.kernels.gaussian_rows import Moments
+from lowrank_opt.kernels.parts import gaussian_rows, row_problems
 from lowrank_opt.observations import Observations
 from lowrank_opt.observations.parts import is_cut
 from lowrank_opt.solvers import ALS
@@ -132,3 +135,63 @@ def counts() -> dict[str, Tensor]:
         with mock.patch.object(randomness, "_LINES", 1), HeldLines(RANK, RANK + 1) as held:
             lo.complete(part, RANK, solver=ALS(max_iterations=2, gap=None), penalty=0.5)
     return found | {"lines.held": torch.tensor([held.peak, held.longest])}
+
+
+class Arithmetic(TorchDispatchMode):
+    """Additions and multiplications of what torch computes: products of matrices and entries."""
+
+    ONCE = ("mul", "add", "sub", "div", "addcmul", "lerp", "sqrt", "neg")
+    ALL = ("sum", "index_add", "index_reduce", "segment_reduce", "cumsum", "_embedding_bag")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__.removesuffix("_")
+        tensors = [x for x in tree_leaves(args) if isinstance(x, Tensor)]
+        floats = [x for x in tensors if x.is_floating_point()]
+        if name in self.ONCE and floats:
+            self.count += found.numel()
+        elif name in self.ALL and floats:
+            self.count += max(x.numel() for x in floats)
+        elif name == "dot":
+            self.count += 2 * floats[0].numel()
+        elif name in ("mm", "bmm"):
+            self.count += 2 * found.numel() * floats[0].shape[-1]
+        return found
+
+
+def arithmetic() -> dict[str, Tensor]:
+    """Count in plain torch, on 24 x 16 with 8 entries in each row and 12 in each column."""
+    m, n, K = 24, 16, 3
+    i, j = (torch.ones(m, n).cumsum(0) + torch.arange(n)).remainder(2).nonzero().T
+    values = (i * n + j).double().sin()
+    part = distributed.split_rows(Observations(i, j, values, (m, n)))
+    apart, found = distributed.cut_rows(part), {}
+
+    def counted(
+        name: str, function: Callable[..., object], *given: object, **named: object
+    ) -> None:
+        with lo.kernels.use_backend("torch"), Arithmetic() as seen:
+            function(*given, **named)
+        found[f"arithmetic.{name}"] = torch.tensor(seen.count)
+
+    factors = (torch.ones(k, RANK, dtype=torch.float64).requires_grad_() for k in (m, n))
+    left, right = factors
+    op = lo.LowRankOperator(left, left.new_ones(RANK), right)
+    counted("gradient", lambda: lo.kernels.observed_squared_loss(op, part).backward())
+    ball = lo.RadialBall((m, n), RANK, radius=30.0, dtype=torch.float64)
+    cut_map = CutMap(distributed.own_map(ball, apart), apart)
+    counted("map", lambda: lo.kernels.observed_squared_loss(cut_map(), apart).backward())
+    problems = gaussian_rows(apart, torch.float32)
+    sides = [Moments.of(torch.ones(k, RANK), torch.ones(k)) for k in apart.shape]
+    for side, size in enumerate(apart.shape):
+        pair = sides[side], sides[1 - side]
+        given = {"precision": torch.eye(K).double(), "scales": torch.ones(size).double()}
+        given |= {"pull": torch.zeros(size, K).double()}
+        counted(f"posterior.{side}", problems[side].posterior, *pair, **given)
+        noise = torch.zeros(size, K)
+        counted(f"draw.{side}", problems[side].draw, *pair, **given, noise=noise)
+    return found

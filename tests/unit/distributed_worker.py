@@ -376,7 +376,7 @@ def compute(folder: Path, rank: int, size: int, steps: list[str]) -> None:
                     part = distributed.split_rows(observed())
                     found |= cut(distributed.cut_rows(part))
                     found |= distributed_columns.fits(distributed.cut_columns(part))
-                found |= distributed_columns.counts()
+                found |= distributed_columns.counts() | distributed_columns.arithmetic()
                 found |= certificates(distributed.split_rows(turned(observed())))
             else:
                 found |= checkpoints(folder, step)

@@ -183,6 +183,25 @@ def test_operations_are_divided_among_the_processes(many, alone):
             assert int(whole[f"operations.{side}"]) == len(many) * int(found[f"operations.{side}"])
 
 
+def test_additions_and_multiplications_are_those_of_the_cost_model(many, alone):
+    whole, P = columns.arithmetic(), len(many)
+    # Of 192 entries of 24 x 16: residuals and two gradients, with factors of 2 or 4 columns.
+    shared = {
+        "gradient": 192 * (6 * 2 + 4),
+        "map": 192 * (6 * 4 + 4) + 98 * 24,
+        "posterior.0": int(whole["arithmetic.posterior.0"]),
+        "posterior.1": int(whole["arithmetic.posterior.1"]),
+        "draw.0": int(whole["arithmetic.draw.0"]),
+        # In every process, second moments of all columns, and of the rows that its block names.
+        "draw.1": int(whole["arithmetic.draw.1"]) - 10 * (16 + 24),
+    }
+    for name, divided in shared.items():
+        rest = int(whole[f"arithmetic.{name}"]) - divided
+        assert rest >= 0
+        for found in many:
+            assert divided / P + rest == int(found[f"arithmetic.{name}"]), name
+
+
 def test_bytes_of_a_certificate_are_those_of_the_cost_model(many):
     (m, n), size, P = worker.SHAPE, 8, len(many)
     sums = 2 * (min(m, n) ** 2 + 2 * n) * size * (P - 1) / P
