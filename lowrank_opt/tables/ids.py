@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ from torch import Tensor
 from lowrank_opt.errors import ObservationError, ShapeError
 from lowrank_opt.tables.arrays import as_array, mask_of, whole_numbers
 from lowrank_opt.tables.id_text import check_lasting
-from lowrank_opt.tables.same import DATES, keys_of, one_or_two, refuse_equal
+from lowrank_opt.tables.same import DATES, keys_of, refuse_dates, refuse_equal
 
 Ids: TypeAlias = NDArray[np.generic]
 Positions: TypeAlias = NDArray[np.int64]
@@ -350,11 +349,7 @@ def _factorize(ids: Ids) -> tuple[Ids, Positions]:
     if keys is items:
         return _object_array(list(table)), positions
     first = dict(zip(reversed(keys), reversed(items), strict=True))
-    for key, x in zip(keys, items, strict=True):
-        # A day is found by the midnight that it begins with, but they are not equal.
-        kinds = [isinstance(y, dt.datetime) for y in (first[key], x) if isinstance(y, dt.date)]
-        if len(set(kinds)) > 1:
-            raise one_or_two(first[key], x, "ids", "begin at the same time")
+    refuse_dates(first, items, keys)
     return _object_array([first[key] for key in table]), positions
 
 

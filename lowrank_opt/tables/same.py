@@ -27,12 +27,9 @@ def keys_of(items: list[Any]) -> list[Any]:
 def _key(value: object) -> object:
     if isinstance(value, np.datetime64):
         return _instant(value)
-    if isinstance(value, dt.datetime):
-        if value.tzinfo is None:
-            # Those of pandas have nanoseconds.
-            return _instant(getattr(value, "asm8", np.datetime64(value)))
-        # The hour that comes twice when summer ends is two, though Python calls them equal.
-        return value.astimezone(dt.UTC) if value.fold else value
+    if isinstance(value, dt.datetime) and value.tzinfo is None:
+        # Those of pandas have nanoseconds.
+        return _instant(getattr(value, "asm8", np.datetime64(value)))
     if type(value) is dt.date:
         return _instant(np.datetime64(value))
     return value
@@ -58,6 +55,30 @@ def refuse_equal(items: list[Any], kinds: set[type], name: str) -> None:
         y = first.setdefault(x, x)
         if y is not x and not isinstance(x, DATES) and _make(x) != _make(y):
             raise one_or_two(y, x, name, "are equal")
+
+
+def refuse_dates(first: dict[Any, Any], items: list[Any], keys: list[Any]) -> None:
+    """Raise if dates have one key, and are not the same: what came first, by keys, and what comes.
+
+    A day is found by the midnight that it begins with; and Python calls both hours equal that come
+    twice when summer ends.
+    """
+    days = {key: x for key, x in zip(keys, items, strict=True) if type(x) is dt.date}
+    for key, x in zip(keys, items, strict=True):
+        if key in days and not _equal(days[key], x):
+            raise one_or_two(days[key], x, "ids", "begin at the same time")
+        y = first[key]
+        if y is x or not (isinstance(x, dt.datetime) and isinstance(y, dt.datetime)):
+            continue
+        if x.tzinfo is y.tzinfo and x.utcoffset() != y.utcoffset():
+            raise one_or_two(y, x, "ids", "are equal, an hour apart")
+
+
+def _equal(day: object, moment: object) -> bool:
+    try:
+        return bool(day == moment)
+    except OverflowError:  # a unit of NumPy has no room for the other date
+        return False
 
 
 def one_or_two(x: object, y: object, name: str, fault: str) -> ObservationError:

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import gzip
+import re
 from collections import deque
 from collections.abc import Callable
 from decimal import Decimal
@@ -56,15 +57,15 @@ def tried(action: Callable[[], T]) -> tuple[T | None, str]:
         return None, str(error)
 
 
-def same(x: object, y: object) -> bool:
-    """Whether two ids are equal, of types that tell it; hours that come twice are two."""
-    aware = [isinstance(z, dt.datetime) and z.tzinfo is not None for z in (x, y)]
-    if all(aware):
-        x, y = (z.astimezone(dt.UTC) for z in (x, y))
-    try:
-        return bool(x == y)
-    except OverflowError:  # a unit of NumPy has no room for the other date
-        return False
+def moment(x: object) -> object:
+    """Return a date of any type as text of one form, to attoseconds; anything else as it is."""
+    if isinstance(x, dt.datetime) and x.tzinfo is not None:
+        return "in a zone", x.astimezone(dt.UTC).isoformat()
+    if not isinstance(x, dt.date | np.datetime64):
+        return x
+    text = str(x.asm8) if isinstance(x, pd.Timestamp) else str(x).replace(" ", "T")
+    year, rest = re.fullmatch(r"(-?\d+)(.*)", text).groups()
+    return year, rest + "-01-01T00:00:00.000000000000000000"[len(rest) :]
 
 
 @settings(max_examples=60)
@@ -72,17 +73,19 @@ def same(x: object, y: object) -> bool:
 @example([dt.date(2020, 1, 1), dt.datetime(2020, 1, 1)])
 @example([np.datetime64("12000"), np.datetime64("12000-01")])
 @example([(1, "a"), (True, "a")])
+@example([dt.datetime(2020, 10, 25, 2, 30, tzinfo=BERLIN, fold=k) for k in (0, 1)])
 def test_labels_find_what_they_hold(ids: list):
     found, fault = tried(lambda: Labels.of(ids))
     if found is None:
         kinds = {type(x) for x in ids}
         assert "could be one id or two" in fault
-        assert len(kinds) > 1 or kinds <= {tuple, frozenset, pd.Interval}
+        assert len(kinds) > 1 or kinds <= {tuple, frozenset, pd.Interval, dt.datetime}
         return
     labels, positions = found
     assert positions.tolist() == labels.positions(ids).tolist()
-    for x, i in zip(ids, positions, strict=True):
-        assert [same(x, y) for y in ids] == [bool(i == j) for j in positions]
+    moments = [moment(x) for x in ids]
+    for x, i in zip(moments, positions, strict=True):
+        assert [x == y for y in moments] == [bool(i == j) for j in positions]
 
 
 NEAR = st.integers(2**53 - 2, 2**53 + 3) | st.integers(-(2**60), 2**60)
@@ -231,6 +234,10 @@ REFUSED = {
     "text in a pivot": (pd.DataFrame({"x": ["a"]}).rename_axis(columns="item"), "real numbers"),
     "a name twice": (pa.table([[1], [2], [3.0]], names=["user", "user", "y"]), "distinct names"),
     "names in the other order": (pd.DataFrame({"item": [1], "user": [2]}), "order or the names"),
+    "a zone that is not kept": (
+        ([pd.Timestamp(2020, 1, 1, tz=dt.timezone(dt.timedelta(seconds=4623)))], [1], [1.0]),
+        "gives back",
+    ),
     "no unit": ((np.array([1], "m8"), [1], [1.0]), "without a unit"),
     "no numbers": (torch.ones(2, 3, device="meta"), "without any"),
 }
