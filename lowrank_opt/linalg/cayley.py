@@ -57,13 +57,12 @@ def tall_cayley(skew: Tensor | None, *parts: Tensor) -> Tensor:
     >>> torch.allclose(G, torch.tensor([[0.0], [-1.0]], dtype=G.dtype))
     True
     """
-    r = parts[0].shape[-1]
-    X = parts[0].new_zeros((r, r)) if skew is None else skew
     # Compiled code has no rules of its own for second derivatives: it differentiates the formula.
     if torch.compiler.is_compiling():
-        return _polish(_unpolished(X, *parts)[0])
-    frame, inverse = _unpolished(*(x.detach() for x in (X, *parts)))
-    return cast("Tensor", _TallCayley.apply(frame, inverse, X, *parts))
+        return _polish(_unpolished(*_inverse(skew, *parts)))
+    inverse, c, rows = _inverse(*(None if x is None else x.detach() for x in (skew, *parts)))
+    frame = _unpolished(inverse, c, rows)
+    return cast("Tensor", _TallCayley.apply(frame, inverse, skew, *parts))
 
 
 class _Context(FunctionCtx):
@@ -83,7 +82,7 @@ class _TallCayley(torch.autograd.Function):
 
     @staticmethod
     @with_signature
-    def forward(frame: Tensor, inverse: Tensor, skew: Tensor, *parts: Tensor) -> Tensor:
+    def forward(frame: Tensor, inverse: Tensor, skew: Tensor | None, *parts: Tensor) -> Tensor:
         return _polish(frame)
 
     @staticmethod
@@ -95,56 +94,69 @@ class _TallCayley(torch.autograd.Function):
     @staticmethod
     def backward(ctx: _Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         A, skew, *parts = ctx.saved_tensors
-        (H,), r = gradients, A.shape[-1]
-        c, Y = _scaled(skew, *parts)
         if is_differentiated():
-            A = _inverse(c, Y, skew)
+            A, c, Y = _inverse(skew, *parts)
+        else:
+            c, Y = _scaled(skew, *parts)
+        (H,), r = gradients, A.shape[-1]
         H_1, H_2 = H[..., :r, :], H[..., r:, :]
-        N = -(A.mT @ (2 * (H_1 / c - Y.mT @ H_2) / c) @ A.mT)
-        moved = ((H_2 @ (-2 * A.mT / c) + Y @ (N + N.mT)) / c).to(parts[0].dtype)
-        rows = moved.split([x.shape[-2] for x in parts], dim=-2)
-        return None, None, ((N - N.mT) / c / c).to(skew.dtype), *rows
+        A2 = -2 * A.mT
+        N = A.mT @ _over(_over(H_1, c) - Y.mT @ H_2, c) @ A2
+        # Small matrices are divided, not what has as many rows as the weight.
+        moved = H_2 @ _over(_over(A2, c), c) + Y @ _over(N + N.mT, c)
+        rows = moved.to(parts[0].dtype).split([x.shape[-2] for x in parts], dim=-2)
+        turned = None if skew is None else _over(_over(N - N.mT, c), c).to(skew.dtype)
+        return None, None, turned, *rows
 
     jvp = staticmethod(forward_rule(lambda saved, tangents: _tangent(saved[1:], tangents[2:])))
 
 
 def _tangent(saved: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...]) -> Tensor:
-    c, Y = _scaled(*saved)
-    A = _inverse(c, Y, saved[0])
-    moved = or_zeros(tangents, saved)
-    dX, dY = moved[0].to(Y.dtype) / c / c, torch.cat(moved[1:], dim=-2).to(Y.dtype) / c
-    dA = -A @ (dX - dX.mT + Y.mT @ dY + dY.mT @ Y) @ A
-    return torch.cat((2 * dA / c / c, -2 * (dY @ (A / c) + Y @ (dA / c))), dim=-2)
+    A, c, Y = _inverse(*saved)
+    turned, *parts = saved
+    dY = _over(torch.cat(or_zeros(tangents[1:], parts), dim=-2).to(Y.dtype), c)
+    dZ = Y.mT @ dY + dY.mT @ Y
+    if turned is not None:
+        dX = _over(_over(or_zeros(tangents[:1], (turned,))[0].to(Y.dtype), c), c)
+        dZ = dX - dX.mT + dZ
+    dA = -A @ dZ @ A
+    moved = dY @ _over(A, c) + Y @ _over(dA, c)
+    return torch.cat((2 * _over(_over(dA, c), c), -2 * moved), dim=-2)
 
 
-def _inverse(c: Tensor, Yc: Tensor, skew: Tensor) -> Tensor:
-    """Return the inverse of ``(I + Z) / c^2``, given c and rows / c."""
-    eye = torch.eye(Yc.shape[-1], dtype=Yc.dtype, device=Yc.device)
-    Xc = skew.to(Yc.dtype) / c / c
-    K, P = Xc - Xc.mT, Yc.mT @ Yc
-    # Never singular, because its symmetric part is at least shift > 0.
-    N = c**-2 * eye + K + P + _shift(c, K, P) * eye
-    return torch.linalg.inv_ex(N).inverse
-
-
-def _unpolished(skew: Tensor, *parts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return G before the last step, and the inverse that it is made of."""
+def _inverse(skew: Tensor | None, *parts: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return the inverse of ``(I + Z) / c^2``, and what it is made of."""
     c, Yc = _scaled(skew, *parts)
-    inverse = _inverse(c, Yc, skew)
     eye = torch.eye(Yc.shape[-1], dtype=Yc.dtype, device=Yc.device)
-    G = torch.cat((2 * (inverse / c / c) - eye, Yc @ (-2 * inverse / c)), dim=-2)
-    return G, inverse
+    P, K = Yc.mT @ Yc, None
+    N = P + (eye if c is None else c**-2 * eye)
+    if skew is not None:
+        Xc = _over(_over(skew.to(Yc.dtype), c), c)
+        K = Xc - Xc.mT
+        N = N + K
+    # Never singular, because its symmetric part is at least shift > 0.
+    return torch.linalg.inv_ex(N + _shift(c, K, P) * eye).inverse, c, Yc
 
 
-def _scaled(skew: Tensor, *parts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return c, a constant, and rows / c in the working dtype."""
+def _unpolished(inverse: Tensor, c: Tensor | None, Yc: Tensor) -> Tensor:
+    eye = torch.eye(Yc.shape[-1], dtype=Yc.dtype, device=Yc.device)
+    half = _over(inverse, c)
+    return torch.cat((2 * _over(half, c) - eye, Yc @ (-2 * half)), dim=-2)
+
+
+def _scaled(skew: Tensor | None, *parts: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Return c, a constant, and rows / c in the working dtype; None for a c of one."""
     rows = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
     Y = rows.to(working_dtype(rows))
     if Y.dtype == torch.float64 and rows.dtype != torch.float64:
         # Squares of what narrower dtypes hold do not overflow.
-        return Y.new_ones(()), Y
-    c = _common_scale(skew.to(Y.dtype), Y)
+        return None, Y
+    c = _common_scale(None if skew is None else skew.to(Y.dtype), Y)
     return c, Y / c
+
+
+def _over(x: Tensor, c: Tensor | None) -> Tensor:
+    return x if c is None else x / c
 
 
 def _polish(G: Tensor) -> Tensor:
@@ -154,22 +166,27 @@ def _polish(G: Tensor) -> Tensor:
     left above one (4e-12 at parameters of size 1e6 in float64, without this step) is removed.
     """
     gram = G.mT @ G
-    return G @ (1.5 * torch.eye(gram.shape[-1], dtype=G.dtype, device=G.device) - 0.5 * gram)
+    eye = torch.eye(gram.shape[-1], dtype=G.dtype, device=G.device)
+    return G @ torch.sub(1.5 * eye, gram, alpha=0.5)
 
 
-def _common_scale(X: Tensor, Y: Tensor) -> Tensor:
+def _common_scale(X: Tensor | None, Y: Tensor) -> Tensor:
     """Return c >= 1 with |Y| <= c and |X| <= c^2, a constant, shape (..., 1, 1)."""
+    if X is None:
+        peak = Y.detach().abs().amax(dim=(-2, -1), keepdim=True) if Y.shape[-2] else Y.new_ones(())
+        return peak.clamp_min(1.0)
     c = X.detach().abs().amax(dim=(-2, -1), keepdim=True).sqrt().clamp_min(1.0)
     if Y.shape[-2] == 0:
         return c
     return torch.maximum(c, Y.detach().abs().amax(dim=(-2, -1), keepdim=True))
 
 
-def _shift(c: Tensor, K: Tensor, P: Tensor) -> Tensor:
+def _shift(c: Tensor | None, K: Tensor | None, P: Tensor) -> Tensor:
     """Return the one-sided shift: 8 units of rounding of the summands, a constant."""
-    K, P = K.detach(), P.detach()
-    trace = P.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    size = c**-2 + trace + K.square().sum((-2, -1), keepdim=True).sqrt()
+    P = P.detach()
+    size = P.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] + (1.0 if c is None else c**-2)
+    if K is not None:
+        size = size + K.detach().square().sum((-2, -1), keepdim=True).sqrt()
     return 4 * torch.finfo(P.dtype).eps * size
 
 

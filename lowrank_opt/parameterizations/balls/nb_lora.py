@@ -167,9 +167,9 @@ class NBLoRA(Parameterization):
 
     def factors(self) -> LowRankOperator:
         m, n = self.shape
-        right, left = self.frame().split((n, m))
-        triple = left, 2 * self.value_limits(), right
-        return LowRankOperator(*(x.to(self.left_rows.dtype) for x in triple))
+        dtype = self.left_rows.dtype
+        right, left = self.frame().to(dtype).split((n, m))
+        return LowRankOperator(left, (2 * self.value_limits()).to(dtype), right)
 
     def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
         r"""Return the parameters of ``[V cos(theta); U sin(theta)]``, sin(2 theta_i) = sigma_i/s_i.

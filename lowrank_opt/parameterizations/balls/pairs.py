@@ -23,11 +23,22 @@ def paired(u: Tensor, v: Tensor, weights: Tensor) -> LowRankOperator:
     >>> paired(u, v, torch.ones(2)).to_dense()
     tensor([[0.]])
     """
-    h = u.shape[1] // 2 * 2
-    u1, u2, v1, v2 = u[:, 0:h:2], u[:, 1:h:2], v[:, 0:h:2], v[:, 1:h:2]
-    left = torch.cat((u1 + u2, u1 - u2, u[:, h:]), dim=1)
-    right = torch.cat((v1 + v2, v1 - v2, v[:, h:]), dim=1)
-    return LowRankOperator(left, torch.cat((weights[:h] / 2, weights[h:])), right)
+    mixing = torch.tensor(_mixing(len(weights)), dtype=u.dtype, device=u.device)
+    # Sums of two numbers: exact zeros stay, in any order, and TF32 leaves float64 alone.
+    halves = weights * mixing.abs().sum(0).reciprocal()
+    return LowRankOperator(u @ mixing, halves, v @ mixing)
+
+
+def _mixing(r: int) -> list[list[float]]:
+    """Return the r x r matrix that takes columns to sums of pairs, differences, and a last one."""
+    mixing = [[0.0] * r for _ in range(r)]
+    for i in range(r // 2):
+        first, second = mixing[2 * i], mixing[2 * i + 1]
+        first[i] = first[r // 2 + i] = second[i] = 1.0
+        second[r // 2 + i] = -1.0
+    if r % 2:
+        mixing[-1][-1] = 1.0
+    return mixing
 
 
 def units_but_last(x: Tensor) -> Tensor:
