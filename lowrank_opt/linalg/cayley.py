@@ -60,7 +60,8 @@ def tall_cayley(skew: Tensor | None, *parts: Tensor) -> Tensor:
     # Compiled code has no rules of its own for second derivatives: it differentiates the formula.
     if torch.compiler.is_compiling():
         return _polish(_unpolished(*_inverse(skew, *parts)))
-    inverse, c, rows = _inverse(*(None if x is None else x.detach() for x in (skew, *parts)))
+    constant = None if skew is None else skew.detach()
+    inverse, c, rows = _inverse(constant, *(x.detach() for x in parts))
     frame = _unpolished(inverse, c, rows)
     return cast("Tensor", _TallCayley.apply(frame, inverse, skew, *parts))
 
@@ -114,7 +115,7 @@ class _TallCayley(torch.autograd.Function):
 def _tangent(saved: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...]) -> Tensor:
     A, c, Y = _inverse(*saved)
     turned, *parts = saved
-    dY = _over(torch.cat(or_zeros(tangents[1:], parts), dim=-2).to(Y.dtype), c)
+    dY = _over(torch.cat(or_zeros(tangents[1:], tuple(parts)), dim=-2).to(Y.dtype), c)
     dZ = Y.mT @ dY + dY.mT @ Y
     if turned is not None:
         dX = _over(_over(or_zeros(tangents[:1], (turned,))[0].to(Y.dtype), c), c)
