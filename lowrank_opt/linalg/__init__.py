@@ -31,6 +31,7 @@ from lowrank_opt.linalg.rotations import skew_matrices as skew_matrices
 from lowrank_opt.linalg.rotations import skew_of as skew_of
 from lowrank_opt.linalg.rotations import skew_of_turn as skew_of_turn
 from lowrank_opt.linalg.scaling import inverse_power_of_two as inverse_power_of_two
+from lowrank_opt.linalg.scaling import is_negligible as is_negligible
 from lowrank_opt.linalg.scaling import lp_norm as lp_norm
 from lowrank_opt.linalg.scaling import negligible as negligible
 from lowrank_opt.linalg.scaling import normalize_columns as normalize_columns

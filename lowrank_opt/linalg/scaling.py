@@ -93,7 +93,19 @@ def unit_peak_factor(*tensors: Tensor) -> Tensor:
     return torch.where(keep, first * second, 0.0)
 
 
-def square_sum(x: Tensor, factor: Tensor) -> Tensor:
+def is_negligible(*tensors: Tensor) -> Tensor:
+    """Return whether every entry is negligible, a constant.
+
+    Examples
+    --------
+    >>> is_negligible(torch.tensor([1e-35]), torch.zeros(2))
+    tensor(True)
+    """
+    peaks = [x.detach().abs().amax() for x in tensors]
+    return torch.stack(peaks).amax() < negligible(tensors[0].dtype)
+
+
+def square_sum(x: Tensor, factor: Tensor | None = None) -> Tensor:
     """Return the sum of the squares of ``factor * x``, in the working dtype.
 
     For the backward pass x is kept as it is, and no wider copy.
@@ -101,8 +113,9 @@ def square_sum(x: Tensor, factor: Tensor) -> Tensor:
     Parameters
     ----------
     x : Tensor, any shape
-    factor : Tensor, shape ()
-        A constant, of the dtype of `x`.
+    factor : Tensor, shape (), optional
+        A constant, of the dtype of `x`; one by default, for dtypes narrower than the working dtype,
+        whose squares it holds.
 
     Examples
     --------
@@ -110,12 +123,16 @@ def square_sum(x: Tensor, factor: Tensor) -> Tensor:
     tensor(6.2500, dtype=torch.float64)
     """
     if torch.compiler.is_compiling():
-        return _widened(x * factor).square().sum()
+        return _widened(_times(x, factor)).square().sum()
     return cast("Tensor", _SquareSum.apply(x, factor))
 
 
 def _widened(x: Tensor) -> Tensor:
     return x.to(working_dtype(x))
+
+
+def _times(x: Tensor, factor: Tensor | None) -> Tensor:
+    return x if factor is None else x * factor
 
 
 class _Context(FunctionCtx):
@@ -127,23 +144,22 @@ class _SquareSum(torch.autograd.Function):
 
     @staticmethod
     @with_signature
-    def forward(x: Tensor, factor: Tensor) -> Tensor:
-        dtype = working_dtype(x)
+    def forward(x: Tensor, factor: Tensor | None) -> Tensor:
+        dtype, x = working_dtype(x), _times(x, factor)
         if x.dtype == dtype:
-            return (x * factor).square().sum()
-        # What narrower dtypes hold has squares in the range of the working dtype.
-        return (torch.linalg.vector_norm(x, dtype=dtype) * factor.to(dtype)).square()
+            return x.square().sum()
+        return torch.linalg.vector_norm(x, dtype=dtype).square()
 
     @staticmethod
-    def setup_context(ctx: _Context, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: _Context, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
         ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: _Context, *gradients: Tensor) -> tuple[Tensor, None]:
         x, factor = ctx.saved_tensors
-        slope = 2 * gradients[0] * _widened(factor)
-        return (_widened(x * factor) * slope).to(x.dtype), None
+        slope = _times(2 * gradients[0], None if factor is None else _widened(factor))
+        return (_widened(_times(x, factor)) * slope).to(x.dtype), None
 
     jvp = staticmethod(forward_rule(lambda saved, tangents: _square_tangent(saved, tangents)))
 
@@ -151,7 +167,7 @@ class _SquareSum(torch.autograd.Function):
 def _square_tangent(saved: tuple[Tensor, Tensor], tangents: tuple[Tensor | None, ...]) -> Tensor:
     x, factor = saved
     (moved,) = or_zeros(tangents[:1], (x,))
-    return 2 * (_widened(x * factor) * _widened(moved * factor)).sum()
+    return 2 * (_widened(_times(x, factor)) * _widened(_times(moved, factor))).sum()
 
 
 def inverse_power_of_two(peak: Tensor) -> tuple[Tensor, Tensor, Tensor]:

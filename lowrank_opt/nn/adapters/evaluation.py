@@ -206,12 +206,22 @@ def _size(update: Parameterization) -> int:
 def collect(module: nn.Module, facts: list[Facts], numbers: list[Tensor]) -> bool:
     """Collect all that a module computes with; whether that is all there is."""
     own = module.__dict__
-    if own["_forward_hooks"] or own["_forward_pre_hooks"]:
+    if _is_hooked(own):
         return False
     attributes = {key: x for key, x in own.items() if key not in _OF_EVERY_MODULE}
     facts.append((type(module), len(own), attributes, _contents(own, numbers)))
     parts = (part for part in own["_modules"].values() if part is not None)
     return all(collect(part, facts, numbers) for part in parts)
+
+
+def _is_hooked(own: dict[str, Any]) -> bool:
+    """Whether hooks wait for calls of a module, or for gradients."""
+    return bool(
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+    )
 
 
 def _contents(own: dict[str, Any], numbers: list[Tensor]) -> list[str]:
@@ -229,7 +239,7 @@ def _contents(own: dict[str, Any], numbers: list[Tensor]) -> list[str]:
 def are_those(known: Iterator[Facts], module: nn.Module, numbers: list[Tensor]) -> bool:
     """Whether `collect` would find the same facts; collects the numbers as it does."""
     own = module.__dict__
-    if own["_forward_hooks"] or own["_forward_pre_hooks"]:
+    if _is_hooked(own):
         return False
     kind, size, attributes, names = next(known, _NOTHING)
     if type(module) is not kind or len(own) != size or _contents(own, numbers) != names:
@@ -237,7 +247,7 @@ def are_those(known: Iterator[Facts], module: nn.Module, numbers: list[Tensor]) 
     for key, x in attributes.items():
         present = own.get(key, _NOTHING)
         # What is kept cannot have been written to: the same object needs no look inside.
-        if present is not x and not _are_equal(present, x):
+        if present is not x and not (is_immutable(present) and _are_equal(present, x)):
             return False
     if not own["_modules"]:
         return True

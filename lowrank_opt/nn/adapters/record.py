@@ -88,6 +88,18 @@ class Evaluator(Protocol):
         """Return factors, or None if the update is to be evaluated by itself."""
         ...
 
+    def finish(self) -> None:
+        """Note the end of the pass."""
+        ...
+
+
+class Forgettable(Protocol):
+    """What was found out about a model in some state."""
+
+    def forget(self) -> None:
+        """Find it out again, when it is needed."""
+        ...
+
 
 class Record:
     """The state that all layers of one adapted model share.
@@ -100,8 +112,8 @@ class Record:
         self.modules: WeakSet[nn.Module] = WeakSet()
         # While the model that was adapted is called.
         self.passing: Evaluator | None = None
-        # What cannot be evaluated in a stack.
-        self.unbatched: WeakSet[nn.Module] = WeakSet()
+        # What is evaluated together in it.
+        self.alike: Forgettable | None = None
         self._seen: list[State] = []
         self._repeated = False
 
@@ -122,6 +134,8 @@ class Record:
 
     def set(self, **changes: object) -> None:
         """Replace parts of the state, at once."""
+        if self.alike is not None:
+            self.alike.forget()
         self.state: State = replace(self.state, **changes)  # pyright: ignore[reportArgumentType]
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:

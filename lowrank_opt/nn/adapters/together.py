@@ -3,13 +3,16 @@
 What a map costs in a small layer is the number of operations, not the numbers in them. So while the
 model that was adapted runs with gradients, the first layer that needs its factors has those of all
 alike layers evaluated in one stacked call, and the others find theirs. They are dropped when the
-forward pass ends. Whatever is unusual - a checkpoint, a transform, a tracer, hooks, tensors of a
+forward pass ends; which layers are alike is remembered while the model is what it was. Whatever is
+unusual - a checkpoint, a transform, a tracer, hooks, tensors of a
 class of their own, a part of the model called by itself - is evaluated layer by layer as ever, and
 so is a layer whose numbers are no longer those that the stack was made of.
 """
 
 from __future__ import annotations
 
+import itertools
+import operator
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -66,15 +69,24 @@ class Member:
 
     def is_present(self) -> bool:
         """Whether the update is still made of that, as far as counters of writes know."""
+        return self._stamps() == self.stamps
+
+    def renewed(self) -> Member | None:
+        """Return it with counters of now, or None if more is new than numbers."""
+        stamps = self._stamps()
+        if stamps is None or [x[2:] for x in stamps] != [x[2:] for x in self.stamps]:
+            return None
+        return Member(self.update, self.facts, self.numbers, stamps)
+
+    def _stamps(self) -> list[tuple[object, ...]] | None:
+        """Return stamps of the numbers, or None if the update is made of others."""
         numbers: list[Tensor] = []
-        return (
-            are_those(iter(self.facts), self.update, numbers)
-            and len(numbers) == len(self.numbers)
-            and all(
-                now is x and _stamp(now) == stamp
-                for now, x, stamp in zip(numbers, self.numbers, self.stamps, strict=True)
-            )
-        )
+        if not are_those(iter(self.facts), self.update, numbers):
+            return None
+        known = self.numbers
+        if len(numbers) != len(known) or not all(map(operator.is_, numbers, known)):
+            return None
+        return [_stamp(x) for x in numbers]
 
 
 @dataclass(frozen=True)
@@ -99,77 +111,130 @@ class ForwardPass:
     ----------
     updates : function
         Returns the updates that the pass may need, in the order of the model.
-    unbatched : WeakSet
-        Updates that cannot be stacked; what turns out to be one is added.
+    known : Alike
+        Which of them are alike, if that is known; written to.
     """
 
-    def __init__(
-        self, updates: Callable[[], Sequence[Parameterization]], unbatched: WeakSet[nn.Module]
-    ) -> None:
+    def __init__(self, updates: Callable[[], Sequence[Parameterization]], known: Alike) -> None:
         self._updates = updates
-        self._unbatched = unbatched
+        self._known = known
         self._thread = threading.get_ident()
         self._stacks: dict[int, list[Member]] | None = None
         self._ready: dict[int, Ready] = {}
+        self._unused: set[int] = set()
 
     def factors(self, update: Parameterization) -> LowRankOperator | None:
         """Return the factors of an update, or None if it is to be evaluated by itself."""
         mode = _mode()
         if mode is None or threading.get_ident() != self._thread:
             return None
+        looked = self._stacks is None
         if self._stacks is None:
-            self._stacks = _stacks(x for x in self._updates() if x not in self._unbatched)
+            self._stacks = self._known.stacks(self._updates)
         stack = self._stacks.pop(id(update), None)
         if stack is not None:
-            self._evaluate(stack, mode)
+            self._evaluate(stack if looked else [x for x in stack if x.is_present()], mode)
+        elif not self._known.has(update):
+            self._known.forget()
         known = self._ready.get(id(update))
-        return known.op if known is not None and known.is_valid(mode) else None
+        if known is None or not known.is_valid(mode):
+            return None
+        self._unused.discard(id(update))
+        return known.op
+
+    def finish(self) -> None:
+        """Note the end of the pass: what was evaluated in vain may be part of the model no more."""
+        if self._unused:
+            self._known.forget()
 
     def _evaluate(self, stack: Sequence[Member], mode: Mode) -> None:
         assert self._stacks is not None, "a stack is one of them"
         for x in stack:
             self._stacks.pop(id(x.update), None)
-        chosen = [x for x in stack if x.is_present()]
-        if len(chosen) < 2:
+        if len(stack) < 2:
             return
         try:
-            ops, copies = evaluate_together([x.update for x in chosen])
+            ops, copies = evaluate_together([x.update for x in stack])
         except Exception:
             # Branches on numbers, or draws of them, are not batched, nor is what wants parameters;
             # whatever else is wrong is raised by the layer that it is wrong with.
-            self._unbatched.update(x.update for x in chosen)
+            self._known.refuse([x.update for x in stack])
             return
-        for x, op, of in zip(chosen, ops, copies, strict=True):
+        for x, op, of in zip(stack, ops, copies, strict=True):
             self._ready[id(x.update)] = Ready(x, mode, [of[id(n)] for n in x.numbers], op)
+        self._unused.update(id(x.update) for x in stack)
 
 
-def _stacks(updates: Iterable[Parameterization]) -> dict[int, list[Member]]:
-    """Return for each update, by its identity, those that it is evaluated with."""
+class Alike:
+    """Which updates of a model are evaluated together, while it is what it was."""
+
+    def __init__(self) -> None:
+        self._unbatched: WeakSet[nn.Module] = WeakSet()
+        self._updates: dict[int, Parameterization] = {}
+        self._stacks: list[list[Member]] | None = None
+
+    def stacks(self, updates: Callable[[], Sequence[Parameterization]]) -> dict[int, list[Member]]:
+        """Return for each update, by its identity, those that it is evaluated with."""
+        found = None if self._stacks is None else _renewed(self._stacks)
+        if found is None:
+            given = [x for x in updates() if type(x) not in IMMEDIATE]
+            members = [_member(x) for x in given if x not in self._unbatched]
+            found = _stacks(x for x in members if x is not None)
+            # What cannot be stacked now may be later.
+            self._stacks = None if None in members else found
+            self._updates = {id(x): x for x in given}
+        return {id(x.update): stack for stack in found for x in stack}
+
+    def has(self, update: Parameterization) -> bool:
+        """Whether an update was one of the model when that was looked at last."""
+        return id(update) in self._updates
+
+    def forget(self) -> None:
+        """Look at the model again in the next pass."""
+        self._updates, self._stacks = {}, None
+
+    def refuse(self, updates: Iterable[Parameterization]) -> None:
+        """Note updates that cannot be stacked."""
+        self._unbatched.update(updates)
+        self.forget()
+
+
+def _renewed(stacks: Sequence[Sequence[Member]]) -> list[list[Member]] | None:
+    """Return stacks with counters of now, or None if more is new than numbers."""
+    found: list[list[Member]] = []
+    for stack in stacks:
+        now = [x.renewed() for x in stack]
+        present = [x for x in now if x is not None]
+        if len(present) < len(stack):
+            return None
+        found.append(present)
+    return found
+
+
+def _stacks(members: Iterable[Member]) -> list[list[Member]]:
+    """Return members that are evaluated with each other; some are by themselves."""
     groups: list[list[Member]] = []
-    for member in (x for update in updates if (x := _member(update)) is not None):
+    for member in members:
         group = next((group for group in groups if group[0].is_like(member)), None)
         if group is None:
             groups.append([member])
         else:
             group.append(member)
-    found: dict[int, list[Member]] = {}
+    found: list[list[Member]] = []
     for group in groups:
         first = group[0].update
         count = max(1, _AT_ONCE // (sum(first.shape) * first.rank))
         # As many in each: none is left over.
         turns = -(-len(group) // count)
-        for i in range(turns):
-            stack = group[i * len(group) // turns : (i + 1) * len(group) // turns]
-            found.update((id(x.update), stack) for x in stack if len(stack) > 1)
+        ends = [i * len(group) // turns for i in range(turns + 1)]
+        found += [group[i:j] for i, j in itertools.pairwise(ends)]
     return found
 
 
 def _member(update: Parameterization) -> Member | None:
     """Return an update with what it is made of, or None if it is better evaluated alone."""
     facts, numbers = list[Facts](), list[Tensor]()
-    if type(update) in IMMEDIATE or not collect(update, facts, numbers):
-        return None
-    if any(x._backward_hooks or x._backward_pre_hooks for x in update.modules()):  # pyright: ignore[reportPrivateUsage]
+    if not collect(update, facts, numbers):
         return None
     if not all(map(_can_be_stacked, numbers)) or not any(x.requires_grad for x in numbers):
         return None
@@ -203,7 +268,7 @@ def _layout(x: Tensor) -> tuple[object, ...]:
 
 
 def _stamp(x: Tensor) -> tuple[object, ...]:
-    return x._version, x.data_ptr(), _is_watched(x), *_layout(x)
+    return x._version, x.data_ptr(), _is_watched(x), x.is_neg(), x.is_conj(), *_layout(x)
 
 
 def _same(x: Tensor, copy: Tensor) -> bool:

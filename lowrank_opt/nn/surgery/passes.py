@@ -7,7 +7,7 @@ from torch import nn
 
 from lowrank_opt.nn.adapters.adapted import adapted_modules
 from lowrank_opt.nn.adapters.record import Record
-from lowrank_opt.nn.adapters.together import ForwardPass
+from lowrank_opt.nn.adapters.together import Alike, ForwardPass
 from lowrank_opt.parameterizations import Parameterization
 
 
@@ -34,13 +34,17 @@ def begin(model: nn.Module, _: object) -> None:
     idle = torch.compiler.is_compiling() or not torch.is_grad_enabled()
     record = None if idle else _record(model)
     if record is not None:
-        record.passing = ForwardPass(lambda: active_updates(model), record.unbatched)
+        alike = record.alike
+        if not isinstance(alike, Alike):
+            alike = record.alike = Alike()
+        record.passing = ForwardPass(lambda: active_updates(model), alike)
 
 
 def end(model: nn.Module, *_: object) -> None:
     """End a forward pass, whether it returned or raised."""
     record = None if torch.compiler.is_compiling() else _record(model)
-    if record is not None:
+    if record is not None and record.passing is not None:
+        record.passing.finish()
         record.passing = None
 
 

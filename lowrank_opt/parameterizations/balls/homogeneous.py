@@ -13,6 +13,7 @@ from lowrank_opt.errors import RadiusError
 from lowrank_opt.linalg import (
     differentiable_values,
     inverse_power_of_two,
+    is_negligible,
     lp_norm,
     square_sum,
     unit_peak_factor,
@@ -115,6 +116,8 @@ class HomogeneousBall(Parameterization):
 
     def factors(self) -> LowRankOperator:
         B, A = self.left, self.right
+        if self.p == 1 and B.dtype == torch.float32 != working_dtype(B):
+            return self._product_over_squares(B, A)
         factor = unit_peak_factor(B, A)
         mean = _mean_power(A, B, factor, self.p)
         # (A, B) = 0 has no direction: W = 0 there.
@@ -126,6 +129,17 @@ class HomogeneousBall(Parameterization):
         scale = (scale / q / q).to(B.dtype).expand(self.rank)
         both = factor * q.to(B.dtype)
         return LowRankOperator(B * both, scale, A * both)
+
+    def _product_over_squares(self, B: Tensor, A: Tensor) -> LowRankOperator:
+        """Return the factors for p = 1 and float32, whose squares float64 holds as they are."""
+        zero = is_negligible(B, A)
+        total = torch.where(zero, 1.0, square_sum(B) + square_sum(A))
+        # A power of two, near one over the root, makes both factors ones of size one.
+        exponent = torch.frexp(total.detach().sqrt()).exponent
+        q = torch.ldexp(torch.ones_like(total.detach()), -exponent)
+        scale = torch.where(zero, 0.0, 2 * self.radius / total) / q / q
+        both = q.to(B.dtype)
+        return LowRankOperator(B * both, scale.to(B.dtype).expand(self.rank), A * both)
 
     def right_inverse(self, target: LowRankOperator | Tensor) -> dict[str, Tensor]:
         r"""Return SVD factors, unbalanced by :math:`c^{2p} = (1 + \sqrt{1 - \nu^2}) / \nu`.
