@@ -74,15 +74,16 @@ class Change:
 
     def lengths(self, side: Side | None) -> Tensor | None:
         """Return what of the lengths on one side is added."""
-        return {"rows": self.rows, "columns": self.columns, None: None}[side]
+        if side is None:
+            return None
+        return self.rows if side == "rows" else self.columns
 
     @property
     def sides(self) -> list[Side]:
         """Where there are lengths."""
-        if self.rows is None and self.columns is None:
-            return []
-        both: tuple[Side, Side] = ("rows", "columns")
-        return [side for side in both if self.lengths(side) is not None]
+        if self.rows is None:
+            return [] if self.columns is None else ["columns"]
+        return ["rows"] if self.columns is None else ["rows", "columns"]
 
     @property
     def low_rank(self) -> Sequence[LowRankOperator]:

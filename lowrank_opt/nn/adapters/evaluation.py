@@ -123,6 +123,8 @@ def kept_or_made(
 ) -> _T:
     """Return what is made of updates and tensors; as it was kept, while these are what they were.
 
+    Not for code that is being compiled.
+
     Parameters
     ----------
     kept : dict
@@ -176,8 +178,8 @@ def _seen(
 def _is_plain_call() -> bool:
     """Whether nothing looks at, changes or traces what is computed."""
     return not (
-        torch.compiler.is_compiling()
-        or torch._C._is_tracing()  # pyright: ignore[reportPrivateUsage]
+        torch._C._is_tracing()  # pyright: ignore[reportPrivateUsage]
+        or torch.autograd.forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
         or torch.is_autocast_enabled("cpu")
         or torch._C._len_torch_dispatch_stack()  # pyright: ignore[reportPrivateUsage]
         or torch._C._len_torch_function_stack()  # pyright: ignore[reportPrivateUsage]
@@ -249,10 +251,10 @@ def are_those(known: Iterator[Facts], module: nn.Module, numbers: list[Tensor]) 
         # What is kept cannot have been written to: the same object needs no look inside.
         if present is not x and not (is_immutable(present) and _are_equal(present, x)):
             return False
-    if not own["_modules"]:
-        return True
-    parts = (part for part in own["_modules"].values() if part is not None)
-    return all(are_those(known, part, numbers) for part in parts)
+    for part in own["_modules"].values():
+        if part is not None and not are_those(known, part, numbers):
+            return False
+    return True
 
 
 def _can_be_kept(numbers: Iterable[Tensor]) -> bool:

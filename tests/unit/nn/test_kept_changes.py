@@ -7,7 +7,9 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.autograd.profiler import profile
+from torch.func import functional_call
 
 import lowrank_opt as lo
 from lowrank_opt.nn import adapt, adapted_weights, disabled
@@ -191,3 +193,17 @@ def test_a_glance_meets_every_row(shape):
         assert seen.is_of(x)
         x.data[i] += 1
         assert not seen.is_of(x)
+
+
+@torch.no_grad()
+def test_nothing_is_kept_of_numbers_that_have_tangents():
+    model = adapted("NBLoRA(radius)")
+    model(X)
+    free = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    moved = {key: torch.ones_like(p) for key, p in free.items()}
+    _, truth = torch.func.jvp(lambda p: functional_call(model, p, (X,)), (free,), (moved,))
+    with forward_ad.dual_level():
+        duals = {key: forward_ad.make_dual(p, moved[key]) for key, p in free.items()}
+        tangent = forward_ad.unpack_dual(functional_call(model, duals, (X,))).tangent
+    assert tangent is not None
+    torch.testing.assert_close(tangent, truth)
