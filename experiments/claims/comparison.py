@@ -29,10 +29,7 @@ def at_equal_accuracy(methods: Callable[[Record], Sequence[str]]) -> Callable[[R
     def measure(record: Record) -> Finding:
         unit = f"nats a token kept over LoRA, 3 points below its best accuracy. {_ASKED}"
         found = over_lora(record, methods(record), "kept", unit=unit, telling=TELLING)
-        if len({row["seed"] for row in record["runs"]}) > 1:
-            return found
-        # One draw of some questions to train and choose on decides nothing.
-        return replace(found, effects=tuple(replace(e, holds=None) for e in found.effects))
+        return _by_several(found)
 
     return measure
 
@@ -43,7 +40,14 @@ def at_the_best_rate(record: Record) -> Finding:
     found = {name: paired(rows, name, LORA, "test_kept") for name in bounded(record)}
     effects = [gain(name, values, telling=TELLING) for name, values in found.items() if values]
     seeds = len({row["seed"] for row in rows})
-    return Finding(tuple(effects), "nats a token kept over LoRA", over_seeds(seeds), remark=_ASKED)
+    unit = "nats a token kept over LoRA"
+    return _by_several(Finding(tuple(effects), unit, over_seeds(seeds), remark=_ASKED))
+
+
+def _by_several(finding: Finding) -> Finding:
+    """Return a finding whose effects of one seed, one draw of some questions, are undecided."""
+    decided = [e if e.has_interval else replace(e, holds=None) for e in finding.effects]
+    return replace(finding, effects=tuple(decided))
 
 
 def as_accurate(record: Record) -> Finding:
