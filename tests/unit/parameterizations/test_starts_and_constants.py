@@ -84,6 +84,24 @@ def test_what_is_given_is_a_constant(make):
     assert all(x.is_leaf for x in (*module.buffers(), *module.parameters()))
 
 
+DRAWN = {
+    "lora_xs": lambda g: lo.lora_xs(normal(7, 6), 2, start_std=0.1, generator=g),
+    "clora": lambda g: lo.clora(lo.Factored((7, 6), 2, generator=g), 2, generator=g),
+    "Factored": lambda g: lo.Factored((7, 6), 2, generator=g),
+    "SpectralLoRA": lambda g: lo.SpectralLoRA((7, 6), 2, radius=1.0, generator=g),
+    "hra": lambda g: lo.hra(normal(7, 6), 2, generator=g),
+}
+
+
+@pytest.mark.parametrize("make", DRAWN.values(), ids=DRAWN)
+def test_what_is_drawn_comes_from_the_generator(make):
+    before = torch.random.get_rng_state()
+    one, same, other = (make(seeded(k)).state_dict() for k in (0, 0, 1))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(x, same[name]) for name, x in one.items())
+    assert not all(torch.equal(x, other[name]) for name, x in one.items())
+
+
 @pytest.mark.parametrize("name", ["left", "right"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_directions_are_finite(name, value):
