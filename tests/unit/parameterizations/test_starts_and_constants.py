@@ -193,6 +193,21 @@ def test_norms_of_rows_that_cancel_are_computed_in_compiled_code_too():
     torch.testing.assert_close(found, torch.where(clear, known, direct))
 
 
+SPLITS = {"left": lambda s: s, "sqrt": np.sqrt, "right": np.ones_like}
+
+
+@pytest.mark.parametrize(("split", "shares"), SPLITS.items(), ids=SPLITS)
+def test_parallel_frames_have_their_share_of_the_values(split, shares):
+    weight = normal(7, 6)
+    module = lo.nora(weight, 2, outer_rank=3, form="parallel", split=split)
+    torch.nn.init.normal_(module.inner.left, generator=seeded(1))
+    U, sigma, _ = np.linalg.svd(weight.numpy())
+    core = shares(sigma[:3, None]) * module.inner().to_dense().detach().numpy()
+    found = U[:, :3].T @ module().to_dense().detach().numpy()
+    # The signs of singular vectors are free.
+    np.testing.assert_allclose(np.abs(found), np.abs(core), atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, D])
 def test_the_bound_of_frozen_factors_is_in_float64(dtype):
     module = lo.VeRA(SHAPE, 3, dtype=dtype)
