@@ -21,6 +21,7 @@ PAGES = {
     "federated.json": ["docs/results/federated.md"],
     "images.json": ["docs/results/images.md"],
     "movielens.json": ["docs/results/movielens-100k.md", "README.md"],
+    "peft-comparison.json": ["docs/results/peft-comparison.md"],
     "phase-transition.json": ["docs/results/phase-transition.md"],
     "spectral-rates.json": ["docs/results/spectral-rates.md"],
     "step-cost.json": ["docs/results/step-cost.md"],
