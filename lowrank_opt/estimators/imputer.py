@@ -26,7 +26,13 @@ from lowrank_opt.estimators.choice.choosing import choose_and_fit
 from lowrank_opt.estimators.choice.options import check_imputer_options
 from lowrank_opt.estimators.choice.search import Search
 from lowrank_opt.estimators.choice.starts import EXPONENT
-from lowrank_opt.estimators.data.columns import ColumnScales, column_bounds, is_nan, without_masks
+from lowrank_opt.estimators.data.columns import (
+    ColumnScales,
+    check_numbers,
+    column_bounds,
+    is_nan,
+    without_masks,
+)
 from lowrank_opt.estimators.folders.saved_imputer import SavedImputer
 from lowrank_opt.observations import Observations
 from lowrank_opt.solvers import ALS
@@ -209,6 +215,7 @@ class LowRankImputer(
         table: Any = X
         if hasattr(table, "collect_schema") and not hasattr(table, "to_numpy"):
             table = table.collect()  # a lazy frame
+        check_numbers(table)
         nan, gaps = is_nan(self.missing_values), without_masks(table)
         finite: Any = "allow-nan" if nan or gaps is not table else True
         data: Matrix = validate_data(

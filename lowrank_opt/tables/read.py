@@ -245,6 +245,11 @@ def _from_lines(data: Sequence[Any], *, alone: bool) -> Triplets:
         gaps = [[np.nan if x is None else x for x in line] for line in lines]
         return _from_array(as_array(gaps), alone=alone)
     _check_width(width, "a list")
+    if len(lines) == width and all(_axes(line) == 1 for line in lines):
+        raise ShapeError(
+            f"a list of {width} arrays of {width} numbers could be lines or columns: stack them, "
+            "np.stack(list), if each is an entry; pass a tuple if each is a column"
+        )
     return _from_columns([list(x) for x in zip(*lines, strict=True)] or [[], []])
 
 

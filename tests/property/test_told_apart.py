@@ -240,6 +240,8 @@ REFUSED = {
     ),
     "no unit": ((np.array([1], "m8"), [1], [1.0]), "without a unit"),
     "no numbers": (torch.ones(2, 3, device="meta"), "without any"),
+    "lines or columns": ([np.arange(3), np.arange(3), np.ones(3)], "could be lines or columns"),
+    "pairs or columns": ([torch.arange(2), torch.arange(2)], "could be lines or columns"),
 }
 
 
@@ -333,6 +335,16 @@ def test_lazy_frames_are_imputed_as_others():
     frame = pl.DataFrame({"a": [1.0, None, 2.0], "b": [2.0, 3.0, None], "c": [1.0, 2.0, 3.0]})
     lazy, eager = (LowRankImputer(random_state=0).fit_transform(x) for x in (frame.lazy(), frame))
     np.testing.assert_array_equal(eager, lazy)
+
+
+@pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame])
+def test_dates_are_no_numbers_to_impute(kind: type):
+    table = kind({"a": [dt.datetime(2020, 1, 1), None], "b": [1.0, 2.0]})
+    with pytest.raises(ObservationError, match="got column 'a'"):
+        LowRankImputer().fit_transform(table)
+    fields = np.zeros(3, [("a", "f8"), ("b", "f8")])
+    with pytest.raises(ObservationError, match="array of fields"):
+        LowRankImputer().fit_transform(fields)
 
 
 def test_values_whose_differences_overflow_are_refused():

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lowrank_opt.errors import OptionError
+from lowrank_opt.errors import ObservationError, OptionError
 from lowrank_opt.tables.arrays import as_array, mask_of
 
 if TYPE_CHECKING:
@@ -73,6 +73,26 @@ class ColumnScales:
 def is_nan(value: object) -> bool:
     """Whether a marker of missing values is NaN, or pandas.NA."""
     return type(value).__name__ == "NAType" or value != value
+
+
+def check_numbers(data: object) -> None:
+    """Raise ObservationError for columns of dates or durations, and for named fields.
+
+    Where some columns are numbers, NumPy says only that the types have nothing in common.
+    """
+    table = cast("Any", data)
+    if getattr(getattr(table, "dtype", None), "names", None):
+        raise ObservationError(
+            f"a matrix of numbers is imputed; got an array of fields {table.dtype.names}: "
+            "pass a frame, or its columns side by side"
+        )
+    columns, dtypes = getattr(table, "columns", ()), getattr(table, "dtypes", ())
+    for name, dtype in zip(columns, list(dtypes) if len(columns) else (), strict=True):
+        if str(dtype).lower().startswith(("date", "time", "duration", "period", "interval")):
+            raise ObservationError(
+                f"a matrix of numbers is imputed; got column {name!r} of {dtype}: leave it out, or "
+                "turn it into numbers of one unit"
+            )
 
 
 def without_masks(data: object) -> object:
