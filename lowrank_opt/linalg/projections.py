@@ -49,8 +49,8 @@ def project_l1_ball(values: Tensor, radius: float) -> Tensor:
     return _shrink(x, x.sum(), radius)
 
 
-# From 0.01 to 99 for p - 1, and all sizes of the summands: eight leave a unit of rounding.
-_NEWTON_STEPS = 8
+# What leaves no more than rounding at all sizes of the summands: p - 1 from 0.01 to 99, and others.
+_NEWTON_STEPS, _MORE_STEPS = 8, 16
 
 
 def project_lp_ball(values: Tensor, radius: float, p: float) -> Tensor:
@@ -117,7 +117,7 @@ def _lp_roots(v: Tensor, weight: Tensor, p: float) -> Tensor:
     log_h = torch.minimum(log_v, ratio / q)
     a, b = log_h - log_v, q * log_h - ratio
     log_t = torch.zeros_like(log_h)
-    for _ in range(_NEWTON_STEPS):
+    for _ in range(_NEWTON_STEPS if 0.01 <= q <= 99 else _MORE_STEPS):
         first, second = a + log_t, b + q * log_t
         slope = 1 + (q - 1) * torch.sigmoid(second - first)
         log_t = log_t - torch.logaddexp(first, second) / slope

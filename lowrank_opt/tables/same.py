@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,13 @@ _ATTOSECONDS = {
     **{"W": 604800 * 10**18, "D": 86400 * 10**18, "h": 3600 * 10**18, "m": 60 * 10**18},
     **{"s": 10**18, "ms": 10**15, "us": 10**12, "ns": 10**9, "ps": 10**6, "fs": 10**3, "as": 1},
 }
+
+
+@dataclass(frozen=True)
+class _Instant:
+    """Attoseconds since 1970, or a date so far away that only its text is exact; no id is equal."""
+
+    at: int | str
 
 
 def keys_of(items: list[Any]) -> list[Any]:
@@ -35,15 +43,15 @@ def _key(value: object) -> object:
     return value
 
 
-def _instant(value: np.datetime64) -> object:
-    """Return the attoseconds since 1970, as a number without a bound."""
+def _instant(value: np.datetime64) -> _Instant:
+    """Return when it is, as a number without a bound."""
     unit, count = np.datetime_data(value.dtype)
     if unit in ("Y", "M"):
         days = value.astype("M8[D]")
         if days.astype(value.dtype) != value:
-            return ("instant", str(value))
+            return _Instant(str(value))
         value, unit, count = days, "D", 1
-    return ("instant", int(value.astype(np.int64)) * count * _ATTOSECONDS[unit])
+    return _Instant(int(value.astype(np.int64)) * count * _ATTOSECONDS[unit])
 
 
 def refuse_equal(items: list[Any], kinds: set[type], name: str) -> None:

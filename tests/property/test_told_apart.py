@@ -347,6 +347,15 @@ def test_dates_are_no_numbers_to_impute(kind: type):
         LowRankImputer().fit_transform(fields)
 
 
+@pytest.mark.parametrize("other", [("instant", 0), 0, "1970-01-01T00:00:00"])
+def test_dates_are_no_other_ids(other: object):
+    ids = [other, np.datetime64(0, "s"), "z"]
+    fitted = MatrixCompletion(rank=1, max_iterations=2).fit(
+        [(i, k % 2) for k, i in enumerate(ids)], [1.0, 5.0, 2.0]
+    )
+    assert (3, 2) == fitted.result_.shape
+
+
 def test_values_whose_differences_overflow_are_refused():
     pairs, model = [("a", "x"), ("a", "y"), ("b", "x")], MatrixCompletion(rank=1, max_iterations=2)
     with pytest.raises(ObservationError, match="differences are finite"):

@@ -10,6 +10,7 @@ from torch.func import vmap
 from lowrank_opt.linalg import extend_basis, product_svd, turn_between
 from lowrank_opt.linalg.climbing import climb
 from lowrank_opt.linalg.forward_rule import is_differentiated
+from lowrank_opt.linalg.projections import _lp_roots
 from lowrank_opt.linalg.scaling import lp_norm, normalize_columns
 from lowrank_opt.linalg.singular_values import differentiable_values
 from tests.builders import normal
@@ -95,3 +96,15 @@ def test_climbing_starts_flat_in_a_direction(size):
     start = torch.zeros(2, dtype=D, requires_grad=True)
     found = climb(lambda x: size * (x[0] - x[0] ** 2 - x[1] ** 2), start)
     torch.testing.assert_close(found, torch.tensor([0.5, 0.0], dtype=D), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("p", [1.0001, 1.001, 1.01, 1.5, 3.0, 100.0, 1001.0, 1e4])
+@pytest.mark.parametrize("weight", [1e-3, 0.7, 1e3])
+def test_roots_of_projections_lie_where_the_sum_passes(p, weight):
+    v = torch.logspace(-3, 3, 61, dtype=D)
+    x = _lp_roots(v, v.new_tensor(weight), p)
+    known = x > 1e-300
+    assert bool(known.any())
+    for factor, above in ((1 - 1e-9, False), (1 + 1e-9, True)):
+        near = factor * x
+        assert bool((((near + weight * near.pow(p - 1)) > v) == above)[known].all())
