@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 
 from problems._download import cache_folder
+from tests import grouplens
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,7 +37,7 @@ def ml_100k() -> Path:
 
 
 @pytest.fixture(scope="session")
-def movielens_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def grouplens_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder that contains GroupLens' ``ml-100k/`` with all its files."""
     for place in places():
         if (place / "ml-100k" / "u1.base").is_file():
@@ -46,6 +47,31 @@ def movielens_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.unpack_archive(place / "ml-100k.zip", folder)
             return folder
     pytest.skip("no archive of ML-100K: set LOWRANK_OPT_DATA to a folder that contains ml-100k/")
+
+
+@pytest.fixture(scope="session")
+def ml_100k_lines(ml_100k: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Lines of u.data, of any of the places that it comes in."""
+    folder = ml_100k
+    if ml_100k.suffix == ".zip":
+        folder = tmp_path_factory.mktemp("archive")
+        shutil.unpack_archive(ml_100k, folder)
+        folder = folder / "ml-100k"
+    plain, wheel = folder / "u.data", folder / "ml-100k.inter"
+    if plain.is_file():
+        return plain.read_text().splitlines(keepends=True)
+    return wheel.read_text().splitlines(keepends=True)[1:]
+
+
+@pytest.fixture(scope="session")
+def movielens_data(ml_100k_lines: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder that contains ``ml-100k/``: GroupLens' own, or one with the splits cut as it does."""
+    for place in places():
+        if (place / "ml-100k" / "u1.base").is_file():
+            return place
+    folder = tmp_path_factory.mktemp("movielens")
+    grouplens.write_splits(ml_100k_lines, folder / "ml-100k")
+    return folder
 
 
 @pytest.fixture(scope="session")

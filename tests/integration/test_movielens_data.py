@@ -8,6 +8,7 @@ import pytest
 
 from problems import movielens
 from problems.ratings import Ratings
+from tests import grouplens
 
 pytestmark = pytest.mark.realdata
 
@@ -20,22 +21,28 @@ FOLDS = {
     4: ("66f64a75eeeffd20ff09533bcd31adcf", "328acfca94e85d01b1d7e92c7d73df3b"),
     5: ("0becb3392339231c08ba316944c79095", "bec898f7091dba3b7bdf793d1998d2d6"),
 }
+ALL_BUT_TEN = {
+    "ua": ("346eb46a756be3b382bdef4f7dcf3a01", "52e5d0355092dc1596899855b220508f"),
+    "ub": ("e4ce94f6e01e45f65b91a70bb9e8da2f", "5292d1e388d156aa0c19c384cdf35aca"),
+}
 HEADER = b"user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
 
 
 @pytest.fixture(scope="module")
-def only_wheel(movielens_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def only_wheel(ml_100k_lines: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the wheel gives it: the lines of u.data below a header."""
     folder = tmp_path_factory.mktemp("wheel")
-    lines = (movielens_data / "ml-100k" / "u.data").read_bytes()
-    (folder / "ml-100k.inter").write_bytes(HEADER + lines)
+    (folder / "ml-100k.inter").write_bytes(HEADER + "".join(ml_100k_lines).encode())
     return folder
 
 
 def checksum(part: Ratings) -> str:
     """Return the MD5 checksum of the lines that GroupLens writes for these ratings."""
     table = part.to_pandas().to_numpy(dtype=int).tolist()
-    text = "".join("\t".join(map(str, line)) + "\n" for line in table)
+    return digest("".join("\t".join(map(str, line)) + "\n" for line in table))
+
+
+def digest(text: str) -> str:
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -47,6 +54,14 @@ def test_ratings_are_those_of_grouplens(ml_100k: Path) -> None:
 def test_folds_are_those_of_grouplens(ml_100k: Path, number: int) -> None:
     folds = movielens.split_ratings(f"u{number}", path=ml_100k)
     assert FOLDS[number] == tuple(map(checksum, folds))
+
+
+@pytest.mark.parametrize("name", grouplens.NAMES)
+def test_splits_cut_by_the_tests_are_those_of_grouplens(
+    ml_100k_lines: list[str], name: str
+) -> None:
+    expected = ALL_BUT_TEN.get(name) or FOLDS[int(name[1])]
+    assert expected == tuple(map(digest, grouplens.cut(ml_100k_lines, name)))
 
 
 def test_ml_100k_has_its_published_counts(ml_100k: Path) -> None:
@@ -70,7 +85,7 @@ def test_ml_1m_has_its_published_counts(ml_1m: Path) -> None:
     assert ratings.user_ids.tolist() == users.index.tolist()
 
 
-@pytest.mark.parametrize("name", ["u1", "u2", "u3", "u4", "u5", "ua", "ub"])
+@pytest.mark.parametrize("name", grouplens.NAMES)
 def test_split_holds_the_lines_of_the_official_files(movielens_data: Path, name: str) -> None:
     train, test = movielens.split_ratings(name, path=movielens_data)
     for part, suffix in ((train, "base"), (test, "test")):
@@ -96,9 +111,9 @@ def test_split_has_the_common_shape(ml_100k: Path) -> None:
     assert (80_000, 20_000) == (len(train), len(test))
 
 
-def test_side_tables_of_ml_100k_cover_the_ratings(movielens_data: Path) -> None:
-    items = movielens.items("ml-100k", path=movielens_data)
-    users = movielens.users("ml-100k", path=movielens_data)
+def test_side_tables_of_ml_100k_cover_the_ratings(grouplens_folder: Path) -> None:
+    items = movielens.items("ml-100k", path=grouplens_folder)
+    users = movielens.users("ml-100k", path=grouplens_folder)
     assert (1682, 943) == (len(items), len(users))
     assert "Toy Story (1995)" == items.loc[1, "title"]
     assert "Animation|Children's|Comedy" == items.loc[1, "genres"]
