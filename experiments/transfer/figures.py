@@ -44,25 +44,38 @@ def draw_rates(runs: Sequence[Outcome], path: Path, label: str) -> None:
 
 
 def draw_fronts(
-    runs: Sequence[Outcome], final: Sequence[Outcome], path: Path, labels: tuple[str, str]
+    runs: Sequence[Outcome],
+    final: Sequence[Outcome],
+    path: Path,
+    labels: tuple[str, str],
+    *,
+    beyond: Sequence[Outcome] = (),
 ) -> None:
-    """Draw what is kept against what is learnt, along the rates, and the tests with intervals."""
+    """Draw what is kept against what is learnt, along the rates, and the tests with intervals.
+
+    Tests beyond the chosen rate are rings.
+    """
     seeds = sorted({o.seed for o in runs})
     behind = curve(runs, LORA, seeds)
 
     def panel(ax: "Axes", method: str) -> None:
         ax.plot(*_xy(behind, "front"), color=BEHIND, lw=1)
         ax.plot(*_xy(curve(runs, method, seeds), "front"), "o-", color=OWN, ms=2.5, lw=1)
-        own = [o for o in final if o.method == method]
-        if own:
-            x, y = (
-                mean_interval([float(getattr(o, q)) for o in own])
-                for q in ("test_accuracy", "test_kept")
-            )
-            bars = [[[v - lo], [hi - v]] if math.isfinite(lo) else None for v, lo, hi in (x, y)]
-            ax.errorbar(x[0], y[0], xerr=bars[0], yerr=bars[1], fmt="D", ms=3, color=TESTED, lw=1)
+        for tests, mark, fill in ((final, "D", TESTED), (beyond, "o", "none")):
+            own = [o for o in tests if o.method == method]
+            if own:
+                _test(ax, own, mark, fill)
 
     _panels(runs, panel, path, *labels)
+
+
+def _test(ax: "Axes", own: Sequence[Outcome], mark: str, fill: str) -> None:
+    x, y = (
+        mean_interval([float(getattr(o, q)) for o in own]) for q in ("test_accuracy", "test_kept")
+    )
+    bars = [[[v - lo], [hi - v]] if math.isfinite(lo) else None for v, lo, hi in (x, y)]
+    shown = ax.errorbar(x[0], y[0], xerr=bars[0], yerr=bars[1], fmt=mark, ms=3, color=TESTED, lw=1)
+    shown[0].set_markerfacecolor(fill)
 
 
 def _xy(points: Curve, kind: str) -> tuple[list[float], list[float]]:

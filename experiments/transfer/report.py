@@ -125,6 +125,22 @@ def measured(runs: Sequence[Outcome]) -> list[dict[str, Json]]:
     return found
 
 
+def kept_when_rewound(final: Sequence[Outcome]) -> list[dict[str, Json]]:
+    """Return what is kept, in validation, three points below LoRA's best, on the way to zero.
+
+    One row for each run that was rewound; null where that accuracy is not reached.
+    """
+    paths = {
+        (o.method, o.seed): [Point(*point) for point in o.path] for o in final if len(o.path) > 0
+    }
+    bars = {seed: best(p).accuracy - BELOW for (name, seed), p in paths.items() if name == LORA}
+    return [
+        {"method": name, "seed": seed, "kept": kept_at(path, bars[seed])}
+        for (name, seed), path in paths.items()
+        if seed in bars
+    ]
+
+
 def rate_table(runs: Sequence[Outcome], found: Sequence[Mapping[str, Json]]) -> Table:
     """Return one row for each method: its best rate, usable rates, and what it keeps."""
     header = ["update", "best rate", "accuracy there", "decades within 1 point", "from", "to"]

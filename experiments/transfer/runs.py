@@ -1,7 +1,7 @@
 """One fine-tuning: what is learnt of the new task, and what is kept of the old one."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from experiments.transfer.methods import Method, methods
-from lowrank_opt.nn import adapter_report
+from lowrank_opt.nn import adapter_report, rewind
 
 BATCH = 64
-_AT_ONCE = 500
+FRACTIONS = (1.0, 0.8, 0.6, 0.4, 0.2)
+_AT_ONCE = 100
 
 
 class Split(NamedTuple):
@@ -44,12 +45,15 @@ class Task:
         Given a seed, returns the new task; test inputs are the same for all seeds.
     skill : callable
         Given a network and whether to test, returns how good it is at the old task, in per cent.
+    methods : callable
+        Returns the ways to adapt, by name.
     """
 
     network: Callable[[], nn.Module]
     layers: str
     target: Callable[[int], Target]
     skill: Callable[[nn.Module, bool], float]
+    methods: Callable[[], Mapping[str, Method]] = methods
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Setting:
     rank: int
     epochs: int
     head_rate: float
+    batch: int = BATCH
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,8 @@ class Outcome:
     """One run: accuracies on the new task and skill at the old one, in per cent.
 
     Those of the test are None where it was not looked at; `holds` tells whether a bound does, None
-    for updates that declare none.
+    for updates that declare none. `path` has fraction of the trained norm, accuracy and what is
+    kept, in validation, where the update was rewound.
     """
 
     method: str
@@ -79,31 +85,69 @@ class Outcome:
     test_kept: float | None
     trained: int
     holds: bool | None
+    path: tuple[tuple[float, float, float], ...] = ()
 
 
 def fine_tune(
     task: Task, name: str, lr: float, seed: int, setting: Setting, *, test: bool = False
 ) -> Outcome:
     """Train once: AdamW without decay of weights, a cosine from `lr` to zero."""
+    return _trained(task, name, lr, seed, setting).outcome(test=test)
+
+
+def fine_tune_and_rewind(
+    task: Task, name: str, lr: float, seed: int, setting: Setting
+) -> tuple[Outcome, Outcome]:
+    """Train once, test, and test again where the validation is best on the way back to zero.
+
+    The second outcome's `holds` is that of the certificates of the rewound update.
+    """
+    run = _trained(task, name, lr, seed, setting)
+    first = run.outcome(test=True)
+    report = rewind(
+        run.network,
+        validation=lambda: -accuracy(run.network, run.head, run.target.validation),
+        source=lambda: -task.skill(run.network, False),
+        fractions=FRACTIONS,
+    )
+    path = tuple((p.fraction, -p.target, -p.source) for p in report.path)
+    again = replace(run.outcome(test=True), method=f"{name}, rewound", holds=report.holds)
+    return replace(first, path=path), again
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What a run has made."""
+
+    task: Task
+    target: Target
+    network: nn.Module
+    head: nn.Linear
+    known: tuple[str, float, int, int]
+    numbers: int
+
+    def outcome(self, *, test: bool) -> Outcome:
+        task, target, network, head = self.task, self.target, self.network, self.head
+        return Outcome(
+            *self.known,
+            accuracy(network, head, target.validation),
+            task.skill(network, False),
+            accuracy(network, head, target.test) if test else None,
+            task.skill(network, True) if test else None,
+            self.numbers,
+            holds(network, task.methods()[self.known[0]]),
+        )
+
+
+def _trained(task: Task, name: str, lr: float, seed: int, setting: Setting) -> _Trained:
     target, network = task.target(seed), task.network()
-    method = methods()[name]
-    method.prepare(network, task.layers, setting.rank, seed)
+    task.methods()[name].prepare(network, task.layers, setting.rank, seed)
     head = _head(network, target, seed)
     trained = [p for p in network.parameters() if p.requires_grad]
     _train(network, head, trained, target.training, lr, seed, setting)
     network.eval()
-    return Outcome(
-        name,
-        lr,
-        seed,
-        setting.rank,
-        accuracy(network, head, target.validation),
-        task.skill(network, False),
-        accuracy(network, head, target.test) if test else None,
-        task.skill(network, True) if test else None,
-        sum(p.numel() for p in trained),
-        holds(network, method),
-    )
+    numbers = sum(p.numel() for p in trained)
+    return _Trained(task, target, network, head, (name, lr, seed, setting.rank), numbers)
 
 
 def holds(network: nn.Module, method: Method) -> bool | None:
@@ -135,7 +179,7 @@ def _train(
         logits = head(network(split.inputs[batch]))
         return nn.functional.cross_entropy(logits, split.labels[batch])
 
-    train(loss, rates, list(batches(len(split.labels), setting.epochs, seed)))
+    train(loss, rates, list(batches(len(split.labels), setting.epochs, seed, setting.batch)))
 
 
 def train(

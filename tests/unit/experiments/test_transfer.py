@@ -1,5 +1,6 @@
 """Adapting a trained network: every method in small, and what is made of rates and seeds."""
 
+import copy
 import gzip
 import json
 import math
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import lowrank_opt as lo
 from experiments.claims.finding import Verdict
 from experiments.claims.transfer import gains_in_test, over_lora
 from experiments.tables import markdown_table
@@ -22,6 +24,7 @@ from experiments.transfer.report import (
     curve,
     final_table,
     kept_at,
+    kept_when_rewound,
     measured,
     rate_table,
     usable,
@@ -173,13 +176,78 @@ def test_best_rate_is_that_of_the_mean():
 
 @pytest.mark.parametrize("name", [FULL, HEAD, "DeLoRA, radius 8", "LoRA-XS"])
 def test_encoder_keeps_its_vectors_and_its_skill_is_watched(name):
-    before = language.pretrained(small=True).vectors[0].weight.clone()
+    before = language.pretrained(small=True).below.vectors.weight.clone()
     outcome = language.run(name, 1e-2, 0, SETTING, data="trec", small=True, test=True)
-    assert torch.equal(before, language.pretrained(small=True).vectors[0].weight)
+    assert torch.equal(before, language.pretrained(small=True).below.vectors.weight)
     assert (HEAD == name) == (outcome.trained == 0)
     assert 0 < outcome.test_accuracy <= 100
     # A few steps leave the order of similarities nearly as it is.
     assert min(outcome.kept, outcome.test_kept) > 80
+
+
+@pytest.fixture
+def layered():
+    """The same random encoder, whole and with its first block below the cut."""
+    torch.manual_seed(0)
+    vectors, blocks = nn.Embedding(20, 4), [nn.Linear(4, 4) for _ in range(2)]
+
+    class Both(nn.Module):
+        def __init__(self, parts):
+            super().__init__()
+            self.parts = nn.ModuleList(parts)
+
+        def forward(self, x, there):
+            for part in self.parts:
+                x = part(x) * there.unsqueeze(-1)
+            return x
+
+    whole = language.Encoder(language.Below(vectors), Both(blocks))
+    cut = language.Encoder(language.Below(vectors, Both(blocks[:1])), Both(blocks[1:]))
+    return whole, cut
+
+
+def test_what_is_below_the_cut_is_computed_once(layered):
+    whole, cut = layered
+    words = torch.tensor([[5, 9, 2], [7, 0, 0], [5, 9, 2]])
+    for part in (words, words[1:2], words[:2]):
+        torch.testing.assert_close(whole(part), cut(part))
+    assert {(5, 9, 2), (7,)} == set(cut.below.kept)
+
+
+def test_update_that_spares_inputs_does_not_act_on_them():
+    """Half of the directions, of as many rows as have more than that."""
+    encoder = language.pretrained(small=True)
+    network = copy.deepcopy(encoder)
+    language.ways(small=True)[language.PROTECTED].prepare(network, language.LAYERS, 2, 0)
+    spared = language._spared(encoder, language.LAYERS, small=True)
+    updates = [m for m in network.modules() if isinstance(m, lo.Complement)]
+    assert len(spared) == len(updates) == 6
+    for update, basis in zip(updates, spared.values(), strict=True):
+        assert (update.shape[1], update.shape[1] // 2) == basis.shape
+        with torch.no_grad():
+            for p in update.parameters():
+                p.normal_()
+        op = update()
+        assert float((op @ basis).abs().max()) < 1e-5 * float(op.schatten_norm(1))
+
+
+def test_what_is_rewound_is_tested_before_and_after():
+    first, second = language.run_and_rewind(LORA, 1e-2, 0, SETTING, data="trec", small=True)
+    alone = language.run(LORA, 1e-2, 0, SETTING, data="trec", small=True, test=True)
+    assert alone == replace(first, path=())
+    assert [1.0, 0.8, 0.6, 0.4, 0.2] == [fraction for fraction, _, _ in first.path]
+    assert (first.accuracy, first.kept) == first.path[0][1:]
+    assert second.accuracy == max(accuracy for _, accuracy, _ in first.path)
+    assert (f"{LORA}, rewound", True) == (second.method, second.holds)
+
+
+def test_what_is_kept_when_rewound_is_compared_at_one_accuracy():
+    runs = [
+        replace(outcome(name, 1e-2, 0, 60, 0), path=((1.0, top, 50.0), (0.5, top - 4, 90.0)))
+        for name, top in ((LORA, 60.0), ("low", 50.0), ("high", 61.0))
+    ]
+    kept = {row["method"]: row["kept"] for row in kept_when_rewound(runs)}
+    assert {LORA: 80.0, "low": None, "high": 90.0} == kept
 
 
 def test_padding_changes_no_feature():
