@@ -40,13 +40,18 @@ def left_out_residuals(
         Values minus predictions, enlarged by the leverages in row and column. Priors are those
         that `FactorPrior.empirical` learns.
 
+    Raises
+    ------
+    OptionError
+        If a `BayesianResult` is of ordered levels.
+
     References
     ----------
     Golub, Heath and Wahba (1979), Generalized cross-validation, for one ridge regression.
     """
+    point = result.to_completion() if isinstance(result, BayesianResult) else result
     i, j = observations.rows, observations.cols
     residuals = observations.values.double() - result.predict(i, j).double()
-    point = result.to_completion() if isinstance(result, BayesianResult) else result
     rank = min(point.operator.rank, _LARGEST_RANK, *point.shape)
     kept = point.operator.truncate(rank) if rank < point.operator.rank else point.operator
     point = CompletionResult(kept, point.bias, point.status, point.history)

@@ -11,19 +11,27 @@ import numpy as np
 import torch
 
 from lowrank_opt.completion.bayes.gibbs_sweeps import Side
+from lowrank_opt.completion.bayes.likelihood import (
+    Gaussian,
+    Likelihood,
+    OrderedProbit,
+    latent_scores,
+)
 from lowrank_opt.completion.bayes.lines import Lines
-from lowrank_opt.completion.bayes.noise import check_noise_strength, common
+from lowrank_opt.completion.bayes.noise import check_noise_strength
 from lowrank_opt.completion.bayes.variational_sweeps import VariationalPosterior
 from lowrank_opt.completion.loop.checkpoint import State, own_lines
 from lowrank_opt.completion.loop.history import History, Iteration
 from lowrank_opt.completion.loop.status import CompletionStatus
 from lowrank_opt.completion.model.checks import check_counts
 from lowrank_opt.completion.model.implicit import implicit_features
+from lowrank_opt.completion.model.losses import OrderedProbit as OrderedProbitLoss
 from lowrank_opt.completion.model.problem import CompletionProblem
 from lowrank_opt.completion.model.side import FeatureLink
 from lowrank_opt.completion.results.posterior import BayesianResult
 from lowrank_opt.completion.solvers.context import Run
 from lowrank_opt.completion.solvers.traits import Traits
+from lowrank_opt.kernels.ordered_levels import OrderedLevels
 from lowrank_opt.observations import Observations
 from lowrank_opt.observations.parts import is_cut, whole
 
@@ -42,6 +50,11 @@ class Gibbs:
     :math:`B_l` of the features :math:`f_l`, and Gamma priors on precisions. Nothing needs to be
     tuned. The rank, 16 by default, is that of the factors, without the biases. Each matrix of
     features gets a strength of its own; rows never observed are predicted from them.
+
+    With ``loss="ordered_probit"``, values are ordered levels of such numbers :math:`y_k`, between
+    thresholds that are drawn too: the first and the last are fixed, which fixes zero and unit of
+    the others. A prediction is the mean level over draws and noise, and only the order of the
+    levels matters for the draws. On the CPU, in one process, without weights.
 
     Parameters
     ----------
@@ -63,14 +76,18 @@ class Gibbs:
     draws in float32, and does not depend on the number of threads of the row updates. Random
     numbers belong to rows and columns: on several processes the chain is that of one, to rounding,
     also where rows are cut, with the rows of its own in the result of each. Its history has as
-    objective the sum of squared residuals of each draw.
+    objective the sum of squared residuals of each draw; of ordered levels, minus the
+    log-likelihood of the draw before, given its thresholds.
 
     References
     ----------
     Salakhutdinov and Mnih (2008), Bayesian probabilistic matrix factorization using Markov chain
     Monte Carlo, section 3.3; the links are those of Simm et al. (2017), Macau; the noise by rows
     and columns is that of Lakshminarayanan, Bouchard and Archambeau (2011), Robust Bayesian matrix
-    factorisation. The start is that of `Variational`.
+    factorisation. The start is that of `Variational`. Ordered levels are those of Albert and Chib
+    (1993), Bayesian analysis of binary and polychotomous response data, thresholds moved as in
+    Cowles (1996), Accelerating Monte Carlo Markov chain convergence for cumulative-link
+    generalized linear models.
 
     Examples
     --------
@@ -80,6 +97,7 @@ class Gibbs:
 
     traits: ClassVar[Traits] = Traits(
         sets=("nothing", "rank"),
+        losses="squared, ordered_probit",
         biases=("additive",),
         bias_penalty=False,
         side=True,
@@ -103,8 +121,15 @@ class Gibbs:
         observations, checkpoint = problem.observations, run.checkpoint
         state = None if checkpoint is None else checkpoint.restored(observations.device)
         begun = state is not None
+        ordered = isinstance(problem.entry_loss, OrderedProbitLoss)
         sampler = _Sampler(
-            observations, rank, links, self.noise_strength, run.generator, begun=begun
+            observations,
+            rank,
+            links,
+            self.noise_strength,
+            run.generator,
+            ordered=ordered,
+            begun=begun,
         )
         if begun:
             sampler.resume(state)
@@ -125,7 +150,7 @@ class Gibbs:
         return sampler.result(CompletionStatus.CONVERGED)
 
 
-_Draw = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]
+_Draw = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float, np.ndarray]
 
 
 class _Sampler:
@@ -139,10 +164,12 @@ class _Sampler:
         noise_strength: float,
         generator: torch.Generator | None,
         *,
+        ordered: bool = False,
         begun: bool = False,
     ) -> None:
         self.dtype, self.device = observations.dtype, observations.device
-        start = VariationalPosterior(observations, rank, noise_strength, generator, single=True)
+        scores, thresholds = latent_scores(observations) if ordered else (observations, None)
+        start = VariationalPosterior(scores, rank, noise_strength, generator, single=True)
         self.offset, self.unit, self.count = start.offset, start.unit, start.count
         self.history, self.started = History(), time.perf_counter()
         self.kept: list[_Draw] = []
@@ -150,6 +177,12 @@ class _Sampler:
             start.sweep()
         self.noise_precision = float(start.noise.mean[0])
         self.rng = start.rng
+        self.likelihood: Likelihood = Gaussian(self.rng)
+        self.levels: torch.Tensor | None = None
+        if thresholds is not None:
+            self.levels = observations.values.double().unique()
+            levels, thresholds = OrderedLevels.of(observations), thresholds - self.offset
+            self.likelihood = OrderedProbit(levels, thresholds / self.unit, self.rng)
         self.cut = is_cut(observations)
         lines = [Lines(start.observations, 0, self.rng), Lines(start.observations, 1, self.rng)]
         parts = zip(start.rows, start.sides, links, strict=True)
@@ -162,34 +195,49 @@ class _Sampler:
 
     def sweep(self) -> Iteration:
         """Draw everything once."""
-        losses = np.zeros(0)
+        losses, surprise = np.zeros(0), self._renew()
         for side, other in (self.sides, self.sides[::-1]):
             side.draw_prior()
             losses = side.draw_factors(other, self.noise_precision)
         # Of columns, which are those of all processes.
         loss = float(self.sides[1].relative_precision @ losses)
-        noise = common(self.count, loss)
-        self.noise_precision = float(self.rng.gamma(noise.shape[0]) / noise.rate[0])
+        self.noise_precision = self.likelihood.noise_precision(self.count, loss)
         seconds = time.perf_counter() - self.started
-        line = Iteration(loss * self.unit * self.unit, math.nan, math.nan, seconds)
+        objective = loss * self.unit * self.unit if surprise is None else surprise
+        line = Iteration(objective, math.nan, math.nan, seconds)
         self.history.append(line)
         return line
+
+    def _renew(self) -> float | None:
+        """Draw what is latent of the values; return minus the log-likelihood, if something is."""
+        rows, cols = self.sides
+        precisions = (self.noise_precision * rows.relative_precision, cols.relative_precision)
+        renewed = self.likelihood.renew((rows.moments, cols.moments), precisions)
+        if renewed is None:
+            return None
+        by_rows, by_cols, surprise = renewed
+        rows.take(by_rows)
+        cols.take(by_cols)
+        return surprise
 
     def keep(self) -> None:
         """Keep the factors with the biases last, relative precisions, and the common one."""
         rows, cols = self.sides
         alpha, beta = rows.relative_precision, cols.relative_precision
-        self.kept.append((rows.x, cols.x, alpha, beta, self.noise_precision))
+        draw = (rows.x, cols.x, alpha, beta, self.noise_precision)
+        thresholds = self.likelihood.thresholds
+        self.kept.append((*draw, thresholds * self.unit + self.offset))
 
     def state(self) -> State:
         """Return what draws change, for a `Checkpoint`."""
         rows, cols = self.sides
         kept: list[State] = list(self.kept)
         if self.cut:
-            kept = [[own_lines(u), v, own_lines(a), b, tau] for u, v, a, b, tau in self.kept]
+            kept = [[own_lines(u), v, own_lines(a), b, *rest] for u, v, a, b, *rest in self.kept]
         return {
             "sides": [rows.state(cut=self.cut), cols.state()],
             "noise_precision": self.noise_precision,
+            "likelihood": self.likelihood.state(),
             "random": self.rng.bit_generator.state,
             "history": self.history.columns(),
             "kept": kept,
@@ -201,6 +249,7 @@ class _Sampler:
         for side, part in zip(self.sides, state["sides"], strict=True):
             side.resume(part)
         self.noise_precision = state["noise_precision"]
+        self.likelihood.resume(state["likelihood"])
         self.kept = [tuple(draw) for draw in state["kept"]]
         self.rng.bit_generator.state = state["random"]
         self.history = History(**state["history"])
@@ -221,7 +270,10 @@ class _Sampler:
         )
         finite = all(map(math.isfinite, self.history.objective))
         status = status if finite else CompletionStatus.NUMERICAL_TROUBLE
-        return BayesianResult(U, V, a, c, self.offset, precision, status, self.history, alpha, beta)
+        thresholds = torch.from_numpy(np.stack([draw[5] for draw in kept])).to(self.device)
+        ordered = (None, None) if self.levels is None else (thresholds, self.levels)
+        parts = (U, V, a, c, self.offset, precision, status, self.history, alpha, beta)
+        return BayesianResult(*parts, *ordered)
 
 
 def _links(problem: CompletionProblem) -> tuple[list[FeatureLink], list[FeatureLink]]:

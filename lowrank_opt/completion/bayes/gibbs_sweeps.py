@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -88,6 +89,11 @@ class Side:
         for name in _CHANGING:
             setattr(self, name, packed(getattr(self, name), state[name]))
         self.x = self.moments.unknowns.cpu().numpy()
+
+    def take(self, values: torch.Tensor) -> None:
+        """Take other values of the entries, in the order of the rows."""
+        assert isinstance(self.rows, GaussianRows), "values are drawn in one process"
+        self.rows = replace(self.rows, values=values)
 
     def draw_prior(self) -> None:
         """Draw mean and precision, then each link and its strength, given the factors."""

@@ -15,15 +15,17 @@ from lowrank_opt.completion.loop.status import CompletionStatus
 from lowrank_opt.completion.model.bias import AdditiveBias
 from lowrank_opt.completion.results import storage
 from lowrank_opt.completion.results.result import CompletionResult
-from lowrank_opt.errors import ObservationError
+from lowrank_opt.errors import ObservationError, OptionError
 from lowrank_opt.operator import LowRankOperator
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lowrank_opt.completion.results.result import Positions
 
 _BLOCK = 1 << 15
 _TENSORS = ("row_factors", "col_factors", "row_bias", "col_bias", "noise_precision")
-_RELATIVE = ("row_precision", "col_precision")
+_OPTIONAL = ("row_precision", "col_precision", "thresholds", "levels")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,6 +47,10 @@ class BayesianResult:
         All sweeps, those left out too.
     row_precision, col_precision : Tensor, shapes (S, m) and (S, n), optional
         Noise precisions of rows and columns relative to `noise_precision`; ones by default.
+    thresholds : Tensor, shape (S, L - 1), optional
+        If values are ordered levels: between which of them matrix and noise are the level.
+    levels : Tensor, shape (L,), optional
+        The values of these levels.
 
     Examples
     --------
@@ -65,6 +71,8 @@ class BayesianResult:
     history: History
     row_precision: Tensor | None = None
     col_precision: Tensor | None = None
+    thresholds: Tensor | None = None
+    levels: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -106,7 +114,7 @@ class BayesianResult:
         return_std: bool = False,
         clip: tuple[float, float] | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Predict entries by the mean of the draws.
+        """Predict entries by the mean of the draws; of levels, by their mean over draws and noise.
 
         Parameters
         ----------
@@ -135,11 +143,23 @@ class BayesianResult:
         mean = mean.reshape(i.shape) if clip is None else mean.reshape(i.shape).clamp(*clip)
         if not return_std:
             return mean
-        noise = self._noise_variance(i.reshape(-1), j.reshape(-1))
-        return mean, (variance + noise).sqrt().to(mean.dtype).reshape(i.shape)
+        if self.levels is None:
+            variance = variance + self._noise_variance(i.reshape(-1), j.reshape(-1))
+        return mean, variance.sqrt().to(mean.dtype).reshape(i.shape)
 
     def to_completion(self) -> CompletionResult:
-        """Return the posterior mean as a result of rank S r: the draws side by side."""
+        """Return the posterior mean as a result of rank S r: the draws side by side.
+
+        Raises
+        ------
+        OptionError
+            If values are ordered levels: each draw has thresholds and noise of its own.
+        """
+        if self.levels is not None:
+            raise OptionError(
+                "draws of ordered levels have thresholds and noise of their own each, and no "
+                "matrix is their mean; got levels: use predict, or fit with loss='squared'"
+            )
         S, _, r = self.row_factors.shape
         left, right = (
             x.permute(1, 0, 2).reshape(-1, S * r) for x in (self.row_factors, self.col_factors)
@@ -157,9 +177,9 @@ class BayesianResult:
             If the folder cannot be written.
         """
         tensors: dict[str, Tensor] = {name: getattr(self, name) for name in _TENSORS}
-        for name in _RELATIVE:
-            relative = getattr(self, name)
-            tensors |= {} if relative is None else {name: relative}
+        for name in _OPTIONAL:
+            known = getattr(self, name)
+            tensors |= {} if known is None else {name: known}
         tensors["mean"] = torch.tensor(self.mean, dtype=torch.float64)
         header: storage.JsonObject = {"status": self.status.name, "shape": list(self.shape)}
         storage.write(path, "BayesianResult", header, tensors, self.history)
@@ -176,34 +196,58 @@ class BayesianResult:
         with storage.reading(path, "BayesianResult") as (header, tensors, history):
             U, V, a, c, precision = (tensors[name] for name in _TENSORS)
             status = CompletionStatus[str(header["status"])]
-            relative = (tensors.get(name) for name in _RELATIVE)
+            optional = (tensors.get(name) for name in _OPTIONAL)
             mean = float(tensors["mean"])
-            return cls(U, V, a, c, mean, precision, status, history, *relative)
+            return cls(U, V, a, c, mean, precision, status, history, *optional)
 
     def _noise_variance(self, i: Tensor, j: Tensor) -> Tensor:
         """Return the expected variance of the noise of a value of weight one, in float64."""
         S = len(self)
         total = torch.zeros(len(i), dtype=torch.float64, device=i.device)
         for s in range(S):
-            precision = self.noise_precision[s].double()
-            for relative, index in ((self.row_precision, i), (self.col_precision, j)):
-                precision = (
-                    precision if relative is None else precision * relative[s].double()[index]
-                )
-            total += 1 / precision
+            total += 1 / self._precision(s, i, j)
         return total / S
 
+    def _precision(self, s: int, i: Tensor, j: Tensor) -> Tensor:
+        """Return the noise precisions of a draw, in float64."""
+        precision = self.noise_precision[s].double()
+        for relative, index in ((self.row_precision, i), (self.col_precision, j)):
+            precision = precision if relative is None else precision * relative[s].double()[index]
+        return precision
+
+    def _scores(self, i: Tensor, j: Tensor) -> Iterator[Tensor]:
+        """Yield the entries of the matrix of each draw, without the mean."""
+        draws = zip(self.row_factors, self.col_factors, self.row_bias, self.col_bias, strict=True)
+        for U, V, a, c in draws:
+            yield (U[i] * V[j]).sum(1) + a[i] + c[j]
+
     def _moments(self, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and variance over the draws, by Welford's update."""
+        """Return mean and variance over the draws, of levels over noise too; Welford's update."""
+        if self.levels is not None and self.thresholds is not None:
+            return self._level_moments(i, j, self.levels, self.thresholds)
         mean = self.row_factors.new_zeros(len(i))
         squares = torch.zeros_like(mean)
-        draws = zip(self.row_factors, self.col_factors, self.row_bias, self.col_bias, strict=True)
-        for s, (U, V, a, c) in enumerate(draws, start=1):
-            value = (U[i] * V[j]).sum(1) + a[i] + c[j]
+        for s, value in enumerate(self._scores(i, j), start=1):
             deviation = value - mean
             mean = mean + deviation / s
             squares = squares + deviation * (value - mean)
         return mean + self.mean, squares / max(len(self) - 1, 1)
+
+    def _level_moments(
+        self, i: Tensor, j: Tensor, levels: Tensor, thresholds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean of the level over draws and noise, and its variance."""
+        above = torch.zeros(len(levels) - 1, len(i), dtype=torch.float64, device=i.device)
+        for s, score in enumerate(self._scores(i, j)):
+            root = self._precision(s, i, j).sqrt()
+            distance = score.double() + self.mean - thresholds[s].unsqueeze(1)
+            above += torch.special.ndtr(root * distance)
+        above /= len(self)
+        # Levels from the lowest one: their squares do not cancel.
+        height = levels - levels[0]
+        mean, square = height.diff() @ above, height.square().diff() @ above
+        variance = (square - mean.square()).clamp_min(0.0)
+        return (mean + levels[0]).to(self.row_factors.dtype), variance
 
 
 def _indices(index: Positions, size: int, name: str, device: torch.device) -> Tensor:

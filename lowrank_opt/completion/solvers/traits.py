@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeAlias, runtim
 
 import torch
 
-from lowrank_opt.completion.model.losses import Squared
+from lowrank_opt.completion.model.losses import OrderedProbit, Squared
 from lowrank_opt.completion.model.problem import CompletionProblem
 from lowrank_opt.completion.results.posterior import BayesianResult
 from lowrank_opt.completion.results.result import CompletionResult
@@ -43,7 +43,7 @@ class Traits:
         set", bounded, or a weighted one; any "set", onto which is projected; a "rank", any matrix
         of which may come out (a parameterization without a norm bound counts as its rank);
         "nothing", where the solver chooses the rank.
-    losses : {"squared", "any"}
+    losses : {"squared", "squared, ordered_probit", "any"}
     biases : tuple of str
         Of "additive" and "none".
     penalty : {"no", "yes", "needed"}
@@ -81,7 +81,7 @@ class Traits:
     """
 
     sets: tuple[Kind, ...] = ("rank",)
-    losses: Literal["squared", "any"] = "squared"
+    losses: Literal["squared", "squared, ordered_probit", "any"] = "squared"
     biases: tuple[BiasName, ...] = ("additive", "none")
     penalty: Literal["no", "yes", "needed"] = "no"
     bias_penalty: bool = True
@@ -102,10 +102,7 @@ class Traits:
         if not kinds_of(problem) & set(self.sets):
             taken = " or ".join(_KINDS[kind] for kind in self.sets)
             yield f"takes {taken}; got {_named(problem)}"
-        if self.losses != "any" and not isinstance(problem.entry_loss, Squared):
-            ranged = problem.prediction_range
-            what = f"loss={problem.loss!r}" if ranged is None else f"prediction_range={ranged}"
-            yield f"takes the squared loss; got {what}"
+        yield from self._loss_misfits(problem)
         bias: BiasName = "none" if problem.bias is None else "additive"
         if bias not in self.biases:
             yield f"fits {' or '.join(self.biases)} biases; got bias={problem.bias!r}"
@@ -115,6 +112,23 @@ class Traits:
         if is_cut(problem.observations):
             yield from self._cut_misfits(problem, begun=begun)
         yield from self._run_misfits(run)
+
+    def _loss_misfits(self, problem: CompletionProblem) -> Iterator[str]:
+        loss, ordered = problem.entry_loss, "ordered_probit" in self.losses
+        if self.losses == "any" or isinstance(loss, Squared):
+            return
+        if not (ordered and isinstance(loss, OrderedProbit)):
+            ranged = problem.prediction_range
+            what = f"loss={problem.loss!r}" if ranged is None else f"prediction_range={ranged}"
+            yield f"takes the squared loss{' and ordered_probit' if ordered else ''}; got {what}"
+            return
+        observations = problem.observations
+        if observations.weights is not None:
+            yield "takes no weights of ordered levels; got some"
+        if observations.part is not None:
+            yield "takes all ordered levels in one process; got a part of them"
+        if observations.device.type != "cpu":
+            yield f"takes ordered levels on the cpu; got {observations.device}"
 
     def _penalty_misfits(self, problem: CompletionProblem) -> Iterator[str]:
         penalty, rate = problem.penalty, problem.bias_penalty
