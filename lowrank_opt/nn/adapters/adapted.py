@@ -31,7 +31,8 @@ from lowrank_opt.nn.basis import storage
 from lowrank_opt.nn.basis.callers import asks_only_facts
 from lowrank_opt.nn.basis.kinds import LayerKind, kind_of
 from lowrank_opt.nn.basis.originals import ORIGINAL, original_type, seen_as
-from lowrank_opt.nn.basis.sharded import check_no_plan, check_reads_shards, is_sharded
+from lowrank_opt.nn.basis.planned import settled
+from lowrank_opt.nn.basis.sharded import check_reads_shards, is_planning, is_sharded
 from lowrank_opt.operator import LowRankOperator
 
 
@@ -63,11 +64,23 @@ class _Adapted(nn.Module):
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Register a parameter, unless it would take the place of what adapters change."""
         found = store_of(self)
-        if found is not None:
-            # Before the first parameter of a module is cut: nothing is half-done.
-            check_no_plan(sys._getframe(1), name, param)  # pyright: ignore[reportPrivateUsage]
-        if found is None or name not in found.changed or not found.assign(self, name, param):
+        cut = found is not None and param is not None and is_sharded(param)
+        if cut and is_planning(sys._getframe(1)):  # pyright: ignore[reportPrivateUsage]
+            found.follow_plan(self, name, param)
             super().register_parameter(name, param)
+        elif found is None or name not in found.changed or not found.assign(self, name, param):
+            super().register_parameter(name, param)
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the modules; to a plan of tensor parallelism, those of the author."""
+        found = super().named_modules(memo, prefix, remove_duplicate)
+        return _of_author(found, is_planning(sys._getframe(1)), prefix)  # pyright: ignore[reportPrivateUsage]
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the children; to a plan of tensor parallelism, those of the author."""
+        return _of_author(super().named_children(), is_planning(sys._getframe(1)))  # pyright: ignore[reportPrivateUsage]
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         # A state dict holds what stands in the module itself, whatever is active.
@@ -114,10 +127,19 @@ class _Recurrent(nn.Module):
         """Do nothing: the weights are not lasting."""
 
 
+def _of_author(
+    found: Iterator[tuple[str, nn.Module]], planning: bool, prefix: str = ""
+) -> Iterator[tuple[str, nn.Module]]:
+    start = f"{prefix}.{STORE}" if prefix else STORE
+    return (x for x in found if not x[0].startswith(start)) if planning else found
+
+
 def _effective(module: nn.Module, found: Store, name: str, reader: FrameType) -> Tensor | None:
     check_reader(reader)
     held = stored(module, name)
-    if is_sharded(held) and not found.record.state.disabled:
+    if held is not None and is_planning(reader):
+        return held
+    if is_sharded(held) and not found.record.state.disabled and found.is_in_shards():
         check_reads_shards(reader, name)
         return held
     return found.effective(module, name, facts=asks_only_facts(reader, name))
@@ -216,10 +238,12 @@ def _forward(original: type[nn.Module], kind: LayerKind) -> Callable[..., Tensor
         lone = found.lone_change(self, state)
         if isinstance(lone, LowRankOperator):
             y = original.forward(layer, *args, **kwargs)
+            y = y if type(y) is Tensor else settled(y)
             x = args[0] if args else next(iter(kwargs.values()))
             return y + updated(kind, layer, lone, x, y)
         if lone is not None and all(fits(kind, side) for side in lone.sides):
             y = original.forward(layer, *args, **kwargs)
+            y = y if type(y) is Tensor else settled(y)
             x = args[0] if args else next(iter(kwargs.values()))
             return y + added(kind, layer, lone, x, y)
         groups = () if state.routing is not None else found.groups(state.chosen, self.training)
@@ -232,6 +256,7 @@ def _forward(original: type[nn.Module], kind: LayerKind) -> Callable[..., Tensor
                 return _with_sum(self, found, state, *args, **kwargs)
             return original.forward(self, *args, **kwargs)
         y = original.forward(layer, *args, **kwargs)
+        y = y if type(y) is Tensor else settled(y)
         x = args[0] if args else next(iter(kwargs.values()))
         if state.routing is not None:
             return routed(found, kind, self, layer, state.routing, x, y)

@@ -16,7 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.errors import TargetError
+from lowrank_opt.nn.basis.cut import Cut, as_dtensor, cut_with_gradients, in_place_of
 from lowrank_opt.nn.basis.kinds import LayerKind, Side
+from lowrank_opt.nn.basis.planned import added_in_parts
+from lowrank_opt.nn.basis.sharded import is_sharded
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.composed.weight_decomposed import row_norms_of_sum
 
@@ -72,6 +75,17 @@ class Change:
         rows, columns = (None if x is None else mark(x) for x in (self.rows, self.columns))
         return Change([_with_left(op, mark(op.left)) for op in self.ops], rows, columns)
 
+    def part(self, cut: Cut) -> Change:
+        """Return what is added to one process's part of a weight."""
+        summed = [i for i, side in enumerate(cut.sides) if side is not None]
+        if not summed:
+            return self
+        op, *others = self.ops
+        assert not others, "weights of several matrices are not cut"
+        whole = [op.left, op.scale, op.right, self.rows, self.columns]
+        left, scale, right, rows, columns = cut_with_gradients(whole, cut, summed)
+        return Change([LowRankOperator(left, scale, right)], rows, columns)
+
     def lengths(self, side: Side | None) -> Tensor | None:
         """Return what of the lengths on one side is added."""
         if side is None:
@@ -99,7 +113,10 @@ class Change:
         return self.ops
 
     def add_dense(self, weight: Tensor) -> Tensor:
-        """Return the dense new weight, rounded once to the dtype of `weight`."""
+        """Return the dense new weight, rounded once to the dtype of `weight`; cut as that is."""
+        if is_sharded(weight):
+            part = self.part(Cut.of(weight)).add_dense(as_dtensor(weight).to_local())
+            return in_place_of(part, weight)
         dense = [op.to_dense() for op in self.ops]
         update = dense[0] if len(dense) == 1 else torch.stack(dense)
         if self.sides:
@@ -119,8 +136,11 @@ def fits(kind: LayerKind, side: Side | None) -> bool:
 
 def added(kind: LayerKind, layer: nn.Module, change: Change, x: Tensor, y: Tensor) -> Tensor:
     """Return what a change of a layer's weight, which `fits`, adds to its output y."""
-    update = updated(kind, layer, change.ops[0], x, y)
     lengths = change.lengths(kind.outputs) if change.sides else None
+    if type(y) is not Tensor and is_sharded(y):
+        own = None if lengths is None else lengths[0]
+        return added_in_parts(kind, layer, change.ops[0], own, x, y)
+    update = updated(kind, layer, change.ops[0], x, y)
     if lengths is None:
         return update
     assert kind.rescale is not None, "others are called with dense weights"
@@ -130,6 +150,8 @@ def added(kind: LayerKind, layer: nn.Module, change: Change, x: Tensor, y: Tenso
 def updated(kind: LayerKind, layer: nn.Module, op: LowRankOperator, x: Tensor, y: Tensor) -> Tensor:
     """Return what a low-rank change of a layer's weight adds to its output y, in its dtype."""
     assert kind.update is not None, "others are called with dense weights"
+    if type(y) is not Tensor and is_sharded(y):
+        return added_in_parts(kind, layer, op, None, x, y)
     update = kind.update(layer, op, x, y)
     return update if update.dtype is y.dtype else update.to(y.dtype)
 
@@ -153,6 +175,10 @@ def rescaled(ops: Sequence[LowRankOperator], weight: Tensor, magnitude: Magnitud
 @torch.no_grad()
 def norms_of_sum(ops: Sequence[LowRankOperator], weight: Tensor, side: Side) -> Tensor:
     """Return the lengths of the rows or columns of ``W0 + dW``, in float64 for wide dtypes."""
+    if is_sharded(weight):
+        cut = Cut.of(weight)
+        parts = [cut.part(op) for op in ops]
+        return cut.norms(norms_of_sum(parts, as_dtensor(weight.detach()).to_local(), side), side)
     matrices = weight.detach().reshape(len(ops), *ops[0].shape)
     rows = [
         row_norms_of_sum(W0, op) if side == "rows" else row_norms_of_sum(W0.mT, op.mT)

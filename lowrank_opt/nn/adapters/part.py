@@ -14,9 +14,12 @@ from lowrank_opt.nn.adapters.change import Change, Magnitude, rescaled
 from lowrank_opt.nn.adapters.evaluation import Kept, evaluated, kept_or_made
 from lowrank_opt.nn.adapters.gradients import awake, delivering
 from lowrank_opt.nn.adapters.record import Record
+from lowrank_opt.nn.basis.cut import cut_as, made_equal
 from lowrank_opt.nn.basis.frozen import Frozen
 from lowrank_opt.nn.basis.kinds import Side
+from lowrank_opt.nn.basis.planned import check_can_be_cut
 from lowrank_opt.nn.basis.products import Prepared, tensors_of
+from lowrank_opt.nn.basis.sharded import is_sharded
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import Parameterization
 
@@ -179,6 +182,26 @@ class Part(nn.Module):
     def names(self) -> set[str]:
         """The tensors of the module that the adapter changes."""
         return {*self.updates, *self.own.homes}
+
+    def check_can_be_cut(self, module: nn.Module) -> None:
+        """Raise AdapterStateError if the adapter needs a weight of a module in one piece."""
+        for name, members in self.updates.items():
+            weight = stored(module, name)
+            if weight is not None:
+                check_can_be_cut(name, members, weight, self.dropout)
+
+    def follow_plan(self, name: str, value: nn.Parameter) -> None:
+        """Have the same numbers for a weight in all processes, and own tensors cut as it is."""
+        numbers = [*self.updates.get(name, ()), *self.settled.get(name, ())]
+        found = [x for member in numbers for x in (*member.parameters(), *member.buffers())]
+        lengths = self.magnitudes.get(name)
+        made_equal([*found, *(() if lengths is None else (lengths,))], value)
+        own = self.own.get(name)
+        if isinstance(own, nn.Parameter) and not is_sharded(own):
+            made_equal([own], value)
+            cut = nn.Parameter(cut_as(own.detach(), value), own.requires_grad)
+            home, key = self.own.homes[name]
+            home.register_parameter(key, cut)
 
     def note_fixed(self) -> None:
         """Note which parameters are frozen now, while others of the adapter are trained."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_opt.nn.adapters.store import STORE
+from lowrank_opt.nn.basis.cut import in_one_piece
 
 # The attribute of modules of an adapted model that holds the prints of their parameters.
 PRINTS = "_lowrank_base_prints"
@@ -79,14 +80,15 @@ def is_changed(module: nn.Module, name: str, value: Tensor) -> bool:
     """Whether a parameter of a module differs from what was noted, other than by a conversion.
 
     One that came later does. Where nothing could be noted - it was on the meta device, or is
-    sharded or quantised -, whether it is trained now.
+    quantised -, whether it is trained now.
     """
     known: dict[str, Prints | None] = module.__dict__.get(PRINTS, {})
     if name not in known:
         return True
-    noted = known[name]
+    noted, trained = known[name], value.requires_grad
+    value = in_one_piece(value)
     if noted is None or not _can_be_noted(value):
-        return value.requires_grad
+        return trained
     first = next(iter(noted))
     if value.dtype in (first, *noted) and print_of(value) == noted[value.dtype]:
         return False
@@ -101,6 +103,7 @@ def is_changed(module: nn.Module, name: str, value: Tensor) -> bool:
 
 def prints_of(x: Tensor) -> Prints | None:
     """Return the prints of a parameter and of its roundings, its own first; None if it has none."""
+    x = in_one_piece(x)
     if not _can_be_noted(x):
         return None
     return {

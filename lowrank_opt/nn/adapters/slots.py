@@ -13,8 +13,10 @@ from lowrank_opt.nn.adapters.adapted import store_of
 from lowrank_opt.nn.adapters.part import stored
 from lowrank_opt.nn.adapters.store import STORE, Store, modules_of
 from lowrank_opt.nn.basis import storage
+from lowrank_opt.nn.basis.cut import as_dtensor, everywhere
 from lowrank_opt.nn.basis.kinds import kind_of, matrix_shapes, type_name
 from lowrank_opt.nn.basis.sealed import SealedWeight
+from lowrank_opt.nn.basis.sharded import is_sharded
 from lowrank_opt.parameterizations import Parameterization
 
 # What computes a weight is not itself a layer.
@@ -180,4 +182,6 @@ def _own_parameters(slot: LayerSlot) -> Iterator[nn.Parameter]:
 
 def is_finite(x: Tensor) -> bool:
     """Whether a tensor has no NaN or infinite entry; those on the meta device have none."""
+    if is_sharded(x) and not x.is_meta:
+        return everywhere(is_finite(as_dtensor(x.detach()).to_local()), x)
     return x.is_meta or bool(torch.isfinite(x).all())

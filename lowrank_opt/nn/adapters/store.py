@@ -25,7 +25,7 @@ from lowrank_opt.nn.basis.errors import AdapterStateError
 from lowrank_opt.nn.basis.originals import STORE as STORE
 from lowrank_opt.nn.basis.originals import modules_of as modules_of
 from lowrank_opt.nn.basis.sealed import SealedWeight
-from lowrank_opt.nn.basis.sharded import is_same_sharded
+from lowrank_opt.nn.basis.sharded import is_same_sharded, is_sharded
 from lowrank_opt.operator import LowRankOperator
 
 
@@ -297,6 +297,31 @@ class Store(nn.Module):
             return True
         return False
 
+    def is_in_shards(self) -> bool:
+        """Whether updates lie in parts in several processes, as `fully_shard` leaves them."""
+        every = (p for part in self.parts().values() for p in part.parts.parameters())
+        return any(is_sharded(p) for p in every)
+
+    def follow_plan(self, module: nn.Module, name: str, value: nn.Parameter) -> None:
+        """Have of each adapter what goes with a parameter that a plan is about to cut.
+
+        Raises
+        ------
+        AdapterStateError
+            If an adapter of the model cannot be under such a plan: nothing has been cut then.
+        """
+        stores = [(m, x) for m in self.record.modules if isinstance(x := m._modules[STORE], Store)]  # pyright: ignore[reportPrivateUsage]
+        if not any(is_sharded(stored(m, key)) for m, x in stores for key in x.changed):
+            check_can_plan(self.record.state)
+            for other, store in stores:
+                for part in store.parts().values():
+                    part.check_can_be_cut(other)
+        before = stored(module, name)
+        if before is not None:
+            value.requires_grad_(before.requires_grad)
+        for part in self.parts().values():
+            part.follow_plan(name, value)
+
     def check_deletion(self, name: str) -> None:
         """Raise AdapterStateError if some adapter changes the tensor of that name."""
         if name in self.changed:
@@ -325,6 +350,16 @@ class Store(nn.Module):
         remade = ("view", "bare", "_sealed")
         kept: dict[str, object] = {k: x for k, x in self.__dict__.items() if k not in remade}
         return {**kept, "_sealed": {}}
+
+
+def check_can_plan(state: State) -> None:
+    """Raise AdapterStateError if adapters are summed, or differ between samples."""
+    if state.merged is not None or state.routings:
+        what = "a merged model" if state.routings == () else "an open block of per_sample"
+        raise AdapterStateError(
+            "a plan of tensor parallelism cuts base weights, from which sums would be made again; "
+            f"got {what}: unmerge(model), or leave the block, first"
+        )
 
 
 def sum_key(name: str) -> str:

@@ -51,29 +51,47 @@ def check_reads_shards(reader: FrameType, name: str) -> None:
         )
 
 
-def check_no_plan(caller: FrameType, name: str, value: object) -> None:
-    """Raise AdapterStateError if a plan of tensor parallelism cuts a parameter of a layer.
+def is_planning(caller: FrameType | None) -> bool:
+    """Whether a plan of tensor parallelism asks, perhaps through methods of modules.
 
     It registers the parts of each parameter itself; `fully_shard` sets attributes.
     """
-    planned = str(caller.f_globals.get("__name__", "")).startswith("torch.distributed.tensor")
-    if planned and is_sharded(value):
-        raise AdapterStateError(
-            "an adapted layer takes no plan of tensor parallelism (parallelize_module, "
-            f"distribute_module), which would cut its adapters as well; got {name!r} in parts: "
-            "leave adapted layers out of the plan, merge first, or use fully_shard"
-        )
+    while caller is not None and caller.f_globals.get("__name__") == "torch.nn.modules.module":
+        caller = caller.f_back
+    home = "" if caller is None else str(caller.f_globals.get("__name__", ""))
+    return home.startswith("torch.distributed.tensor")
 
 
 def check_whole(model: nn.Module, action: str) -> None:
-    """Raise AdapterStateError if parameters of the model are cut among processes."""
-    name = next((name for name, p in model.named_parameters() if is_sharded(p)), None)
+    """Raise AdapterStateError if `fully_shard` manages parameters of the model."""
+    sharded = [(name, p) for name, p in model.named_parameters() if is_sharded(p)]
+    managed = _managed() if sharded else set[int]()
+    name = next((name for name, p in sharded if id(p) in managed), None)
     if name is not None:
         raise AdapterStateError(
             f"{action} needs a model that is not sharded, whose plan would not know of the change; "
-            f"got {name!r} in shards: do it before fully_shard, and not where a plan of tensor "
-            "parallelism (parallelize_module) has cut weights"
+            f"got {name!r} in shards: do it before fully_shard"
         )
+
+
+def is_fully_sharded(model: nn.Module) -> bool:
+    """Whether `fully_shard` manages parameters of the model."""
+    sharded = [p for p in model.parameters() if is_sharded(p)]
+    return bool(sharded) and not _managed().isdisjoint(map(id, sharded))
+
+
+def _managed() -> set[int]:
+    """Return the identities of all parameters that `fully_shard` manages, as shards."""
+    states = sys.modules.get("torch.distributed._composable_state")
+    known = {} if states is None else states._module_state_mapping
+    found: set[int] = set()
+    for reference in list(known.values()):
+        state = reference()
+        groups = getattr(state, "_fsdp_param_groups", None)
+        if groups is None:
+            groups = [x for x in (getattr(state, "_fsdp_param_group", None),) if x is not None]
+        found |= {id(p.sharded_param) for group in groups for p in group.fsdp_params}
+    return found
 
 
 @contextmanager
@@ -106,9 +124,23 @@ def in_whole(
     function: Callable[Concatenate[nn.Module, P], R],
 ) -> Callable[Concatenate[nn.Module, P], R]:
     """Return a function of a model that sees whole parameters, shards gathered."""
+    return _gathering(function, lambda model: True)
 
+
+def in_whole_shards(
+    function: Callable[Concatenate[nn.Module, P], R],
+) -> Callable[Concatenate[nn.Module, P], R]:
+    """Return a function of a model that sees whole what `fully_shard` has cut, and what else is."""
+    return _gathering(function, is_fully_sharded)
+
+
+def _gathering(
+    function: Callable[Concatenate[nn.Module, P], R], needed: Callable[[nn.Module], bool]
+) -> Callable[Concatenate[nn.Module, P], R]:
     @functools.wraps(function)
     def gathering(model: nn.Module, *args: P.args, **kwargs: P.kwargs) -> R:
+        if not needed(model):
+            return function(model, *args, **kwargs)
         with whole(model):
             return function(model, *args, **kwargs)
 

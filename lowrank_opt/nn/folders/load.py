@@ -30,8 +30,10 @@ from lowrank_opt.nn.adapters.weights import (
     settle,
     unsettle,
 )
+from lowrank_opt.nn.basis.cut import in_one_piece, laid_out_as
 from lowrank_opt.nn.basis.kinds import kind_of, matrix_shapes
-from lowrank_opt.nn.basis.sharded import check_whole
+from lowrank_opt.nn.basis.planned import check_can_be_cut
+from lowrank_opt.nn.basis.sharded import check_whole, is_sharded
 from lowrank_opt.nn.folders.built import build, magnitude_of, settled_of
 from lowrank_opt.nn.folders.described import described
 from lowrank_opt.nn.folders.stored import (
@@ -107,6 +109,9 @@ def load_adapter(
     targets = _own_targets(found.own, everywhere)
     made = build(found, make, path, _bases(slots))
     updates: Updates = [(slots[k], made[w.tied_to]) for k, w in found.weights.items()]
+    for slot, members in updates:
+        if is_sharded(slot.parameter):
+            check_can_be_cut(slot.name, members, slot.parameter, found.dropout)
     known = record_of(model).state.names if any(adapted_modules(model)) else ()
     settled = {key: settled_of(found, weight) for key, weight in found.weights.items()}
     magnitudes = _magnitudes(found, slots)
@@ -157,7 +162,7 @@ def _bases(slots: Mapping[str, WeightSlot]) -> Bases:
                 "load the base weights first"
             )
         shapes = slot.shapes
-        return slot.parameter.detach().reshape(len(shapes), *shapes[0])[i]
+        return in_one_piece(slot.parameter.detach()).reshape(len(shapes), *shapes[0])[i]
 
     return matrix
 
@@ -274,7 +279,7 @@ def _load_into(model: nn.Module, plan: Plan, own: Sequence[StoredOwn]) -> None:
         assert target is not None
         value = values.get(place, base)
         if value is not None:
-            target.copy_(value)
+            target.copy_(laid_out_as(value, target))
 
 
 def _kept(model: nn.Module, name: str) -> dict[str, tuple[Part, nn.Module, str]]:

@@ -17,6 +17,9 @@ from lowrank_opt.nn.adapters.slots import (
     owners,
 )
 from lowrank_opt.nn.basis import storage
+from lowrank_opt.nn.basis.cut import made_equal
+from lowrank_opt.nn.basis.planned import check_can_be_cut
+from lowrank_opt.nn.basis.sharded import is_sharded
 from lowrank_opt.nn.surgery.extras import check_extras, first_magnitudes
 from lowrank_opt.nn.surgery.install import Plan, Updates, check_new_name, install
 from lowrank_opt.nn.surgery.options import Make, Options, Radius
@@ -137,6 +140,7 @@ def adapt(
     for group in groups:
         _check_weight(group[0])
         members = [_started(p, group[0].parameter) for p in options.build(make, group[0])]
+        _fit_plan(members, group[0], dropout)
         updates += [(slot, members) for slot in group]
     _check_distinct([members for _, members in updates])
     own = [*own_parameters(trained, whole), *own_buffers(whole)]
@@ -196,6 +200,14 @@ def _started(parameterization: Parameterization, weight: nn.Parameter) -> Parame
     dtype = torch.promote_types(weight.dtype, torch.float32)
     started.requires_grad_(True)
     return started.to(device=weight.device, dtype=dtype)
+
+
+def _fit_plan(members: Sequence[Parameterization], slot: WeightSlot, dropout: float) -> None:
+    """Under a plan of tensor parallelism, have the same numbers in all processes, or raise."""
+    weight = slot.parameter
+    if is_sharded(weight):
+        made_equal([x for p in members for x in (*p.parameters(), *p.buffers())], weight)
+        check_can_be_cut(slot.name, members, weight.detach(), dropout)
 
 
 def _vanishes(op: LowRankOperator) -> bool:

@@ -28,14 +28,14 @@ from lowrank_opt.nn.basis import storage
 from lowrank_opt.nn.basis.errors import AdapterStateError
 from lowrank_opt.nn.basis.plain import become_plain
 from lowrank_opt.nn.basis.sealed import SealedWeight
-from lowrank_opt.nn.basis.sharded import check_whole, in_whole
+from lowrank_opt.nn.basis.sharded import check_whole, in_whole_shards
 from lowrank_opt.nn.surgery.removal import detach_all
 from lowrank_opt.nn.surgery.switching import check_lead
 
 Sums: TypeAlias = dict[str, tuple[Tensor, Tensor]]
 
 
-@in_whole
+@in_whole_shards
 def merge(
     model: nn.Module,
     adapters: Sequence[str] | Mapping[str, float] | None = None,

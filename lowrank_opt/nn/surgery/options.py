@@ -16,6 +16,7 @@ from lowrank_opt.linalg import lp_norm
 from lowrank_opt.nn.adapters.slots import (
     WeightSlot,
 )
+from lowrank_opt.nn.basis.cut import in_one_piece
 from lowrank_opt.nn.surgery.targets import Candidate, describe, matches
 from lowrank_opt.parameterizations import Parameterization
 
@@ -93,6 +94,11 @@ class Options:
                 "pass for example functools.partial(NBLoRA, rank=8, radius=0.5)"
             ) from error
 
+    def _reads_weights(self, make: Make) -> bool:
+        """Whether the numbers of weights are looked at."""
+        radii = (self.radius, *self.radius_pattern.values())
+        return "weight" in asked_of(make) or any(isinstance(x, RelativeRadius) for x in radii)
+
     def build(self, make: Make, slot: WeightSlot) -> list[Parameterization]:
         """Return new parameterizations, one for each matrix of the weight.
 
@@ -102,7 +108,10 @@ class Options:
             What `make` raises, with the name of the weight before the message.
         """
         shapes = slot.shapes
-        matrices = slot.parameter.detach().reshape(len(shapes), *shapes[0])
+        weight = slot.parameter.detach()
+        if self._reads_weights(make):
+            weight = in_one_piece(weight)
+        matrices = weight.reshape(len(shapes), *shapes[0])
         rank = _first(self.rank_pattern, slot.name)
         own = _first(self.radius_pattern, slot.name)
         radius = self.radius if own is None else own

@@ -16,6 +16,7 @@ from lowrank_opt.nn.adapters.slots import (
     join,
     owners,
 )
+from lowrank_opt.nn.basis.cut import laid_out_as
 from lowrank_opt.nn.surgery.targets import matches
 from lowrank_opt.parameterizations import Parameterization
 
@@ -111,7 +112,8 @@ def own_buffers(
                 continue
             copied = buffer if value is None else value.to(buffer.dtype)
             device = "cpu" if buffer.is_meta else buffer.device
-            found.append(Own([(slot, key)], copied.detach().to(device, copy=True)))
+            copied = laid_out_as(copied.detach().to(device, copy=True), buffer)
+            found.append(Own([(slot, key)], copied))
     return found
 
 
@@ -121,7 +123,7 @@ def trainable_copy(x: Tensor, value: Tensor | None = None) -> nn.Parameter:
     source = x if value is None else value
     copied = source.detach().to(device=device, dtype=x.dtype, copy=True)
     trained = x.is_floating_point() or x.is_complex()
-    return nn.Parameter(copied, requires_grad=trained)
+    return nn.Parameter(laid_out_as(copied, x), requires_grad=trained)
 
 
 def own_tensors(slot: LayerSlot) -> dict[str, Tensor]:

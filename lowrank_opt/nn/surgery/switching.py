@@ -24,6 +24,7 @@ from lowrank_opt.nn.adapters.slots import (
 from lowrank_opt.nn.adapters.weights import AdaptedWeight, adapted_weights
 from lowrank_opt.nn.basis.errors import AdapterStateError
 from lowrank_opt.nn.basis.kinds import kind_of, original_type, type_name
+from lowrank_opt.nn.basis.sharded import is_fully_sharded, is_sharded
 from lowrank_opt.nn.surgery.install import follow
 from lowrank_opt.nn.surgery.own import differs
 
@@ -141,6 +142,7 @@ def per_sample(
     """
     record = record_of(model)
     check_not_merged(model, "per_sample")
+    _check_no_plan(model)
     used = list(dict.fromkeys(name for name in names if name is not None))
     check_known(model, used)
     if axis is not None and (isinstance(axis, bool) or axis < 0):
@@ -164,6 +166,16 @@ def per_sample(
     finally:
         hook.remove()
         record.set(routings=tuple(r for r in record.state.routings if r is not routing))
+
+
+def _check_no_plan(model: nn.Module) -> None:
+    """Raise AdapterStateError if a plan of tensor parallelism has cut adapted weights."""
+    cut = [x.name for x in adapted_weights(model) if is_sharded(x.slot.parameter)]
+    if cut and not is_fully_sharded(model):
+        raise AdapterStateError(
+            "per_sample takes rows of whole activations; a plan of tensor parallelism has cut "
+            f"{cut[0]!r}: run the model once for each adapter"
+        )
 
 
 def _adds(found: AdaptedWeight, used: bool) -> bool:

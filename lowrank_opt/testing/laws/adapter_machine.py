@@ -166,15 +166,26 @@ def adapter_machine(
     return AdapterMachine
 
 
-def play_out(machine: type[RuleBasedStateMachine], *, seed: int, runs: int, steps: int) -> None:
-    """Run a machine; raise `Violation` with the shortest sequence that breaks the equality."""
+def play_out(
+    machine: type[RuleBasedStateMachine],
+    *,
+    seed: int,
+    runs: int,
+    steps: int,
+    shrink: bool = True,
+) -> None:
+    """Run a machine; raise `Violation` with the shortest sequence that breaks the equality.
+
+    Processes that play together take the same steps; they find the first sequence (`shrink=False`),
+    for after a failure they are not together any more.
+    """
     options = settings(
         max_examples=runs,
         stateful_step_count=steps,
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
-        phases=(Phase.generate, Phase.shrink),
+        phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
         verbosity=Verbosity.quiet,
         print_blob=False,
         report_multiple_bugs=False,

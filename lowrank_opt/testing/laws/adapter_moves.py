@@ -17,6 +17,7 @@ from lowrank_opt.errors import LowRankError, OptionError
 from lowrank_opt.nn.adapters.store import STORE
 from lowrank_opt.nn.adapters.weights import adapted_weights
 from lowrank_opt.testing.laws.adapter_play import Play
+from lowrank_opt.testing.laws.adapter_stage import whole
 from lowrank_opt.testing.search.verdict import Violation, expect
 
 
@@ -149,7 +150,7 @@ def _gradients(y: Tensor, free: Mapping[str, nn.Parameter]) -> dict[str, Tensor 
         p.grad = None
     if y.requires_grad:
         y.square().mean().backward()
-    return {key: None if p.grad is None else p.grad.clone() for key, p in free.items()}
+    return {key: None if p.grad is None else whole(p.grad).clone() for key, p in free.items()}
 
 
 def _close(x: Tensor | None, y: Tensor | None) -> bool:

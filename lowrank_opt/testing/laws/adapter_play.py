@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from lowrank_opt import nn as adapters
 from lowrank_opt.errors import LowRankError, OptionError
 from lowrank_opt.nn.adapters.weights import dropout_of
+from lowrank_opt.nn.basis.cut import cut_as
 from lowrank_opt.parameterizations import Parameterization
 from lowrank_opt.parameterizations.config import describe
 from lowrank_opt.testing.cases.adapter_book import Book, Page
-from lowrank_opt.testing.laws.adapter_stage import Operations, Stage
+from lowrank_opt.testing.laws.adapter_stage import Operations, Stage, whole
 from lowrank_opt.testing.search.verdict import Violation, expect
 
 Make = Callable[[tuple[int, int]], Parameterization]
@@ -50,7 +51,7 @@ class Play:
         self.stage: Stage = stage
         self.make: Make = make
         self.do: Operations = Operations() if operations is None else operations
-        self.model: nn.Module = stage.build()
+        self.model: nn.Module = stage.enter()
         self.book: Book = Book(stage.build().eval())
         self.original: nn.Module = copy.deepcopy(self.book.base)
         self.blocks: list[ExitStack] = []
@@ -204,7 +205,7 @@ class Play:
         """Go on with a copy, and spoil the original."""
         original = self.model
         self.leave_all()
-        pickled = how == "pickle" and _can_be_pickled(self.book.base)
+        pickled = how == "pickle" and not self.stage.cut and _can_be_pickled(self.book.base)
         self.model = pickle.loads(pickle.dumps(original)) if pickled else copy.deepcopy(original)
         with torch.no_grad():
             for p in original.parameters():
@@ -245,6 +246,7 @@ class Play:
         """Go on with the original base model, into which something is loaded."""
         model = self.stage.build()
         model.load_state_dict(self.original.state_dict())
+        model = model if self.stage.cut is None else self.stage.cut(model)
         load(model)
         self.model, self.book = model.eval(), Book(copy.deepcopy(self.original))
 
@@ -288,7 +290,7 @@ class Play:
         moved = [
             key
             for key, x in self.book.base.state_dict().items()
-            if key not in own or not torch.equal(x, own[key])
+            if key not in own or not torch.equal(x, whole(own[key]))
         ]
         expect(not moved, f"the base model's own {moved[:3]} have changed")
         rates = {name: dropout_of(self.model, name) for name in self.book.pages}
@@ -330,9 +332,9 @@ class Play:
                 page.lengths[found.name] = lengths.unsqueeze(2 if side == "rows" else 1).clone()
         for key, x in self._own(name).items():
             if isinstance(x, nn.Parameter):
-                page.heads[key] = x.detach().clone()
+                page.heads[key] = whole(x.detach()).clone()
             elif buffers:
-                page.buffers[key] = x.clone()
+                page.buffers[key] = whole(x).clone()
 
     def _own(self, name: str) -> dict[str, Tensor]:
         """Return the tensors that the model reads with that adapter alone, where they differ."""
@@ -383,11 +385,12 @@ class Play:
     @torch.no_grad()
     def _shake(self) -> None:
         for p in (p for p in self.model.parameters() if p.requires_grad):
-            p.copy_(0.4 * torch.randn(p.shape, generator=self.draws).to(p))
+            drawn = 0.4 * torch.randn(p.shape, generator=self.draws)
+            p.copy_(drawn.to(p) if whole(p) is p else cut_as(drawn.to(p.dtype), p))
 
     def _call(self, model: nn.Module) -> Tensor:
         y = model(*self.stage.inputs)
-        return y[0] if isinstance(y, tuple) else y
+        return whole(y[0] if isinstance(y, tuple) else y)
 
 
 def _can_be_pickled(model: nn.Module) -> bool:

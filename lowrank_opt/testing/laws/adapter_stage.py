@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank_opt import nn as adapters
 from lowrank_opt.testing.cases.adapter_book import Inputs
@@ -46,6 +46,8 @@ class Stage:
     has_inputs : bool
         Whether each adapted layer adds its update to its output, so that the update's input may
         have dropout.
+    cut : callable, optional
+        Cuts a model among the processes that play it together.
     """
 
     build: Callable[[], nn.Module]
@@ -53,3 +55,15 @@ class Stage:
     targets: str
     heads: str = ""
     has_inputs: bool = False
+    cut: Callable[[nn.Module], nn.Module] | None = None
+
+    def enter(self) -> nn.Module:
+        """Return a new base model, cut among processes if that is how it is played with."""
+        model = self.build()
+        return model if self.cut is None else self.cut(model)
+
+
+def whole(x: Tensor) -> Tensor:
+    """Return a tensor in one piece; all processes that have parts of it take part."""
+    full = getattr(x, "full_tensor", None)
+    return x if full is None else full()
