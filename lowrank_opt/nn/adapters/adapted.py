@@ -12,7 +12,7 @@ import functools
 import inspect
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from types import FrameType
 from typing import Any, SupportsIndex
 
@@ -64,8 +64,8 @@ class _Adapted(nn.Module):
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Register a parameter, unless it would take the place of what adapters change."""
         found = store_of(self)
-        cut = found is not None and param is not None and is_sharded(param)
-        if cut and is_planning(sys._getframe(1)):  # pyright: ignore[reportPrivateUsage]
+        planned = is_sharded(param) and is_planning(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
+        if found is not None and param is not None and planned:
             found.follow_plan(self, name, param)
             super().register_parameter(name, param)
         elif found is None or name not in found.changed or not found.assign(self, name, param):
@@ -73,12 +73,12 @@ class _Adapted(nn.Module):
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, nn.Module]]:
+    ) -> Generator[tuple[str, nn.Module]]:
         """Yield the modules; to a plan of tensor parallelism, those of the author."""
         found = super().named_modules(memo, prefix, remove_duplicate)
         return _of_author(found, is_planning(sys._getframe(1)), prefix)  # pyright: ignore[reportPrivateUsage]
 
-    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+    def named_children(self) -> Generator[tuple[str, nn.Module]]:
         """Yield the children; to a plan of tensor parallelism, those of the author."""
         return _of_author(super().named_children(), is_planning(sys._getframe(1)))  # pyright: ignore[reportPrivateUsage]
 
@@ -129,9 +129,9 @@ class _Recurrent(nn.Module):
 
 def _of_author(
     found: Iterator[tuple[str, nn.Module]], planning: bool, prefix: str = ""
-) -> Iterator[tuple[str, nn.Module]]:
+) -> Generator[tuple[str, nn.Module]]:
     start = f"{prefix}.{STORE}" if prefix else STORE
-    return (x for x in found if not x[0].startswith(start)) if planning else found
+    return (x for x in found if not (planning and x[0].startswith(start)))
 
 
 def _effective(module: nn.Module, found: Store, name: str, reader: FrameType) -> Tensor | None:

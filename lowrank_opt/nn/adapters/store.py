@@ -24,6 +24,7 @@ from lowrank_opt.nn.basis import storage
 from lowrank_opt.nn.basis.errors import AdapterStateError
 from lowrank_opt.nn.basis.originals import STORE as STORE
 from lowrank_opt.nn.basis.originals import modules_of as modules_of
+from lowrank_opt.nn.basis.planned import check_is_matrix
 from lowrank_opt.nn.basis.sealed import SealedWeight
 from lowrank_opt.nn.basis.sharded import is_same_sharded, is_sharded
 from lowrank_opt.operator import LowRankOperator
@@ -316,6 +317,8 @@ class Store(nn.Module):
             for other, store in stores:
                 for part in store.parts().values():
                     part.check_can_be_cut(other)
+        if name in self.changed:
+            check_is_matrix(name, value)
         before = stored(module, name)
         if before is not None:
             value.requires_grad_(before.requires_grad)

@@ -48,15 +48,14 @@ class Cut:
 
     @classmethod
     def of(cls, weight: Tensor) -> Cut:
-        """Return how a DTensor is cut; one of more than two axes, as a matrix, into rows."""
+        """Return how a DTensor is cut; one of more axes than two is whole."""
         from torch.distributed.tensor._utils import (
             compute_local_shape_and_global_offset,
         )
 
         x = as_dtensor(weight)
         sizes, offsets = compute_local_shape_and_global_offset(x.shape, x.device_mesh, x.placements)
-        dims = [getattr(p, "dim", None) for p in x.placements]
-        sides = tuple(None if d is None else ("rows", "columns")[d] for d in dims)
+        sides = tuple(_side(getattr(p, "dim", None)) for p in x.placements)
         rows, columns = (slice(a, a + n) for a, n in zip(offsets[:2], sizes[:2], strict=True))
         return cls(x.device_mesh, sides, rows, columns if x.ndim == 2 else slice(None))
 
@@ -91,6 +90,12 @@ class Cut:
                 parts = _gathered(own, self.mesh, axis)
                 own = torch.cat(parts, 1) if self.sides[axis] == side else _length(parts)
         return own
+
+
+def _side(axis: int | None) -> Side | None:
+    if axis is None:
+        return None
+    return "columns" if axis else "rows"
 
 
 def as_dtensor(x: Tensor) -> DTensor:

@@ -89,7 +89,7 @@ def added_in_parts(
 def _placed(
     cut: Cut, outputs: str, x: Tensor, y: Tensor
 ) -> tuple[Tensor, list[Any], tuple[Any, ...]]:
-    """Return the input laid out as the parts of the weight need it; how, and the output's layout."""
+    """Return the input laid out as parts of the weight need it; its layout, and the output's."""
     from torch.distributed.tensor import Partial, Replicate, Shard
 
     wanted: list[Any] = []
@@ -169,6 +169,15 @@ def check_can_be_cut(
         raise AdapterStateError(
             "under a plan of tensor parallelism each process would draw a dropout of its own; got "
             f"dropout={dropout} for a {name!r}: adapt with dropout=0.0"
+        )
+
+
+def check_is_matrix(name: str, weight: Tensor) -> None:
+    """Raise AdapterStateError if a weight that is cut has more axes than two."""
+    if weight.ndim > 2 and any(p.is_shard() for p in as_dtensor(weight).placements):
+        raise AdapterStateError(
+            "a plan of tensor parallelism may cut adapted weights of two axes; got "
+            f"{name!r} of shape {tuple(weight.shape)} in parts: replicate it, or leave it out"
         )
 
 

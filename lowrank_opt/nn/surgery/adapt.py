@@ -18,7 +18,7 @@ from lowrank_opt.nn.adapters.slots import (
 )
 from lowrank_opt.nn.basis import storage
 from lowrank_opt.nn.basis.cut import made_equal
-from lowrank_opt.nn.basis.planned import check_can_be_cut
+from lowrank_opt.nn.basis.planned import check_can_be_cut, check_is_matrix
 from lowrank_opt.nn.basis.sharded import is_sharded
 from lowrank_opt.nn.surgery.extras import check_extras, first_magnitudes
 from lowrank_opt.nn.surgery.install import Plan, Updates, check_new_name, install
@@ -206,6 +206,7 @@ def _fit_plan(members: Sequence[Parameterization], slot: WeightSlot, dropout: fl
     """Under a plan of tensor parallelism, have the same numbers in all processes, or raise."""
     weight = slot.parameter
     if is_sharded(weight):
+        check_is_matrix(slot.name, weight)
         made_equal([x for p in members for x in (*p.parameters(), *p.buffers())], weight)
         check_can_be_cut(slot.name, members, weight.detach(), dropout)
 

@@ -20,7 +20,7 @@ from lowrank_opt.nn.basis.cut import cut_as
 from lowrank_opt.parameterizations import Parameterization
 from lowrank_opt.parameterizations.config import describe
 from lowrank_opt.testing.cases.adapter_book import Book, Page
-from lowrank_opt.testing.laws.adapter_stage import Operations, Stage, whole
+from lowrank_opt.testing.laws.adapter_stage import Operations, Stage, can_be_pickled, whole
 from lowrank_opt.testing.search.verdict import Violation, expect
 
 Make = Callable[[tuple[int, int]], Parameterization]
@@ -205,7 +205,7 @@ class Play:
         """Go on with a copy, and spoil the original."""
         original = self.model
         self.leave_all()
-        pickled = how == "pickle" and not self.stage.cut and _can_be_pickled(self.book.base)
+        pickled = how == "pickle" and not self.stage.cut and can_be_pickled(self.book.base)
         self.model = pickle.loads(pickle.dumps(original)) if pickled else copy.deepcopy(original)
         with torch.no_grad():
             for p in original.parameters():
@@ -391,12 +391,3 @@ class Play:
     def _call(self, model: nn.Module) -> Tensor:
         y = model(*self.stage.inputs)
         return whole(y[0] if isinstance(y, tuple) else y)
-
-
-def _can_be_pickled(model: nn.Module) -> bool:
-    """Whether torch pickles a model of this kind, which it refuses under parametrizations."""
-    try:
-        pickle.dumps(model)
-    except RuntimeError:
-        return False
-    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -67,3 +68,12 @@ def whole(x: Tensor) -> Tensor:
     """Return a tensor in one piece; all processes that have parts of it take part."""
     full = getattr(x, "full_tensor", None)
     return x if full is None else full()
+
+
+def can_be_pickled(model: nn.Module) -> bool:
+    """Whether torch pickles a model of this kind, which it refuses under parametrizations."""
+    try:
+        pickle.dumps(model)
+    except RuntimeError:
+        return False
+    return True

@@ -5,13 +5,22 @@ import torch
 from torch import distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
-from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import lowrank_opt as lo
-from lowrank_opt.nn import AdapterStateError, adapt, unload
+from lowrank_opt.nn import AdapterStateError, adapt, merge, per_sample, unload
 from lowrank_opt.nn.basis.sharded import check_whole, is_same_sharded, is_sharded
+
+
+def one(shape):
+    return lo.Factored(shape, 1)
 
 
 @pytest.fixture
@@ -37,14 +46,45 @@ def test_shards_are_told_from_whole_parameters(mesh):
     ):
         assert same is is_same_sharded(value, base)
     model = nn.Linear(3, 4)
-    check_whole(model, "this")
     model.weight = shards
-    with pytest.raises(AdapterStateError, match=r"this needs .* not sharded.*'weight'"):
-        check_whole(model, "this")
+    # What a plan has cut is no obstacle; what `fully_shard` manages is, from within as well.
+    check_whole(model, "this")
+    whole = nn.Sequential(nn.Linear(3, 4))
+    fully_shard(whole, mesh=mesh)
+    for part in (whole, whole[0]):
+        with pytest.raises(AdapterStateError, match=r"this needs .* not sharded.*weight'"):
+            check_whole(part, "this")
 
 
-def test_adapted_layers_take_no_plan_of_tensor_parallelism(mesh):
-    model = adapt(nn.Sequential(nn.Linear(3, 4)), lambda s: lo.Factored(s, 1), targets="0")
-    with pytest.raises(AdapterStateError, match="takes no plan of tensor parallelism"):
-        parallelize_module(model, mesh, {"0": ColwiseParallel()})
-    assert is_sharded(parallelize_module(unload(model)[0], mesh, ColwiseParallel()).weight)
+def kept(shape, weight):
+    return lo.ETHER(weight)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "prepare", "message"),
+    [
+        (kept, {}, None, "got ETHER for a 'weight' of shape .* which keeps it to compute with"),
+        (one, {"dropout": 0.5}, None, r"each process would draw .* got dropout=0\.5"),
+        (one, {}, merge, "sums would be made again; got a merged model"),
+    ],
+)
+def test_what_needs_whole_weights_is_told_before_a_plan_cuts_any(
+    mesh, make, options, prepare, message
+):
+    model = adapt(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), one, targets="0", name="a")
+    adapt(model, make, targets="1", name="b", **options)
+    if prepare is not None:
+        prepare(model)
+    # The first layer of the plan could be cut, and the second not.
+    plan = {"0": ColwiseParallel(), "1": RowwiseParallel()}
+    with pytest.raises(AdapterStateError, match=message):
+        parallelize_module(model, mesh, plan)
+    assert not any(is_sharded(p) for p in model.parameters())
+
+
+def test_samples_have_no_adapters_of_their_own_under_a_plan(mesh):
+    model = adapt(nn.Sequential(nn.Linear(3, 4)), one, targets="0", name="a")
+    parallelize_module(model, mesh, {"0": ColwiseParallel()})
+    with pytest.raises(AdapterStateError, match=r"rows of whole activations.* '0\.weight'"):
+        per_sample(model, ["a", None]).__enter__()
+    assert is_sharded(unload(model)[0].weight)

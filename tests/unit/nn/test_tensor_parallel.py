@@ -1,0 +1,279 @@
+"""Adapters under a plan of tensor parallelism: two processes compute what one does."""
+
+from tests.preloaded import run_script
+
+PROGRAM = '''
+import math, os, signal, sys, traceback
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import lowrank_opt as lo
+from lowrank_opt.nn import (
+    AdapterStateError, adapt, adapter_figures, adapter_report, disabled, load_adapter, merge,
+    merge_and_unload, remove_adapter, rewind, save_adapter, summary, switch, unload, unmerge
+)
+from lowrank_opt.testing.laws.adapter_machine import adapter_machine, play_out
+from lowrank_opt.testing.laws.adapter_stage import Stage
+
+FOLDER = Path.cwd()
+WHOLE = Replicate()
+
+
+class Net(nn.Module):
+    """Each style once; seven outputs are no multiple of two."""
+
+    def __init__(self):
+        super().__init__()
+        self.emb, self.words = nn.Embedding(5, 4), nn.Embedding(6, 4)
+        self.up, self.down, self.head = nn.Linear(4, 7), nn.Linear(7, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = torch.tanh(self.up(self.emb(x) + self.words(x)))
+        return self.head(self.down(h))
+
+
+def base():
+    torch.manual_seed(0)
+    return Net().double()
+
+
+def planned(net):
+    # Fresh styles: they remember what they are called with.
+    return parallelize_module(net, MESH, {
+        "emb": ColwiseParallel(output_layouts=WHOLE),
+        "words": RowwiseParallel(input_layouts=WHOLE),
+        "up": ColwiseParallel(use_local_output=False),
+        "down": RowwiseParallel(),
+        "head": ColwiseParallel(output_layouts=WHOLE),
+    })
+
+
+def whole(x):
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def equal(x, y, what=""):
+    assert torch.allclose(whole(x), whole(y), rtol=1e-12, atol=1e-13), (what, whole(x) - whole(y))
+
+
+def replicas_are_equal(net):
+    for name, p in net.named_parameters():
+        if "lowrank_adapters" in name and not isinstance(p, DTensor):
+            first = p.detach().clone()
+            dist.broadcast(first, 0)
+            assert torch.equal(first, p), name
+
+
+def ball(shape):
+    return lo.NBLoRA(shape, 2, radius=0.5)
+
+
+def nora(shape, weight):
+    return lo.nora(weight, 1, outer_rank=2)
+
+
+FAMILIES = {
+    "nblora": ball,
+    "homogeneous": lambda s: lo.HomogeneousBall(s, 2, radius=0.5),
+    "delora": lambda s: lo.DeLoRA(s, 2, radius=0.5),
+    "adalora": lambda s: lo.AdaLoRA(s, 2),
+    "nora": nora,
+    "lora_xs": lambda s, weight: lo.lora_xs(weight, 2),
+    "pissa": lambda s, weight: lo.pissa(weight, 2),
+}
+X = torch.randint(0, 5, (4, 3), generator=torch.Generator().manual_seed(3))
+
+
+def train(net, kind=torch.optim.SGD, **options):
+    optimizer = kind([p for p in net.parameters() if p.requires_grad], lr=0.3, **options)
+    for _ in range(3):
+        optimizer.zero_grad()
+        net(X).square().mean().backward()
+        optimizer.step()
+
+
+def pair(make, *, first, **options):
+    nets = []
+    for cut in (False, True):
+        net = base()
+        if cut and not first:
+            planned(net)
+        # Under a plan the numbers of the first process count.
+        torch.manual_seed(5 + 7 * (RANK if cut else 0))
+        adapt(net, make, targets="emb|words|up|down", name="a", **options)
+        nets.append(planned(net) if cut and first else net)
+    return nets
+
+
+def trains_as_one_process():
+    for i, (name, make) in enumerate(FAMILIES.items()):
+        given = {"magnitude": i % 2 == 1, "modules_to_train": "head"}
+        one, cut = pair(make, first=i % 4 < 2, **given)
+        for net in (one, cut):
+            train(net, torch.optim.AdamW if i % 3 == 0 else torch.optim.SGD)
+        for (key, p), q in zip(one.named_parameters(), cut.parameters(), strict=True):
+            equal(p, q, (name, key))
+            assert p.requires_grad is q.requires_grad, key
+        equal(one(X), cut(X))
+        assert (one(X) - base()(X)).abs().max() > 1e-3, name
+        replicas_are_equal(cut)
+        if i in (0, 3):
+            lives_as_in_one_process(one, cut)
+
+
+def lives_as_in_one_process(one, cut):
+    wanted = one(X)
+    for act in (merge, unmerge):
+        for net in (one, cut):
+            act(net)
+        equal(cut(X), wanted)
+        with disabled(cut):
+            equal(cut(X), base()(X))
+    assert isinstance(cut.down.weight, DTensor)
+    equal(cut.down.weight, one.down.weight)
+    for mine, other in zip(adapter_report(cut), adapter_report(one), strict=True):
+        for what in ("holds", "trainable", "bound", "rank"):
+            assert getattr(mine, what) == getattr(other, what), (mine, other)
+        assert math.isclose(mine.drift, other.drift, rel_tol=1e-9), (mine, other)
+    assert [*summary(cut)] == [*summary(one)]
+    figures, others = adapter_figures(cut), adapter_figures(one)
+    assert all(math.isclose(figures[k], x, rel_tol=1e-9, abs_tol=1e-12) for k, x in others.items())
+    folder = FOLDER / f"of{RANK}"
+    save_adapter(cut, folder, name="a")
+    equal(load_adapter(base(), folder)(X), wanted)
+    equal(load_adapter(planned(base()), folder)(X), wanted)
+    save_adapter(one, folder, name="a")
+    again = load_adapter(planned(base()), folder)
+    equal(again(X), wanted)
+    adapt(again, ball, targets="down", name="b")
+    switch(again, "a", "b", lead="a")
+    equal(again(X), wanted)
+    equal(remove_adapter(again, "b")(X), wanted)
+    merged = merge_and_unload(again)
+    assert type(merged.up) is nn.Linear
+    equal(merged(X), wanted)
+    equal(unload(cut)(X), base()(X))
+
+
+class Sent(TorchDispatchMode):
+    """How many numbers each collective is called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        space, name = func._schema.name.split("::")
+        if space in ("c10d", "_c10d_functional") and "wait" not in name:
+            tensors = [x for x in torch.utils._pytree.tree_leaves(args) if torch.is_tensor(x)]
+            self.calls.append((name, max(x.numel() for x in tensors)))
+        return func(*args, **(kwargs or {}))
+
+
+def sends_factors_alone():
+    """One sum of the gradients of the factors for a weight, and nothing forwards."""
+    sent = {}
+    for magnitude in (None, False, True):
+        net = planned(base())
+        if magnitude is not None:
+            adapt(net, ball, targets="up|down", magnitude=magnitude)
+        with Sent() as forwards:
+            y = net(X)
+        with Sent() as backwards:
+            # The base model has gradients of its embedding's input alone.
+            y.square().mean().backward()
+        sent[magnitude] = forwards.calls, backwards.calls
+    base_forwards, base_backwards = sent[None]
+    assert base_forwards, "the plan sends something"
+    assert base_forwards == sent[False][0], sent
+    # (m + n) r numbers for each of two weights, of 7 x 4 and 4 x 7.
+    assert [22, 22] == added(sent[False][1]), sent
+    # Of magnitudes the gradients go in the same call; forwards, lengths of rows are put together.
+    assert [22 + 4, 22 + 7] == added(sent[True][1]), sent
+    more = [n for name, n in sent[True][0] if name == "allgather_"]
+    assert len(more) == len(sent[True][0]) - len(base_forwards), sent
+    assert [1, 4, 1, 4] == more, more
+
+
+def added(calls):
+    return [n for name, n in calls if name == "allreduce_"]
+
+
+def follows_sequences():
+    """Between layers that are cut, norms of parts of sequences."""
+    def net():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.LayerNorm(4), nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4), nn.LayerNorm(4)
+        ).double()
+    x = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(1)).double()
+    one, cut = (adapt(net(), ball, targets="1|3", modules_to_train="4") for _ in range(2))
+    for model in (one, cut):
+        torch.manual_seed(2)
+        for p in (p for p in model.parameters() if p.requires_grad):
+            p.data.add_(0.1 * torch.randn(p.shape))
+    parallelize_module(cut, MESH, {
+        "0": SequenceParallel(use_local_output=False),
+        "1": ColwiseParallel(input_layouts=Shard(1)),
+        "3": RowwiseParallel(output_layouts=Shard(1), use_local_output=False),
+        "4": SequenceParallel(use_local_output=False),
+    })
+    # The plan asks for gradients of all that it replicates; what was frozen stays so.
+    assert not any(cut[i]._parameters["weight"].requires_grad for i in (1, 4))
+    mine = x.chunk(2, dim=1)[RANK].contiguous()
+    for net, data in ((one, x), (cut, mine)):
+        whole(net(data)).square().mean().backward()
+    equal(cut(mine), one(x))
+    for (key, p), q in zip(one.named_parameters(), cut.parameters(), strict=True):
+        if p.requires_grad and "adapters" in key and "own" not in key:
+            equal(p.grad, q.grad, key)
+
+
+def plays_as_one_process():
+    stage = Stage(base, (X,), "emb|words|up|down", heads="head", cut=planned)
+    play_out(adapter_machine({"cut": stage}, ball), seed=2, runs=2, steps=12, shrink=False)
+
+
+def main():
+    trains_as_one_process()
+    sends_factors_alone()
+    follows_sequences()
+    plays_as_one_process()
+
+
+child = os.fork()
+RANK = int(child == 0)
+try:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{FOLDER}/meet", rank=RANK, world_size=2,
+        timeout=timedelta(seconds=120),
+    )
+    MESH = init_device_mesh("cpu", (2,))
+    main()
+except BaseException:
+    traceback.print_exc()
+    sys.stderr.flush()
+    if child:
+        os.kill(child, signal.SIGKILL)
+    os._exit(1)
+if child == 0:
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "the other process failed"
+'''
+
+
+def test_two_processes_of_a_plan_compute_what_one_does(tmp_path):
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM)
+    done = run_script(script, folder=tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
