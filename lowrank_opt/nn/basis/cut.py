@@ -55,13 +55,13 @@ class Cut:
 
         x = as_dtensor(weight)
         sizes, offsets = compute_local_shape_and_global_offset(x.shape, x.device_mesh, x.placements)
-        sides = [_side(getattr(p, "dim", None)) for p in x.placements]
+        sides: list[Side | None] = [_side(getattr(p, "dim", None)) for p in x.placements]
         rows, columns = (slice(a, a + n) for a, n in zip(offsets[:2], sizes[:2], strict=True))
         return cls(x.device_mesh, (*sides,), rows, columns if x.ndim == 2 else slice(None))
 
     def without(self, side: Side) -> Cut:
         """Return the cut with one side in one piece."""
-        sides = [None if s == side else s for s in self.sides]
+        sides: list[Side | None] = [None if s == side else s for s in self.sides]
         rows, columns = (
             slice(None) if key == side else kept
             for key, kept in (("rows", self.rows), ("columns", self.columns))
