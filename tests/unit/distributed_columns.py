@@ -120,7 +120,7 @@ def counts() -> dict[str, Tensor]:
     part = distributed.cut_columns(distributed.split_rows(regular()))
     assert [8] * len(part.col_counts) == part.col_counts.tolist()
     processes, found = part.part.processes, {}
-    with mock.patch.multiple(distributed.cut, BLOCK=BLOCK, LINES=LINES):
+    with mock.patch.multiple(distributed.blocks, BLOCK=BLOCK, LINES=LINES):
         problems, sizes = (
             row_problems(part, torch.float64),
             (len(part.row_counts), len(part.col_counts)),

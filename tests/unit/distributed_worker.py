@@ -372,7 +372,7 @@ def compute(folder: Path, rank: int, size: int, steps: list[str]) -> None:
                 found |= counts() | operations() | exchanged() | unequal_randomness()
                 found |= too_few_rows()
                 found |= held(distributed.split_rows(observed()))
-                with mock.patch.object(distributed.cut, "BLOCK", 20):
+                with mock.patch.object(distributed.blocks, "BLOCK", 20):
                     part = distributed.split_rows(observed())
                     found |= cut(distributed.cut_rows(part))
                     found |= distributed_columns.fits(distributed.cut_columns(part))
