@@ -18,6 +18,7 @@ from lowrank_opt.linalg.frames import qr_frame as qr_frame
 from lowrank_opt.linalg.frozen import frozen_product as frozen_product
 from lowrank_opt.linalg.frozen import frozen_row_norms as frozen_row_norms
 from lowrank_opt.linalg.frozen import rows_at_once as rows_at_once
+from lowrank_opt.linalg.projections import first_inside as first_inside
 from lowrank_opt.linalg.projections import project_l1_ball as project_l1_ball
 from lowrank_opt.linalg.projections import project_lp_ball as project_lp_ball
 from lowrank_opt.linalg.projections import project_top_k_sum as project_top_k_sum

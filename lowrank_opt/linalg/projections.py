@@ -5,11 +5,53 @@ set it projects onto and is exact up to rounding; none is differentiable by desi
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from lowrank_opt.linalg.scaling import lp_norm, top_k_sum
+
+
+def first_inside(
+    path: Callable[[Tensor], Tensor], inside: Callable[[Tensor], Tensor], end: Tensor
+) -> Tensor:
+    r"""Return ``path(t)`` for the smallest t in [0, `end`] where it is inside, by bisection.
+
+    For projections whose multiplier has no closed form: along `path` values shrink.
+
+    Parameters
+    ----------
+    path : callable
+        From a scalar tensor to a Tensor; inside from some t on, and at `end`.
+    inside : callable
+        From what `path` returns to a truth value.
+    end : Tensor, shape ()
+        Positive.
+
+    Returns
+    -------
+    Tensor
+        Inside, always; t is off by at most ``2**-100`` of `end`, or by its rounding.
+
+    Examples
+    --------
+    >>> values = torch.tensor([3.0, 1.0])
+    >>> first_inside(lambda t: (values - t).clamp(0, 1), lambda x: x.sum() <= 1.5, values.amax())
+    tensor([1.0000, 0.5000])
+    """
+    low, high = torch.zeros_like(end), end
+    best = path(low)
+    if inside(best):
+        return best
+    best = path(high)
+    for _ in range(100):
+        middle = (low + high) / 2
+        if not low < middle < high:
+            break
+        x = path(middle)
+        low, high, best = (low, middle, x) if inside(x) else (middle, high, best)
+    return best
 
 
 def project_l1_ball(values: Tensor, radius: float) -> Tensor:

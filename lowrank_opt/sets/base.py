@@ -265,8 +265,12 @@ class SpectralSet(FeasibleSet):
         """
         U, sigma, V = product_svd(*op.detach())
         k = min(self.rank, len(sigma))
-        values = self.project_singular_values(sigma[:k])
+        values = self.nearest_singular_values(sigma[:k])
         return LowRankOperator(U[:, :k], values, V[:, :k]).to(dtype=op.dtype)
+
+    def nearest_singular_values(self, values: Tensor) -> Tensor:
+        """Return what `project` makes of values of any size: here, their projection."""
+        return self.project_singular_values(values)
 
     def sample(
         self,

@@ -11,6 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from lowrank_opt.linalg import first_inside
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.sets.base import FeasibleSet, SpectralSet, alike
 
@@ -82,12 +83,10 @@ class NormBall(SpectralSet):
 
         Here, the same number added to all, found by bisection; named balls have closed forms.
         """
-        low, high = 0.0, self.radius / float(self.gauge(torch.ones_like(values)))
-        for _ in range(60):
-            middle = (low + high) / 2
-            inside = float(self.gauge(values + middle)) <= self.radius
-            low, high = (middle, high) if inside else (low, middle)
-        return values + low
+        most = self.radius / self.gauge(torch.ones_like(values))
+        return first_inside(
+            lambda t: values + (most - t), lambda x: self.gauge(x) <= self.radius, most
+        )
 
     def averaged(
         self, sets: Sequence[FeasibleSet], weights: Sequence[float], *, rank: int
@@ -106,6 +105,17 @@ class NormBall(SpectralSet):
 
     def singular_value_excess(self, values: Tensor) -> Tensor:
         return self.gauge(values) - self.radius
+
+    def nearest_singular_values(self, values: Tensor) -> Tensor:
+        """Return the projection of values of any size, to their rounding.
+
+        That of v + x, for the x of the ball farthest along v, is x; and far outside v + x rounds
+        to v. No `project_singular_values` needs to mind numbers beside which the radius vanishes.
+        """
+        eps = torch.finfo(values.dtype).eps
+        if eps * float(values.amax()) > self.frobenius_bound:
+            return self.support_singular_values(values)
+        return self.project_singular_values(values)
 
     def unit(self, op: LowRankOperator) -> float:
         return self.radius

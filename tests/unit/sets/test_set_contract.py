@@ -250,3 +250,12 @@ class AveragesRadiiWrongly(Elastic):
 )
 def test_a_wrong_answer_is_noticed(kind, answer) -> None:
     assert [] != failing(answer, kind(2.0, RANK))
+
+
+@pytest.mark.parametrize("name", [name for name in BALLS if name != "elastic"])
+def test_far_outside_the_projection_is_the_member_farthest_along(name):
+    """Two ways to one point: closed forms of projections, and of the linear oracle."""
+    ball, values = BALLS[name], torch.tensor([3e20, 2e20, 1e20], dtype=D)
+    found = ball.nearest_singular_values(values)
+    assert torch.equal(found, ball.support_singular_values(values))
+    torch.testing.assert_close(found, ball.project_singular_values(values), rtol=1e-9, atol=1e-9)
