@@ -82,3 +82,11 @@ def tolerance(dtype: torch.dtype, rank: int) -> float:
     """Return the documented one, written once more."""
     stored, computed = torch.finfo(dtype).eps, torch.finfo(torch.float64).eps
     return (2 * stored + 14 * computed) * math.sqrt(rank)
+
+
+def expect_boundary_reached(module: Parameterization, *, atol: float) -> None:
+    """Expect the right inverse to reach targets on the boundary, inside, of lower rank and zero."""
+    wide = 10 * normal(6, 5, seed=3)
+    boundary = module.feasible_set.project(LowRankOperator.from_dense(wide))
+    for target in (boundary, boundary.truncate(1), boundary * 0.3, boundary * 0.0):
+        np.testing.assert_allclose(dense(module.assign(target)()), dense(target), atol=atol)

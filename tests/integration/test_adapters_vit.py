@@ -8,23 +8,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import lowrank_opt as lo
+from experiments.training_vit import TinyViT
 from lowrank_opt.nn import adapt, adapter_report, disabled, merge, unmerge
-
-
-class TinyViT(nn.Module):
-    """Patches of 2 x 2 pixels, two blocks of width 32, mean pooling."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(1, 32, kernel_size=2, stride=2)
-        self.position = nn.Parameter(0.02 * torch.randn(16, 32))
-        block = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
-        self.blocks = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
-        self.head = nn.Linear(32, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        tokens = self.patches(images).flatten(2).mT + self.position
-        return self.head(self.blocks(tokens).mean(dim=1))
 
 
 def _train(model: nn.Module, images: Tensor, labels: Tensor, *, steps: int, lr: float) -> None:

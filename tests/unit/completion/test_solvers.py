@@ -246,4 +246,4 @@ def test_pages_show_the_table():
         between = text.partition("<!-- solver-table -->\n")[2].partition("<!-- /solver-table -->")[
             0
         ]
-        assert markdown() == between, "run python docs/solver_table.py"
+        assert markdown() == between, "run python docs/tables.py"

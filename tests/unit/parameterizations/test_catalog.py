@@ -46,7 +46,7 @@ def ranks(said: str) -> int:
 @pytest.mark.parametrize("page", ["README.md", "docs/explanation/methods.md"])
 def test_the_page_shows_the_table(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    assert markdown() in text, "run: python docs/method_table.py"
+    assert markdown() in text, "run: python docs/tables.py"
 
 
 @every_method

@@ -11,6 +11,7 @@ from lowrank_opt.errors import OptionError, RankError
 from lowrank_opt.linalg import polar_frame, qr_frame
 from lowrank_opt.training.ranks.budget import cubic_budget, keep_largest
 from lowrank_opt.training.ranks.sensitivity import SensitivityAverage
+from tests.oracles import expect_boundary_reached
 
 MAKES = {
     "simplex": partial(lo.SimplexRankOnes, radius=2.0),
@@ -45,13 +46,7 @@ def test_zero_start_is_exact_and_has_a_gradient(make, rank: int) -> None:
 
 @every_family
 def test_right_inverse_reaches_boundary_and_rank_deficient_targets(make) -> None:
-    module = made(make)
-    generator = torch.Generator().manual_seed(3)
-    wide = torch.randn(6, 5, dtype=torch.float64, generator=generator) * 10
-    boundary = module.feasible_set.project(lo.LowRankOperator.from_dense(wide))
-    for target in (boundary, boundary.truncate(1), boundary * 0.3, boundary * 0.0):
-        reached = module.assign(target)().to_dense()
-        np.testing.assert_allclose(array(reached), array(target.to_dense()), atol=1e-12)
+    expect_boundary_reached(made(make), atol=1e-12)
 
 
 def test_simplex_equals_the_formula() -> None:

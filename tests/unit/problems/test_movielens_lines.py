@@ -13,20 +13,7 @@ from problems import movielens
 from problems._parse import read_ratings
 from problems._variants import U_DATA
 from problems.ratings import Ratings
-
-# user, item, rating, timestamp
-ROWS = ((3, 20, 5, 881250949), (1, 10, 3, 891717742), (3, 10, 1, 878887116))
-
-
-def tab_lines(*rows: tuple[object, ...]) -> str:
-    return "".join("\t".join(map(str, row)) + "\n" for row in rows)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "ml-100k"
-    path.mkdir()
-    return path
+from tests.unit.problems.lines import ROWS, tab_lines
 
 
 def load_text(folder: Path, text: str) -> Ratings:
