@@ -45,8 +45,43 @@ ADAPTERS = [
     f"tests/property/test_{name}.py" for name in ("adapters", "adapter_machine", "damaged_folders")
 ]
 TURNS = "tests/property/test_orthogonal_set.py"
-# What is mutated, and the tests of it: its own folder, its laws, its examples.
+MODEL = [
+    f"{UNIT}/completion/test_{name}.py"
+    for name in ("bias", "side_links", "complete", "complete_checks", "losses", "value_sizes")
+]
+STACKED = [
+    f"{UNIT}/nn/test_{name}.py"
+    for name in (
+        "together", "together_again", "together_unusual", "evaluation", "plain_calls",
+        "recomputation",
+    )
+]  # fmt: skip
+# What is mutated, and the tests of it: its own folder, its laws, its examples. A file belongs to
+# the first that names it.
 GROUPS: dict[str, tuple[list[str], list[str]]] = {
+    "turned": (
+        ["parameterizations/turned", "sets/orthogonal.py", "linalg/turning.py"],
+        [
+            "tests/property/test_orthogonal.py",
+            TURNS,
+            "tests/property/test_turned_edges.py",
+            f"{UNIT}/linalg/test_rotations.py",
+            f"{UNIT}/parameterizations/test_multiplicative_families.py",
+        ],
+    ),
+    "stacked": (
+        [
+            "parameterizations/source.py",
+            "parameterizations/together.py",
+            "nn/adapters/together.py",
+            "nn/adapters/evaluation.py",
+        ],
+        [f"{UNIT}/parameterizations/test_stacked.py", *STACKED],
+    ),
+    "completion/model": (
+        ["completion/model"],
+        [*MODEL, f"{UNIT}/estimators/test_biases_alone.py"],
+    ),
     "linalg": (["linalg"], [f"{UNIT}/linalg", TURNS]),
     "sets": (["sets"], [f"{UNIT}/sets", "tests/property/test_sets.py", TURNS]),
     "operator": (
@@ -87,7 +122,8 @@ def population(
         found[group] = [
             mutant
             for file in files
-            if not only or _inside(file.relative_to(ROOT / "lowrank_opt").as_posix(), only)
+            if _group(file.relative_to(ROOT / "lowrank_opt").as_posix()) == group
+            and (not only or _inside(file.relative_to(ROOT / "lowrank_opt").as_posix(), only))
             for mutant in mutants(str(file.relative_to(ROOT)), file.read_text(encoding="utf-8"))
         ]
     return found
