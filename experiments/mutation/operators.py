@@ -8,6 +8,7 @@ which only flatters a score.
 
 import ast
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -156,8 +157,10 @@ class _Visitor(ast.NodeVisitor):
     ) -> None:
         """Replace an operator that stands between two expressions, brackets aside."""
         low, high = self.span(left)[1], self.span(right)[0]
-        where = self.source.find(words[0], low, high)
-        if where >= 0:
+        # Comments between them hold words, too.
+        code = re.sub("#.*", lambda found: " " * len(found[0]), self.source[low:high])
+        if (place := code.find(words[0])) >= 0:
+            where = low + place
             self.add(operator, where, where + len(words[0]), words[1])
 
     # What is left alone.

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 import lowrank_opt as lo
 from lowrank_opt.completion.model.bias import (
@@ -11,6 +12,7 @@ from lowrank_opt.completion.model.bias import (
     no_bias,
     weighted_mean,
 )
+from lowrank_opt.distributed import split_rows
 from lowrank_opt.errors import OptionError
 
 ROWS, COLS, VALUES = [0, 0, 1, 2], [0, 1, 1, 2], [4.0, 1.0, 3.0, 7.0]
@@ -45,6 +47,15 @@ def test_the_unit_of_objectives_is_half_the_spread(weights):
     assert weighted_mean(observed(weights)) == pytest.approx(mean, rel=1e-14)
     expected = 0.5 * (w @ (v - mean) ** 2)
     assert loss_of_the_mean(observed(weights)) == pytest.approx(expected, rel=1e-13)
+
+
+def test_parts_count_with_their_weights():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        part = split_rows(observed(WEIGHTS))
+        assert weighted_mean(part) == pytest.approx(weighted_mean(observed(WEIGHTS)), rel=1e-14)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_no_bias_predicts_zero():

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 
 from lowrank_opt.completion.model import side
 from lowrank_opt.completion.model.implicit import implicit_features
@@ -27,18 +28,31 @@ def test_link_draws_have_the_posterior_of_the_link_matrix():
     np.testing.assert_allclose(np.cov(draws.T), covariance, atol=0.03 * covariance.max())
 
 
+class Ones:
+    """Noise that is one."""
+
+    def standard_normal(self, shape, dtype):
+        return np.ones(shape, dtype)
+
+
+def test_noise_of_draws_has_the_covariance_of_the_root():
+    link, root = FeatureLink.of(np.eye(3, 2)), np.array([[2.0, 5.0], [0.0, 1.0]])
+    found = link.draw(np.zeros((3, 2)), 1.0, root, Ones())
+    scales = 1 / np.sqrt(1.0 + link.spread**2)
+    np.testing.assert_allclose(found, scales[:, None] * [[7.0, 1.0]], rtol=1e-14)
+
+
+@pytest.mark.parametrize("make", [np.asarray, csr_array, lambda X: 1e-3 * X])
 @pytest.mark.parametrize("shape", [(6, 3), (3, 6), (4, 4)])
-def test_link_reproduces_the_gram_matrix_of_scaled_features(shape):
+def test_link_reproduces_the_gram_matrix_of_scaled_features(shape, make):
     X = np.random.default_rng(0).standard_normal(shape)
-    link = FeatureLink.of(X)
+    link = FeatureLink.of(make(X))
     expected = X @ X.T * shape[0] / np.sum(X**2)
     np.testing.assert_allclose(link.basis * link.spread**2 @ link.basis.T, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("sparse", [True, False])
 def test_long_features_are_projected_onto_a_leading_subspace(monkeypatch, sparse):
-    from scipy.sparse import csr_array
-
     monkeypatch.setattr(side, "_COMPLETE_UP_TO", 10)
     monkeypatch.setattr(side, "_LEADING", 8)
     rng = np.random.default_rng(0)

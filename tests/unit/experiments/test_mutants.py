@@ -34,6 +34,12 @@ def changes(source):
     return {(m.operator, m.before.split("(")[0], m.after) for m in mutants("f.py", source)}
 
 
+def test_words_of_comments_are_no_operators():
+    source = "def f(x, y):\n    return (\n        x  # ignore\n        or y\n    )\n"
+    (mutant,) = [m for m in mutants("f.py", source) if m.operator == "and, or"]
+    assert "x  # ignore\n        and y" in mutant.applied(source)
+
+
 def test_mutants_are_those_of_behaviour():
     assert {
         ("constant", "3", "4"),

@@ -61,3 +61,14 @@ def test_factors_are_evaluated_anew_where_calls_are_transformed(counted, look):
         model(X)
         look(model)(X)
     assert len(count) >= 2
+
+
+def test_every_number_of_a_parameter_is_looked_at(counted):
+    model, count = counted
+    (rows,) = [p for name, p in model.named_parameters() if name.endswith("left_rows")]
+    with torch.no_grad():
+        for k in range(rows.numel()):
+            model(X)
+            rows.data.view(-1)[k] += 0.25
+        model(X)
+    assert rows.numel() + 1 == len(count)
