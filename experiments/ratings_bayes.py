@@ -1,13 +1,16 @@
 """Bayesian completion of MovieLens: ratings only, with implicit feedback, and with features.
 
+Ratings are numbers, or ordered levels.
+
 ``python -m experiments.ratings_bayes`` prints a table over the official folds of MovieLens-100K and
 writes a record; ``--sets ml-1m`` takes a random tenth of MovieLens-1M for each of ``--seeds``.
-Ranks and numbers of draws were looked at on a tenth of the training parts.
+Ranks, numbers of draws and strengths were looked at on a tenth of the training parts.
 """
 
 import argparse
 import sys
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +20,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from experiments.peers import fits
+from experiments.peers.split import Split
 from experiments.records import Json
 from experiments.skeleton import Session, experiment
 from experiments.tables import markdown_table, text_table
@@ -26,24 +31,30 @@ from problems import movielens
 from problems.metrics import rmse
 from problems.ratings import Ratings
 
-METHODS: dict[str, tuple[bool, bool]] = {
-    "ratings": (False, False),
-    "implicit": (True, False),
-    "implicit + side": (True, True),
+# Implicit feedback, features, and ratings as ordered levels.
+METHODS: dict[str, tuple[bool, bool, bool]] = {
+    "ratings": (False, False, False),
+    "implicit": (True, False, False),
+    "implicit + side": (True, True, False),
+    "ordered": (False, False, True),
+    "ordered, implicit + side": (True, True, True),
 }
 SETS = ("u1", "u2", "u3", "u4", "u5", "ml-1m")
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Rank, sweeps left out and draws kept."""
+    """Rank, sweeps left out, draws kept, sweeps for each of them, and the prior on noise levels."""
 
     rank: int
     burn_in: int
     samples: int
+    thinning: int = 1
+    noise_strength: float = 50.0
 
 
 SETTINGS = {"ml-100k": Draws(16, 10, 100), "ml-1m": Draws(20, 20, 300)}
+ORDERED = {"ml-100k": Draws(16, 10, 100), "ml-1m": Draws(32, 100, 150, 2, 200.0)}
 SMOKE = Draws(2, 1, 2)
 
 
@@ -65,6 +76,11 @@ def item_features(path: str | None, variant: str = "ml-100k") -> Tensor:
     return torch.from_numpy(pd.concat(columns, axis=1).to_numpy(np.float64))
 
 
+def _draws(method: str, name: str) -> Draws:
+    settings = ORDERED if METHODS[method][2] else SETTINGS
+    return settings["ml-1m" if name == "ml-1m" else "ml-100k"]
+
+
 def _ratings(variant: str, path: str | None) -> Ratings:
     if variant == "ml-100k":
         return movielens.split_ratings("u1", path=path)[0]
@@ -83,7 +99,7 @@ def measure(
     method: str, name: str, seed: int, draws: Draws, path: str | None, *, validate: bool
 ) -> dict[str, Any]:
     """Fit, and return errors on the test (or held-out) entries, coverage of 90 % and costs."""
-    implicit, side = METHODS[method]
+    implicit, side, ordered = METHODS[method]
     variant = "ml-1m" if name == "ml-1m" else "ml-100k"
     train, test = parts(name, seed, path)
     generator = torch.Generator().manual_seed(seed)
@@ -94,25 +110,57 @@ def measure(
     posterior = bayesian(
         train,
         draws.rank,
+        loss="ordered_probit" if ordered else "squared",
         implicit=implicit,
         row_features=features[:1],
         col_features=features[1:],
         burn_in=draws.burn_in,
         samples=draws.samples,
+        thinning=draws.thinning,
+        noise_strength=draws.noise_strength,
         generator=generator,
     )
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     mean, std = posterior.predict(test.rows, test.cols, return_std=True, clip=(1.0, 5.0))
     covered = float(((test.values - mean).abs() < 1.6449 * std).double().mean())
+    sweeps = draws.burn_in + draws.samples * draws.thinning
     costs = {"seconds": wall, "cpu_seconds": cpu, "rank": draws.rank, "samples": draws.samples}
+    costs["sweeps"] = sweeps
     errors = {"rmse": rmse(mean, test.values), "covered": covered}
     return {"method": method, "set": name, "seed": seed, **errors, **costs}
+
+
+def peer_cost(sweeps: int, rank: int, seed: int, path: str | None) -> dict[str, Any]:
+    """Return CPU seconds of a sweep of myFM on ML-1M: ordered, with implicit feedback and side."""
+    train, test = parts("ml-1m", seed, path)
+    features = (user_features(path, "ml-1m"), item_features(path, "ml-1m"))
+    entries = (train.rows, train.cols, train.values, test.rows, test.cols, test.values)
+    split = Split(*(x.numpy() for x in (*entries, *features)))
+    settings: fits.Settings = {"rank": rank, "epochs": sweeps, "ordered": True}
+    settings |= {"implicit": True, "side": True}
+    timer = _Timer()
+    fits.myfm(split, settings, seed, timer)
+    return {"sweeps": sweeps, "rank": rank, "cpu_seconds": timer.cpu_seconds}
+
+
+class _Timer(AbstractContextManager["_Timer"]):
+    """CPU seconds of a block."""
+
+    cpu_seconds = 0.0
+
+    def __enter__(self) -> "_Timer":
+        self.cpu_seconds -= time.process_time()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.cpu_seconds += time.process_time()
 
 
 def compile_loops() -> None:
     """Prepare a worker: no fit pays for compilation."""
     seen = Observations([0, 1, 2], [0, 1, 0], [1.0, 2.0, 3.0], (3, 2))
     bayesian(seen, 2, burn_in=0, samples=1)
+    bayesian(seen, 2, loss="ordered_probit", burn_in=0, samples=1)
 
 
 def study(session: Session) -> None:
@@ -127,7 +175,7 @@ def study(session: Session) -> None:
             method,
             name,
             seed,
-            SMOKE if session.smoke else SETTINGS[name if name in SETTINGS else "ml-100k"],
+            SMOKE if session.smoke else _draws(method, name),
             chosen.path,
             validate=chosen.validate,
         )
@@ -135,8 +183,16 @@ def study(session: Session) -> None:
         for method in methods
         for seed in seeds
     ]
+    peers = list[dict[str, Any]]()
+    if chosen.peer_sweeps and not session.smoke:
+        rank = ORDERED["ml-1m"].rank
+        beside = [partial(peer_cost, chosen.peer_sweeps, rank, k, chosen.path) for k in range(2)]
+        # Between the chains, in the company that they have.
+        mixed: list[partial[Any]] = [beside[0], *calls, beside[1]]
+        _ = session.run(mixed, "chains and a peer")
+        peers = session.run(beside, "peer")
     runs = session.run(calls, "chains")
-    header = ["method", "set", "seed", "rank", "draws", "RMSE", "CPU s", "in 90 % interval"]
+    header = ["method", "set", "seed", "rank", "draws", "sweeps", "RMSE", "CPU s", "in 90 %"]
     rows = [
         [
             r["method"],
@@ -144,6 +200,7 @@ def study(session: Session) -> None:
             str(r["seed"]),
             str(r["rank"]),
             str(r["samples"]),
+            str(r["sweeps"]),
             f"{r['rmse']:.4f}",
             f"{r['cpu_seconds']:.1f}",
             f"{r['covered']:.3f}",
@@ -155,6 +212,7 @@ def study(session: Session) -> None:
         "ratings-bayes.json",
         settings={"validate": chosen.validate},
         runs=list[Json](runs),
+        myfm=list[Json](peers),
         table=markdown_table(header, rows),
     )
 
@@ -164,6 +222,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS[:5]))
     parser.add_argument("--validate", action="store_true", help="hold out training entries instead")
     parser.add_argument("--seeds", type=int, default=1, help="chains, of ml-1m splits too")
+    parser.add_argument(
+        "--peer-sweeps", type=int, default=0, help="of myFM, for its time, on ml-1m"
+    )
     parser.add_argument("--path", help="folder or zip archive of the data set")
 
 

@@ -136,6 +136,8 @@ def myfm(split: Split, settings: Settings, seed: int, timer: Timer) -> Reals:
     chosen = dict(settings)
     features = (bool(chosen.pop("implicit", False)), bool(chosen.pop("side", False)))
     name = "VariationalFMRegressor" if chosen.pop("variational", False) else "MyFMRegressor"
+    ordered = bool(chosen.pop("ordered", False))
+    name = "MyFMOrderedProbit" if ordered else name
     epochs = int(str(chosen.pop("epochs")))
     left, left_groups = _myfm_block(split, *features, transposed=False)
     right, right_groups = _myfm_block(split, *features, transposed=True)
@@ -147,10 +149,14 @@ def myfm(split: Split, settings: Settings, seed: int, timer: Timer) -> Reals:
         return [RelationBlock(index.astype(np.int64), block) for index, block in pairs]
 
     train, groups = blocks(split.rows, split.cols), left_groups + right_groups
-    values = split.values.astype(np.float64)
+    levels, places = np.unique(split.values.astype(np.float64), return_inverse=True)
+    values = places if ordered else levels[places]
     with timer:
         model.fit(None, values, X_rel=train, n_iter=epochs, group_shapes=groups, **kept)
-    return model.predict(None, X_rel=blocks(split.test_rows, split.test_cols))
+    asked = blocks(split.test_rows, split.test_cols)
+    if ordered:
+        return model.predict_proba(None, X_rel=asked) @ levels
+    return model.predict(None, X_rel=asked)
 
 
 def _myfm_block(
