@@ -25,7 +25,13 @@ from lowrank_opt.estimators.choice.callbacks import (
 from lowrank_opt.estimators.choice.choosing import choose_and_fit, clip_range
 from lowrank_opt.estimators.choice.known import Known
 from lowrank_opt.estimators.choice.options import check_options, given_settings
-from lowrank_opt.estimators.choice.search import Search, Sides, chosen_solver, described_by
+from lowrank_opt.estimators.choice.search import (
+    Search,
+    Sides,
+    check_levels,
+    chosen_solver,
+    described_by,
+)
 from lowrank_opt.estimators.choice.starts import Bias, moved, spread_or_zero
 from lowrank_opt.estimators.data.entries import Entries, entries_of
 from lowrank_opt.estimators.data.side import with_side
@@ -89,6 +95,10 @@ class MatrixCompletion(CallbackSupportMixin, PredictingCompletion, RegressorMixi
     warm_start : bool
         Fit again with the settings of the last fit, and from its result where the solver can: rows
         and columns are matched by their ids. Nothing is chosen anew, and intervals stay.
+    loss : {"squared", "ordered_probit"}
+        "ordered_probit" takes values as ordered levels, such as stars: only their order matters for
+        the fit, and a prediction is the mean level. For the solver "bayesian", which "auto" is
+        then; entries without weights, each pair once.
 
     Attributes
     ----------
@@ -146,6 +156,7 @@ class MatrixCompletion(CallbackSupportMixin, PredictingCompletion, RegressorMixi
         max_iterations: int | None = None,
         random_state: int | np.random.RandomState | None = None,
         warm_start: bool = False,
+        loss: Literal["squared", "ordered_probit"] = "squared",
     ) -> None:
         self.shape = shape
         self.rank = rank
@@ -161,6 +172,7 @@ class MatrixCompletion(CallbackSupportMixin, PredictingCompletion, RegressorMixi
         self.max_iterations = max_iterations
         self.random_state = random_state
         self.warm_start = warm_start
+        self.loss: Literal["squared", "ordered_probit"] = loss
 
     def fit(
         self,
@@ -267,14 +279,16 @@ class MatrixCompletion(CallbackSupportMixin, PredictingCompletion, RegressorMixi
         self, entries: Entries, seed: int, side: Sides, watch: Watch | None, *, point: bool
     ) -> Self:
         observations, given = entries.observations, given_settings(self, entries.shape)
+        draws = any(side) or self.loss != "squared"
         solver = chosen_solver(
-            "bayesian" if self.solver == "auto" and any(side) else self.solver,
+            "bayesian" if self.solver == "auto" and draws else self.solver,
             given,
             bias=self.bias,
             tolerance=self.tolerance,
             max_iterations=self.max_iterations,
         )
-        search = Search(solver, self.bias, self.weighted, seed, side, watch)
+        search = Search(solver, self.bias, self.weighted, seed, side, watch, loss=self.loss)
+        check_levels(search, observations)
         if self.warm_start and hasattr(self, "result_"):
             setting = {**self.setting_, **given}
             setting["rank"] = min(setting["rank"], float(min(entries.shape)))

@@ -140,7 +140,12 @@ def lines_of(result: AnyResult, side: int = 0) -> Tensor:
 
 
 def biases_in(lines: Tensor, result: AnyResult) -> Tensor:
-    """Return the biases in lines of a result, shape (k,): means over its draws."""
+    """Return the biases in lines of a result, shape (k,): means over its draws.
+
+    Zero of ordered levels, whose biases are on the scale of their thresholds.
+    """
+    if isinstance(result, BayesianResult) and result.levels is not None:
+        return lines.new_zeros(len(lines))
     draws = len(result) if isinstance(result, BayesianResult) else 1
     return lines.reshape(len(lines), draws, lines.shape[1] // draws)[..., -1].mean(1)
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from lowrank_opt.completion import AdditiveBias, CompletionResult
-from lowrank_opt.completion.model.bias import weighted_mean
+from lowrank_opt.completion.model.bias import fit_additive_bias, weighted_mean
 from lowrank_opt.completion.solvers.traits import AnyResult
 from lowrank_opt.estimators.choice.intervals import LEVELS, Intervals
 from lowrank_opt.estimators.choice.search import NOBODY, Described
@@ -20,6 +20,9 @@ from lowrank_opt.tables.ids import UNKNOWN
 
 Floats = NDArray[np.floating]
 Positions = NDArray[np.int64]
+
+# In entries.
+_BIAS_PENALTY = 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,5 +153,8 @@ def _fallback(result: AnyResult, observations: Observations, bias: Bias) -> Addi
         return AdditiveBias(mean, zeros(observations.shape[0]), zeros(observations.shape[1]))
     if isinstance(result, CompletionResult):
         return result.bias.to(dtype=observations.dtype)
+    if result.levels is not None:
+        # Biases of draws are on the scale of their thresholds.
+        return fit_additive_bias(observations, penalty=_BIAS_PENALTY)
     rows, cols = (x.mean(0).to(observations.dtype) for x in (result.row_bias, result.col_bias))
     return AdditiveBias(result.mean, rows, cols)

@@ -41,6 +41,11 @@ class CompletionOptions(Protocol):
     validation: float | None
 
     @property
+    def loss(self) -> object:
+        """What the values are."""
+        ...
+
+    @property
     def bias(self) -> object:
         """None, or "additive" ones."""
         ...
@@ -57,6 +62,8 @@ def check_options(estimator: CompletionOptions) -> None:
         _check_amount(name, getattr(estimator, name))
     for name in _COUNTS:
         check_count(name, getattr(estimator, name))
+    if estimator.loss not in ("squared", "ordered_probit"):
+        raise OptionError(f"loss must be 'squared' or 'ordered_probit'; got {estimator.loss!r}")
     if estimator.bias not in ("additive", None):
         raise OptionError(f"bias must be 'additive' or None; got bias={estimator.bias!r}")
     _check_share(estimator.validation)

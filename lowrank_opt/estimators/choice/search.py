@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import torch
 
 from lowrank_opt.completion import CompletionProblem, CompletionResult, complete
 from lowrank_opt.completion.after.path import Setting, Walk
-from lowrank_opt.completion.catalog import option_names, solver_of, with_options
+from lowrank_opt.completion.catalog import check_fits, option_names, solver_of, with_options
 from lowrank_opt.completion.results.posterior import BayesianResult
 from lowrank_opt.completion.solvers.traits import AnyResult
+from lowrank_opt.errors import OptionError
 from lowrank_opt.estimators.choice.biases import (
     BiasesAlone,
     best_biases,
@@ -84,6 +85,7 @@ class Search:
         Is told of each fit.
     ample : int, optional
         Largest rank that is tried, with penalties that grow with the rank.
+    loss : {"squared", "ordered_probit"}
     """
 
     solver: Solver
@@ -93,6 +95,7 @@ class Search:
     side: Sides = ((), ())
     watch: Watch | None = None
     ample: int | None = None
+    loss: Literal["squared", "ordered_probit"] = "squared"
 
     @property
     def stopped(self) -> bool:
@@ -230,6 +233,7 @@ class Search:
         return CompletionProblem(
             observations,
             model,
+            loss=self.loss,
             bias=self.bias,
             penalty=setting.get("penalty", 0.0),
             bias_penalty=setting.get("bias_penalty", 1.0),
@@ -273,6 +277,23 @@ def rough(solver: Solver) -> Solver:
             return replace(solver, samples=max(solver.samples // 2, 1))
         case _:
             return solver
+
+
+def check_levels(search: Search, observations: Observations) -> None:
+    """Raise OptionError unless a solver takes values as levels, where they are said to be.
+
+    Only draws predict by thresholds of their own; another solver's biases would be no predictions
+    of values where a row or a column is unknown.
+    """
+    if search.loss == "squared":
+        return
+    if not isinstance(search.solver, Gibbs):
+        raise OptionError(
+            f"loss={search.loss!r} is for solver='bayesian'; got {type(search.solver).__name__}: "
+            "leave the solver out, or use lowrank_opt.complete"
+        )
+    problem = CompletionProblem(observations, 1, loss=search.loss, bias=search.bias)
+    check_fits(search.solver, problem)
 
 
 def chosen_solver(

@@ -57,6 +57,8 @@ def result_out_of(unit: float, result: AnyResult) -> AnyResult:
     """Return the result for values that are multiplied by the unit; its certificate is lost."""
     if unit == 1:
         return result
+    if isinstance(result, BayesianResult) and result.levels is not None:
+        return replace(result, levels=result.levels * unit)
     history = _history(unit, result.history)
     if isinstance(result, BayesianResult):
         return replace(
