@@ -37,6 +37,8 @@ from lowrank_opt.observations.parts import is_cut
 
 # From another start: enough to be better than a bad minimum, if it is one.
 _STEPS_ELSEWHERE = 20
+# Iterations without settling after which the certificate is asked for nevertheless.
+_UNSEEN = 200
 
 _TRAITS = Traits(
     sets=("parameterization",),
@@ -70,7 +72,9 @@ class LBFGS:
         Over a convex set, and with a penalty on two free factors, under the squared loss: once the
         iteration has settled, the certificate is asked for. A larger gap than this, relative to the
         objective, and the iteration goes on, out of where it is along the direction of the
-        certificate (`escape`), or with a smaller tolerance. CONVERGED then means that the gap is
+        certificate (`escape`), or with a smaller tolerance; where it crawls, and after every 200
+        iterations that left most of the gap, the optimum is looked for in W itself (`polish`). The
+        parameters are then those of the point found. CONVERGED then means that the gap is
         proved; RANK_BINDS, that the iterate is stationary, that going on did not close the gap, and
         that a larger rank gains at most ``proved.price_of_rank``: a spectral start was tried, but
         another matrix of this rank may still be better; GAP_OPEN, neither. Nearly exact fits count
@@ -199,7 +203,7 @@ class _Fit:
         self.objective, self.minimizer, self.stopping = objective, minimizer, stopping
         self.held_out, self.checkpoint, self.proof = held_out, checkpoint, proof
         self.history, self.best = History(), self._copy()
-        self.start = time.perf_counter()
+        self.start, self.asked = time.perf_counter(), 0
         device = objective.observations.device
         state = None if checkpoint is None else checkpoint.restored(device)
         if state is not None:
@@ -236,11 +240,29 @@ class _Fit:
         status = self.stopping.judge(value, rmse)
         if self.stopping.improved:
             self.best = self._copy()
+        if status is None and len(self.history) >= self.asked + _UNSEEN:
+            return self._glance()
         return self._proved() if status is CompletionStatus.CONVERGED else status
+
+    def _glance(self) -> CompletionStatus | None:
+        """Ask for the proof although nothing has settled; where descent crawls, go elsewhere."""
+        proof, objective, values = self.proof, self.objective, self.history.objective
+        self.asked = len(values)
+        if proof is None:
+            return None
+        if proof.glance(objective.operator(), objective.bias()):
+            self.best = self._copy()
+            return CompletionStatus.CONVERGED
+        slow = proof.is_slow(values[-_UNSEEN] - values[-1])
+        if slow and self._polished(proof, crawls=True):
+            self.stopping.look_again()
+            self.minimizer.restart()
+        return None
 
     def _proved(self) -> CompletionStatus | None:
         """Return whether the settled iterate is the optimum, or None to go on from elsewhere."""
         proof, objective = self.proof, self.objective
+        self.asked = len(self.history)
         self._restore_best()
         if proof is None:
             return CompletionStatus.CONVERGED
@@ -259,13 +281,19 @@ class _Fit:
         """Go to a better point elsewhere; return whether there is one."""
         proof = self.proof
         assert proof is not None, "asked for by it"
+        crawls = proof.crawls
+        if crawls and self._polished(proof, crawls=True):
+            return True
         if escape(self.objective, proof.problem, enough):
             return True
         if proof.rank_binds and proof.restarts == 0:
             proof.restarts += 1
             if self._begins_anew(proof.problem, enough):
                 return True
-        if not proof.may_polish:
+        return not crawls and self._polished(proof, crawls=False)
+
+    def _polished(self, proof: Proof, *, crawls: bool) -> bool:
+        if not proof.may_polish(crawls=crawls):
             return False
         proof.polishes += 1
         return polish(self.objective, proof.problem, proof.gap, effort=proof.polishes)
@@ -305,6 +333,7 @@ class _Fit:
             "variables": self._kept(self._copy()),
             "minimizer": self.minimizer.state(),
             "stopping": self.stopping.state(),
+            "asked": self.asked,
             "history": self.history.columns(),
             "best": self._kept(self.best),
             "proof": None if self.proof is None else self.proof.state(),
@@ -320,6 +349,7 @@ class _Fit:
         self.history, self.best = History(**state["history"]), state["best"]
         if self.proof is not None:
             self.proof.resume(state["proof"])
+        self.asked = state["asked"]
         self.start -= self.history.seconds[-1]
 
     def _kept(self, variables: list[Tensor]) -> list[State]:

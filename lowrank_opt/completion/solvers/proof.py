@@ -30,7 +30,10 @@ _LEAST_GAIN = 0.1
 # From how many times the gap asked for on the optimum is looked for in W itself; where the rank
 # seems to bind, only from close by: further off it most probably does.
 _CLOSE, _CLOSE_AT_RANK = 1000.0, 10.0
-_MOST_POLISHES = 3
+_MOST_POLISHES = 6
+# A descent crawls that gains less than this share of the gap between two certificates of settled
+# iterates, and over as many iterations as others need in all.
+_CRAWL, _SLOW = 0.05, 0.5
 # The share of a gap below which an iterate counts as stationary at its rank: the rest is the
 # price of the rank, unless it falls when the iteration goes on. Next to an optimum the part at the
 # rank is of second order in the distance, and the rest of first order.
@@ -65,6 +68,8 @@ class Proof:
         How many columns iterates may have, where the problem does not say.
     since : int
         How many of the gaps were those of iterates before the last escape.
+    objectives : list of float
+        Of the same iterates as the gaps.
 
     Attributes
     ----------
@@ -82,6 +87,7 @@ class Proof:
     unit: float = 0.0
     rank: int | None = None
     since: int = 0
+    objectives: list[float] = field(default_factory=list[float])
     rank_binds: bool = False
 
     @classmethod
@@ -125,10 +131,12 @@ class Proof:
 
     def reached(self, operator: LowRankOperator, bias: AdditiveBias) -> bool:
         """Certify an iterate; return whether it is proved optimal to the gap."""
-        certificate = certify_completion(self.problem, operator, bias)
-        self.last = certificate
+        near = self.glance(operator, bias)
+        certificate = self.last
+        assert certificate is not None, "as `glance` leaves it"
         self.gaps.append(certificate.gap)
-        if certificate.gap <= self.allowed:
+        self.objectives.append(certificate.objective)
+        if near:
             self.rank_binds = False
             return True
         at_rank = gap_at_rank(self.problem, operator, bias, rank=self.rank)
@@ -138,6 +146,11 @@ class Proof:
             _STATIONARY * certificate.gap, self.allowed
         )
         return False
+
+    def glance(self, operator: LowRankOperator, bias: AdditiveBias) -> bool:
+        """Certify an iterate that has not settled; return whether it is proved optimal."""
+        self.last = certify_completion(self.problem, operator, bias)
+        return self.last.gap <= self.allowed
 
     @property
     def allowed(self) -> float:
@@ -160,12 +173,22 @@ class Proof:
         return CompletionStatus.RANK_BINDS if self.rank_binds else CompletionStatus.GAP_OPEN
 
     @property
-    def may_polish(self) -> bool:
-        """Whether the last iterate was close enough to the optimum to look for it in W itself."""
+    def crawls(self) -> bool:
+        """Whether the last descent, and the way out before it, hardly narrowed the gap."""
+        if len(self.gaps) < 2 or self.rank_binds:
+            return False
+        return self.objectives[-2] - self.objectives[-1] < _CRAWL * self.gaps[-1]
+
+    def is_slow(self, gain: float) -> bool:
+        """Return whether many iterations that gained so much left most of the gap."""
+        return self.last is not None and gain < _SLOW * self.last.gap
+
+    def may_polish(self, *, crawls: bool) -> bool:
+        """Return whether to look for the optimum in W itself: close by, or where descent crawls."""
         found = self.last
         if found is None or self.polishes == _MOST_POLISHES:
             return False
-        return found.gap <= (_CLOSE_AT_RANK if self.rank_binds else _CLOSE) * self.allowed
+        return crawls or found.gap <= self.allowed * (_CLOSE_AT_RANK if self.rank_binds else _CLOSE)
 
     @property
     def enough(self) -> float:
@@ -181,9 +204,11 @@ class Proof:
 
     def state(self) -> State:
         """Return what decides how the iteration goes on, for a `Checkpoint`."""
-        return [list(self.gaps), self.escapes, self.polishes, self.restarts, self.since]
+        counts: State = [self.escapes, self.polishes, self.restarts, self.since]
+        return [list(self.gaps), list(self.objectives), counts]
 
     def resume(self, state: State) -> None:
         """Go on from a state."""
         assert isinstance(state, list), "as `state` returned it"
-        self.gaps, self.escapes, self.polishes, self.restarts, self.since = state
+        self.gaps, self.objectives, counts = state
+        self.escapes, self.polishes, self.restarts, self.since = counts

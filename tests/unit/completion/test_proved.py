@@ -42,6 +42,16 @@ def delora(rank: int, radius: float, seed: int) -> lo.Parameterization:
     return lo.DeLoRA(SHAPE, rank, radius=radius).double()
 
 
+def contractions(rank: int, radius: float, seed: int) -> lo.Parameterization:
+    torch.manual_seed(seed)
+    return lo.Contractions(SHAPE, rank, radius=radius, p=1).double()
+
+
+def radial(rank: int, radius: float, seed: int) -> lo.Parameterization:
+    torch.manual_seed(seed)
+    return lo.RadialBall(SHAPE, rank, radius=radius, norm=1.0).double()
+
+
 def weighted(rank: int, radius: float, seed: int) -> lo.Parameterization:
     rows, cols = (1 / (1 + normal(size, seed=3).abs()) for size in SHAPE)
     return lo.Weighted(homogeneous(rank, radius, seed), rows, cols)
@@ -62,7 +72,9 @@ def _hull(feasible_set: lo.FeasibleSet) -> lo.FeasibleSet:
     return lo.SchattenBall(1, feasible_set.radius, min(SHAPE))
 
 
-@pytest.mark.parametrize("make", [homogeneous, norm_bounded, delora, weighted])
+@pytest.mark.parametrize(
+    "make", [homogeneous, norm_bounded, delora, contractions, radial, weighted]
+)
 @pytest.mark.parametrize("rank", [5, 11])
 @pytest.mark.parametrize(("radius", "seed"), [(4.0, 0), (13.0, 2)])
 def test_every_complete_map_ends_at_the_optimum(make: Make, rank: int, radius: float, seed: int):
