@@ -24,6 +24,7 @@ EXPERIMENTS = (
     "tasks_in_sequence",
     "phase_transition",
     "federated_digits",
+    "private_averages",
     "image_inpainting",
     "vision_transfer",
     "language_transfer",

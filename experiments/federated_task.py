@@ -128,10 +128,11 @@ def _norms(gradients: Sequence[Tensor]) -> Tensor:
 
 
 class Federation:
-    """Six clients and a server: factors of every layer, one slice for each client."""
+    """Clients and a server: factors of every layer, one slice for each client."""
 
     def __init__(self, task: Task, seed: int) -> None:
         self.task = task
+        self.count, self.share = task.labels.shape
         self.generator = torch.Generator().manual_seed(1000 + seed)
         self.weights = [w.clone() for w in task.weights]
         self.left: dict[int, Tensor] = {}
@@ -145,14 +146,16 @@ class Federation:
         trained = [*self.left.values(), *([] if frozen_right else self.right.values())]
         for tensor in trained:
             tensor.requires_grad_()
-        clients = torch.arange(len(DOMAINS)).unsqueeze(1)
+        clients = torch.arange(self.count).unsqueeze(1)
         for _ in range(steps):
-            batch = torch.randint(SHARE, (len(DOMAINS), BATCH), generator=self.generator)
+            batch = torch.randint(
+                self.share, (self.count, min(BATCH, self.share)), generator=self.generator
+            )
             logits = self._logits(self.task.images[clients, batch])
             labels = self.task.labels[clients, batch]
             # A sum over clients, whose factors are their own: each gets the gradient of its mean.
             loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-            gradients = torch.autograd.grad(len(DOMAINS) * loss, trained)
+            gradients = torch.autograd.grad(self.count * loss, trained)
             rate = lr / _norms(gradients).clamp_min(LARGEST_GRADIENT) * LARGEST_GRADIENT
             with torch.no_grad():
                 for tensor, gradient in zip(trained, gradients, strict=True):
@@ -160,13 +163,17 @@ class Federation:
         for tensor in trained:
             tensor.requires_grad_(False)
 
+    def sent(self) -> list[dict[str, tuple[Tensor, Tensor]]]:
+        """Return what each client sends: its factors, by layer."""
+        return [
+            {f"{i}": (self.left[i][k], self.right[i][k]) for i in range(len(self.weights))}
+            for k in range(self.count)
+        ]
+
     def aggregate(self, rule: Rule) -> dict[str, Aggregate]:
         """Aggregate all layers, and let the clients start from what is sent."""
         layers = range(len(self.weights))
-        clients = [
-            {f"{i}": (self.left[i][k], self.right[i][k]) for i in layers}
-            for k in range(len(DOMAINS))
-        ]
+        clients = self.sent()
         reference = {f"{i}": self.broadcast[i] for i in layers} if rule.align else None
         results = aggregate(
             clients,
@@ -194,7 +201,8 @@ class Federation:
 
     def _logits(self, x: Tensor) -> Tensor:
         for i, weight in enumerate(self.weights):
-            update = (x @ self.right[i]) @ self.left[i].mT
+            # Held-out images are those of domains; after an aggregation all slices are equal.
+            update = (x @ self.right[i][: len(x)]) @ self.left[i][: len(x)].mT
             y = x @ weight.mT + update + self.task.biases[i]
             x = y.relu() if i + 1 < len(self.weights) else y
         return x
@@ -205,16 +213,17 @@ class Federation:
         if result.broadcast is None:
             self._fresh(layer)
             return
-        self._start_from(layer, result.broadcast)
+        self.start_from(layer, result.broadcast)
 
     def _fresh(self, layer: int) -> None:
         """Start all clients from the same zero update, as LoRA does."""
         m, n = self.weights[layer].shape
         right = (2 * torch.rand(n, RANK, generator=self.generator) - 1) / n**0.5
         op = LowRankOperator(torch.zeros(m, RANK), torch.ones(RANK), right)
-        self._start_from(layer, op)
+        self.start_from(layer, op)
 
-    def _start_from(self, layer: int, op: LowRankOperator) -> None:
+    def start_from(self, layer: int, op: LowRankOperator) -> None:
+        """Give all clients the factors of one update, whose scale is one."""
         self.broadcast[layer] = op
-        self.left[layer] = op.left.expand(len(DOMAINS), -1, -1).clone()
-        self.right[layer] = op.right.expand(len(DOMAINS), -1, -1).clone()
+        self.left[layer] = op.left.expand(self.count, -1, -1).clone()
+        self.right[layer] = op.right.expand(self.count, -1, -1).clone()

@@ -119,7 +119,7 @@ def _write(session: Session, plan: Plan, found: Found) -> None:
     draw_fronts(found.runs, found.final, session.folder / f"{NAME}.png", labels)
     packages = ("peft", "transformers")
     session.write(
-        f"{NAME}.json",
+        f"{NAME}.json" if plan.work.questions is None else f"{NAME}-arc.json",
         settings=asdict(plan.work),
         rates=[*plan.rates],
         seeds={"rates": [*plan.seeds], "test": [*plan.final_seeds], "more": [*plan.more_seeds]},

@@ -87,4 +87,12 @@ COMPARISON = (
         *_RECORD,
         at_equal_accuracy(rotations),
     ),
+    Claim(
+        "causal-reasoning",
+        "On questions of science (ARC-Easy), bounded updates forget less at the same accuracy.",
+        "Wang et al., 2501.19050",
+        "peft-comparison-arc.json",
+        "python -m experiments.peft_comparison --profile gpu --model FOLDER --questions ARC",
+        at_equal_accuracy(bounded),
+    ),
 )

@@ -14,6 +14,7 @@ from experiments.claims.comparison import COMPARISON
 from experiments.claims.figure import figure, in_words
 from experiments.claims.finding import Claim, Finding, Record, Verdict
 from experiments.claims.forgetting import FORGETTING
+from experiments.claims.language import LANGUAGE
 from experiments.claims.models import COMPLETION, COST, FEDERATED
 from experiments.claims.ratings import RATINGS
 from experiments.claims.transfer import TRANSFER
@@ -21,7 +22,7 @@ from experiments.claims.transfer import TRANSFER
 GROUPS: Mapping[str, Sequence[Claim]] = {
     "Training methods": TRAINING,
     "Forgetting": FORGETTING,
-    "Adapting to another task": (*TRANSFER, *COMPARISON),
+    "Adapting to another task": (*TRANSFER, *LANGUAGE, *COMPARISON),
     "Federated averages": FEDERATED,
     "Completion": (*COMPLETION, *RATINGS),
     "Cost": COST,

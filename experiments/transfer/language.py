@@ -37,7 +37,7 @@ LAYERS = (
     r".*\.(query|key|value|out|up|down|attention\.output\.dense|intermediate\.dense"
     r"|layer\.\d+\.output\.dense)"
 )
-LENGTH, TRAINING, VALIDATION, WATCHED = 24, 1000, 500, 300
+LENGTH, TRAINING, VALIDATION, WATCHED = 24, 600, 500, 300
 _WORDS = 120
 
 

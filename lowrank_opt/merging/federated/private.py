@@ -313,7 +313,10 @@ def _bounded(op: LowRankOperator, radius: float, clip: bool, index: int) -> LowR
             f"exceeds it by {excess:.2e}: leave it out, or pass clip=True",
             excess=excess,
         )
-    return wide if norm <= radius else wide * (radius / norm)
+    if norm <= radius:
+        return wide
+    # In the left factor: "ffa" needs right factors and scales that stay equal.
+    return LowRankOperator(wide.left * (radius / norm), wide.scale, wide.right)
 
 
 def _declared_radius(clients: Sequence[Client]) -> float:

@@ -159,6 +159,24 @@ def test_ffa_noise_is_in_the_row_space_only() -> None:
     assert result.sigma == pytest.approx(float(noise.norm()) / math.sqrt(M * R), rel=0.1)
 
 
+@pytest.mark.parametrize("largest", [1 + 1e-16, 3.0])
+def test_ffa_shrinks_what_exceeds_the_radius_in_left_factors(largest: float) -> None:
+    """Clients of different excess still share a right factor and a scale, bit for bit."""
+    ops = sharing_right(members(10))
+    sizes = torch.linspace(0.5, largest, 10).double()
+    norms = [float(op.schatten_norm(2)) for op in ops]
+    big = [
+        lo.LowRankOperator(op.left * (size / norm), op.scale, op.right)
+        for op, size, norm in zip(ops, sizes, norms, strict=True)
+    ]
+    result = private_merge(
+        big, epsilon=1e9, delta=0.5, radius=1.0, mechanism="ffa", clip=True, generator=seeded()
+    )
+    wanted = mean_dense([op * min(1.0, 1 / float(op.schatten_norm(2))) for op in big])
+    torch.testing.assert_close(wanted, result.operator.to_dense(), atol=1e-3, rtol=0)
+    assert torch.equal(ops[0].right, result.operator.right)
+
+
 def test_implicit_result_is_near_the_best_of_the_same_noisy_matrix() -> None:
     mean = members(1)[0] * 2.0
     implicit = near_best_of_rank(mean, 0.02, R, seeded(3))
