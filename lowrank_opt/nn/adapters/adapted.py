@@ -32,7 +32,7 @@ from lowrank_opt.nn.basis.callers import asks_only_facts
 from lowrank_opt.nn.basis.kinds import LayerKind, kind_of
 from lowrank_opt.nn.basis.originals import ORIGINAL, original_type, seen_as
 from lowrank_opt.nn.basis.planned import settled
-from lowrank_opt.nn.basis.sharded import check_reads_shards, is_planning, is_sharded
+from lowrank_opt.nn.basis.sharded import is_planning, is_sharded, is_sharding, reads_shards
 from lowrank_opt.operator import LowRankOperator
 
 
@@ -137,11 +137,10 @@ def _of_author(
 def _effective(module: nn.Module, found: Store, name: str, reader: FrameType) -> Tensor | None:
     check_reader(reader)
     held = stored(module, name)
-    if held is not None and is_planning(reader):
+    if held is not None and (is_planning(reader) or (is_sharded(held) and is_sharding(reader))):
         return held
     if is_sharded(held) and not found.record.state.disabled and found.is_in_shards():
-        check_reads_shards(reader, name)
-        return held
+        raise reads_shards(name)
     return found.effective(module, name, facts=asks_only_facts(reader, name))
 
 

@@ -42,13 +42,17 @@ def is_same_sharded(value: object, base: Tensor | None) -> bool:
     return is_sharded(value) or is_sharded(base)
 
 
-def check_reads_shards(reader: FrameType, name: str) -> None:
-    """Raise AdapterStateError unless shards are read by what cuts and gathers them."""
-    if not str(reader.f_globals.get("__name__", "")).startswith("torch.distributed."):
-        raise AdapterStateError(
-            f"an adapted weight is a sum of whole tensors; got a read of {name!r} while its shards "
-            "lie in several processes: read it inside the forward pass"
-        )
+def is_sharding(reader: FrameType) -> bool:
+    """Whether shards are read by what cuts and gathers them."""
+    return str(reader.f_globals.get("__name__", "")).startswith("torch.distributed.")
+
+
+def reads_shards(name: str) -> AdapterStateError:
+    """Return the error for a read of a weight in shards by anything else."""
+    return AdapterStateError(
+        f"an adapted weight is a sum of whole tensors; got a read of {name!r} while its shards "
+        "lie in several processes: read it inside the forward pass"
+    )
 
 
 def is_planning(caller: FrameType | None) -> bool:
@@ -64,39 +68,57 @@ def is_planning(caller: FrameType | None) -> bool:
 
 def check_whole(model: nn.Module, action: str) -> None:
     """Raise AdapterStateError if `fully_shard` manages parameters of the model."""
-    sharded = [(name, p) for name, p in model.named_parameters() if is_sharded(p)]
-    managed = _managed() if sharded else set[int]()
-    name = next((name for name, p in sharded if id(p) in managed), None)
+    managed = _managed()
+    name = next((name for name, x in model.named_modules() if id(x) in managed), None)
     if name is not None:
         raise AdapterStateError(
             f"{action} needs a model that is not sharded, whose plan would not know of the change; "
-            f"got {name!r} in shards: do it before fully_shard"
+            f"got {name or type(model).__name__!r} in shards: do it before fully_shard"
         )
 
 
 def is_fully_sharded(model: nn.Module) -> bool:
-    """Whether `fully_shard` manages parameters of the model."""
-    sharded = [p for p in model.parameters() if is_sharded(p)]
-    return bool(sharded) and not _managed().isdisjoint(map(id, sharded))
+    """Whether `fully_shard` manages parameters of the model, in shards now or whole."""
+    managed = _managed()
+    return any(id(x) in managed for x in model.modules())
 
 
 def _managed() -> set[int]:
-    """Return the identities of all parameters that `fully_shard` manages, as shards."""
+    """Return the identities of all modules that have parameters which `fully_shard` manages."""
+    return {id(module) for group in _groups() for module in _modules_of(group)}
+
+
+def _modules_of(group: Any) -> list[nn.Module]:  # noqa: ANN401
+    infos = [p._module_info for p in group.fsdp_params]
+    return [module for info in infos for module in (info.module, *info.shared_modules)]
+
+
+def _groups() -> list[Any]:
+    """Return the groups of parameters that `fully_shard` gathers together."""
     states = sys.modules.get("torch.distributed._composable_state")
-    known = {} if states is None else states._module_state_mapping
-    found: set[int] = set()
-    for reference in list(known.values()):
+    found: list[Any] = []
+    for reference in [] if states is None else list(states._module_state_mapping.values()):
         state = reference()
         groups = getattr(state, "_fsdp_param_groups", None)
-        if groups is None:
-            groups = [x for x in (getattr(state, "_fsdp_param_group", None),) if x is not None]
-        found |= {id(p.sharded_param) for group in groups for p in group.fsdp_params}
-    return found
+        found += [getattr(state, "_fsdp_param_group", None)] if groups is None else groups
+    return [group for group in found if group is not None]
+
+
+def _to_shards(model: nn.Module) -> None:
+    """Have shards where a group was left whole: for a caller, or after a forward pass.
+
+    Whoever asks a module for its state dict has them, too, and the whole ones lose their memory.
+    """
+    mine = {id(module) for module in model.modules()}
+    for group in _groups():
+        if any(id(module) in mine for module in _modules_of(group)):
+            group._to_sharded()
 
 
 @contextmanager
 def whole(model: nn.Module) -> Generator[None]:
     """Put whole parameters in the place of shards inside the block; all processes take part."""
+    _to_shards(model)
     held: list[tuple[dict[str, Any], str, Tensor]] = [
         (kept, name, p)
         for module in model.modules()

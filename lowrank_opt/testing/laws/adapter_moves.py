@@ -56,6 +56,13 @@ def exchange_with_peft(play: Play, *, name: str, new: str) -> None:
     play.read(new)
 
 
+def shard(play: Play, *, cut: Callable[[nn.Module], nn.Module]) -> None:
+    """Cut the model with its adapters among processes, where none may come or go."""
+    play.leave_all()
+    if play.quiet and not play.sharded:
+        play.model, play.sharded = cut(play.model), True
+
+
 def set_free(play: Play, *, name: str) -> None:
     """Let everything be trained, save, load into a plain model, and freeze the base again."""
     if name not in play.book.pages or play.described(name) is None or play.blocks:

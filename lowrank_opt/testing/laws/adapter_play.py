@@ -17,6 +17,7 @@ from lowrank_opt import nn as adapters
 from lowrank_opt.errors import LowRankError, OptionError
 from lowrank_opt.nn.adapters.weights import dropout_of
 from lowrank_opt.nn.basis.cut import cut_as
+from lowrank_opt.nn.basis.sharded import whole as in_whole
 from lowrank_opt.parameterizations import Parameterization
 from lowrank_opt.parameterizations.config import describe
 from lowrank_opt.testing.cases.adapter_book import Book, Page
@@ -37,7 +38,7 @@ class Play:
         From a shape to a parameterization.
     operations : Operations
     tolerance : float
-        Of outputs, relative to their size and one more.
+        Of outputs, relative to size and one more.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Play:
         self.draws: torch.Generator = torch.Generator().manual_seed(0)
         self.tolerance: float = tolerance
         self.steps: list[str] = []
+        self.sharded: bool = False
 
     def step(self, act: str | Callable[..., None], /, **arguments: object) -> None:
         """Take one step, a method's name or a function of the play, and note what was done."""
@@ -69,8 +71,6 @@ class Play:
             self.check()
         except Violation as error:
             raise Violation(f"{error}; after {'; '.join(self.steps)}") from error
-
-    # What is played. Each returns whether it must have been possible.
 
     def adapt(
         self, name: str, *, head: bool, magnitude: bool = False, dropout: float = 0.0
@@ -130,7 +130,7 @@ class Play:
 
     def merge(self) -> None:
         """Sum the active adapters into the weights."""
-        allowed = bool(self.book.pages) and self.free
+        allowed = bool(self.book.pages) and self.quiet
         if self._try(lambda: self.do.merge(self.model), allowed):
             self.book.merged = dict(self.book.active)
 
@@ -161,9 +161,14 @@ class Play:
         self.routed.append(stack)
 
     @property
-    def free(self) -> bool:
-        """Whether adapters may come and go: nothing is merged, and no sample has its own."""
+    def quiet(self) -> bool:
+        """Whether nothing is merged, and no sample has an adapter of its own."""
         return self.book.merged is None and not self.book.routings
+
+    @property
+    def free(self) -> bool:
+        """Whether adapters may come and go."""
+        return self.quiet and not self.sharded
 
     def leave(self) -> None:
         """Close the innermost block."""
@@ -249,6 +254,7 @@ class Play:
         model = model if self.stage.cut is None else self.stage.cut(model)
         load(model)
         self.model, self.book = model.eval(), Book(copy.deepcopy(self.original))
+        self.sharded = False
 
     def written(self, name: str) -> Page:
         """Return what must be in a folder: a page, and what was trained of the base model."""
@@ -270,8 +276,6 @@ class Play:
             return
         other.load_state_dict(self.model.state_dict(), assign=assign)
         self.model = other
-
-    # What must hold.
 
     def check(self) -> None:
         """Expect the model to be equal to its book, with gradients and without."""
@@ -323,18 +327,18 @@ class Play:
     def read(self, name: str, *, buffers: bool = True) -> None:
         """Write the present numbers of an adapter, which has just been made or trained, down."""
         page = self.book.pages[name]
-        for found in adapters.adapted_weights(self.model, {name}):
-            before = found.totals_before_rescaling()
-            dense = torch.stack([update().to_dense() for update in before])
-            page.updates[found.name] = dense.reshape(found.slot.parameter.shape).clone()
-            if found.magnitude is not None:
-                side, lengths = found.magnitude
-                page.lengths[found.name] = lengths.unsqueeze(2 if side == "rows" else 1).clone()
-        for key, x in self._own(name).items():
-            if isinstance(x, nn.Parameter):
-                page.heads[key] = whole(x.detach()).clone()
-            elif buffers:
-                page.buffers[key] = whole(x).clone()
+        with in_whole(self.model):
+            for found in adapters.adapted_weights(self.model, {name}):
+                before = found.totals_before_rescaling()
+                dense = torch.stack([update().to_dense() for update in before])
+                page.updates[found.name] = dense.reshape(found.slot.parameter.shape).clone()
+                if found.magnitude is not None:
+                    axis = 2 if found.magnitude.side == "rows" else 1
+                    page.lengths[found.name] = found.magnitude.lengths.unsqueeze(axis).clone()
+            for key, x in self._own(name).items():
+                if buffers or isinstance(x, nn.Parameter):
+                    kept = page.heads if isinstance(x, nn.Parameter) else page.buffers
+                    kept[key] = x.detach().clone()
 
     def _own(self, name: str) -> dict[str, Tensor]:
         """Return the tensors that the model reads with that adapter alone, where they differ."""

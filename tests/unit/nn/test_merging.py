@@ -183,8 +183,7 @@ def test_model_in_shards_refuses_surgery(model, action, monkeypatch, tmp_path) -
     before = [type(module) for module in model.modules()]
     save_adapter(model, tmp_path, name="a")
     # As if the parameters were of several processes.
-    monkeypatch.setattr(sharded, "is_sharded", lambda x: True)
-    monkeypatch.setattr(sharded, "_managed", lambda: {id(p) for p in model.parameters()})
+    monkeypatch.setattr(sharded, "_managed", lambda: {id(x) for x in model.modules()})
     with pytest.raises(AdapterStateError, match="needs a model that is not sharded"):
         action(model, tmp_path)
     assert before == [type(module) for module in model.modules()]

@@ -1,9 +1,9 @@
-"""Adapters under a plan of tensor parallelism: two processes compute what one does."""
+"""Adapters of models that are cut, by a plan or in shards: two processes do what one does."""
 
 from tests.preloaded import run_script
 
 PROGRAM = '''
-import math, os, signal, sys, traceback
+import math, os, random, signal, sys, traceback, warnings
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module
 from torch.distributed.tensor.parallel import (
     ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
@@ -23,8 +24,11 @@ from lowrank_opt.nn import (
     merge_and_unload, remove_adapter, rewind, save_adapter, summary, switch, unload, unmerge
 )
 from lowrank_opt.testing.laws.adapter_machine import adapter_machine, play_out
+from lowrank_opt.testing.laws import adapter_moves as moves
+from lowrank_opt.testing.laws.adapter_play import Play
 from lowrank_opt.testing.laws.adapter_stage import Stage
 
+DRAW, SEEDS = random.Random(), 2
 FOLDER = Path.cwd()
 WHOLE = Replicate()
 
@@ -244,11 +248,52 @@ def plays_as_one_process():
     play_out(adapter_machine({"cut": stage}, ball), seed=2, runs=2, steps=12, shrink=False)
 
 
+# Torch warns that nobody may write into the output of a layer; nobody does.
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+
+
+def fully_sharded(net):
+    for part in (net.emb, net.words, net.up, net.down, net.head, net):
+        fully_shard(part, reshard_after_forward=DRAW.random() < 0.5)
+    return net
+
+
+def plays_in_shards():
+    """Every law of one process, in an order that is drawn, once the model is cut."""
+    stage = Stage(base, (X,), "emb|words|up|down", heads="head", has_inputs=True)
+    for seed in range(SEEDS):
+        DRAW.seed(seed)
+        play = Play(stage, ball)
+        for name in "ab":
+            given = {"head": DRAW.random() < 0.5, "magnitude": DRAW.random() < 0.5}
+            play.step("adapt", name=name, **given)
+        play.step(moves.shard, cut=fully_sharded)
+        for _ in range(14):
+            name, other = DRAW.choice("ab"), DRAW.choice("abc")
+            weights = {name: DRAW.choice([1.0, -0.5]), other: 1.0}
+            act, given = DRAW.choice([
+                ("switch", {"weights": weights}), ("merge", {}), ("unmerge", {}), ("enter", {}),
+                ("leave", {}), ("train", {}), ("train", {}), ("freeze", {}),
+                (moves.shard, {"cut": fully_sharded}), ("remove", {"name": name}),
+                ("combine", {"weights": weights, "name": "d"}),
+                ("adapt", {"name": other, "head": False}),
+                ("reload", {"name": name, "new": other, "fresh": DRAW.random() < 0.3}),
+                ("check_samples", {"names": [name, None]}), ("route", {"names": [None, name]}),
+                (moves.write, {"name": name, "through_data": DRAW.random() < 0.5}),
+                (moves.train_base, {"which": DRAW.randrange(6)}),
+                (moves.freeze_one, {"which": DRAW.randrange(6)}),
+                (moves.exchange_with_peft, {"name": name, "new": other}),
+            ])
+            play.step(act, **given)
+        play.leave_all()
+
+
 def main():
     trains_as_one_process()
     sends_factors_alone()
     follows_sequences()
     plays_as_one_process()
+    plays_in_shards()
 
 
 child = os.fork()
@@ -260,6 +305,8 @@ try:
     )
     MESH = init_device_mesh("cpu", (2,))
     main()
+    dist.barrier()
+    dist.destroy_process_group()
 except BaseException:
     traceback.print_exc()
     sys.stderr.flush()
@@ -272,7 +319,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "the other proce
 '''
 
 
-def test_two_processes_of_a_plan_compute_what_one_does(tmp_path):
+def test_two_processes_do_what_one_does(tmp_path):
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
     done = run_script(script, folder=tmp_path)
