@@ -108,24 +108,23 @@ def beside_peers(record: Record, ours: str, kind: str) -> Finding:
 
 
 def published_rating_error(record: Record) -> Finding:
-    """Return what is missing: an ordered probit with side information on MovieLens-1M."""
+    """Return errors of ordered levels on random tenths of MovieLens-1M."""
     found = [
         Effect(
-            r["method"],
+            f"{r['method']}, split {r['seed']}",
             float(r["rmse"]),
             holds=float(r["rmse"]) <= 0.8140,
-            beside="ordered" not in r["method"],
+            beside="side" not in r["method"],
         )
         for r in record["runs"]
-        if r["set"] == "ml-1m" and r["method"] in ("bayesian", "bayesian, implicit", "myFM")
+        if r["set"] == "ml-1m" and r["method"].startswith("ordered")
     ]
     return Finding(
         tuple(found),
         "RMSE on a random tenth of MovieLens-1M",
-        "one run each: the record has no interval over seeds",
+        "one chain on each of the splits, which are not those of the publication",
         0.8140,
-        "The published model, an ordered probit with implicit features and side information, "
-        "is not in the record.",
+        "By this library's sampler; tenths differ by some thousandths.",
     )
 
 
@@ -232,7 +231,9 @@ COMPLETION = (
         "published-ml-1m",
         "An ordered probit with implicit and side features reaches .8140 on MovieLens-1M.",
         "documentation of myFM",
-        *_PEERS,
+        "ratings-bayes.json",
+        "python -m experiments.ratings_bayes --sets ml-1m --seeds 2 --peer-sweeps 12 "
+        "--methods 'ordered, implicit + side' ordered",
         published_rating_error,
     ),
     Claim(
