@@ -23,6 +23,7 @@ PAGES = {
     "movielens.json": ["docs/results/movielens-100k.md", "README.md"],
     "peft-comparison.json": ["docs/results/peft-comparison.md"],
     "phase-transition.json": ["docs/results/phase-transition.md"],
+    "ratings-bayes.json": ["docs/results/ordered-ratings.md"],
     "spectral-rates.json": ["docs/results/spectral-rates.md"],
     "step-cost.json": ["docs/results/step-cost.md"],
     "tasks-in-sequence.json": ["docs/results/tasks-in-sequence.md"],
