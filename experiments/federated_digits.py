@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from experiments.federated_task import BASE, Federation, Rule, federation
+from experiments.panels import column, save
 from experiments.skeleton import Session, experiment
 from experiments.tables import markdown_table, mean_and_spread, text_table
 from lowrank_opt.errors import TargetError
@@ -123,20 +124,18 @@ def mean_biases(outcomes: Sequence[Outcome], rule: str, local_steps: int) -> lis
 
 def draw(final: Sequence[Outcome], path: Path) -> None:
     """Draw the bias of each round, one panel for each number of local steps."""
-    from matplotlib.figure import Figure
-
     steps = sorted({o.local_steps for o in final})
-    figure = Figure(figsize=(4.6 * len(steps), 3.4), layout="constrained")
-    panels = figure.subplots(1, len(steps), sharey=True, squeeze=False)[0]
+    figure, panels = column(len(steps))
     for ax, local in zip(panels, steps, strict=True):
         for k, rule in enumerate(r for r in RULES if r.method in ("fedit", "flexlora", "fair")):
             biases = mean_biases(final, rule.name, local)
-            ax.semilogy(range(1, len(biases) + 1), biases, marker="o+vsDx"[k % 6], label=rule.name)
-        ax.set_title(f"{local} local steps")
-        ax.set_xlabel("round")
-    panels[0].set_ylabel("relative bias")
-    panels[-1].legend(fontsize=7)
-    figure.savefig(path, dpi=90)
+            ax.semilogy(
+                range(1, len(biases) + 1), biases, marker="o+vsDx"[k % 6], ms=4, label=rule.name
+            )
+        ax.set_title(f"{local} local steps", fontsize=9)
+        ax.set_ylabel("relative bias")
+    panels[-1].set_xlabel("round")
+    save(figure, panels[0], path)
 
 
 def study(session: Session) -> None:

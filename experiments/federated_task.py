@@ -109,6 +109,27 @@ def federation(seed: int) -> Task:
     )
 
 
+@lru_cache(maxsize=8)
+def of_one_domain(seed: int, clients: int, domain: str) -> Task:
+    """Return the digits of all clients in one domain, dealt to other clients."""
+    six, view = federation(seed), DOMAINS.index(domain)
+    upright = torch.cat([_upright(six.images[k], k) for k in range(len(DOMAINS))])
+    return Task(
+        disguised(upright, view).view(clients, -1, SIDE * SIDE),
+        six.labels.reshape(clients, -1),
+        {name: (x[view : view + 1], y) for name, (x, y) in six.held_out.items()},
+        six.weights,
+        six.biases,
+    )
+
+
+def _upright(images: Tensor, domain: int) -> Tensor:
+    """Undo a disguise, as far as it can be: what was blurred stays so."""
+    x = images.view(-1, SIDE, SIDE)
+    back = (x, x.flip(2), x.mT, 1 - x, x.rot90(-1, dims=(1, 2)), 2 * x)
+    return back[domain]
+
+
 def _pretrained(x: Tensor, y: Tensor, seed: int) -> tuple[list[Tensor], list[Tensor]]:
     torch.manual_seed(seed)
     layers = [nn.Linear(n, m) for n, m in pairwise(WIDTHS)]

@@ -22,6 +22,7 @@ from experiments.intruders_runs import (
     pretrained,
     train,
 )
+from experiments.panels import column, save
 from experiments.records import Json
 from experiments.skeleton import Session, experiment
 from experiments.tables import markdown_table, mean_and_spread, text_table
@@ -104,10 +105,7 @@ def _median_ratio(x: Sequence[float], y: Sequence[float]) -> str:
 
 def draw(outcomes: Sequence[Outcome], path: Path) -> None:
     """Draw forgetting against the number of intruders, and against the size of the update."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.2, 3.6), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
+    figure, panels = column(2)
     for method, colour in COLOURS.items():
         own = [o for o in outcomes if o.setting.method == method]
         loss = [o.upright_loss for o in own]
@@ -115,11 +113,13 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
             panels, ([o.intruders for o in own], [o.frobenius for o in own]), strict=True
         ):
             ax.plot(x, loss, "o", color=colour, ms=4, alpha=0.8, label=method)
-    panels[0].set(xlabel="intruder dimensions of 80", ylabel="loss on upright digits")
+    panels[0].set(xlabel="intruder dimensions of 80", yscale="log")
     panels[1].set(xlabel="Frobenius norm of the update", xscale="log")
-    panels[0].set_yscale("log")
-    panels[1].legend(fontsize=8)
-    figure.savefig(path, dpi=90)
+    for ax in panels:
+        ax.set_ylabel("loss on upright digits")
+        ax.set_yticks([0.5, 1, 2, 4], ["0.5", "1", "2", "4"])
+        ax.minorticks_off()
+    save(figure, panels[0], path)
 
 
 def learned(outcomes: Sequence[Outcome]) -> list[Outcome]:

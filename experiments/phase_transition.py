@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 import lowrank_opt as lo
+from experiments.panels import column, save
 from experiments.records import Json
 from experiments.skeleton import Session, experiment
 from experiments.tables import markdown_table, text_table
@@ -138,22 +139,18 @@ def fractions(trials: Sequence[Trial], solver: str, condition: float) -> list[fl
 
 def draw(trials: Sequence[Trial], path: Path) -> None:
     """Draw one panel for each condition number."""
-    from matplotlib.figure import Figure
-
     conditions = sorted({t.condition for t in trials})
     shares = sorted({t.oversampling for t in trials})
-    figure = Figure(figsize=(4.6 * len(conditions), 3.4), layout="constrained")
-    panels = figure.subplots(1, len(conditions), sharey=True, squeeze=False)[0]
+    figure, panels = column(len(conditions))
     for ax, condition in zip(panels, conditions, strict=True):
         for k, solver in enumerate(SOLVERS):
             ax.plot(
                 shares, fractions(trials, solver, condition), marker="osv^DXP*"[k % 8], label=solver
             )
-        ax.set_title(f"condition number {condition:g}")
-        ax.set_xlabel("observed entries / degrees of freedom")
-    panels[0].set_ylabel("fraction recovered")
-    panels[-1].legend(fontsize=7)
-    figure.savefig(path, dpi=90)
+        ax.set_title(f"condition number {condition:g}", fontsize=9)
+        ax.set_ylabel("fraction recovered")
+    panels[-1].set_xlabel("observed entries / degrees of freedom")
+    save(figure, panels[0], path)
 
 
 def study(session: Session) -> None:

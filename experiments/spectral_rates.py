@@ -21,6 +21,7 @@ import torch
 from torch.optim import AdamW, Optimizer
 
 import lowrank_opt as lo
+from experiments.panels import column, save
 from experiments.skeleton import Session, experiment
 from experiments.tables import markdown_table, mean_and_spread, text_table
 from lowrank_opt.training import SpectralDescent
@@ -150,22 +151,19 @@ def _of(runs: Sequence[Run], optimizer: str, setting: tuple[int, int, float]) ->
 
 def _draw(runs: Sequence[Run], common: Mapping[str, float], path: Path) -> None:
     """Draw the loss against the rate, with two standard errors; colours tell the scale."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure, panels = column(len(OPTIMIZERS))
     settings = sorted({(r.rank, r.width, r.scale) for r in runs})
     scales = sorted({setting[2] for setting in settings})
-    for name, ax in zip(OPTIMIZERS, figure.subplots(1, 2, sharey=True), strict=True):
+    for name, ax in zip(OPTIMIZERS, panels, strict=True):
         for setting in settings:
             color = f"C{scales.index(setting[2])}"
             first = setting[:2] == settings[0][:2]
             _line(ax, _of(runs, name, setting), color, f"right factor x {setting[2]:g}" * first)
         ax.axvline(common[name], color="0.6", linewidth=1)
-        ax.set(title=name, xlabel="learning rate", xscale="log", yscale="log")
-        ax.legend(fontsize=7)
-        if name == OPTIMIZERS[0]:
-            ax.set_ylabel("relative distance to the best\nrank-r approximation")
-    figure.savefig(path, dpi=100)
+        ax.set(xlabel="learning rate", xscale="log", yscale="log")
+        ax.set_title(name, fontsize=9)
+        ax.set_ylabel("distance to the best\nrank-r approximation", fontsize=9)
+    save(figure, panels[0], path, columns=1)
 
 
 def _line(ax: Axes, of: Sequence[Run], color: str, label: str) -> None:

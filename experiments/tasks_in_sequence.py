@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import lowrank_opt as lo
+from experiments.panels import column, save
 from experiments.skeleton import Session, experiment
 from experiments.tables import markdown_table, mean_and_spread, text_table
 from experiments.training_vit import digits
@@ -243,19 +244,16 @@ def _row(name: str, outcomes: Sequence[Outcome]) -> list[str]:
 
 def _draw(outcomes: Sequence[Outcome], path: Path) -> None:
     """Draw the accuracy at the end on each task, a line for each method."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    ax = figure.subplots()
+    figure, (ax,) = column(1, height=3.0)
     for shift, name in enumerate(METHODS):
         of = torch.tensor([o.accuracies for o in outcomes if o.method == name])
         error = of.std(0) / len(of) ** 0.5 if len(of) > 1 else torch.zeros(of.shape[1])
         x = [k + 0.05 * (shift - len(METHODS) / 2) for k in range(of.shape[1])]
         ax.errorbar(x, of.mean(0).tolist(), yerr=(2 * error).tolist(), fmt="o-", ms=3, label=name)
-    ax.set_xticks(range(len(TASKS)), [f"{k + 1}. {name}" for k, name in enumerate(TASKS)])
-    ax.set_ylabel("test accuracy after all five tasks")
-    ax.legend(fontsize=7, ncols=2)
-    figure.savefig(path, dpi=100)
+    names = [f"{k + 1}. {name}".replace(" ", "\n") for k, name in enumerate(TASKS)]
+    ax.set_xticks(range(len(TASKS)), names, fontsize=8)
+    ax.set_ylabel("test accuracy after all five tasks", fontsize=9)
+    save(figure, ax, path, columns=3)
 
 
 main = experiment(study, __doc__)

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from experiments.federated_digits import RULES, best_rate, run
-from experiments.federated_task import DOMAINS, Federation, Rule, disguised, federation
+from experiments.federated_task import (
+    DOMAINS,
+    Federation,
+    Rule,
+    disguised,
+    federation,
+    of_one_domain,
+)
+from experiments.private_averages import run as private_run
 
 
 def test_domains_are_six_views_of_the_same_digits() -> None:
@@ -23,6 +31,25 @@ def test_parts_of_the_data_do_not_overlap() -> None:
     assert [200, 1797 - 900 - 400 - 200] == counts
     mine = {tuple(x.tolist()) for x in task.images[0]}
     assert mine.isdisjoint(tuple(x.tolist()) for x in task.held_out["test"][0][0])
+
+
+def test_digits_of_all_clients_are_dealt_anew_in_one_domain() -> None:
+    """As many, with their labels, each as that domain shows it; blurred ones stay blurred."""
+    six, one = federation(0), of_one_domain(0, 300, "turned")
+    assert (300, 3, 64) == one.images.shape
+    assert torch.equal(six.labels.flatten(), one.labels.flatten())
+    view = DOMAINS.index("turned")
+    assert torch.equal(six.images[view], one.images.view(6, 150, 64)[view])
+    upright = disguised(six.images[0].view(-1, 8, 8), view)
+    assert torch.equal(upright, one.images.view(6, 150, 64)[0])
+
+
+@pytest.mark.parametrize("mechanism", ["dense", "ffa"])
+def test_private_averages_move_the_model_and_cut_what_is_large(mechanism) -> None:
+    small, large = (private_run(mechanism, 1e6, radius, 0, 1) for radius in (1e-6, 8.0))
+    assert (1.0, 0.0) == (small.cut, large.cut)
+    assert small.before == pytest.approx(small.test)
+    assert large.test > large.before + 2
 
 
 def test_clients_get_the_gradients_of_their_own_losses() -> None:
