@@ -16,6 +16,7 @@ from experiments.claims.finding import Claim, Finding, Record, Verdict
 from experiments.claims.forgetting import FORGETTING
 from experiments.claims.language import LANGUAGE
 from experiments.claims.models import COMPLETION, COST, FEDERATED
+from experiments.claims.privacy import PRIVACY
 from experiments.claims.ratings import RATINGS
 from experiments.claims.transfer import TRANSFER
 
@@ -23,7 +24,7 @@ GROUPS: Mapping[str, Sequence[Claim]] = {
     "Training methods": TRAINING,
     "Forgetting": FORGETTING,
     "Adapting to another task": (*TRANSFER, *LANGUAGE, *COMPARISON),
-    "Federated averages": FEDERATED,
+    "Federated averages": (*FEDERATED, *PRIVACY),
     "Completion": (*COMPLETION, *RATINGS),
     "Cost": COST,
 }
