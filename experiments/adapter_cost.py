@@ -9,6 +9,7 @@ same for one token (`adapter_token`) and for networks (`adapter_network`).
 
 import argparse
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experiments import adapter_network, adapter_token
 from experiments.adapter_layers import LORA, Layer, Shape, layers, peer_version
-from experiments.records import Json, prepare_folder, write_record
+from experiments.records import Json
+from experiments.skeleton import Session, experiment
 from experiments.tables import markdown_table, text_table
 from experiments.turns import in_turns, spread
 from lowrank_opt.errors import DenseMaterializationError
@@ -230,12 +232,11 @@ def draw(costs: Sequence[Cost], path: Path) -> None:
     figure.savefig(path, dpi=90)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the experiment."""
-    options = _parser().parse_args(arguments)
-    folder = prepare_folder(options.out)
+def study(session: Session) -> None:
+    """Measure the parts that are asked for, and write a record of each."""
+    options = session.options
     torch.set_num_threads(options.threads)
-    turns = 2 if options.quick else options.turns
+    turns = 2 if session.smoke else options.turns
     settings: dict[str, Json] = {
         "tokens": TOKENS,
         "turns": turns,
@@ -243,39 +244,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "peft": peer_version(),
     }
     if "step" in options.parts:
-        _steps(options, folder, turns, settings)
+        _steps(session, turns, settings)
     if {"token", "compile"} & {*options.parts}:
-        _tokens(options, folder, turns, settings)
+        _tokens(session, turns, settings)
     if "network" in options.parts:
-        _networks(options, folder, turns, settings)
-    return 0
+        _networks(session, turns, settings)
 
 
-def _steps(
-    options: argparse.Namespace, folder: Path, turns: int, settings: dict[str, Json]
-) -> None:
+def _steps(session: Session, turns: int, settings: dict[str, Json]) -> None:
     costs: list[Cost] = []
     tables: dict[str, Json] = {}
-    for shape, rank in QUICK if options.quick else SIZES:
-        own = measure(shape, rank, turns, options.methods)
+    for shape, rank in QUICK if session.smoke else SIZES:
+        own = measure(shape, rank, turns, session.options.methods)
         title = f"{shape[0]} x {shape[1]}, rank {rank}"
         print(f"{title}, {TOKENS} tokens, {turns} turns, {torch.get_num_threads()} threads")
         tables[title] = _shown(HEADER, [row(cost, own[0]) for cost in own])
         costs += own
-    draw(costs, folder / "adapter-cost.png")
-    record = folder / "adapter-cost.json"
-    write_record(record, settings=settings, costs=_plain(costs), tables=tables)
+    draw(costs, session.folder / "adapter-cost.png")
+    session.write("adapter-cost.json", settings=settings, costs=_plain(costs), tables=tables)
 
 
-def _tokens(
-    options: argparse.Namespace, folder: Path, turns: int, settings: dict[str, Json]
-) -> None:
+def _tokens(session: Session, turns: int, settings: dict[str, Json]) -> None:
     """Measure one token, and compiled layers of the first size."""
-    calls = 5 if options.quick else options.calls
+    options = session.options
+    calls = 5 if session.smoke else options.calls
     costs: list[adapter_token.Token] = []
     found: list[adapter_token.Compiled] = []
     tables: dict[str, Json] = {}
-    sizes = adapter_token.QUICK if options.quick else adapter_token.SIZES
+    sizes = adapter_token.QUICK if session.smoke else adapter_token.SIZES
     for shape, rank in sizes if "token" in options.parts else ():
         own = adapter_token.tokens(shape, rank, turns, calls, options.methods)
         title = f"{shape[0]} x {shape[1]}, rank {rank}, one token"
@@ -289,8 +285,8 @@ def _tokens(
         print(title)
         rows = [*map(adapter_token.compiled_row, found)]
         tables[title] = _shown(adapter_token.COMPILED_HEADER, rows)
-    write_record(
-        folder / "adapter-token.json",
+    session.write(
+        "adapter-token.json",
         settings={**settings, "calls": calls},
         tokens=_plain(costs),
         compiled=_plain(found),
@@ -298,23 +294,21 @@ def _tokens(
     )
 
 
-def _networks(
-    options: argparse.Namespace, folder: Path, turns: int, settings: dict[str, Json]
-) -> None:
+def _networks(session: Session, turns: int, settings: dict[str, Json]) -> None:
     """Measure steps of networks, adapted in every layer."""
     found: list[adapter_network.Network] = []
     tables: dict[str, Json] = {}
     sizes, rank = adapter_network.SIZES, adapter_network.RANK
-    if options.quick:
+    if session.smoke:
         sizes, rank = adapter_network.QUICK, adapter_network.QUICK_RANK
     for width, depth in sizes:
-        own = adapter_network.networks(width, depth, rank, TOKENS, turns, options.methods)
+        own = adapter_network.networks(width, depth, rank, TOKENS, turns, session.options.methods)
         title = f"{depth} layers of {width} x {width}, rank {rank}"
         print(f"{title}, {TOKENS} tokens, {turns} turns")
         tables[title] = _shown(adapter_network.HEADER, adapter_network.rows(own))
         found += own
-    write_record(
-        folder / "adapter-network.json",
+    session.write(
+        "adapter-network.json",
         settings=settings,
         networks=[{**asdict(x)} for x in found],
         tables=tables,
@@ -332,9 +326,7 @@ def _plain(
     return [{**asdict(cost), "shape": [*cost.shape]} for cost in costs]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments.adapter_cost", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one small size, two turns")
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", nargs="+", help="names of the catalog; LoRA is always there")
     parser.add_argument(
         "--parts",
@@ -347,9 +339,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--calls", type=int, default=100, help="tokens in a turn")
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("results"))
-    return parser
 
+
+main = experiment(study, __doc__, options=_options)
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

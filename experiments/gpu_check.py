@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 
 import lowrank_opt as lo
 from experiments.kernel_speed import random_observations
-from experiments.records import prepare_folder, write_record
+from experiments.skeleton import Session, experiment
 from experiments.tables import text_table
 from lowrank_opt.kernels import observed_squared_loss, use_backend
 from lowrank_opt.kernels.backend import BackendName, backend_of
@@ -324,36 +324,36 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def study(session: Session) -> int:
     """Run, print, and write the record; return 0, 1 if results differ, 3 without a GPU."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    options, device = session.options, torch.device(session.options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("no GPU: nothing was run")
+        return NO_GPU
+    m, n, entries, ranks = *options.shape, options.entries, options.ranks
+    if session.smoke:
+        m, n, entries, ranks = 40, 30, 300, [2]
+    lines = solver_lines(device)
+    lines += [estimator_line(device)] if find_spec("sklearn") is not None else []
+    triton = device.type == "cuda" and find_spec("triton") is not None
+    lines += kernel_lines(device, [8, *ranks, 128]) if triton else []
+    backends: tuple[BackendName, ...] = ("torch", "triton") if triton else ("torch",)
+    for backend in backends:
+        lines += pass_lines(device, (m, n), entries, ranks, backend)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    print(f"on {name}\n{text_table(HEADER, [line.row() for line in lines])}")
+    session.write("gpu_check.json", device=name, lines=[asdict(line) for line in lines])
+    return 0 if all(line.holds for line in lines) else 1
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--shape", type=int, nargs=2, default=(100_000, 50_000))
     parser.add_argument("--entries", type=int, default=10_000_000)
     parser.add_argument("--ranks", type=int, nargs="+", default=[16, 64])
-    parser.add_argument("--out", type=Path, default=Path("results"))
-    options = parser.parse_args(arguments)
-    device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        print("no GPU: nothing was run")
-        return NO_GPU
-    shape = (options.shape[0], options.shape[1])
-    lines = solver_lines(device)
-    lines += [estimator_line(device)] if find_spec("sklearn") is not None else []
-    triton = device.type == "cuda" and find_spec("triton") is not None
-    lines += kernel_lines(device, [8, *options.ranks, 128]) if triton else []
-    backends: tuple[BackendName, ...] = ("torch", "triton") if triton else ("torch",)
-    for backend in backends:
-        lines += pass_lines(device, shape, options.entries, options.ranks, backend)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
-    print(f"on {name}\n{text_table(HEADER, [line.row() for line in lines])}")
-    write_record(
-        prepare_folder(options.out) / "gpu_check.json",
-        device=name,
-        lines=[asdict(line) for line in lines],
-    )
-    return 0 if all(line.holds for line in lines) else 1
 
+
+main = experiment(study, __doc__, options=_options, profiles=("smoke", "gpu"))
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

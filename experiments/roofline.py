@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
 import lowrank_opt as lo
-from experiments.records import prepare_folder, write_record
+from experiments.skeleton import Session, experiment
 from experiments.tables import text_table
 from lowrank_opt.completion import AdditiveBias, CompletionResult, CompletionStatus, History
 from lowrank_opt.estimators.ranking import Candidates, best_columns
@@ -275,17 +275,9 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def main(arguments: Sequence[str] | None = None) -> list[Line]:
+def study(session: Session) -> None:
     """Print the table and write the record."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.roofline", description=__doc__)
-    parser.add_argument("--profile", choices=[*PROFILES], default="ml1m")
-    parser.add_argument("--ranks", type=int, nargs="+", help="default: those of the profile")
-    parser.add_argument("--entries", type=int, help="default: those of the profile")
-    parser.add_argument("--turns", type=int, help="default: those of the profile")
-    parser.add_argument("--threads", type=int, help="default: as torch chooses")
-    parser.add_argument("--out", type=Path, default=Path("results"))
-    options = parser.parse_args(arguments)
-    folder, profile = prepare_folder(options.out), PROFILES[options.profile]
+    options, profile = session.options, PROFILES[session.options.profile]
     torch.set_num_threads(options.threads or torch.get_num_threads())
     observed = skewed_observations(profile.shape, options.entries or profile.entries)
     listed = [k for rank in options.ranks or profile.ranks for k in kernels(observed, rank)]
@@ -295,14 +287,17 @@ def main(arguments: Sequence[str] | None = None) -> list[Line]:
         f"copied, {machine.rate / 1e9:.0f} Gflop/s multiplied"
     )
     print(text_table(HEADER, [line.row() for line in lines]))
-    write_record(
-        folder / "roofline.json",
-        machine=asdict(machine),
-        profile=options.profile,
-        lines=[asdict(line) for line in lines],
-    )
-    return lines
+    session.write("roofline.json", machine=asdict(machine), lines=[asdict(line) for line in lines])
 
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ranks", type=int, nargs="+", help="default: those of the profile")
+    parser.add_argument("--entries", type=int, help="default: those of the profile")
+    parser.add_argument("--turns", type=int, help="default: those of the profile")
+    parser.add_argument("--threads", type=int, help="default: as torch chooses")
+
+
+main = experiment(study, __doc__, options=_options, profiles=tuple(PROFILES))
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from tqdm import tqdm
 
 from experiments.records import Json, prepare_folder, revision, write_record
 from lowrank_opt.errors import DataError, LowRankError
@@ -80,8 +79,9 @@ class Session:
         apart. A smoke run stays in this process: starting others costs more than the runs. So does
         one for a GPU: each other process would hold a model there.
         """
-        # What only shares the parts of an experiment needs no joblib.
+        # What only shares the parts of an experiment needs neither.
         from joblib import Parallel, delayed
+        from tqdm import tqdm
 
         alone = self.options.profile in ("smoke", "gpu")
         missing = [call for call in calls if _key(call) not in self._kept]
@@ -109,7 +109,7 @@ class Session:
 
     def close(self, *, finished: bool) -> None:
         """End the processes; what was kept of a finished experiment is in its record."""
-        if not self.smoke:
+        if not self.smoke and "joblib" in sys.modules:
             from joblib.externals.loky import get_reusable_executor
 
             get_reusable_executor().shutdown(kill_workers=True)

@@ -105,10 +105,10 @@ def test_compiled_layers_are_measured(monkeypatch):
 
 
 def test_quick_run_writes_table_record_and_figure(tmp_path, capsys):
-    arguments = ["--quick", "--out", str(tmp_path), "--methods", "NBLoRA(radius)", "VeRA"]
+    small = ["--profile", "smoke", "--out", str(tmp_path)]
     threads = torch.get_num_threads()
     try:
-        assert 0 == adapter_cost.main(arguments)
+        assert 0 == adapter_cost.main([*small, "--methods", "NBLoRA(radius)", "VeRA"])
     finally:
         torch.set_num_threads(threads)
     record = json.loads((tmp_path / "adapter-cost.json").read_text("utf-8"))
