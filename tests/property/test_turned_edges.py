@@ -74,3 +74,16 @@ def test_a_turn_at_the_radius_is_left_as_it_is():
     A = torch.eye(4, dtype=D)
     free = turn_between(A, R)
     assert torch.equal(turn_between(A, R, radius), free)
+
+
+def test_there_is_no_gap_where_the_nearest_rotation_is_known():
+    turned, far = lo.OrthogonalSet(normal(4, 3)), normal(4, 3, seed=1)
+    assert turned.gap(lo.LowRankOperator.from_dense(far)) <= 1e-12
+
+
+def test_samples_have_as_many_directions_as_are_declared():
+    turned, generator = lo.OrthogonalSet(normal(5, 4), directions=2), torch.Generator()
+    for seed in range(4):
+        op = turned.sample((5, 4), generator=generator.manual_seed(seed), dtype=D)
+        assert int((op.singular_values() > 1e-12).sum()) <= 2
+        assert turned.contains(op)

@@ -7,7 +7,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import vmap
 
-from lowrank_opt.linalg import extend_basis, product_svd, turn_between
+from lowrank_opt.linalg import extend_basis, polar_frame, product_svd, qr_frame, turn_between
 from lowrank_opt.linalg.climbing import climb
 from lowrank_opt.linalg.forward_rule import is_differentiated
 from lowrank_opt.linalg.projections import _lp_roots
@@ -108,3 +108,10 @@ def test_roots_of_projections_lie_where_the_sum_passes(p, weight):
     for factor, above in ((1 - 1e-9, False), (1 + 1e-9, True)):
         near = factor * x
         assert bool((((near + weight * near.pow(p - 1)) > v) == above)[known].all())
+
+
+@pytest.mark.parametrize("frame", [qr_frame, polar_frame])
+def test_frames_of_numbers_that_vanish_have_gradients_that_do_not_overflow(frame):
+    rows = (1e-299 * (torch.ones(4, 2, dtype=D) + 1e-9 * normal(4, 2))).requires_grad_()
+    (found,) = torch.autograd.grad(frame(rows), rows, 1e3 * normal(4, 2, seed=1))
+    assert bool(torch.isfinite(found).all())

@@ -18,7 +18,7 @@ X = normal(2, 6)
 def counted(monkeypatch):
     """Return an adapted model, and a list that grows with each evaluation of its factors."""
     model = torch.nn.Linear(6, 5).double()
-    adapt(model, lambda shape: lo.NBLoRA(shape, 2, radius=0.5, dtype=torch.float64), targets=".*")
+    adapt(model, lambda shape: lo.NBLoRA(shape, 3, radius=0.5, dtype=torch.float64), targets=".*")
     count, factors = [], lo.NBLoRA.factors
     monkeypatch.setattr(lo.NBLoRA, "factors", lambda self: count.append(1) or factors(self))
     return model.eval(), count
