@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
-from lowrank_opt.errors import OptionError, RadiusError, RankError, ShapeError
+from lowrank_opt.errors import OptionError, RadiusError, RankError, ShapeError, TargetError
 
 T = TypeVar("T")
 
@@ -110,3 +111,21 @@ def check_choice(choice: T, choices: Sequence[T], name: str) -> T:
     if choice not in choices:
         raise OptionError(f"{name} must be one of {tuple(choices)}; got {choice!r}")
     return choice
+
+
+def check_base_weight(weight: Tensor) -> None:
+    """Raise TargetError unless a weight to be turned has finite entries, and one that is not zero.
+
+    Examples
+    --------
+    >>> check_base_weight(torch.eye(2))
+    """
+    if not bool(torch.isfinite(weight).all()):
+        raise TargetError(
+            "the base weight must be finite; got NaN or infinite entries: repair the checkpoint"
+        )
+    if not bool(weight.any()):
+        raise TargetError(
+            "the base weight must not be zero, as nothing of it could turn; got zeros: load or "
+            "initialise it first"
+        )

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.checks import check_choice, check_rank
+from lowrank_opt.checks import check_base_weight, check_choice, check_rank
 from lowrank_opt.errors import NotInSetError, RankError, TargetError
 from lowrank_opt.linalg import (
     frozen_product,
@@ -289,8 +289,7 @@ def _on(side: ReflectedSide, op: LowRankOperator) -> LowRankOperator:
 def _check_blocks(blocks: int, weight: Tensor) -> int:
     m, n = weight.shape
     check_rank(blocks, (m, n), "blocks", what="weight")
-    if not bool(torch.isfinite(weight).all()) or not bool(weight.any()):
-        raise TargetError("the base weight must be finite and not zero: nothing to reflect; got it")
+    check_base_weight(weight)
     return blocks
 
 

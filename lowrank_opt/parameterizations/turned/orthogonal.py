@@ -9,7 +9,7 @@ from typing import Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
-from lowrank_opt.checks import check_choice, check_positive_rank, check_rank
+from lowrank_opt.checks import check_base_weight, check_choice, check_positive_rank, check_rank
 from lowrank_opt.errors import NotInSetError, OptionError, TargetError
 from lowrank_opt.linalg import (
     RotationMap,
@@ -126,7 +126,7 @@ class Orthogonal(Parameterization):
     ) -> None:
         m, n = weight.shape
         check_choice(map, get_args(TurnMap), "map")
-        _check_weight(weight)
+        check_base_weight(weight)
         self.butterfly: Butterfly = check_choice(butterfly, get_args(Butterfly), "butterfly")
         thin = _check_rank(rank, blocks, stages, map, (m, n))
         super().__init__((m, n), min(m, n) if thin is None else thin)
@@ -333,11 +333,6 @@ class Orthogonal(Parameterization):
         half = random_frame(n, pairs, like=self.vectors, generator=generator)
         self.vectors.copy_(half.repeat_interleave(2, dim=1))
         return self
-
-
-def _check_weight(weight: Tensor) -> None:
-    if not bool(torch.isfinite(weight).all()) or not bool(weight.any()):
-        raise TargetError("the base weight must be finite and not zero: nothing to turn; got it")
 
 
 def _check_rank(

@@ -1,5 +1,6 @@
 """VeRA, ETHER, published starts and weight-decomposed DoRA against dense computations."""
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -198,7 +199,9 @@ def test_ether_plus_has_no_right_inverse() -> None:
     ("make", "error", "message"),
     [
         (lambda: lo.ETHER(weight_of(3, 3), blocks=4), RankError, "blocks must be in 1..3"),
-        (lambda: lo.ETHER(torch.zeros(3, 3)), TargetError, "finite and not zero"),
+        (lambda: lo.ETHER(torch.zeros(3, 3)), TargetError, "must not be zero"),
+        (lambda: lo.ETHER(torch.full((3, 3), math.nan)), TargetError, "must be finite"),
+        (lambda: lo.Orthogonal(torch.zeros(3, 3)), TargetError, "must not be zero"),
         (lambda: lo.ETHERPlus(weight_of(2, 2), blocks=2), RankError, "use fewer blocks"),
     ],
 )
