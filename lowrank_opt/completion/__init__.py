@@ -9,9 +9,9 @@ from lowrank_opt.completion.after.conformal import conformal as conformal
 from lowrank_opt.completion.after.conformal import conformal_intervals as conformal_intervals
 from lowrank_opt.completion.after.conformal import residual_scale as residual_scale
 from lowrank_opt.completion.after.conformal import row_importance as row_importance
-from lowrank_opt.completion.after.drift import TimeBins as TimeBins
 from lowrank_opt.completion.after.drift import fit_drifting_bias as fit_drifting_bias
 from lowrank_opt.completion.after.drift import fit_with_drift as fit_with_drift
+from lowrank_opt.completion.after.time_bins import TimeBins as TimeBins
 from lowrank_opt.completion.certificates.certificate import (
     OptimalityCertificate as OptimalityCertificate,
 )

@@ -1,4 +1,4 @@
-r"""Time: biases that move with the time of an entry, and columns that change from period to period.
+r"""Biases that move with the time of an entry.
 
 Koren (2009), equations 6 to 10: an entry of row i and column j at time t has the bias
 :math:`\mu + b_i + \alpha_i\, \mathrm{dev}_i(t) + b_{i,\mathrm{day}(t)} + b_j
@@ -11,85 +11,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from lowrank_opt.completion.after.conformal import Predictor
+from lowrank_opt.completion.after.time_bins import TimeBins, finite_times, times_of_entries
 from lowrank_opt.completion.model.bias import weighted_mean
-from lowrank_opt.errors import ObservationError, OptionError, ShapeError
+from lowrank_opt.errors import OptionError
 from lowrank_opt.observations import Observations
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
 
 P = TypeVar("P", bound=Predictor)
 
 # Koren (2009), section 3.2: found by validation on the Netflix data.
 _EXPONENT = 0.4
-
-
-@dataclass(frozen=True, eq=False)
-class TimeBins:
-    """Periods, by the times at which one ends and the next begins.
-
-    With `columns`, each column becomes one for each period: a matrix m x (n B), column
-    ``j B + bin`` of which is column j in that period. Its `features` say which were one: given to
-    `bayesian` they tie the periods of a column together, and beside an identity in `Inductive`
-    they give it factors that drift.
-
-    Parameters
-    ----------
-    edges : Tensor, shape (B - 1,)
-        Increasing.
-
-    Examples
-    --------
-    >>> bins = TimeBins.of_equal_counts(torch.arange(90.0), 3)
-    >>> bins.edges.tolist(), bins.bin(torch.tensor([-5.0, 40.0, 1e9])).tolist()
-    ([30.0, 60.0], [0, 1, 2])
-    """
-
-    edges: Tensor
-
-    @classmethod
-    def of_equal_counts(cls, times: Tensor, bins: int) -> TimeBins:
-        """Return at most `bins` periods with about equally many of the times.
-
-        Raises
-        ------
-        OptionError
-            If `bins` is not positive.
-        """
-        if bins < 1:
-            raise OptionError(f"bins must be a positive integer; got bins={bins!r}")
-        t = _times(times).sort().values
-        edges = t[torch.arange(1, bins, device=t.device) * len(t) // bins].unique()
-        return cls(edges[edges > t[0]])
-
-    def __len__(self) -> int:
-        return len(self.edges) + 1
-
-    def bin(self, times: Tensor) -> Tensor:
-        """Return the number of the period of each time; the first and the last are open."""
-        return torch.bucketize(_times(times).to(self.edges.device), self.edges, right=True)
-
-    def columns(self, cols: Tensor, times: Tensor) -> Tensor:
-        """Return the columns ``j B + bin`` of entries in the matrix of all periods."""
-        return cols * len(self) + self.bin(times)
-
-    def expand(self, observations: Observations, times: Tensor) -> Observations:
-        """Return the entries in the matrix m x (n B) of all periods."""
-        (m, n), o = observations.shape, observations
-        cols = self.columns(o.cols, _check_times(o, times))
-        return Observations(o.rows, cols, o.values, (m, n * len(self)), o.weights)
-
-    def features(self, count: int) -> csr_array:
-        """Return which of `count` columns each column of all periods was, (n B) x n."""
-        from scipy.sparse import csr_array, eye_array, kron
-
-        return csr_array(kron(eye_array(count), torch.ones(len(self), 1).numpy()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +62,11 @@ class DriftingBias:
     def predict(self, rows: Tensor, cols: Tensor, times: Tensor) -> Tensor:
         """Return the biases of entries, float64; rows, days and columns never seen add nothing."""
         there = self.rows.device
-        i, j, t = torch.as_tensor(rows).to(there), torch.as_tensor(cols).to(there), _times(times)
+        i, j, t = (
+            torch.as_tensor(rows).to(there),
+            torch.as_tensor(cols).to(there),
+            finite_times(times),
+        )
         t = t.to(there)
         drift = self.slopes[i] * deviation(t, self.centres[i]) / self.unit
         return (
@@ -206,7 +146,7 @@ def fit_drifting_bias(
     >>> bias.cols
     tensor([[-1.5000,  1.5000]], dtype=torch.float64)
     """
-    t = _check_times(observations, times)
+    t = times_of_entries(observations, times)
     penalties = {"penalty": penalty, "drift_penalty": drift_penalty, "day_penalty": day_penalty}
     for name, amount in {"day": day, **penalties}.items():
         if amount is not None and not (math.isfinite(amount) and amount > 0):
@@ -359,19 +299,3 @@ def _session_keys(rows: Tensor, times: Tensor, day: float) -> Tensor:
     # Days before the epoch are negative: 2^31 of them on both sides fit beside 2^31 rows.
     days = (times / day).floor().clamp(-(2.0**31), 2.0**31 - 1)
     return rows * (1 << 32) + days.long()
-
-
-def _check_times(observations: Observations, times: Tensor) -> Tensor:
-    t = _times(times)
-    if t.shape != observations.values.shape:
-        raise ShapeError(
-            f"there must be a time for each of {len(observations)} entries; got {tuple(t.shape)}"
-        )
-    return t.to(observations.device)
-
-
-def _times(times: Tensor) -> Tensor:
-    t = torch.as_tensor(times).double()
-    if not bool(torch.isfinite(t).all()):
-        raise ObservationError("times must be finite; got NaN or infinity: fill what is missing")
-    return t

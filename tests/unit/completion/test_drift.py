@@ -8,12 +8,8 @@ import torch
 
 import lowrank_opt as lo
 from lowrank_opt.completion import als, bayesian
-from lowrank_opt.completion.after.drift import (
-    TimeBins,
-    deviation,
-    fit_drifting_bias,
-    fit_with_drift,
-)
+from lowrank_opt.completion.after.drift import deviation, fit_drifting_bias, fit_with_drift
+from lowrank_opt.completion.after.time_bins import TimeBins
 from lowrank_opt.errors import ObservationError, OptionError, ShapeError
 from tests.completion_cases import factored, normal, observe, seeded
 
