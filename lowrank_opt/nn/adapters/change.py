@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lowrank_opt.errors import TargetError
 from lowrank_opt.nn.basis.cut import Cut, as_dtensor, cut_with_gradients, in_place_of
-from lowrank_opt.nn.basis.kinds import LayerKind, Side
+from lowrank_opt.nn.basis.kinds import LayerKind, Side, sum_with_update
 from lowrank_opt.nn.basis.planned import added_in_parts
 from lowrank_opt.nn.basis.sharded import is_sharded
 from lowrank_opt.operator import LowRankOperator
@@ -86,11 +86,10 @@ class Change:
         left, scale, right, rows, columns = cut_with_gradients(whole, cut, summed)
         return Change([LowRankOperator(left, scale, right)], rows, columns)
 
-    def lengths(self, side: Side | None) -> Tensor | None:
-        """Return what of the lengths on one side is added."""
-        if side is None:
-            return None
-        return self.rows if side == "rows" else self.columns
+    def of_outputs(self, kind: LayerKind) -> Tensor | None:
+        """Return what of the lengths of the one matrix of a layer is added, for each output."""
+        lengths = self.rows if kind.outputs == "rows" else self.columns
+        return None if lengths is None else lengths[0]
 
     @property
     def sides(self) -> list[Side]:
@@ -134,26 +133,41 @@ def fits(kind: LayerKind, side: Side | None) -> bool:
     )
 
 
+def all_fits(kind: LayerKind, change: Change) -> bool:
+    """Whether all of a change can be added to the output of a layer."""
+    return (change.rows is None or fits(kind, "rows")) and (
+        change.columns is None or fits(kind, "columns")
+    )
+
+
 def added(kind: LayerKind, layer: nn.Module, change: Change, x: Tensor, y: Tensor) -> Tensor:
     """Return what a change of a layer's weight, which `fits`, adds to its output y."""
-    lengths = change.lengths(kind.outputs) if change.sides else None
+    op, lengths = change.ops[0], change.of_outputs(kind)
     if type(y) is not Tensor and is_sharded(y):
-        own = None if lengths is None else lengths[0]
-        return added_in_parts(kind, layer, change.ops[0], own, x, y)
-    update = updated(kind, layer, change.ops[0], x, y)
-    if lengths is None:
-        return update
-    assert kind.rescale is not None, "others are called with dense weights"
-    return update + kind.rescale(layer, lengths[0], x, y)
-
-
-def updated(kind: LayerKind, layer: nn.Module, op: LowRankOperator, x: Tensor, y: Tensor) -> Tensor:
-    """Return what a low-rank change of a layer's weight adds to its output y, in its dtype."""
+        return added_in_parts(kind, layer, op, lengths, x, y)
     assert kind.update is not None, "others are called with dense weights"
+    update = kind.update(layer, op, x, y).to(y.dtype)
+    return update if lengths is None else update + _rescaled(kind, layer, lengths, x, y)
+
+
+def with_update(
+    kind: LayerKind,
+    layer: nn.Module,
+    op: LowRankOperator,
+    lengths: Tensor | None,
+    x: Tensor,
+    y: Tensor,
+) -> Tensor:
+    """Return a layer's output y with what a change of its weight adds to it, lengths included."""
     if type(y) is not Tensor and is_sharded(y):
-        return added_in_parts(kind, layer, op, None, x, y)
-    update = kind.update(layer, op, x, y)
-    return update if update.dtype is y.dtype else update.to(y.dtype)
+        return y + added_in_parts(kind, layer, op, lengths, x, y)
+    found = sum_with_update(kind, layer, op, x, y)
+    return found if lengths is None else found + _rescaled(kind, layer, lengths, x, y)
+
+
+def _rescaled(kind: LayerKind, layer: nn.Module, lengths: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    assert kind.rescale is not None, "others are called with dense weights"
+    return kind.rescale(layer, lengths, x, y)
 
 
 def rescaled(ops: Sequence[LowRankOperator], weight: Tensor, magnitude: Magnitude) -> Change:

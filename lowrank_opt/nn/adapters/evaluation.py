@@ -22,6 +22,7 @@ from torch.nn.modules import module as torch_module
 
 from lowrank_opt.nn.adapters.checkpointing import in_transform
 from lowrank_opt.nn.adapters.record import Record
+from lowrank_opt.nn.adapters.standing import Standing, is_hooked
 from lowrank_opt.nn.basis.frozen import Frozen
 from lowrank_opt.nn.basis.memory import Copy, Glance, is_legible
 from lowrank_opt.nn.basis.products import Prepared, tensors_of
@@ -56,8 +57,8 @@ class Kept(Generic[_T]):
 
     Attributes
     ----------
-    facts : list of Facts
-        Of the modules, and of their parts.
+    standing : Standing
+        Of the modules.
     numbers : list of Copy or Glance
         Of the tensors that were given, and of those of the modules.
     value : what was computed
@@ -68,7 +69,7 @@ class Kept(Generic[_T]):
     inference : bool
     """
 
-    facts: list[Facts]
+    standing: Standing
     numbers: list[Copy | Glance]
     value: _T
     tensors: tuple[Tensor, ...]
@@ -77,11 +78,11 @@ class Kept(Generic[_T]):
 
     def is_of(self, modules: Sequence[nn.Module], given: Sequence[Tensor]) -> bool:
         """Whether that is what would be computed of modules and tensors now."""
-        facts, numbers = iter(self.facts), [*given]
+        numbers = self.standing.numbers(modules)
         return (
-            self.inference is torch.is_inference_mode_enabled()
-            and all([are_those(facts, module, numbers) for module in modules])
-            and _are_those_numbers(self.numbers, numbers)
+            numbers is not None
+            and self.inference is torch.is_inference_mode_enabled()
+            and _are_those_numbers(self.numbers, [*given, *numbers] if given else numbers)
             and self.versions == _versions(self.tensors)
         )
 
@@ -143,6 +144,7 @@ def kept_or_made(
     known = kept.get(key)
     if known is not None and known.is_of(updates, given):
         return known.value
+    standing = Standing(updates)
     facts, numbers = list[Facts](), [*given]
     if not all([collect(x, facts, numbers) for x in updates]) or not _can_be_kept(numbers):
         return make()
@@ -156,7 +158,7 @@ def kept_or_made(
         return made
     value, tensors = ready(made)
     inference = torch.is_inference_mode_enabled()
-    kept[key] = Kept(facts, seen, value, tensors, _versions(tensors), inference)
+    kept[key] = Kept(standing, seen, value, tensors, _versions(tensors), inference)
     return value
 
 
@@ -208,22 +210,12 @@ def _size(update: Parameterization) -> int:
 def collect(module: nn.Module, facts: list[Facts], numbers: list[Tensor]) -> bool:
     """Collect all that a module computes with; whether that is all there is."""
     own = module.__dict__
-    if _is_hooked(own):
+    if is_hooked(own):
         return False
     attributes = {key: x for key, x in own.items() if key not in _OF_EVERY_MODULE}
     facts.append((type(module), len(own), attributes, _contents(own, numbers)))
     parts = (part for part in own["_modules"].values() if part is not None)
     return all(collect(part, facts, numbers) for part in parts)
-
-
-def _is_hooked(own: dict[str, Any]) -> bool:
-    """Whether hooks wait for calls of a module, or for gradients."""
-    return bool(
-        own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-    )
 
 
 def _contents(own: dict[str, Any], numbers: list[Tensor]) -> list[str]:
@@ -241,7 +233,7 @@ def _contents(own: dict[str, Any], numbers: list[Tensor]) -> list[str]:
 def are_those(known: Iterator[Facts], module: nn.Module, numbers: list[Tensor]) -> bool:
     """Whether `collect` would find the same facts; collects the numbers as it does."""
     own = module.__dict__
-    if _is_hooked(own):
+    if is_hooked(own):
         return False
     kind, size, attributes, names = next(known, _NOTHING)
     if type(module) is not kind or len(own) != size or _contents(own, numbers) != names:
@@ -262,12 +254,13 @@ def _can_be_kept(numbers: Iterable[Tensor]) -> bool:
     return all(is_legible(x) and not (recorded and x.requires_grad) for x in numbers)
 
 
-def _are_those_numbers(known: list[Copy | Glance], numbers: list[Tensor]) -> bool:
+def _are_those_numbers(known: list[Copy | Glance], numbers: Sequence[Tensor | None]) -> bool:
     if len(known) != len(numbers):
         return False
     recorded = torch.is_grad_enabled()
     for copy, x in zip(known, numbers, strict=True):
-        if (recorded and x.requires_grad) or not copy.is_of(x):
+        # None is what was taken out of a module since.
+        if x is None or (recorded and x.requires_grad) or not copy.is_of(x):
             return False
     return True
 

@@ -131,7 +131,7 @@ class Store(nn.Module):
 
     def base(self, module: nn.Module, name: str, state: State) -> Tensor:
         """Return what updates of a weight are added to: the module's own, or an adapter's."""
-        own = self.own(name, state.chosen, state.leading)
+        own = None if self.only_updates else self.own(name, state.chosen, state.leading)
         return self.base_of(module, name) if own is None else own
 
     def base_of(self, module: nn.Module, name: str) -> Tensor:

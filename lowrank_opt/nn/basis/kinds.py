@@ -103,8 +103,25 @@ def _linear(layer: nn.Module, op: LowRankOperator, x: Tensor, y: Tensor) -> Tens
     return products.linear(op, x)
 
 
+# The update of layers that compute ``x W^T``, and nothing else of x.
+LINEAR: OutputUpdate = _linear
+
+
 def _linear_transposed(layer: nn.Module, op: LowRankOperator, x: Tensor, y: Tensor) -> Tensor:
     return products.linear(op.mT, x)
+
+
+def sum_with_update(
+    kind: LayerKind, layer: nn.Module, op: LowRankOperator, x: Tensor, y: Tensor
+) -> Tensor:
+    """Return the output y of a layer plus what a low-rank change of its weight adds to it."""
+    if kind.update is _linear:
+        return products.plus_linear(op, x, y)
+    if kind.update is _linear_transposed:
+        return products.plus_linear(op.mT, x, y)
+    assert kind.update is not None, "others are called with dense weights"
+    update = kind.update(layer, op, x, y)
+    return y + (update if update.dtype is y.dtype else update.to(y.dtype))
 
 
 def _embedding(layer: nn.Module, op: LowRankOperator, x: Tensor, y: Tensor) -> Tensor:

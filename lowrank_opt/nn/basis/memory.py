@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeAlias
 from weakref import ref
 
 import torch
@@ -27,6 +27,8 @@ def _found() -> _Compare | None:
 
 _COMPARE = _found()
 _PLAIN = (Tensor, nn.Parameter)
+# Formats of unsigned words, by bytes.
+_WORDS: Mapping[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 
 def is_legible(x: Tensor) -> bool:
@@ -57,6 +59,28 @@ def same_numbers(x: Tensor, y: Tensor) -> bool:
     return not _COMPARE(x.data_ptr(), y.data_ptr(), x.nbytes)
 
 
+def is_same_view(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors of one dtype stand in the same memory, entry by entry.
+
+    Parameters
+    ----------
+    x, y : Tensor
+        Strided.
+
+    Examples
+    --------
+    >>> x = torch.ones(2, 2)
+    >>> is_same_view(x, x.detach()), is_same_view(x, x.mT), is_same_view(x, x.clone())
+    (True, False, False)
+    """
+    return (
+        x.untyped_storage()._cdata == y.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
+        and x.storage_offset() == y.storage_offset()
+        and x.shape == y.shape
+        and x.stride() == y.stride()
+    )
+
+
 class Copy:
     """The numbers that a tensor had, wherever they stood.
 
@@ -75,18 +99,25 @@ class Copy:
     """
 
     def __init__(self, x: Tensor) -> None:
-        self._numbers = x.detach().clone()
-        self._dtype, self._shape, self._strides = x.dtype, x.shape, self._numbers.stride()
-        self._place, self._size = self._numbers.data_ptr(), self._numbers.nbytes
+        numbers = x.detach().clone()
+        self._dtype, self._shape, self._strides = x.dtype, x.shape, numbers.stride()
+        # Strides of a clone leave no gaps: what has them is one piece of memory.
+        self._then = bytearray(_memory(numbers))
+        # Together: another thread finds both or neither.
+        self._at = x.data_ptr(), _memory(x)
 
     def is_of(self, x: Tensor) -> bool:
         """Whether a tensor has the dtype, the shape and the numbers; all of them are looked at."""
         if x.dtype is not self._dtype or x.shape != self._shape or not is_legible(x):
             return False
-        if x.stride() != self._strides or _COMPARE is None:
-            return torch.equal(x, self._numbers)
-        # Strides of a clone leave no gaps: what has them is one piece of memory.
-        return not _COMPARE(x.data_ptr(), self._place, self._size)
+        if x.stride() != self._strides:
+            numbers = torch.empty_strided(self._shape, self._strides, dtype=self._dtype)
+            _memory(numbers)[:] = bytes(self._then)
+            return torch.equal(x, numbers)
+        place, now = self._at
+        if x.data_ptr() != place:
+            place, now = self._at = x.data_ptr(), _memory(x)
+        return self._then == now
 
 
 class Glance:
@@ -116,7 +147,8 @@ class Glance:
     def __init__(self, x: Tensor) -> None:
         self._tensor = ref(x)
         self._facts = self._facts_of(x)
-        self._sample = self._sampled(x).clone()
+        self._read = _reader(x)
+        self._known = memoryview(bytes(self._read)).cast(_WORDS[min(x.itemsize, 8)])
 
     @staticmethod
     def can_be_told(x: Tensor) -> bool:
@@ -129,15 +161,27 @@ class Glance:
             self._tensor() is x
             and self.can_be_told(x)
             and self._facts == self._facts_of(x)
-            and torch.equal(self._sample, self._sampled(x))
+            # The memory is the tensor's, which stands where it stood.
+            and self._read == self._known
         )
 
     @staticmethod
     def _facts_of(x: Tensor) -> tuple[object, ...]:
         return x._version, x.data_ptr(), x.dtype, x.shape
 
-    @staticmethod
-    def _sampled(x: Tensor) -> Tensor:
-        # One step less than a row: from row to row the next column.
-        step = max(1, x.shape[-1] - 1)
-        return x.detach().as_strided((-(-x.numel() // step),), (step,))
+
+def _memory(x: Tensor) -> ctypes.Array[ctypes.c_char]:
+    """Return the memory of a tensor without gaps; to be read only while it stands there."""
+    return (ctypes.c_char * x.nbytes).from_address(x.data_ptr())
+
+
+def _reader(x: Tensor) -> memoryview:
+    """Return a look at one number of every row, in place: without torch, and holding nothing.
+
+    It may be read only while the tensor lives and has that memory.
+    """
+    size = x.itemsize
+    # Words of eight bytes are enough of wider numbers to tell.
+    words, form = max(1, size // 8), _WORDS[min(size, 8)]
+    # One step less than a row: from row to row the next column.
+    return memoryview(_memory(x)).cast("B").cast(form)[:: words * max(1, x.shape[-1] - 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -111,14 +112,25 @@ class Prepared(LowRankOperator):
         )
         return made
 
-    @property
-    def mT(self) -> LowRankOperator:
+    @cached_property
+    def mT(self) -> LowRankOperator:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The transpose, prepared too."""
         return self._made(super().mT, self._second.mT, self._first.mT)
+
+    @cached_property
+    def _stacks(self) -> tuple[Tensor, Tensor]:
+        return self._first.unsqueeze(0), self._second.unsqueeze(0)
 
     def linear(self, x: Tensor) -> Tensor:
         """Return ``x W^T``."""
         return x @ self._first @ self._second
+
+    def plus_linear(self, y: Tensor, x: Tensor) -> Tensor:
+        """Return ``y + x W^T``, of one dtype; for one sequence in two operations."""
+        if x.ndim != 3 or len(x) != 1:
+            return y + self.linear(x)
+        first, second = self._stacks
+        return torch.baddbmm(y, torch.bmm(x, first), second)
 
 
 def tensors_of(op: LowRankOperator) -> tuple[Tensor, ...]:
@@ -132,6 +144,14 @@ def linear(op: LowRankOperator, x: Tensor) -> Tensor:
     """Return ``x W^T`` for x of shape (..., n), in the dtype of the factors."""
     dtype = op.left.dtype
     return op.linear(x if x.dtype is dtype else x.to(dtype))
+
+
+def plus_linear(op: LowRankOperator, x: Tensor, y: Tensor) -> Tensor:
+    """Return ``y + x W^T`` in the dtype of y."""
+    if type(op) is Prepared and x.dtype is y.dtype is op.left.dtype:
+        return op.plus_linear(y, x)
+    update = linear(op, x)
+    return y + (update if update.dtype is y.dtype else update.to(y.dtype))
 
 
 def embedding(op: LowRankOperator, indices: Tensor, padding_idx: int | None = None) -> Tensor:

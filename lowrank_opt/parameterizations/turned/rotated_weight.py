@@ -30,9 +30,7 @@ class Rotation:
         total, y = torch.zeros_like(x), x
         for D, order in zip(reversed(self.steps), reversed(self.orders), strict=True):
             z = y if order is None else y.index_select(-1, order)
-            blocks, b, _ = D.shape
-            step = torch.einsum("...kc,kdc->...kd", z.unflatten(-1, (blocks, b)), D.to(x.dtype))
-            step = step.flatten(-2)
+            step = _in_blocks(z, D.to(x.dtype).mT)
             if order is not None:
                 step = step.index_select(-1, torch.argsort(order))
             y, total = y + step, total + step
@@ -41,6 +39,16 @@ class Rotation:
     def detached(self) -> Rotation:
         """Return the same rotation cut off from autograd."""
         return Rotation(tuple(D.detach() for D in self.steps), self.orders)
+
+
+def _in_blocks(x: Tensor, D: Tensor) -> Tensor:
+    """Return x with each block of its last axis multiplied by its matrix."""
+    blocks, b, _ = D.shape
+    if blocks == 1:
+        return x @ D[0]
+    # Few large products instead of many small ones: blocks first.
+    z = x.reshape(-1, blocks, b).transpose(0, 1)
+    return torch.bmm(z, D).transpose(0, 1).reshape(x.shape)
 
 
 class RotatedWeight(LowRankOperator):
