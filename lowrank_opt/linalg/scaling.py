@@ -274,8 +274,10 @@ def _unit_tangent(saved: tuple[Tensor, Tensor], tangents: tuple[Tensor | None, .
 
 
 def _unit_motion(x: Tensor, inverse: Tensor, moved: Tensor) -> Tensor:
+    # Widened once: products of two dtypes widen at each.
+    x = x.to(inverse.dtype)
     along = (x * moved).sum(dim=-2, keepdim=True) * inverse.pow(3)
-    return moved * inverse - x * along
+    return torch.addcmul(moved * inverse, x, along, value=-1)
 
 
 def _inverse_norms(x: Tensor) -> Tensor:
