@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowrank_opt.nn.adapters.change import Change, added, all_fits, with_update
+from lowrank_opt.nn.adapters.change import Change, added, all_fits, is_turned, with_update
 from lowrank_opt.nn.adapters.checkpointing import present_state
 from lowrank_opt.nn.adapters.part import stored
 from lowrank_opt.nn.adapters.reading import check_reader
@@ -29,8 +29,7 @@ from lowrank_opt.nn.adapters.routing import dropped, routed
 from lowrank_opt.nn.adapters.store import STORE, Store, modules_of
 from lowrank_opt.nn.basis import storage
 from lowrank_opt.nn.basis.callers import asks_only_facts
-from lowrank_opt.nn.basis.kinds import LINEAR, LayerKind, kind_of
-from lowrank_opt.nn.basis.memory import is_same_view
+from lowrank_opt.nn.basis.kinds import LayerKind, kind_of
 from lowrank_opt.nn.basis.originals import ORIGINAL, original_type, seen_as
 from lowrank_opt.nn.basis.planned import settled
 from lowrank_opt.nn.basis.sharded import is_planning, is_sharded, is_sharding, reads_shards
@@ -239,7 +238,7 @@ def _forward(original: type[nn.Module], kind: LayerKind) -> Callable[..., Tensor
         lone = found.lone_change(self, state)
         if isinstance(lone, LowRankOperator):
             x = args[0] if args else next(iter(kwargs.values()))
-            if type(lone) is RotatedWeight and _is_turned(kind, self, lone, x):
+            if type(lone) is RotatedWeight and is_turned(kind, self, lone, x):
                 return original.forward(layer, x + lone.rotation.moved(x))
             y = original.forward(layer, *args, **kwargs)
             y = y if type(y) is Tensor else settled(y)
@@ -269,24 +268,6 @@ def _forward(original: type[nn.Module], kind: LayerKind) -> Callable[..., Tensor
         return total
 
     return forward
-
-
-def _is_turned(kind: LayerKind, module: nn.Module, op: RotatedWeight, x: Tensor) -> bool:
-    """Whether the layer itself, with a turned input, computes what it does with a turned weight.
-
-    In narrow dtypes a small turn is lost in a sum with the input: there both are multiplied.
-    """
-    weight, own = module._parameters.get("weight"), op.left  # pyright: ignore[reportPrivateUsage]
-    if torch.compiler.is_compiling() or kind.update is not LINEAR:
-        return False
-    return (
-        type(weight) is nn.Parameter
-        and type(own) is Tensor
-        and not (weight.requires_grad and torch.is_grad_enabled())
-        and x.dtype is weight.dtype is own.dtype
-        and x.dtype in (torch.float32, torch.float64)
-        and is_same_view(weight, own)
-    )
 
 
 def _change(found: Store, module: nn.Module, chosen: Weights, state: State) -> list[Change]:

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from lowrank_opt.errors import TargetError
 from lowrank_opt.nn.basis.cut import Cut, as_dtensor, cut_with_gradients, in_place_of
-from lowrank_opt.nn.basis.kinds import LayerKind, Side, sum_with_update
+from lowrank_opt.nn.basis.kinds import LINEAR, LayerKind, Side, sum_with_update
+from lowrank_opt.nn.basis.memory import is_same_view
 from lowrank_opt.nn.basis.planned import added_in_parts
 from lowrank_opt.nn.basis.sharded import is_sharded
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations.composed.weight_decomposed import row_norms_of_sum
+from lowrank_opt.parameterizations.turned.rotated_weight import RotatedWeight
 
 
 class Magnitude(NamedTuple):
@@ -137,6 +139,24 @@ def all_fits(kind: LayerKind, change: Change) -> bool:
     """Whether all of a change can be added to the output of a layer."""
     return (change.rows is None or fits(kind, "rows")) and (
         change.columns is None or fits(kind, "columns")
+    )
+
+
+def is_turned(kind: LayerKind, layer: nn.Module, op: RotatedWeight, x: Tensor) -> bool:
+    """Whether a layer, given a turned input, computes what it does with a turned weight.
+
+    In narrow dtypes a small turn is lost in a sum with the input: there both are multiplied.
+    """
+    weight, own = layer._parameters.get("weight"), op.left  # pyright: ignore[reportPrivateUsage]
+    if torch.compiler.is_compiling() or kind.update is not LINEAR:
+        return False
+    return (
+        type(weight) is nn.Parameter
+        and type(own) is Tensor
+        and not (weight.requires_grad and torch.is_grad_enabled())
+        and x.dtype is weight.dtype is own.dtype
+        and x.dtype in (torch.float32, torch.float64)
+        and is_same_view(weight, own)
     )
 
 

@@ -22,10 +22,10 @@ from torch.nn.modules import module as torch_module
 
 from lowrank_opt.nn.adapters.checkpointing import in_transform
 from lowrank_opt.nn.adapters.record import Record
-from lowrank_opt.nn.adapters.standing import Standing, is_hooked
 from lowrank_opt.nn.basis.frozen import Frozen
 from lowrank_opt.nn.basis.memory import Copy, Glance, is_legible
 from lowrank_opt.nn.basis.products import Prepared, tensors_of
+from lowrank_opt.nn.basis.standing import Standing, is_hooked
 from lowrank_opt.operator import LowRankOperator
 from lowrank_opt.parameterizations import Factored, Parameterization
 from lowrank_opt.parameterizations.turned.leading import LeadingValues
