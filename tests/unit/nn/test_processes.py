@@ -9,7 +9,7 @@ from lowrank_opt.nn import adapt, load_adapter, save_adapter
 from tests.preloaded import run_script
 
 PROGRAM = """
-import os, sys, torch
+import os, signal, sys, time, torch
 from pathlib import Path
 from torch import nn
 import torch.distributed as dist
@@ -196,22 +196,56 @@ def shared(rank):
         assert any(torch.equal(y, z) for z in wanted), y
         seen += 1
 
-def both(function):
-    child = os.fork()
-    if child == 0:
-        try:
-            function(1)
-        except BaseException as error:
-            print(type(error).__name__, error, file=sys.stderr, flush=True)
-            os._exit(1)
-        os._exit(0)
-    function(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "the other process failed"
+def three(rank):
+    from torch.distributed.fsdp import fully_shard
+    dist.init_process_group("gloo", init_method=f"file://{FOLDER}/three", rank=rank, world_size=3)
+    model = adapted()
+    for part in (model[0], model[2], model):
+        fully_shard(part)
+    read(model)
+    switch(model, "b")
+    x = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)).double()
+    assert torch.allclose(model(x), torch.load(FOLDER / "wanted0"), rtol=1e-12, atol=1e-13)
+    dist.destroy_process_group()
 
-if sys.argv[1] == "alone":
-    alone(0)
-else:
-    both({"parallel": parallel, "shared": shared, "sharded": sharded}[sys.argv[1]])
+def killed(rank):
+    models = [adapt(base(), make, targets="0", name="a", dropout=p) for p in (0.0, 0.25)]
+    for k, model in enumerate(models):
+        for p in (p for p in model.parameters() if p.requires_grad):
+            p.data.fill_(1.0 + k)
+    x, folder = torch.ones(2, 3).double(), FOLDER / "killed"
+    wanted = [model.eval()(x) for model in models]
+    save_adapter(models[0], folder)
+    for k in range(6):
+        writer = os.fork()
+        while writer == 0:
+            for model in models:
+                save_adapter(model, folder)
+        time.sleep(0.02 + 0.013 * k)
+        os.kill(writer, signal.SIGKILL)
+        os.waitpid(writer, 0)
+        y = load_adapter(base(), folder).eval()(x)
+        assert any(torch.equal(y, z) for z in wanted), y
+    save_adapter(models[1], folder)
+    assert torch.equal(load_adapter(base(), folder).eval()(x), wanted[1])
+
+def together(function, count):
+    children = []
+    for rank in range(1, count):
+        children.append(os.fork())
+        if children[-1] == 0:
+            try:
+                function(rank)
+            except BaseException as error:
+                print(type(error).__name__, error, file=sys.stderr, flush=True)
+                os._exit(1)
+            os._exit(0)
+    function(0)
+    for child in children:
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "another process failed"
+
+COUNTS = {parallel: 2, shared: 2, sharded: 2, alone: 1, three: 3, killed: 1}
+together(*next((f, n) for f, n in COUNTS.items() if f.__name__ == sys.argv[1]))
 """
 
 
@@ -240,10 +274,12 @@ def test_what_is_saved_under_ddp_loads_on_a_plain_base(run, tmp_path):
 def test_shards_train_and_answer_as_one_process_does(run):
     run("sharded")
     run("alone")
+    run("three")
 
 
-def test_a_folder_that_is_written_meanwhile_loads_whole(run):
-    run("shared")
+@pytest.mark.parametrize("what", ["shared", "killed"])
+def test_a_folder_that_is_written_meanwhile_loads_whole(run, what):
+    run(what)
 
 
 def test_a_folder_that_is_written_twice_while_it_is_read_loads_whole(tmp_path, monkeypatch):
