@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lowrank_opt.errors import TargetError
 from lowrank_opt.nn.basis.cut import Cut, as_dtensor, cut_with_gradients, in_place_of
-from lowrank_opt.nn.basis.kinds import LINEAR, LayerKind, Side, sum_with_update
+from lowrank_opt.nn.basis.kinds import LayerKind, Side, linear_update, sum_with_update
 from lowrank_opt.nn.basis.memory import is_same_view
 from lowrank_opt.nn.basis.planned import added_in_parts
 from lowrank_opt.nn.basis.sharded import is_sharded
@@ -148,7 +148,7 @@ def is_turned(kind: LayerKind, layer: nn.Module, op: RotatedWeight, x: Tensor) -
     In narrow dtypes a small turn is lost in a sum with the input: there both are multiplied.
     """
     weight, own = layer._parameters.get("weight"), op.left  # pyright: ignore[reportPrivateUsage]
-    if torch.compiler.is_compiling() or kind.update is not LINEAR:
+    if torch.compiler.is_compiling() or kind.update is not linear_update:
         return False
     return (
         type(weight) is nn.Parameter

@@ -99,12 +99,9 @@ def _matrices(module: nn.Module) -> tuple[str, ...]:
     return tuple(n for n, p in module.named_parameters(recurse=False) if is_lazy(p) or p.ndim > 1)
 
 
-def _linear(layer: nn.Module, op: LowRankOperator, x: Tensor, y: Tensor) -> Tensor:
+def linear_update(layer: nn.Module, op: LowRankOperator, x: Tensor, y: Tensor) -> Tensor:
+    """Return ``x W^T``, of layers that compute this and nothing else of x."""
     return products.linear(op, x)
-
-
-# The update of layers that compute ``x W^T``, and nothing else of x.
-LINEAR: OutputUpdate = _linear
 
 
 def _linear_transposed(layer: nn.Module, op: LowRankOperator, x: Tensor, y: Tensor) -> Tensor:
@@ -115,7 +112,7 @@ def sum_with_update(
     kind: LayerKind, layer: nn.Module, op: LowRankOperator, x: Tensor, y: Tensor
 ) -> Tensor:
     """Return the output y of a layer plus what a low-rank change of its weight adds to it."""
-    if kind.update is _linear:
+    if kind.update is linear_update:
         return products.plus_linear(op, x, y)
     if kind.update is _linear_transposed:
         return products.plus_linear(op.mT, x, y)
@@ -167,14 +164,16 @@ def _refuse_embedding(layer: nn.Module) -> str | None:
 
 
 _DENSE = LayerKind(_matrices, view="stack")
-_CODED = LayerKind(_weight, _linear, linear=True)
+_CODED = LayerKind(_weight, linear_update, linear=True)
 _RECURRENT = LayerKind(_recurrent_weights)
 _CONVOLUTION = LayerKind(_weight, _conv, rescale=_rescale_channels)
 _TRANSPOSED = LayerKind(_weight, _conv_transposed, outputs=None)
 
 # By name: the package of a type need not be imported to know it.
 _FOREIGN: Mapping[str, LayerKind] = {
-    "torch.nn.modules.linear.Linear": LayerKind(_weight, _linear, linear=True, rescale=_rescale),
+    "torch.nn.modules.linear.Linear": LayerKind(
+        _weight, linear_update, linear=True, rescale=_rescale
+    ),
     "transformers.pytorch_utils.Conv1D": LayerKind(
         _weight, _linear_transposed, linear=True, outputs="columns", rescale=_rescale
     ),
