@@ -167,9 +167,9 @@ def as_cut(
     Raises
     ------
     ObservationError
-        In all processes, if one has no entries.
+        As `check_any`.
     """
-    count = check_any(processes, len(own), own.values)
+    count = check_any(own, processes)
     return with_part(own, CutPart(ProcessPart(processes, whole_shape, count), columns))
 
 

@@ -122,7 +122,7 @@ class ProcessPart:
         Raises
         ------
         ObservationError
-            If the share is not in (0, 1), or leaves a process without entries.
+            If the share is not in (0, 1), or of no entry, or of all.
         """
         held = lot(self.processes, observations, fraction, generator)
         return self._some(observations, ~held), self._some(observations, held)
@@ -174,22 +174,25 @@ def lot(
     return lots < int(fraction * 2**53)
 
 
-def check_any(processes: Processes, count: int, like: Tensor) -> int:
-    """Return the number of entries of all processes.
+def check_any(own: Observations, processes: Processes) -> int:
+    """Return the number of entries of all processes; some of them may have none.
 
     Raises
     ------
     ObservationError
-        In all processes, if one of them has none.
+        In all processes, if there is no entry, or none of positive weight.
     """
-    counts = processes.counts(count, like)
     # In all processes at once: one that raised alone would leave the others waiting.
-    if min(counts) == 0:
+    count = sum(processes.counts(len(own), own.values))
+    if count == 0:
         raise ObservationError(
-            f"every process must have entries; got {counts} of {len(counts)} processes: use fewer, "
-            "or spread the rows"
+            "at least one entry must be observed; got none in any of the processes: take a larger "
+            "share of the entries"
         )
-    return sum(counts)
+    w = own.weights
+    if w is not None and not bool(processes.largest((w > 0).any().double())):
+        raise ObservationError(f"one weight at least must be positive; got {count} zeros")
+    return count
 
 
 def as_part(own: Observations, processes: Processes) -> Observations:
@@ -200,8 +203,7 @@ def as_part(own: Observations, processes: Processes) -> Observations:
     ObservationError
         As `check_any`.
     """
-    count = check_any(processes, len(own), own.values)
-    return with_part(own, ProcessPart(processes, own.shape, count))
+    return with_part(own, ProcessPart(processes, own.shape, check_any(own, processes)))
 
 
 def with_part(own: Observations, part: Part[Observations]) -> Observations:

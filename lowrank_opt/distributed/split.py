@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lowrank_opt.distributed.cut import as_cut
 from lowrank_opt.distributed.exchange import Processes
-from lowrank_opt.distributed.processes import as_part, by_owner, check_any, cuts
+from lowrank_opt.distributed.processes import as_part, bare, by_owner, cuts
 from lowrank_opt.observations import Observations
-from lowrank_opt.observations.coordinates import Duplicates
+from lowrank_opt.observations.coordinates import Duplicates, as_reals
 from lowrank_opt.observations.parts import together
 
 
@@ -26,11 +27,7 @@ def split_rows(observations: Observations, processes: Processes | None = None) -
     -------
     Observations, shape (m, n)
         With a `part`: solvers with the trait `distributed` compute with it as with all entries.
-
-    Raises
-    ------
-    ObservationError
-        If a process has none, as with fewer rows than processes.
+        None where the rows of a process have none, or where there are no rows left for it.
 
     Examples
     --------
@@ -44,8 +41,9 @@ def split_rows(observations: Observations, processes: Processes | None = None) -
     ends = cuts(observations.shape[0], found.size)
     here = slice(ends[found.rank], ends[found.rank + 1])
     mine = (observations.rows >= here.start) & (observations.rows < here.stop)
-    check_any(found, int(mine.sum()), observations.values)
-    return as_part(observations.take(mine), found)
+    i, j, v = (x[mine] for x in (observations.rows, observations.cols, observations.values))
+    w = None if observations.weights is None else observations.weights[mine]
+    return as_part(bare(i, j, v, w, observations.shape), found)
 
 
 def own_rows(
@@ -78,7 +76,7 @@ def own_rows(
     Raises
     ------
     ObservationError
-        As `Observations`, or if a process has no entry.
+        In all processes: as `Observations`, of the entries of all.
     """
     found = Processes() if processes is None else processes
     ends = cuts(shape[0], found.size)
@@ -88,12 +86,30 @@ def own_rows(
     assert i is not None, "sent"
     assert j is not None, "sent"
     assert v is not None, "sent"
-    check_any(found, len(i), v)
     here = slice(ends[found.rank], ends[found.rank + 1]) if cut else slice(0, shape[0])
     with together(found):
         size = (here.stop - here.start, shape[1])
-        own = Observations(i - here.start, j, v, size, w, duplicates=duplicates)
+        own = _checked(i - here.start, j, v, size, w, duplicates)
     return as_cut(own, found, shape) if cut else as_part(own, found)
+
+
+def _checked(
+    rows: Tensor,
+    cols: Tensor,
+    values: Tensor,
+    shape: tuple[int, int],
+    weights: Tensor | None,
+    duplicates: Duplicates,
+) -> Observations:
+    """Return entries of one process: no entry, or no weight, is a matter of all of them."""
+    if len(rows) == 0:
+        return bare(rows, cols, as_reals(values, "values", values.device), weights, shape)
+    if weights is None or not bool((weights == 0).all()):
+        return Observations(rows, cols, values, shape, weights, duplicates=duplicates)
+    # Of copies without weights the mean is the plain one.
+    found = Observations(rows, cols, values, shape, weights + 1, duplicates=duplicates)
+    none = torch.zeros_like(found.values)
+    return Observations.of_pattern(found.pattern, found.values, none)
 
 
 def gather_observations(observations: Observations) -> Observations:

@@ -104,8 +104,9 @@ def gaussian_rows(
         axes = (observations.csr, observations.csc)
         rows, cols = (GaussianRows.of(observations, x, dtype) for x in axes)
         return rows, cols
+    none = observations.values.new_empty(0, dtype=dtype)
     first, second = (
-        PartialGaussianRows([x.with_rows(GaussianRows.of, dtype) for x in pieces], part, side)
+        PartialGaussianRows([x.with_rows(GaussianRows.of, dtype) for x in pieces], part, side, none)
         for side, pieces in _sides(observations, part)
     )
     return first, second
@@ -283,22 +284,26 @@ class PartialGaussianRows:
     part : Part
     side : {0, 1}
         Rows or columns.
+    none : Tensor, shape (0,)
+        What the weights are of a process that has no rows.
     """
 
     pieces: list[Piece[GaussianRows | None]]
     part: Part[Observations]
     side: Side
+    none: Tensor
 
     @property
     def weights(self) -> Tensor:
         """Relative precisions of this process's entries."""
-        return torch.cat([x.rows.weights for x in self.pieces if x.rows is not None])
+        found = (x.rows.weights for x in self.pieces if x.rows is not None)
+        return torch.cat([self.none, *found])
 
     @property
     def positive_counts(self) -> Tensor:
         """Number of entries of positive weight in each row, of all processes, int64."""
         span = self.part.spans[self.side]
-        counts = self.weights.new_zeros(span.stop - span.start, dtype=torch.int64)
+        counts = self.none.new_zeros(span.stop - span.start, dtype=torch.int64)
         for piece in self.pieces:
             if piece.rows is not None:
                 counts[piece.at] = piece.rows.positive_counts

@@ -328,8 +328,10 @@ class Observations:
             Finite, in the order of `rows` and `cols`.
         """
         v = as_reals(values, "values", self.device).to(self.dtype)
-        check_equal_lengths(self.rows, self.cols, v, None)
-        check_finite(v, self.rows, self.cols)
+        if len(v) > 0 or len(self) > 0:
+            # One of several processes may have no entries.
+            check_equal_lengths(self.rows, self.cols, v, None)
+            check_finite(v, self.rows, self.cols)
         return Observations.of_pattern(self.pattern, v, self.weights)
 
     def take(self, index: Tensor | Sequence[int]) -> Observations:

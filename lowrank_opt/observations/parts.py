@@ -34,8 +34,11 @@ def total(observations: Observations, x: Tensor) -> Tensor:
 
 
 def largest(observations: Observations, x: Tensor) -> Tensor:
-    """Return the largest of one number for each entry, over all processes."""
-    return x.max() if observations.part is None else observations.part.largest(x.max())
+    """Return the largest of one nonnegative number for each entry, over all processes."""
+    if observations.part is None:
+        return x.max()
+    # A process may have no entries.
+    return observations.part.largest(x.max() if len(x) > 0 else x.new_zeros(()))
 
 
 @contextmanager

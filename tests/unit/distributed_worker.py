@@ -27,7 +27,7 @@ from lowrank_opt.kernels.parts import gaussian_rows, row_problems
 from lowrank_opt.observations import Observations
 from lowrank_opt.solvers import ALS, LBFGS, FirstOrder, Gibbs, Variational
 from tests.forks import forked
-from tests.unit import distributed_columns
+from tests.unit import distributed_columns, distributed_shares
 
 SHAPE = (23, 17)
 
@@ -370,7 +370,8 @@ def compute(folder: Path, rank: int, size: int, steps: list[str]) -> None:
                 found |= fits(distributed.split_rows(observed()))
                 found |= proofs(distributed.split_rows(observed()))
                 found |= counts() | operations() | exchanged() | unequal_randomness()
-                found |= too_few_rows()
+                found |= too_few_rows() | distributed_shares.refused()
+                found |= distributed_shares.fits(spread=True)
                 found |= held(distributed.split_rows(observed()))
                 with mock.patch.object(distributed.blocks, "BLOCK", 20):
                     part = distributed.split_rows(observed())

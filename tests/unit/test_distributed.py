@@ -30,6 +30,7 @@ from lowrank_opt.tables.parquet import write_columns
 from tests.emulated import DEVICE, Elsewhere, emulated_device
 from tests.preloaded import run_script
 from tests.unit import distributed_columns as columns
+from tests.unit import distributed_shares as shares
 from tests.unit import distributed_worker as worker
 
 
@@ -44,7 +45,7 @@ def run(processes: int, folder: Path, *steps: str) -> list[dict[str, Tensor]]:
 def one() -> dict[str, Tensor]:
     obs = worker.observed()
     found = worker.fits(obs) | worker.proofs(obs) | worker.certificates(worker.turned(obs))
-    return found | worker.cut(obs)
+    return found | worker.cut(obs) | shares.fits(spread=False)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,12 @@ def many(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, Tensor]
 def test_too_few_rows_for_a_map_are_refused_in_all_processes(many):
     assert [1.0] * len(many) == [float(found["refused"]) for found in many]
     assert len({int(found["rows"]) for found in many}) > 1, "alike in all, nothing is tried"
+
+
+def test_what_no_process_has_all_of_them_say(many):
+    for found in many:
+        assert bool(found["no entries"])
+        assert bool(found["no weights"])
 
 
 def test_all_processes_return_the_result_of_one(one, many):
@@ -356,7 +363,7 @@ def test_errors_say_what_to_do(alone):
     part = distributed.split_rows(worker.observed())
     with pytest.raises(ObservationError, match=r"a share must be in \(0, 1\); got 1.5"):
         distributed.complete(part, 2, solver="als", penalty=1.0, validation=1.5)
-    with pytest.raises(ObservationError, match="every process must have entries; got"):
+    with pytest.raises(ObservationError, match="got none in any of the processes"):
         distributed.complete(part, 2, solver="als", penalty=1.0, validation=1e-12)
     with pytest.raises(ObservationError, match="got 220 others"):
         distributed.complete(part, worker.maps()["homogeneous"], loss="logistic")
