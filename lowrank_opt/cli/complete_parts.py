@@ -92,7 +92,7 @@ def _read(options: Namespace, solver: str) -> PartialRatings:
     if options.cut_items and not traits.cut_columns:
         raise OptionError(
             f"--cut-items needs a solver that keeps some columns alone; got {solver!r}: use "
-            "--solver als"
+            "--solver als, or --radius"
         )
     ratings = read_folder(
         options.ratings,

@@ -63,6 +63,11 @@ class LineBlock:
             found[r.into] = self.processes.exchange(x[r.asked], r.sizes)[0]
         return found
 
+    def give_back(self, lines: Tensor, to: Tensor) -> None:
+        """Add lines of the d rows to those of whom `fetch` has them from."""
+        for r in self.rounds:
+            to.index_add_(0, r.asked, self.processes.exchange(lines[r.into], r.wanted)[0])
+
 
 class Round(NamedTuple):
     """Some of the lines of a block: as many as all processes together may ask one for at a time.
@@ -75,11 +80,14 @@ class Round(NamedTuple):
         How many each process has asked for.
     into : Tensor, int64
         Which of the d lines of the block come.
+    wanted : list of int
+        How many of them each process has.
     """
 
     asked: Tensor
     sizes: list[int]
     into: Tensor
+    wanted: list[int]
 
 
 def line_blocks(
@@ -124,8 +132,9 @@ def _rounds(
     most = int(part.largest(torch.tensor(max(sizes))))
     for first in range(0, max(most, 1), step):
         some = _some_of_each(sizes, first, step)
-        counts = [max(min(size - first, step), 0) for size in sizes]
-        yield Round(asked[some.to(asked.device)], counts, _some_of_each(wanted, first, step))
+        counts, come = ([max(min(k - first, step), 0) for k in each] for each in (sizes, wanted))
+        into = _some_of_each(wanted, first, step).to(asked.device)
+        yield Round(asked[some.to(asked.device)], counts, into, come)
 
 
 def _some_of_each(sizes: list[int], first: int, step: int) -> Tensor:

@@ -65,7 +65,10 @@ def complete(
     processes = entries.part.processes
     asked = observations.model if isinstance(observations, CompletionProblem) else model
     if isinstance(asked, Parameterization):
-        _synchronize(asked, processes, own=asked.alike_rows if entries.part.cut else "")
+        cut = (entries.part.cut, entries.part.cut_columns)
+        named = (asked.alike_rows, asked.alike_cols)
+        own = {name for name, spread in zip(named, cut, strict=True) if spread}
+        _synchronize(asked, processes, own)
     shared = _same_generator(generator, processes, entries.device)
     if isinstance(observations, CompletionProblem):
         return complete_here(observations, generator=shared, **options)
@@ -73,10 +76,10 @@ def complete(
 
 
 @torch.no_grad()
-def _synchronize(model: Parameterization, processes: Processes, *, own: str) -> None:
-    """Make all tensors those of the first process, but that of each one's own rows."""
+def _synchronize(model: Parameterization, processes: Processes, own: set[str]) -> None:
+    """Make all tensors those of the first process, but those of each one's own lines."""
     for name, x in (*model.named_parameters(), *model.named_buffers()):
-        if name != own:
+        if name not in own:
             x.copy_(processes.from_first(x))
 
 

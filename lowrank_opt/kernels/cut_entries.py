@@ -28,16 +28,7 @@ def at_entries(operator: LowRankOperator, observations: Observations) -> Tensor:
     >>> at_entries(op, Observations([0, 3], [0, 1], [1.0, 1.0], (4, 2)))
     tensor([1., 1.])
     """
-    part = observations.part
-    if part is None or not is_cut(observations, 1):
-        return observed_entries(operator, observations)
-    found = operator.left.new_empty(len(observations))
-    for block in part.blocks(observations, 0):
-        right = block.fetch(operator.right)
-        if block.entries is not None:
-            here = LowRankOperator(operator.left[block.at], operator.scale, right)
-            found[block.places] = observed_entries(here, block.entries)
-    return found
+    return observed_entries(operator, observations)
 
 
 def along_columns(x: Tensor, observations: Observations) -> Tensor:

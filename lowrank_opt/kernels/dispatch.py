@@ -9,6 +9,7 @@ from lowrank_opt.kernels.parts import backend_for
 from lowrank_opt.kernels.protocol import ModelParts
 from lowrank_opt.observations import Observations
 from lowrank_opt.observations.coordinates import check_weights
+from lowrank_opt.observations.parts import held_shape
 from lowrank_opt.operator import LowRankOperator
 
 
@@ -110,10 +111,11 @@ def _model(
     *,
     half: bool,
 ) -> ModelParts:
-    if op.left.ndim != 2 or op.shape != observations.shape:
+    shape = held_shape(observations)
+    if op.left.ndim != 2 or op.shape != shape:
         raise ShapeError(
             "the operator must be one matrix of the shape of the observations; got factors "
-            f"{tuple(op.left.shape)} and {tuple(op.right.shape)} for {observations.shape}"
+            f"{tuple(op.left.shape)} and {tuple(op.right.shape)} for {shape}"
         )
     _check_placed(op.left, "factors", tuple(op.left.shape), observations.device)
     dtype = torch.promote_types(op.dtype, torch.float32)

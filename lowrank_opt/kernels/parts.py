@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lowrank_opt.kernels.backend import backend_of
+from lowrank_opt.kernels.cut_columns import CutColumnsBackend
 from lowrank_opt.kernels.gaussian_rows import GaussianRows, Moments
 from lowrank_opt.kernels.protocol import Gradient, ModelParts, Needed, ObservedBackend
 from lowrank_opt.kernels.row_solves import RowProblems
@@ -29,7 +30,9 @@ Entries: TypeAlias = tuple[Observations, CompressedAxis]
 def backend_for(observations: Observations) -> ObservedBackend:
     """Return what computes loss and gradient over all entries, those of other processes too."""
     inner, part = backend_of(observations.device), observations.part
-    return inner if part is None else PartBackend(inner, part)
+    if part is None:
+        return inner
+    return CutColumnsBackend(inner, part) if part.cut_columns else PartBackend(inner, part)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,10 @@ class Block(Protocol[E_co]):
         """Return the lines of the d rows, of which every process has those of its own rows."""
         ...
 
+    def give_back(self, lines: Tensor, to: Tensor) -> None:
+        """Add lines of the d rows to those of whom `fetch` has them from."""
+        ...
+
 
 class Part(Protocol[E]):
     """What one of several processes knows of the others; every call is one for all of them."""

@@ -65,6 +65,8 @@ class Parameterization(Configured, ABC):
     # The parameter with a line for each row of W, if turning its lines turns W: W(Q B) = Q W(B) for
     # every Q with orthonormal columns. Its lines may then be spread over processes.
     alike_rows: ClassVar[str] = ""
+    # The one with a line for each column, likewise: W(Q A) = W(A) Q^T.
+    alike_cols: ClassVar[str] = ""
 
     def __init__(self, shape: tuple[int, int], rank: int) -> None:
         super().__init__()

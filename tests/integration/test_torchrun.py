@@ -15,7 +15,7 @@ from tests.preloaded import run_script
 pytest.importorskip("pyarrow")
 USERS, ITEMS = 40, 30
 SOLVERS = {
-    "gradient": ("8", "0", "--radius", "60"),
+    "gradient": ("8", "0", "--radius", "60", "--cut-items"),
     "gibbs": (None, "0", "--solver", "gibbs"),
     "als": ("8", "0", "--solver", "als", "--penalty", "1", "--cut-items"),
 }

@@ -22,7 +22,7 @@ from lowrank_opt.kernels.gaussian_rows import Moments
 from lowrank_opt.kernels.parts import gaussian_rows, row_problems
 from lowrank_opt.observations import Observations
 from lowrank_opt.observations.parts import is_cut
-from lowrank_opt.solvers import ALS
+from lowrank_opt.solvers import ALS, LBFGS
 
 RANK, BLOCK, LINES = 2, 16, 8
 # As the fits of `distributed_worker.cut`, with the same names.
@@ -32,6 +32,7 @@ PLAN = {
     "als_cg": ALS(method="cg", max_iterations=4, gap=None),
     "als_nonnegative": ALS(nonnegative=True, max_iterations=4),
     "held": ALS(max_iterations=4),
+    **dict.fromkeys(("homogeneous", "contractions", "factored"), LBFGS(max_iterations=4)),
 }
 
 
@@ -82,16 +83,16 @@ def joined(result: lo.CompletionResult, part: Observations) -> Tensor:
     return whole(result.predict(*np.ix_(*map(range, result.shape))).double(), part, 0)
 
 
-def fits(part: Observations) -> dict[str, Tensor]:
+def fits(part: Observations, maps: dict[str, lo.Parameterization]) -> dict[str, Tensor]:
     """Fit with columns that are cut; put together only what came out."""
     found = {}
     for name, solver in PLAN.items():
         generator = torch.Generator().manual_seed(0)
         result = lo.complete(
             part,
-            RANK,
+            distributed.own_map(maps[name], part) if name in maps else RANK,
             solver=solver,
-            penalty=0.5,
+            penalty=0.5 if solver.traits.penalty == "needed" or name == "factored" else 0.0,
             bias=None if name == "als_rows" else "additive",
             validation=0.25 if name == "held" else None,
             generator=generator,
@@ -132,6 +133,14 @@ def counts() -> dict[str, Tensor]:
             given = {"precision": torch.eye(3).double(), "strengths": torch.ones(size).double()}
             problems[side].solve(x, features, features[:, 0].clone(), **given)
             found[f"bytes.columns.{side}"] = torch.tensor(sum(processes.sent.values()))
+        shapes = [(k, RANK) for k in sizes]
+        left, right = (torch.ones(*k, dtype=torch.float64).requires_grad_() for k in shapes)
+        op = lo.LowRankOperator(left, left.new_ones(RANK), right)
+        # Which columns its blocks name is asked once.
+        lo.kernels.observed_squared_loss(op, part)
+        processes.sent.clear()
+        lo.kernels.observed_squared_loss(op, part).backward()
+        found["bytes.columns.gradient"] = torch.tensor(sum(processes.sent.values()))
         with mock.patch.object(randomness, "_LINES", 1), HeldLines(RANK, RANK + 1) as held:
             lo.complete(part, RANK, solver=ALS(max_iterations=2, gap=None), penalty=0.5)
     return found | {"lines.held": torch.tensor([held.peak, held.longest])}

@@ -337,7 +337,7 @@ def checkpoints(folder: Path, step: str) -> dict[str, Tensor]:
         ("als", ALS(max_iterations=most), 2),
         ("columns.als", ALS(max_iterations=most), 2),
         ("cut.gibbs", Gibbs(burn_in=1, samples=most - 1), 2),
-        ("cut.lbfgs", LBFGS(max_iterations=most), maps()["homogeneous"]),
+        ("columns.lbfgs", LBFGS(max_iterations=most), maps()["homogeneous"]),
         ("cut.momentum", FirstOrder(momentum, max_iterations=most), maps()["radial"]),
     ):
         kept = None
@@ -376,7 +376,7 @@ def compute(folder: Path, rank: int, size: int, steps: list[str]) -> None:
                 with mock.patch.object(distributed.blocks, "BLOCK", 20):
                     part = distributed.split_rows(observed())
                     found |= cut(distributed.cut_rows(part))
-                    found |= distributed_columns.fits(distributed.cut_columns(part))
+                    found |= distributed_columns.fits(distributed.cut_columns(part), maps())
                 found |= distributed_columns.counts() | distributed_columns.arithmetic()
                 found |= certificates(distributed.split_rows(turned(observed())))
             else:

@@ -144,7 +144,7 @@ def test_bytes_of_rows_that_are_cut_are_those_that_columns_ask_for(many):
 
 
 def test_no_process_has_all_lines_of_a_factor(one, many):
-    fits = ("als", "als_cg", "als_nonnegative", "als_rows")
+    fits = [name for name in columns.PLAN if name != "held"]
     for name in (*fits, *(f"{fit}.objective" for fit in fits)):
         for found in many:
             assert torch.equal(many[0][f"columns.{name}"], found[f"columns.{name}"]), name
@@ -166,6 +166,15 @@ def check_columns(found: dict[str, Tensor], rank: int, P: int) -> None:
         asked = torch.stack((other, own // lines))[:, theirs].unique(dim=1).shape[1]
         sent = asked * (K + 1) * 8 + 2 * 8 * (P - 1) / P
         assert sent == pytest.approx(float(found[f"bytes.columns.{side}"]), abs=1)
+    # A gradient: lines of columns for the blocks of rows, and their gradients back.
+    own, across, block = pairs[0] // shares[0], pairs[1] // shares[1], pairs[0] // 4
+    named = torch.stack((pairs[1], block))
+    there, back = (
+        named[:, (x == rank) & (y != rank)].unique(dim=1).shape[1]
+        for x, y in ((across, own), (own, across))
+    )
+    sent = (there + back) * r * 8 + 2 * 8 * (P - 1) / P
+    assert sent == pytest.approx(float(found["bytes.columns.gradient"]), abs=1)
     peak, longest = found["lines.held"].tolist()
     k = shares[0]
     # Random numbers come sixteen lines at a time.
@@ -250,7 +259,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_processes(many, folder, alo
         "als",
         "columns.als",
         "cut.gibbs",
-        "cut.lbfgs",
+        "columns.lbfgs",
         "cut.momentum",
     ):
         expected, found = many[0][f"whole.{name}"], there[f"on.{name}"]

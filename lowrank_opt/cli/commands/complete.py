@@ -20,8 +20,10 @@ from lowrank_opt.errors import OptionError
 if TYPE_CHECKING:
     from argparse import Namespace
 
+    from torch import Generator as TorchGenerator
     from torch import Tensor
 
+    from lowrank_opt import HomogeneousBall
     from lowrank_opt.cli.parsers import Commands
     from lowrank_opt.completion import Checkpoint, CompletionResult, Iteration
     from lowrank_opt.completion.solvers.traits import Traits
@@ -81,7 +83,8 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--cut-items",
         action="store_true",
-        help="under torchrun, with als: each process keeps the factors of its own users and items",
+        help="under torchrun, with als or a radius: each process keeps the factors of its own "
+        "users and items",
     )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--quiet", action="store_true", help="no progress, no word on the data")
@@ -245,7 +248,6 @@ def _fit(
 ) -> CompletionResult:
     import torch
 
-    from lowrank_opt import HomogeneousBall
     from lowrank_opt.completion import CompletionResult, complete
     from lowrank_opt.observations.parts import whole_shape
     from lowrank_opt.solvers import solver_of
@@ -259,16 +261,34 @@ def _fit(
     }
     given |= {"generator": generator, "progress": _Progress(quiet=options.quiet)}
     given |= {"checkpoint": checkpoint, "penalty": options.penalty}
-    model, shape = rank, observations.shape
-    if options.radius is not None:
-        if observations.part is not None:
-            from lowrank_opt.distributed.maps import check_rows
-
-            check_rows(observations, rank)
-        model = HomogeneousBall(shape, rank, radius=options.radius, generator=generator)
+    model = rank if options.radius is None else _ball(options, observations, rank, generator)
     with _computed(options, solver, observations, rank):
         result = complete(observations, model, solver=solver_of(solver), **given)
     return result if isinstance(result, CompletionResult) else result.to_completion()
+
+
+def _ball(
+    options: Namespace, observations: Observations, rank: int, generator: TorchGenerator
+) -> HomogeneousBall:
+    """Return the ball that is searched: that of the rows, and columns, that there are here."""
+    import torch
+
+    from lowrank_opt import HomogeneousBall
+    from lowrank_opt.observations.parts import held_shape, is_cut
+
+    shape, radius = held_shape(observations), options.radius
+    if observations.part is None:
+        return HomogeneousBall(shape, rank, radius=radius, generator=generator)
+    from lowrank_opt.distributed.maps import check_rows, start_columns_
+
+    check_rows(observations, rank)
+    apart = is_cut(observations, 1)
+    # Of columns that are cut the start is drawn for all processes together.
+    drawn = torch.Generator().manual_seed(0) if apart else generator
+    ball = HomogeneousBall(shape, rank, radius=radius, generator=drawn)
+    if apart:
+        start_columns_(ball, observations, generator)
+    return ball
 
 
 @contextmanager

@@ -119,7 +119,7 @@ class _AdditiveModel:
     """The normal equations of the additive model, with one unknown for each row and column."""
 
     def __init__(self, observations: Observations, penalty: float) -> None:
-        m, n = observations.shape
+        m, n = held_shape(observations)
         self.observations = observations
         self.sizes, self.penalty = (m, n), penalty
         zeros = torch.zeros_like(observations.values, dtype=torch.float64)
@@ -154,7 +154,8 @@ class _AdditiveModel:
         if not is_cut(self.observations):
             return torch.dot(x, y)
         (a, b), (c, d) = (v.split(self.sizes) for v in (x, y))
-        return over_lines(self.observations, torch.dot(a, c), 0) + torch.dot(b, d)
+        o = self.observations
+        return over_lines(o, torch.dot(a, c), 0) + over_lines(o, torch.dot(b, d), 1)
 
     def _norm(self, x: Tensor) -> float:
         return float(self._dot(x, x).sqrt() if is_cut(self.observations) else x.norm())

@@ -7,6 +7,7 @@ import torch
 
 from lowrank_opt.errors import OptionError, ShapeError
 from lowrank_opt.observations import Observations
+from lowrank_opt.observations.parts import held_shape
 from lowrank_opt.parameterizations.base import Parameterization
 
 
@@ -34,10 +35,11 @@ def check_parameterization_fits(
     parameterization: Parameterization, observations: Observations
 ) -> torch.dtype:
     """Return the one dtype of the trainable parameters, or raise ShapeError."""
-    if parameterization.shape != observations.shape:
+    shape = held_shape(observations)
+    if parameterization.shape != shape:
         raise ShapeError(
             "the parameterization must have the shape of the observations; got "
-            f"{parameterization.shape} for {observations.shape}"
+            f"{parameterization.shape} for {shape}"
         )
     tensors = [p for p in parameterization.parameters() if p.requires_grad]
     dtypes = {p.dtype for p in tensors}

@@ -92,12 +92,18 @@ class Objective:
         return [*self.free, *biases, *([self.extra] if self.extra.requires_grad else [])]
 
     @property
-    def of_own_rows(self) -> list[bool]:
-        """Which of `variables` have lines of this process's rows, and others elsewhere."""
+    def of_own_lines(self) -> list[bool]:
+        """Which of `variables` have lines of this process's rows or columns, others elsewhere."""
         if self.cut is None:
             return [False for _ in self.variables]
-        rows = self.parameterization.get_parameter(self.parameterization.alike_rows)
-        return [x is rows or x is self.biases[0] for x in self.variables]
+        pairs = zip(self.cut.names, self.biases, strict=True)
+        own = {
+            id(x)
+            for name, bias in pairs
+            if name
+            for x in (self.parameterization.get_parameter(name), bias)
+        }
+        return [id(x) in own for x in self.variables]
 
     def value(self) -> Tensor:
         """Return the objective in its own unit, a float64 scalar."""
@@ -110,7 +116,7 @@ class Objective:
         return total
 
     def _squares(self, tensors: Sequence[Tensor]) -> Tensor:
-        own = {id(x) for x, of in zip(self.variables, self.of_own_rows, strict=True) if of}
+        own = {id(x) for x, of in zip(self.variables, self.of_own_lines, strict=True) if of}
         sums = [x.square().sum(dtype=torch.float64) for x in tensors]
         return torch.stack(
             [
@@ -214,11 +220,9 @@ def _seen(observations: Observations) -> tuple[Tensor, Tensor]:
     w = observations.weights
     counted = slice(None) if w is None else w > 0
     rows, cols = observations.rows[counted], observations.cols[counted]
-    masks = (torch.zeros(size, dtype=torch.bool, device=rows.device) for size in observations.shape)
-    row_mask, col_mask = masks
-    row_mask[rows], col_mask[cols] = True, True
-    part = observations.part
+    m, n = observations.shape
+    part, row_counts = observations.part, torch.bincount(rows, minlength=m)
     if part is None:
-        return row_mask, col_mask
-    rows_seen = row_mask if part.cut else part.total(row_mask.long()) > 0
-    return rows_seen, part.total(col_mask.long()) > 0
+        return row_counts > 0, torch.bincount(cols, minlength=n) > 0
+    found = row_counts if part.cut else part.total(row_counts)
+    return found > 0, part.column_counts(cols) > 0

@@ -48,6 +48,7 @@ _TRAITS = Traits(
     certificate=True,
     distributed=True,
     cut=True,
+    cut_columns=True,
 )
 
 
@@ -357,7 +358,7 @@ class _Fit:
         self.start -= self.history.seconds[-1]
 
     def _kept(self, variables: list[Tensor]) -> list[State]:
-        pairs = zip(variables, self.objective.of_own_rows, strict=True)
+        pairs = zip(variables, self.objective.of_own_lines, strict=True)
         return [own_lines(x) if own else x for x, own in pairs]
 
     def _copy(self) -> list[Tensor]:

@@ -100,7 +100,7 @@ class OptimizerSteps(Minimizer):
 
     def state(self) -> State:
         state = self.optimizer.state_dict()
-        own = self.objective.of_own_rows
+        own = self.objective.of_own_lines
         moments = {k: own_lines(x) if own[k] else x for k, x in state["state"].items()}
         return {**state, "state": moments}
 
@@ -221,7 +221,7 @@ class _Remembered(NamedTuple):
 
 
 def _vector(objective: Objective) -> SpreadVector:
-    return SpreadVector(objective.variables, objective.of_own_rows, objective.observations.part)
+    return SpreadVector(objective.variables, objective.of_own_lines, objective.observations.part)
 
 
 def _flat(gradients: Sequence[Tensor]) -> Tensor:

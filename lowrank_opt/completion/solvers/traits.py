@@ -172,6 +172,12 @@ class Traits:
                     "takes where rows are cut only parameterizations that turn with their rows "
                     f"(alike_rows); got {type(model).__name__}, whose rows need each other"
                 )
+            if is_cut(problem.observations, 1) and not model.alike_cols:
+                yield (
+                    "takes where columns are cut only parameterizations that turn with their "
+                    f"columns (alike_cols); got {type(model).__name__}, whose columns need each "
+                    "other"
+                )
         elif problem.feasible_set is not None:
             yield "takes no set where rows are cut; got one"
 

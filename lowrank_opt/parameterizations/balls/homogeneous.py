@@ -72,6 +72,7 @@ class HomogeneousBall(Parameterization):
 
     complete: bool = True
     alike_rows: ClassVar[str] = "left"
+    alike_cols: ClassVar[str] = "right"
 
     def __init__(
         self,

@@ -74,6 +74,7 @@ class RadialBall(Parameterization):
 
     complete: bool = True
     alike_rows: ClassVar[str] = "left"
+    alike_cols: ClassVar[str] = "right"
 
     def __init__(
         self,

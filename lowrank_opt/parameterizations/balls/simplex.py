@@ -66,6 +66,7 @@ class SimplexRankOnes(Parameterization):
 
     complete: bool = True
     alike_rows: ClassVar[str] = "left"
+    alike_cols: ClassVar[str] = "right"
 
     def __init__(
         self,

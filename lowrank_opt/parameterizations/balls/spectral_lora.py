@@ -58,6 +58,7 @@ class SpectralLoRA(Parameterization):
 
     complete: bool = True
     alike_rows: ClassVar[str] = "left"
+    alike_cols: ClassVar[str] = "right"
 
     def __init__(
         self,

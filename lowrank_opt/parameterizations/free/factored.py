@@ -44,6 +44,7 @@ class Factored(Parameterization):
 
     complete: bool = True
     alike_rows: ClassVar[str] = "left"
+    alike_cols: ClassVar[str] = "right"
 
     def __init__(
         self,

@@ -22,7 +22,10 @@ ALIKE = {
 class Alone:
     """A part of one process that has all rows: what it sums and stacks is whole."""
 
-    cut, cut_columns = True, False
+    cut, whole_shape, held = True, SHAPE, (slice(0, SHAPE[0]), slice(0, SHAPE[1]))
+
+    def __init__(self, cut_columns=False):
+        self.cut_columns = cut_columns
 
     def stacked(self, x):
         return x, slice(0, len(x))
@@ -60,14 +63,34 @@ def test_rows_turn_the_matrix(name: str, seed: int, structure: str):
 
 
 @given(name=st.sampled_from(sorted(ALIKE)), seed=st.integers(0, 99), structure=structures)
-def test_matrix_and_gradient_are_those_of_whole_rows(name: str, seed: int, structure: str):
+def test_columns_turn_the_matrix(name: str, seed: int, structure: str):
+    module = moved(ALIKE[name], seed, structure)
+    assume(module.alike_cols)
+    cols = module.get_parameter(module.alike_cols)
+    Q = torch.linalg.qr(torch.randn(SHAPE[1], SHAPE[1], dtype=torch.float64)).Q
+    before = module().to_dense()
+    with torch.no_grad():
+        cols.copy_(Q @ cols)
+    torch.testing.assert_close(module().to_dense(), before @ Q.mT, rtol=1e-9, atol=1e-9)
+
+
+@given(
+    name=st.sampled_from(sorted(ALIKE)),
+    seed=st.integers(0, 99),
+    structure=structures,
+    columns=st.booleans(),
+)
+def test_matrix_and_gradient_are_those_of_whole_lines(
+    name: str, seed: int, structure: str, columns: bool
+):
     if name.startswith("RadialBall(radius, "):
         # Norms that have no derivative there.
         assume(structure != "dependent")
     module = moved(ALIKE[name], seed, structure)
+    assume(module.alike_cols or not columns)
     weights = torch.randn(SHAPE, dtype=torch.float64)
     observed = observe(weights, 0.9)
-    object.__setattr__(observed.pattern, "part", Alone())
+    object.__setattr__(observed.pattern, "part", Alone(columns))
     cut, found = CutMap(module, observed), []
     for made in (module, cut):
         op = made()
