@@ -22,7 +22,7 @@ import torch
 
 import lowrank_opt as lo
 from experiments.skeleton import Session, experiment
-from experiments.tables import text_table
+from experiments.tables import markdown_table, text_table
 from problems import movielens
 from problems.synthetic import planted_low_rank
 
@@ -211,12 +211,18 @@ def study(session: Session) -> None:
     """Print the table and write the record."""
     fits, total = run(PROFILES[session.options.profile], session.options.seconds)
     print(f"{len(fits)} of {total} fits")
-    print(text_table(HEADER, rows(fits)))
+    lines = rows(fits)
+    print(text_table(HEADER, lines))
     others = [x for x in fits if x.status not in ("CONVERGED", "EXACT_FIT", "RANK_BINDS")]
     for x in others:
         print(x)
     session.cpu_seconds += sum(x.seconds for x in fits)
-    session.write("optimum_sweep.json", fits=[asdict(x) for x in fits], total=total)
+    session.write(
+        "optimum_sweep.json",
+        fits=[asdict(x) for x in fits],
+        total=total,
+        table=markdown_table(HEADER, lines),
+    )
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

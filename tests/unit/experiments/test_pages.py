@@ -20,6 +20,7 @@ PAGES = {
     "coverage.json": ["docs/results/coverage-by-group.md"],
     "federated.json": ["docs/results/federated.md"],
     "images.json": ["docs/results/images.md"],
+    "optimum-sweep.json": ["docs/results/optimum-sweep.md"],
     "movielens.json": ["docs/results/movielens-100k.md", "README.md"],
     "peft-comparison.json": ["docs/results/peft-comparison.md"],
     "phase-transition.json": ["docs/results/phase-transition.md"],
