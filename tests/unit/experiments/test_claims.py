@@ -124,6 +124,7 @@ PAGES = {
     "intruders": "intruder-dimensions",
     "images": "images",
     "phase-transition": "phase-transition",
+    "private-averages": "private-averages",
     "spectral-rates": "spectral-rates",
     "step-cost": "step-cost",
     "tasks-in-sequence": "tasks-in-sequence",

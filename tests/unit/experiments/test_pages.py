@@ -25,6 +25,7 @@ PAGES = {
     "peft-comparison.json": ["docs/results/peft-comparison.md"],
     "phase-transition.json": ["docs/results/phase-transition.md"],
     "ratings-bayes.json": ["docs/results/ordered-ratings.md"],
+    "private-averages.json": ["docs/results/private-averages.md"],
     "spectral-rates.json": ["docs/results/spectral-rates.md"],
     "step-cost.json": ["docs/results/step-cost.md"],
     "tasks-in-sequence.json": ["docs/results/tasks-in-sequence.md"],
