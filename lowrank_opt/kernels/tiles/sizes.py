@@ -83,7 +83,7 @@ def gram_tile(width: int) -> Tile:
     128
     """
     block = power_of_two(width, 16)
-    warps, resident = {16: (1, 16), 32: (2, 12), 64: (4, 8), 128: (8, 8)}[block]
+    warps, resident = {16: (1, 16), 32: (2, 12), 64: (8, 8), 128: (8, 8)}[block]
     return Tile(1, 16 if block == WIDEST else 32, block, warps, resident)
 
 
