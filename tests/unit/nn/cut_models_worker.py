@@ -226,10 +226,6 @@ def plays_as_one_process():
     play_out(adapter_machine({"cut": stage}, ball), seed=2, runs=2, steps=12, shrink=False)
 
 
-# Torch warns that nobody may write into the output of a layer; nobody does.
-warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
-
-
 def fully_sharded(net):
     for part in (net.emb, net.words, net.up, net.down, net.head, net):
         fully_shard(part, reshard_after_forward=DRAW.random() < 0.5)
@@ -348,6 +344,8 @@ def moves_as_one_process():
 
 
 def main():
+    # Torch warns that nobody may write into the output of a layer; nobody does.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     trains_as_one_process()
     sends_factors_alone()
     follows_sequences()
@@ -358,26 +356,33 @@ def main():
     moves_as_one_process()
 
 
-child = os.fork()
-RANK = int(child == 0)
-try:
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{FOLDER}/meet",
-        rank=RANK,
-        world_size=2,
-        timeout=timedelta(seconds=120),
-    )
-    MESH = init_device_mesh("cpu", (2,))
-    main()
-    dist.barrier()
-    dist.destroy_process_group()
-except BaseException:
-    traceback.print_exc()
-    sys.stderr.flush()
-    if child:
-        os.kill(child, signal.SIGKILL)
-    os._exit(1)
-if child == 0:
-    os._exit(0)
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "the other process failed"
+def in_two_processes():
+    """Run `main` in this process and in a fork of it; only as a program, never on import."""
+    global RANK, MESH
+    child = os.fork()
+    RANK = int(child == 0)
+    try:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{FOLDER}/meet",
+            rank=RANK,
+            world_size=2,
+            timeout=timedelta(seconds=120),
+        )
+        MESH = init_device_mesh("cpu", (2,))
+        main()
+        dist.barrier()
+        dist.destroy_process_group()
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        if child:
+            os.kill(child, signal.SIGKILL)
+        os._exit(1)
+    if child == 0:
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "the other process failed"
+
+
+if __name__ == "__main__":
+    in_two_processes()
