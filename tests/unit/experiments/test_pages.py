@@ -21,6 +21,7 @@ PAGES = {
     "federated.json": ["docs/results/federated.md"],
     "images.json": ["docs/results/images.md"],
     "optimum-sweep.json": ["docs/results/optimum-sweep.md"],
+    "language-transfer-trec.json": ["docs/results/language-transfer.md"],
     "movielens.json": ["docs/results/movielens-100k.md", "README.md"],
     "peft-comparison.json": ["docs/results/peft-comparison.md"],
     "phase-transition.json": ["docs/results/phase-transition.md"],
