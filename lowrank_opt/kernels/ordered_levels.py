@@ -105,13 +105,13 @@ class OrderedLevels:
 
         ends = _with_ends(thresholds)
         axis, T = self.observations.csr, len(ends)
-        out = np.empty((len(scores.rows), 1 + 3 * T))
+        out = np.empty((len(scores.rows), 4 * T))
         data = (axis.indices.numpy(), self.levels, scores.means, scores.rows, scores.cols)
         over_rows(likelihood_pass, axis.pointers.numpy(), *data, ends, out)
-        value, gradient, diagonal, right = np.split(out.sum(0), (1, 1 + T, 1 + 2 * T))
+        values, gradient, diagonal, right = np.split(out.sum(0), 4)
         beside = np.diag(right[1:-2], 1)
         hessian = np.diag(diagonal[1:-1]) + beside + beside.T
-        return ThresholdLikelihood(float(value[0]), gradient[1:-1], hessian)
+        return ThresholdLikelihood(float(values.sum()), gradient[1:-1], hessian)
 
     def draw(self, scores: Scores, thresholds: Floats, rng: np.random.Generator) -> Tensor:
         """Return a draw of the normal variable of each entry, in the order of the rows."""

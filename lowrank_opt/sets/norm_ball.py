@@ -114,7 +114,13 @@ class NormBall(SpectralSet):
         """
         eps = torch.finfo(values.dtype).eps
         if eps * float(values.amax()) > self.frobenius_bound:
-            return self.support_singular_values(values)
+            # Of several members equally far, the one that treats equal values alike.
+            found = self.support_singular_values(values)
+            _, group, counts = torch.unique_consecutive(
+                values, return_inverse=True, return_counts=True
+            )
+            sums = torch.zeros_like(counts, dtype=found.dtype).index_add(0, group, found)
+            return (sums / counts)[group]
         return self.project_singular_values(values)
 
     def unit(self, op: LowRankOperator) -> float:

@@ -46,9 +46,9 @@ def likelihood_pass(
     rows, cols : array, shapes (m,) and (n,)
         Roots of the noise precisions.
     thresholds : array, shape (L + 1,)
-    out : array, shape (m, 3 L + 4)
-        Receives the log-likelihood, then, for the L + 1 thresholds each, the gradient, the
-        diagonal of the Hessian, and what is right of it.
+    out : array, shape (m, 4 L + 4)
+        Receives the log-likelihood of each level and a zero, then, for the L + 1 thresholds each,
+        the gradient, the diagonal of the Hessian, and what is right of it.
     """
     T = len(thresholds)
     for i in range(first, last):
@@ -58,17 +58,17 @@ def likelihood_pass(
             q, low, s = rows[i] * cols[indices[k]], levels[k], np.float64(scores[k])
             a, b = (thresholds[low] - s) * q, (thresholds[low + 1] - s) * q
             logp = log_interval(a, b)
-            own[0] += logp
+            own[low] += logp
             u = v = 0.0
             if low > 0:
                 u = q * slope_at(a, logp)
-                own[1 + low] -= u
-                own[1 + T + low] += u * (a * q - u)
+                own[T + low] -= u
+                own[2 * T + low] += u * (a * q - u)
             if low < T - 2:
                 v = q * slope_at(b, logp)
-                own[2 + low] += v
-                own[2 + T + low] -= v * (b * q + v)
-            own[1 + 2 * T + low] += u * v
+                own[T + 1 + low] += v
+                own[2 * T + 1 + low] -= v * (b * q + v)
+            own[3 * T + low] += u * v
 
 
 @njit(nogil=True, cache=True)

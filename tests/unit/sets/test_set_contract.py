@@ -259,3 +259,11 @@ def test_far_outside_the_projection_is_the_member_farthest_along(name):
     found = ball.nearest_singular_values(values)
     assert torch.equal(found, ball.support_singular_values(values))
     torch.testing.assert_close(found, ball.project_singular_values(values), rtol=1e-9, atol=1e-9)
+    # Members that are equally far are many where values are equal; one of them is the projection.
+    alike = torch.tensor([3e20, 3e20, 1e20], dtype=D)
+    torch.testing.assert_close(
+        ball.nearest_singular_values(alike),
+        ball.project_singular_values(alike),
+        rtol=1e-9,
+        atol=1e-9,
+    )
