@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,9 @@ from lowrank_opt.kernels.gaussian_rows import Moments
 from lowrank_opt.observations import Observations
 
 Floats = NDArray[np.floating]
+
+# In entries.
+_WORTH_A_THREAD = 1 << 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,16 +84,14 @@ class OrderedLevels:
 
     def scores(self, rows: Moments, cols: Moments, precisions: tuple[Floats, Floats]) -> Scores:
         """Return the scores of factors and biases without spread, and given noise precisions."""
-        from lowrank_opt.kernels.loops.levels import over_rows
         from lowrank_opt.kernels.loops.passes import entries_pass
 
-        axis = self.observations.csr
         (u, a), (v, c) = (
             (x.means[:, :-2].contiguous().numpy(), x.means[:, -1].contiguous().numpy())
             for x in (rows, cols)
         )
         means = np.empty(len(self.levels), u.dtype)
-        over_rows(entries_pass, axis.pointers.numpy(), axis.indices.numpy(), u, v, a, c, means)
+        self._over_rows(entries_pass, u, v, a, c, means)
         return Scores(means, *map(np.sqrt, precisions))
 
     def likelihood(self, scores: Scores, thresholds: Floats) -> ThresholdLikelihood:
@@ -101,13 +103,12 @@ class OrderedLevels:
         thresholds : array, shape (L - 1,), float64
             Increasing.
         """
-        from lowrank_opt.kernels.loops.levels import likelihood_pass, over_rows
+        from lowrank_opt.kernels.loops.levels import likelihood_pass
 
         ends = _with_ends(thresholds)
-        axis, T = self.observations.csr, len(ends)
-        out = np.empty((len(scores.rows), 4 * T))
-        data = (axis.indices.numpy(), self.levels, scores.means, scores.rows, scores.cols)
-        over_rows(likelihood_pass, axis.pointers.numpy(), *data, ends, out)
+        out = np.empty((len(scores.rows), 4 * len(ends)))
+        data = (self.levels, scores.means, scores.rows, scores.cols)
+        self._over_rows(likelihood_pass, *data, ends, out)
         values, gradient, diagonal, right = np.split(out.sum(0), 4)
         beside = np.diag(right[1:-2], 1)
         hessian = np.diag(diagonal[1:-1]) + beside + beside.T
@@ -115,14 +116,18 @@ class OrderedLevels:
 
     def draw(self, scores: Scores, thresholds: Floats, rng: np.random.Generator) -> Tensor:
         """Return a draw of the normal variable of each entry, in the order of the rows."""
-        from lowrank_opt.kernels.loops.levels import latent_pass, over_rows
+        from lowrank_opt.kernels.loops.levels import latent_pass
 
-        axis, out = self.observations.csr, np.empty_like(scores.means)
-        data = (axis.indices.numpy(), self.levels, scores.means, scores.rows, scores.cols)
-        uniform = rng.random(len(out))
-        ends = _with_ends(thresholds)
-        over_rows(latent_pass, axis.pointers.numpy(), *data, ends, uniform, out)
+        out = np.empty_like(scores.means)
+        data = (self.levels, scores.means, scores.rows, scores.cols, _with_ends(thresholds))
+        self._over_rows(latent_pass, *data, rng.random(len(out)), out)
         return torch.from_numpy(out)
+
+    def _over_rows(self, kernel: Callable[..., None], *parts: Floats | NDArray[np.uint8]) -> None:
+        from lowrank_opt.kernels.loops.rows import sweep, threads_for
+
+        threads = threads_for(len(self.levels), _WORTH_A_THREAD)
+        sweep(kernel, self.observations.csr, threads, *parts)
 
     def by_columns(self, by_rows: Tensor) -> Tensor:
         """Return numbers in the order of the columns."""

@@ -5,23 +5,14 @@ l where the variable is between the thresholds l and l + 1 of L + 1, the first a
 which are infinite.
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
-
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lowrank_opt.kernels.loops.compiler import njit
 from lowrank_opt.kernels.loops.normal import draw_within, log_interval, slope_at
-from lowrank_opt.kernels.loops.rows import balanced_ranges
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]
-
-_RANGES_PER_THREAD = 4
-_WORTH_A_THREAD = 1 << 15
 
 
 @njit(nogil=True, cache=True)
@@ -98,14 +89,3 @@ def latent_pass(
             q, low, s = rows[i] * cols[indices[k]], levels[k], np.float64(scores[k])
             a, b = (thresholds[low] - s) * q, (thresholds[low + 1] - s) * q
             out[k] = s + draw_within(a, b, uniform[k]) / q
-
-
-def over_rows(kernel: Callable[..., None], pointers: Ints, *arrays: object) -> None:
-    """Run a pass over all rows, on torch's number of threads if that pays."""
-    threads = torch.get_num_threads() if pointers[-1] >= _WORTH_A_THREAD else 1
-    if threads == 1:
-        kernel(0, len(pointers) - 1, pointers, *arrays)
-        return
-    bounds = balanced_ranges(pointers, threads * _RANGES_PER_THREAD)
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda ends: kernel(*ends, pointers, *arrays), pairwise(bounds)))

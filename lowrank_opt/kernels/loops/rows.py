@@ -41,8 +41,8 @@ def solve_rows(
     scratch = torch.empty_like(entries.values)
     middle = (features, offsets, scale, precision, strengths, pulls, noise)
     work = len(entries.values) * features.shape[1] ** 2
-    threads = _threads(work, _WORTH_A_THREAD)
-    _sweep(exact_pass, entries.axis, threads, *entries[1:], *middle, scratch, x, losses)
+    threads = threads_for(work, _WORTH_A_THREAD)
+    sweep(exact_pass, entries.axis, threads, *entries[1:], *middle, scratch, x, losses)
     return losses
 
 
@@ -60,9 +60,9 @@ def improve_rows(
     losses = x.new_empty(len(x), dtype=torch.float64)
     scratch = torch.empty_like(entries.values)
     middle = (features, offsets, diagonal, strengths, steps)
-    threads = _threads(len(entries.values) * features.shape[1] * steps, _WORTH_A_THREAD)
+    threads = threads_for(len(entries.values) * features.shape[1] * steps, _WORTH_A_THREAD)
     parts = (*entries[1:], *middle, scratch, x, losses)
-    _sweep(conjugate_gradient_pass, entries.axis, threads, *parts)
+    sweep(conjugate_gradient_pass, entries.axis, threads, *parts)
     return losses
 
 
@@ -80,9 +80,9 @@ def nonnegative_rows(
     losses = x.new_empty(len(x), dtype=torch.float64)
     scratch = torch.empty_like(entries.values)
     middle = (features, offsets, diagonal, strengths, free)
-    threads = _threads(len(entries.values) * features.shape[1] ** 2, _WORTH_A_THREAD)
+    threads = threads_for(len(entries.values) * features.shape[1] ** 2, _WORTH_A_THREAD)
     parts = (*entries[1:], *middle, scratch, x, losses)
-    _sweep(nonnegative_pass, entries.axis, threads, *parts)
+    sweep(nonnegative_pass, entries.axis, threads, *parts)
     return losses
 
 
@@ -91,13 +91,13 @@ def posterior(
 ) -> None:
     """Write the posterior of each row, as `GaussianRows.posterior`."""
     axis, *parts = given
-    _sweep(posterior_pass, axis, _threads_of(given), *parts, means, products, losses, logdets)
+    sweep(posterior_pass, axis, _threads_of(given), *parts, means, products, losses, logdets)
 
 
 def draw(given: Given, noise: Tensor, means: Tensor, losses: Tensor) -> None:
     """Write a draw from the posterior of each row, as `GaussianRows.draw`."""
     axis, *parts = given
-    _sweep(draw_pass, axis, _threads_of(given), *parts, noise, means, losses)
+    sweep(draw_pass, axis, _threads_of(given), *parts, noise, means, losses)
 
 
 def pack(means: Tensor, products: Tensor) -> None:
@@ -106,14 +106,16 @@ def pack(means: Tensor, products: Tensor) -> None:
 
 
 def _threads_of(given: Given) -> int:
-    return _threads(len(given.values) * given.products.shape[1], _WORTH_A_POSTERIOR)
+    return threads_for(len(given.values) * given.products.shape[1], _WORTH_A_POSTERIOR)
 
 
-def _threads(work: int, worth: int) -> int:
+def threads_for(work: int, worth: int) -> int:
+    """Return torch's number of threads for work that is worth them, else one."""
     return torch.get_num_threads() if work >= worth else 1
 
 
-def _sweep(kernel: Callable[..., None], axis: CompressedAxis, threads: int, *parts: object) -> None:
+def sweep(kernel: Callable[..., None], axis: CompressedAxis, threads: int, *parts: object) -> None:
+    """Run a pass over all groups of an axis; parts that are tensors become arrays."""
     data = (axis.pointers, axis.indices, *parts)
     arrays = [x.numpy() if isinstance(x, Tensor) else x for x in data]
     pointers = axis.pointers.numpy()
